@@ -1,0 +1,49 @@
+"""`python -m eqm_video convert`: reference weights in, a saved network of ours out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Convert, then say what came out. A mistake of the user raises UserError."""
+    options = _parser().parse_args(arguments)
+
+    from eqm_video.models.convert import convert  # after parsing: --help need not wait for torch
+    from eqm_video.models.presets import preset_name
+
+    model = convert(
+        options.source,
+        options.out,
+        num_heads=options.num_heads,
+        temporal=options.temporal,
+        conditioned_on_gamma=options.conditioned_on_gamma,
+    )
+    config = model.config
+    name = preset_name(config.hidden_size, config.depth, config.num_heads, config.patch_size)
+    sizes = f"width {config.hidden_size}, depth {config.depth}, heads {config.num_heads}, patch {config.patch_size}"
+    print(f"preset      {name or 'none'} ({sizes})")
+    print(f"labels      {config.num_labels}, and the null label {model.null_label}")
+    print(f"parameters  {sum(weight.numel() for weight in model.parameters()):,}")
+    print(f"dtype       {str(model.dtype).removeprefix('torch.')}")
+    print(f"temporal    {'yes: new layers, gates at zero' if config.temporal else 'no'}")
+    print(f"gamma       {'told to the network' if config.conditioned_on_gamma else 'not told to the network'}")
+    print(f"written to  {options.out}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m eqm_video convert",
+        description="Turn weights of the reference EqM (or of another SiT-layout network) into a saved EqMTransformer.",
+    )
+    parser.add_argument(
+        "source", type=Path, help=".safetensors, or .pt with a state dict, or one under 'ema' or 'model'"
+    )
+    parser.add_argument("out", type=Path, help="a new or empty folder")
+    parser.add_argument("--num-heads", type=int, help="heads; default: those of the preset with this width and depth")
+    parser.add_argument("--temporal", action="store_true", help="add attention in time, which starts as the identity")
+    parser.add_argument(
+        "--conditioned-on-gamma", action="store_true", help="for weights that were trained with the time fed to them"
+    )
+    return parser

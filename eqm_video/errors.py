@@ -1,0 +1,5 @@
+"""The one exception for mistakes that a user can mend: its message says what was given, what is allowed, what to type."""
+
+
+class UserError(ValueError):
+    """A wrong input. The command line prints `error: <message>` and exits with status 2, without a traceback."""

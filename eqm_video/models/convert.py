@@ -1,0 +1,267 @@
+"""Reference weights (EqM's and SiT's layout) to ours: other names, the other sign, no unused half of the output.
+
+C channels, D width, K labels, p patch size. The reference predicts (clean - noise) * c(gamma) and ascends; the last
+linear layer is negated here, and nothing else in the package knows that sign.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import re
+import shutil
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from eqm_video.errors import UserError
+from eqm_video.models.layers import position_table
+from eqm_video.models.presets import PRESETS
+from eqm_video.models.transformer import EqMTransformer
+
+POSITIONS = "pos_embed"  # a fixed table in the reference, computed by us
+OUTER_LAYERS = {
+    "x_embedder.proj": "patch_embed",
+    "t_embedder.mlp.0": "gamma_embed.mlp.0",
+    "t_embedder.mlp.2": "gamma_embed.mlp.2",
+    "final_layer.adaLN_modulation.1": "head.modulation.linear",
+    "final_layer.linear": "head.linear",
+}
+BLOCK_LAYERS = {
+    "attn.qkv": "spatial.qkv",
+    "attn.proj": "spatial.proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "adaLN_modulation.1": "modulation.linear",
+}
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    num_heads: int | None = None,
+    temporal: bool = False,
+    conditioned_on_gamma: bool = False,
+) -> EqMTransformer:
+    """Read reference weights from `source`, write our saved model to the folder `out`, and return it.
+
+    source: `.safetensors`, or `.pt` / `.pth` / `.ckpt` / `.bin` that holds a state dict, or one under `ema` (preferred)
+    or `model`. out: a new or empty folder; it appears whole or not at all. The weights keep the source's dtype.
+    The options are those of `convert_weights`. Raises UserError for everything that a user can mend.
+    """
+    out = _checked_folder(Path(out))
+    weights = read_weights(Path(source))
+    model = convert_weights(weights, num_heads=num_heads, temporal=temporal, conditioned_on_gamma=conditioned_on_gamma)
+    _write(model, out)
+    return model
+
+
+def convert_weights(
+    weights: dict[str, Tensor],
+    *,
+    num_heads: int | None = None,
+    temporal: bool = False,
+    conditioned_on_gamma: bool = False,
+) -> EqMTransformer:
+    """Our network from a reference state dict.
+
+    num_heads: None takes those of the preset with the same width and depth. temporal: add attention in time, whose
+    gates are zero, so that frames are first treated as images. conditioned_on_gamma: for weights trained with the
+    time fed to the network.
+    """
+    depth = 1 + max((int(found[1]) for key in weights if (found := re.match(r"blocks\.(\d+)\.", key))), default=0)
+    names = key_names(depth)
+    _check_keys(weights, expected={POSITIONS, *names})
+    sizes = read_sizes(weights, depth)
+    _check_positions(weights[POSITIONS], sizes["hidden_size"])
+    dtype = _one_dtype(weights[key] for key in names)
+    sizes["num_heads"] = _heads(sizes["hidden_size"], depth, num_heads)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # new temporal layers are the same in every conversion
+        try:
+            model = EqMTransformer(**sizes, temporal=temporal, conditioned_on_gamma=conditioned_on_gamma)
+        except ValueError as error:  # sizes that do not go together
+            raise UserError(str(error)) from error
+    renamed = {names[key]: weights[key] for key in names}
+    renamed["patch_embed.weight"] = renamed["patch_embed.weight"].flatten(1)
+    for key in ("head.linear.weight", "head.linear.bias"):
+        renamed[key] = _our_output(renamed[key], sizes["patch_size"], sizes["in_channels"])
+    _check_shapes(model, renamed, names)
+    model.load_state_dict(renamed, strict=False, assign=True)  # only temporal layers may be missing, checked above
+    nn.Module.to(model, dtype)
+    return model.eval()
+
+
+def key_names(depth: int) -> dict[str, str]:
+    """Reference key to ours, for all weights of a network of `depth` blocks (its position table is not a weight)."""
+    layers = dict(OUTER_LAYERS)
+    for block in range(depth):
+        layers |= {f"blocks.{block}.{theirs}": f"blocks.{block}.{ours}" for theirs, ours in BLOCK_LAYERS.items()}
+    names = {f"{theirs}.{part}": f"{ours}.{part}" for theirs, ours in layers.items() for part in ("weight", "bias")}
+    return names | {"y_embedder.embedding_table.weight": "label_embed.weight"}
+
+
+def read_sizes(weights: dict[str, Tensor], depth: int) -> dict:
+    """EqMTransformer's sizes, all but the heads, from the shapes of a reference state dict."""
+    patch = weights["x_embedder.proj.weight"]
+    if patch.ndim != 4 or patch.shape[2] != patch.shape[3]:
+        raise UserError(
+            f"x_embedder.proj.weight has shape {tuple(patch.shape)}, not (width, channels, p, p); "
+            "patches must be square and lie in one frame"
+        )
+    width, channels, size, _ = patch.shape
+    outputs = weights["final_layer.linear.weight"].shape[0]
+    if outputs not in (size * size * channels, 2 * size * size * channels):
+        raise UserError(
+            f"final_layer.linear has {outputs} outputs; {channels} channels in patches of {size} x {size} need "
+            f"{size * size * channels}, or {2 * size * size * channels} with an unused half"
+        )
+    return {
+        "in_channels": channels,
+        "patch_size": size,
+        "hidden_size": width,
+        "depth": depth,
+        "mlp_ratio": weights["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        "num_labels": weights["y_embedder.embedding_table.weight"].shape[0] - 1,
+    }
+
+
+def read_weights(source: Path) -> dict[str, Tensor]:
+    """The state dict of a file; the EMA weights where there are several. Nothing but tensors is ever unpickled."""
+    if not source.is_file():
+        raise UserError(f"{source} is not a file; give a .safetensors or .pt file of reference weights")
+    if source.suffix == ".safetensors":
+        try:
+            loaded = load_file(source)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{source} cannot be read as safetensors: {error}") from error
+    elif source.suffix in (".pt", ".pth", ".ckpt", ".bin"):
+        loaded = _read_pickle(source)
+    else:
+        raise UserError(
+            f"{source} ends in {source.suffix!r}; weights are read from .safetensors, .pt, .pth, .ckpt, .bin"
+        )
+    for key in ("ema", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+            break
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+        held = ", ".join(map(str, list(loaded)[:8])) if isinstance(loaded, dict) else type(loaded).__name__
+        raise UserError(f"{source} holds {held or 'nothing'}; expected a state dict, or one under 'ema' or 'model'")
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): value for key, value in loaded.items()}
+
+
+def _read_pickle(source: Path) -> object:
+    try:
+        # A reference checkpoint keeps its arguments beside the weights: a Namespace is a harmless container.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # Mapped, because optimizer and raw weights lie in the same file and are not wanted.
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        held = f"a Python object ({found[1]})" if found else "more than tensors"
+        raise UserError(
+            f"{source} holds {held}, and loading that could run code. If you trust the file, save its weights alone: "
+            f"torch.save({{'ema': torch.load({str(source)!r}, weights_only=False)['ema']}}, 'weights.pt'), "
+            "then convert weights.pt"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{source} cannot be read as a torch checkpoint (damaged?): {error}") from error
+
+
+def _our_output(values: Tensor, patch_size: int, channels: int) -> Tensor:
+    """Rows (p p c) of the last layer, c = C or 2C: the first C of every patch pixel, negated."""
+    rows = rearrange(values, "(p q c) ... -> p q c ...", p=patch_size, q=patch_size)
+    return -rows[:, :, :channels].flatten(0, 2)
+
+
+def _heads(width: int, depth: int, given: int | None) -> int:
+    if given is None:
+        known = {
+            preset.num_heads for preset in PRESETS.values() if (preset.hidden_size, preset.depth) == (width, depth)
+        }
+        if not known:
+            raise UserError(
+                f"no preset has width {width} and depth {depth}, and heads cannot be read off the weights: "
+                "add --num-heads N"
+            )
+        return known.pop()
+    if given < 1 or width % given:
+        raise UserError(f"--num-heads {given} does not divide the width {width}")
+    return given
+
+
+def _one_dtype(weights: Iterable[Tensor]) -> torch.dtype:
+    dtypes = {weight.dtype for weight in weights}
+    if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
+        names = ", ".join(sorted(str(dtype) for dtype in dtypes))
+        raise UserError(f"the weights are {names}; they must all have one floating-point dtype: save them again in one")
+    return dtypes.pop()
+
+
+def _check_keys(weights: dict[str, Tensor], expected: set[str]) -> None:
+    problems = {"missing": sorted(expected - set(weights)), "unexpected": sorted(set(weights) - expected)}
+    if any(problems.values()):
+        told = "; ".join(f"{name}: {_shortened(keys)}" for name, keys in problems.items() if keys)
+        raise UserError(f"these are not weights in the reference's layout (EqM, SiT). {told}")
+
+
+def _check_shapes(model: EqMTransformer, renamed: dict[str, Tensor], names: dict[str, str]) -> None:
+    theirs = {ours: key for key, ours in names.items()}
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    wrong = [
+        f"{theirs[key]} gives {tuple(value.shape)} where {expected[key]} is needed"
+        for key, value in renamed.items()
+        if tuple(value.shape) != expected[key]
+    ]
+    if wrong:
+        raise UserError(f"the weights do not fit together: {_shortened(wrong)}")
+
+
+def _check_positions(table: Tensor, width: int) -> None:
+    """The fixed table must be the one that we compute, on a square grid."""
+    side = round(table.shape[-2] ** 0.5) if table.ndim == 3 else 0
+    if not side or tuple(table.shape) != (1, side * side, width) or width % 4:
+        raise UserError(f"{POSITIONS} has shape {tuple(table.shape)}, not (1, side * side, {width}) of a square image")
+    ours = position_table(side, side, width, torch.device("cpu"), torch.float32)
+    tolerance = max(1e-6, torch.finfo(table.dtype).eps)
+    difference = (table[0].float() - ours).abs().max().item()
+    if not difference <= tolerance:
+        raise UserError(
+            f"{POSITIONS} is not the fixed sin-cos table (it differs by up to {difference:.3g}); "
+            "learned or differently ordered positions cannot be converted"
+        )
+
+
+def _shortened(items: list[str], most: int = 8) -> str:
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+def _checked_folder(out: Path) -> Path:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder; give a new folder")
+    return out.resolve()
+
+
+def _write(model: EqMTransformer, out: Path) -> None:
+    """Save beside `out`, then rename: a folder that is there is whole."""
+    aside = out.parent / f".{out.name}.{os.getpid()}.partial"
+    try:
+        aside.mkdir(parents=True)
+        model.save_pretrained(aside)
+        if out.exists():
+            out.rmdir()  # empty, checked before; fails if something was put there meanwhile
+        aside.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{out} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,174 @@
+"""The network: one transformer for images (T = 1) and videos, which predicts the equilibrium-matching gradient.
+
+B clips, T frames, C channels, H W height and width, N tokens a frame, D width, K labels, p patch size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # by name: diffusers looks it up in this module when it loads
+from diffusers.utils import BaseOutput
+from einops import rearrange
+from torch import Tensor, nn
+
+from eqm_video.models.layers import EqMBlock, GammaEmbedding, Head, Modulation, position_table, time_rotation
+
+
+@dataclass
+class EqMOutput(BaseOutput):
+    """What the network returns.
+
+    sample: (B,T,C,H,W), the field: an estimate of (noise - clean) * c(gamma), in the dtype of the latents.
+    hidden: (B,T,N,D), the tokens after the last block, for the dispersive loss.
+    """
+
+    sample: Tensor
+    hidden: Tensor
+
+
+class EqMTransformer(ModelMixin, ConfigMixin):
+    """Diffusion transformer with factorised attention in space and time, trained by Equilibrium Matching.
+
+    in_channels: C of the latents. patch_size: p. hidden_size: D, divisible by 4 (positions) and by num_heads.
+    depth: blocks. num_heads: heads of both attentions. mlp_ratio: inner width of the MLP over D.
+    num_labels: K; label K is the null label, also `.null_label`. temporal: with attention in time; without it there are
+    no temporal weights and frames do not see each other. conditioned_on_gamma: whether `forward` is told gamma; the
+    embedder exists either way and is fed 0 where it is not (Equilibrium Matching, arXiv 2510.02300, section 3.4).
+    rope_base: slowest rotary period in time over 2 pi, in reference frames.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["EqMBlock"]  # noqa: RUF012 (diffusers' own form)
+    _repeated_blocks = ["EqMBlock"]  # noqa: RUF012
+    _skip_layerwise_casting_patterns = ["patch_embed", "label_embed", "gamma_embed", "modulation", "head"]  # noqa: RUF012
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 4,
+        patch_size: int = 2,
+        hidden_size: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        num_labels: int = 1000,
+        temporal: bool = True,
+        conditioned_on_gamma: bool = False,
+        rope_base: float = 256.0,
+    ) -> None:
+        super().__init__()
+        if hidden_size % 4 or hidden_size % num_heads:
+            raise ValueError(f"hidden_size {hidden_size} must be divisible by 4 and by num_heads {num_heads}")
+        if temporal and (hidden_size // num_heads) % 2:
+            raise ValueError(
+                f"rotary times need heads of even width, but hidden_size {hidden_size} / num_heads {num_heads} = "
+                f"{hidden_size // num_heads}; choose other num_heads, or temporal=False"
+            )
+        values = patch_size * patch_size * in_channels
+        self.null_label = num_labels
+        self.gradient_checkpointing = False
+        self.patch_embed = nn.Linear(values, hidden_size)
+        self.label_embed = nn.Embedding(num_labels + 1, hidden_size)
+        self.gamma_embed = GammaEmbedding(hidden_size)
+        inner = round(hidden_size * mlp_ratio)
+        self.blocks = nn.ModuleList([EqMBlock(hidden_size, num_heads, inner, temporal) for _ in range(depth)])
+        self.head = Head(hidden_size, values)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """DiT's initialisation: Xavier for linear layers, 0.02 for embeddings, zero for modulations and the head."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for weight in (self.label_embed.weight, self.gamma_embed.mlp[0].weight, self.gamma_embed.mlp[2].weight):
+            nn.init.normal_(weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, Modulation):
+                nn.init.zeros_(module.linear.weight)
+        nn.init.zeros_(self.head.linear.weight)
+
+    def forward(
+        self, latents: Tensor, labels: Tensor | None = None, *, times: Tensor | None = None, gamma: Tensor | None = None
+    ) -> EqMOutput:
+        """Evaluate the field.
+
+        latents: (B,T,C,H,W), H and W divisible by the patch size. They are computed in the network's own dtype and the
+        sample returns in theirs, so that a bfloat16 network can serve a float32 descent.
+        labels: (B,) integers in 0…K, K being the null label; None is the null label for every clip.
+        times: (B,T) real numbers in reference frames; None is 0…T-1. Only differences matter. Unused where T = 1.
+        gamma: (B,T) in [0, 1], given exactly when the network is conditioned on gamma.
+        Raises ValueError for other shapes, and for labels out of range (seen on the CPU only: reading them on a GPU
+        would wait for it).
+        """
+        self._check(latents, labels, times, gamma)
+        rows, columns = (size // self.config.patch_size for size in latents.shape[-2:])
+        tokens = self.patch_embed(self._patches(latents.to(self.dtype)))
+        tokens = tokens + position_table(rows, columns, self.config.hidden_size, latents.device, self.dtype)
+        condition = self._condition(labels, gamma, clips=latents.shape[0], device=latents.device)
+        rotation = self._rotation(times, clips=latents.shape[0], frames=latents.shape[1], device=latents.device)
+        for block in self.blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                tokens = self._gradient_checkpointing_func(block, tokens, condition, rotation)
+            else:
+                tokens = block(tokens, condition, rotation)
+        sample = self._unpatch(self.head(tokens, condition), rows, columns)
+        return EqMOutput(sample=sample.to(latents.dtype), hidden=tokens)
+
+    def _patches(self, latents: Tensor) -> Tensor:
+        p = self.config.patch_size
+        return rearrange(latents, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
+
+    def _unpatch(self, values: Tensor, rows: int, columns: int) -> Tensor:
+        p = self.config.patch_size
+        return rearrange(values, "b t (h w) (p q c) -> b t c (h p) (w q)", h=rows, w=columns, p=p, q=p)
+
+    def _condition(self, labels: Tensor | None, gamma: Tensor | None, *, clips: int, device: torch.device) -> Tensor:
+        """Label plus gamma embedding: (B,T,D), or (B,1,D) where every frame has the same."""
+        if labels is None:
+            labels = torch.full((clips,), self.null_label, device=device)
+        if gamma is None:
+            gamma = torch.zeros(1, 1, device=device)
+        label_part = self.label_embed(labels.to(device))[:, None]
+        return label_part + self.gamma_embed(gamma.to(device), self.dtype)
+
+    def _rotation(self, times: Tensor | None, *, clips: int, frames: int, device: torch.device) -> Tensor | None:
+        """Rotary angles of the frames; None where there is no attention in time: spatial networks and single frames."""
+        if not self.config.temporal or frames == 1:
+            return None
+        exact = torch.promote_types(self.dtype, torch.float32)
+        if times is None:
+            times = torch.arange(frames, device=device).expand(clips, frames)
+        return time_rotation(
+            times.to(device, exact), self.config.hidden_size // self.config.num_heads, self.config.rope_base
+        )
+
+    def _check(self, latents: Tensor, labels: Tensor | None, times: Tensor | None, gamma: Tensor | None) -> None:
+        p, channels, count = self.config.patch_size, self.config.in_channels, self.config.num_labels
+        if latents.ndim != 5 or latents.shape[2] != channels:
+            raise ValueError(f"latents must be (B,T,C,H,W) with C = {channels}, not {tuple(latents.shape)}")
+        clips, frames, _, height, width = latents.shape
+        if height % p or width % p:
+            raise ValueError(f"latents of height {height} and width {width} must be divisible by the patch size {p}")
+        for name, given in (("times", times), ("gamma", gamma)):
+            if given is not None and given.shape != (clips, frames):
+                raise ValueError(f"{name} must be (B,T) = ({clips}, {frames}), not {tuple(given.shape)}")
+        if gamma is None and self.config.conditioned_on_gamma:
+            raise ValueError("this network is conditioned on gamma: pass gamma=(B,T), the factor of every frame")
+        if gamma is not None and not self.config.conditioned_on_gamma:
+            raise ValueError(
+                "this network is not told gamma: leave gamma out, or build it with conditioned_on_gamma=True"
+            )
+        if labels is None:
+            return
+        if labels.shape != (clips,) or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"labels must be ({clips},) integers, not {tuple(labels.shape)} of {labels.dtype}")
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and clips:
+            low, high = labels.min().item(), labels.max().item()
+            if low < 0 or high > count:
+                raise ValueError(
+                    f"labels must lie in 0…{count} ({count} is the null label), but they run from {low} to {high}"
+                )

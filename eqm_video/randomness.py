@@ -1,0 +1,61 @@
+"""Random numbers that depend on names and numbers alone, never on the batch size or the number of processes.
+
+Legend: B clips.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def fold(*parts: int | str) -> int:
+    """Hash integers and strings to one seed in [0, 2^63), the same on every machine and in every process.
+
+    The order and the type of the parts count: `fold(1, 2)`, `fold(2, 1)`, `fold(12)` and `fold("1", 2)` all differ.
+
+    Raises:
+        ValueError: no parts, or a part that is neither an int nor a str.
+    """
+    if not parts:
+        raise ValueError("fold needs at least one part to hash; give for instance fold(seed, step, sample)")
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        if isinstance(part, bool) or not isinstance(part, (int, str)):
+            raise ValueError(f"fold takes ints and strs, got {part!r} ({type(part).__name__}); convert it with int()")
+        text = str(part).encode()
+        digest.update(f"{'s' if isinstance(part, str) else 'i'}{len(text)}:".encode() + text)
+    return int.from_bytes(digest.digest(), "big") >> 1
+
+
+def generator(*parts: int | str, device: str | torch.device = "cpu") -> torch.Generator:
+    """A generator seeded by `fold(*parts)`; one for each sample keeps samples independent of their batch.
+
+    A CPU generator gives the same numbers on every machine; draw there and move (as `normal` does) for noise that does
+    not depend on the device.
+    """
+    return torch.Generator(device=device).manual_seed(fold(*parts))
+
+
+def normal(
+    shape: Sequence[int],
+    generators: Sequence[torch.Generator],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Standard normal noise (B, *shape): row k comes from `generators[k]` alone, whatever B is.
+
+    Drawn in float32 on each generator's own device, then moved and cast, so that neither `device` nor `dtype` changes
+    which numbers are drawn.
+
+    Raises:
+        ValueError: no generators.
+    """
+    if len(generators) == 0:
+        raise ValueError("normal needs one generator for each sample, got none; give [generator(seed, k) for k in ...]")
+    rows = [torch.randn(tuple(shape), generator=one, device=one.device, dtype=torch.float32) for one in generators]
+    return torch.stack([row.to(device=device, dtype=dtype) for row in rows])

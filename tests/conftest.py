@@ -1,0 +1,31 @@
+"""Shared fixtures: where real data lies, when it does, and one thread so that small machines stay predictable."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The top of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """Folder of real videos and photos beside the checkout; tests that need it are skipped where it is missing."""
+    folder = SHARED / "real"
+    if not folder.is_dir():
+        pytest.skip("needs real videos in ../shared/real, which this checkout does not have beside it")
+    return folder
