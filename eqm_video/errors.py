@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can mend: its message says what was given, what is allowed, what to type."""
+"""The exception for mistakes that a user can mend: it says what was given, what is allowed, and what to type."""
 
 
 class UserError(ValueError):

@@ -15,7 +15,9 @@ SUPERSAMPLING = 2  # shapes are drawn this much larger and averaged down, which 
 
 
 def random_colour(rng: np.random.Generator) -> np.ndarray:
-    """An RGB colour (3,) in [0, 1]: wide in brightness, mostly muted in hue, as photographs are."""
+    """An RGB colour (3,) in [0, 1]: mostly wide in brightness and muted in hue, as photographs are; or any colour."""
+    if rng.random() < 0.35:
+        return rng.uniform(0.0, 1.0, 3)
     brightness = rng.uniform(0.02, 0.98)
     saturation = rng.beta(1.0, 2.5)
     hue = rng.uniform(-1.0, 1.0, 3)

@@ -1,0 +1,10 @@
+"""`python -m eqm_video COMMAND ...`."""
+
+from __future__ import annotations
+
+import sys
+
+from eqm_video.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

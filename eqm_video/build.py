@@ -1,0 +1,219 @@
+"""From a configuration to its parts: accelerator, codec, network, data; `run.py` composes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from eqm_video.codec import BUNDLED, BUNDLED_FOLDER, Codec
+from eqm_video.config import Config
+from eqm_video.data.datasets import open_data
+from eqm_video.errors import UserError
+from eqm_video.models.presets import build_model
+from eqm_video.models.transformer import EqMTransformer
+from eqm_video.randomness import fold
+
+# Shapes of hub autoencoders, so that a dry run needs no download: (downsampling, latent channels).
+HUB_CODECS = {
+    "stabilityai/sd-vae-ft-ema": (8, 4),
+    "stabilityai/sd-vae-ft-mse": (8, 4),
+    "madebyollin/taesd": (8, 4),
+}
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Accelerate's view of the machine, with the precision and the trackers of the recipe."""
+    # With one frame the temporal weights of a video network take no part in the loss.
+    idle = config.model.temporal and config.data.frames == 1
+    wrapper = DistributedDataParallelKwargs(find_unused_parameters=idle)
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.train.mixed_precision,
+            log_with=list(config.track.to) or None,
+            project_dir=str(config.run.folder),
+            kwargs_handlers=[wrapper],
+        )
+    except ValueError as error:  # a precision that the device does not have
+        raise UserError(f"train.mixed_precision={config.train.mixed_precision}: {error}") from error
+    if config.train.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise UserError(f"train.mixed_precision=fp16 needs a GPU, this is {accelerator.device}: give bf16 or no")
+    return accelerator
+
+
+def check_launch(accelerator: Accelerator) -> None:
+    """UserError where a launcher was asked for several processes and each would train as if it were the only one."""
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    # `accelerate launch --cpu --num_processes 2` names an address for its processes to meet at, and starts only one.
+    lonely = "WORLD_SIZE" not in os.environ and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= os.environ.keys()
+    if asked > accelerator.num_processes:
+        given = f"the launcher started {asked} processes, but Accelerate sees {accelerator.num_processes} here"
+    elif lonely and accelerator.num_processes == 1:
+        given = "`accelerate launch` was asked for several processes on the CPU, and starts a single one"
+    else:
+        return
+    count = max(2, asked)
+    raise UserError(
+        f"{given}: they would not train together. On CPUs type\n  ACCELERATE_USE_CPU=1 torchrun --standalone "
+        f"--nproc_per_node {count} train_video.py --config ...\nand on GPUs\n  accelerate launch --multi_gpu "
+        f"--num_processes {count} train_video.py --config ..."
+    )
+
+
+def codec_shape(name: str) -> tuple[int, int]:
+    """(downsampling, latent channels) of a codec, from its configuration file alone."""
+    if name in HUB_CODECS:
+        return HUB_CODECS[name]
+    folder = BUNDLED_FOLDER if name == BUNDLED else Path(name).expanduser()
+    for file in (folder / "config.json", folder / "vae" / "config.json"):
+        if file.is_file():
+            config = json.loads(file.read_text(encoding="utf-8"))
+            widths = config.get("encoder_block_out_channels") or config.get("block_out_channels")
+            if widths and "latent_channels" in config:
+                return 2 ** (len(widths) - 1), config["latent_channels"]
+    raise UserError(
+        f"the latent shape of codec.name={name!r} is not known without a download: known are "
+        f"{', '.join(HUB_CODECS)}, {BUNDLED!r} and local folders with a config.json"
+    )
+
+
+def check_size(config: Config, downsampling: int, patch_size: int) -> int:
+    """The latents' height and width; UserError unless the image size fits codec and patches."""
+    size, unit = config.data.size, downsampling * patch_size
+    if size % unit:
+        near = max(unit, round(size / unit) * unit)
+        raise UserError(
+            f"data.size={size} is not divisible by {unit} = {downsampling} (codec downsampling) x {patch_size} (patch "
+            f"size); use for instance data.size={near}"
+        )
+    return size // downsampling
+
+
+def make_network(config: Config, num_labels: int, channels: int) -> nn.Module:
+    """The network at its initialization, which depends on `train.seed` alone."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(fold(config.train.seed, "weights"))
+            network = build_model(
+                config.model.preset,
+                num_labels=num_labels,
+                temporal=config.model.temporal,
+                conditioned_on_gamma=config.model.conditioned_on_gamma,
+                in_channels=channels,
+            )
+            nn.init.normal_(network.label_embed.weight, std=config.model.label_std)
+            return network
+    except ValueError as error:
+        raise UserError(f"model.preset: {error}") from error
+
+
+def start_from(network: EqMTransformer, source: str) -> list[str]:
+    """Load weights of an export, a checkpoint's `ema` or a converted network; returns sentences on what starts anew.
+
+    Only two things may differ: the source may be without temporal layers (an image network), and may know other labels.
+    """
+    places = [Path(source) / "transformer", Path(source) / "ema", Path(source)]
+    folder = next((place for place in places if (place / "config.json").is_file()), None)
+    if folder is None:
+        raise UserError(f"train.init_from={source} is no export, checkpoint or network folder (no config.json in it)")
+    other = EqMTransformer.from_pretrained(folder, torch_dtype=torch.float32)
+    free = {"temporal", "num_labels"}
+    ours = {key: value for key, value in network.config.items() if not key.startswith("_") and key not in free}
+    theirs = other.config
+    wrong = [f"{key} {theirs.get(key)} there, {value} here" for key, value in ours.items() if theirs.get(key) != value]
+    if other.config.temporal and not network.config.temporal:
+        wrong.append("temporal True there, False here")
+    if wrong:
+        raise UserError(f"train.init_from={source} is another architecture: {'; '.join(wrong)}")
+    weights, notes = other.state_dict(), []
+    if other.config.num_labels != network.config.num_labels:
+        embedding = network.label_embed.weight.detach().clone()
+        embedding[-1] = weights["label_embed.weight"][-1]  # the null label
+        weights["label_embed.weight"] = embedding
+        notes.append(
+            f"{source} has {other.config.num_labels} labels, this run {network.config.num_labels}: labels start anew, "
+            "the null label is kept"
+        )
+    result = network.load_state_dict(weights, strict=False)
+    new = [name for name in result.missing_keys if not name.split(".")[2].startswith("temporal")]
+    if new or result.unexpected_keys:
+        raise UserError(f"train.init_from={source} does not fit: {[*new, *result.unexpected_keys][:4]}")
+    if result.missing_keys:
+        notes.append(f"{source} is an image network: the temporal layers start anew, as the identity")
+    return notes
+
+
+def count_labels(config: Config, labels: list[str]) -> int:
+    """`model.num_labels`, or the number of the data's labels; UserError where the data have more."""
+    stated = config.model.num_labels
+    if stated is not None and len(labels) > stated:
+        raise UserError(
+            f"model.num_labels={stated}, but the data have {len(labels)} labels ({', '.join(labels[:4])}, ...): give "
+            f"model.num_labels={len(labels)}, or model.num_labels=null to count them"
+        )
+    return stated if stated is not None else max(1, len(labels))
+
+
+def load_data(config: Config, split: str | None, index: Path, report: Path | None = None) -> Any:
+    """The data set of a split; `index` remembers what its files are, `report` names the unreadable ones."""
+    data = config.data
+    if not data.root:
+        raise UserError("data.root is not set: add data.root=FOLDER, the folder of your videos or images")
+    return open_data(
+        data.kind,
+        Path(data.root).expanduser(),
+        split=split,
+        fold=data.fold,
+        frames=data.frames,
+        frame_interval=data.frame_interval,
+        size=data.size,
+        flip=data.flip,
+        short=data.short,
+        report_path=report,
+        index_path=index,
+        verify=data.verify,
+    )
+
+
+def make_encode(codec: Codec, device: torch.device) -> Callable[[dict[str, Any], Any], Tensor]:
+    """Clean latents of a batch: of its pixels now, or of the moments that were computed before."""
+
+    def encode(batch: dict[str, Any], generators: list[torch.Generator] | None) -> Tensor:
+        if "moments" in batch:
+            moments = batch["moments"].to(device, non_blocking=True)
+        else:
+            pixels = batch["pixels"].to(device, non_blocking=True)
+            moments = codec.moments(pixels.float() / 127.5 - 1)
+        return codec.sample(moments, generators)
+
+    return encode
+
+
+def measure(network: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
+    """Parameters, and the operations of one forward on latents of this shape (a multiply-add counts as 2)."""
+    latents = torch.zeros(shape, device="meta")
+    options = {"gamma": torch.zeros(shape[:2], device="meta")} if network.config.conditioned_on_gamma else {}
+    labels = torch.zeros(shape[0], dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(latents, labels, **options)
+    return {
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "flops": counter.get_total_flops(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what computed the weights."""
+    import accelerate
+    import diffusers
+
+    found = {"torch": torch.__version__, "diffusers": diffusers.__version__, "accelerate": accelerate.__version__}
+    return {"python": platform.python_version(), **found}

@@ -1,0 +1,43 @@
+"""The command line, `python -m eqm_video COMMAND ...`: each command is a module with main(arguments) -> int | None."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from eqm_video.errors import UserError
+
+# name: (module, what it does), imported when it is called
+COMMANDS = {
+    "train": ("eqm_video.cli.train", "train a model from a recipe (train_video.py)"),
+    "sample": ("eqm_video.cli.sample", "sample clips or images from a trained model (sample_video.py)"),
+    "convert": ("eqm_video.cli.convert", "convert weights of the reference EqM or SiT code"),
+    "demo": ("eqm_video.cli.demo", "write moving shapes, train on them, sample, measure"),
+    "train-codec": ("eqm_video.cli.train_codec", "train the small autoencoder that ships with the package"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 2, and one line on stderr, for a user's mistake."""
+    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or [""]
+    if name in ("-h", "--help", ""):
+        width = max(map(len, COMMANDS))
+        print("usage: python -m eqm_video COMMAND ...   (COMMAND --help tells more)\n")
+        print("\n".join(f"  {command:{width}}  {text}" for command, (_, text) in COMMANDS.items()))
+        return 0 if name else 2
+    try:
+        if name not in COMMANDS:
+            near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"unknown command {name!r}; {hint}commands: {', '.join(COMMANDS)}")
+        return importlib.import_module(COMMANDS[name][0]).main(rest) or 0
+    except UserError as error:
+        rank = os.environ.get("RANK", "0")
+        print(f"error: {error}" if rank == "0" else f"error (process {rank}): {error}", file=sys.stderr, flush=True)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

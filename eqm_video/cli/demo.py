@@ -1,0 +1,106 @@
+"""`python -m eqm_video demo`: the main job from end to end, on clips that the package draws itself.
+
+Writes moving shapes as real videos, trains on them from the recipe `configs/demo.yaml`, samples a GIF grid, and
+measures in closed form how many sampled clips move the way their label says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from eqm_video.cli import sample as sampling
+from eqm_video.cli import train as training
+from eqm_video.data.shapes import DIRECTIONS, measure_motion, write_moving_shapes
+from eqm_video.errors import UserError
+
+RECIPE = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
+SHAPES = ("Disc", "Square")
+SAMPLES = 64
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m eqm_video demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("data/moving_shapes"), help="where the videos are written")
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="the training run; an old one is continued")
+    parser.add_argument("--out", type=Path, default=Path("video_samples/demo"), help="where the samples go")
+    parser.add_argument("--num-samples", type=int, default=SAMPLES)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace values of the recipe")
+    options = parser.parse_args(arguments)
+    if not RECIPE.is_file():
+        raise UserError(f"the demo's recipe {RECIPE} is missing: run the demo from a clone of the repository")
+    write_videos(options.data)
+    seconds = train(options)
+    seconds["sampling"] = sample(options)
+    numbers = measure(options.out / "samples.npz", options.out / "samples.json")
+    numbers["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
+    (options.out / "numbers.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    report(numbers, options)
+    return 0
+
+
+def write_videos(root: Path) -> None:
+    """Write the moving shapes, unless they are there."""
+    if not root.exists():
+        print(f"writing moving shapes as videos to {root}")
+        write_moving_shapes(root, shapes=SHAPES, videos=110, held_out=10)
+
+
+def train(options: argparse.Namespace) -> dict[str, float]:
+    """Train, or continue, or find the run finished; returns the seconds of this call."""
+    start = time.monotonic()
+    words = ["--config", str(RECIPE), "--resume", f"data.root={options.data}", f"run.dir={options.run}"]
+    if training.main([*words, *options.overrides]) != 0 or not (options.run / "export").is_dir():
+        raise UserError(f"training did not finish; type the same command again to continue {options.run}")
+    return {"training": time.monotonic() - start}
+
+
+def sample(options: argparse.Namespace) -> float:
+    """Sample all labels in turn; returns the seconds it took."""
+    start = time.monotonic()
+    words = [str(options.run / "export"), "--out", str(options.out), "--labels", "all", "--overwrite"]
+    words += ["--num-samples", str(options.num_samples), "--batch-size", "32", "--columns", "8"]
+    if sampling.main(words) != 0:
+        raise UserError(f"sampling from {options.run / 'export'} did not finish")
+    return time.monotonic() - start
+
+
+def measure(samples: Path, record: Path) -> dict[str, float | int]:
+    """Shares of the samples that move the way, and show the shape, of their labels, beside what chance gives."""
+    with np.load(samples) as arrays:
+        clips = arrays["arr_0"]
+    labels = json.loads(record.read_text(encoding="utf-8"))["labels"]
+    motions = [measure_motion(clip, SHAPES) for clip in clips]
+    right = [
+        motion.direction and label.endswith(motion.direction) for motion, label in zip(motions, labels, strict=True)
+    ]
+    shaped = [label.startswith(motion.shape) for motion, label in zip(motions, labels, strict=True)]
+    return {
+        "samples": len(clips),
+        "direction_accuracy": float(np.mean([bool(one) for one in right])),
+        "direction_chance": 1 / len(DIRECTIONS),
+        "shape_accuracy": float(np.mean(shaped)),
+        "shape_chance": 1 / len(SHAPES),
+        "shape_overlap": float(np.mean([motion.fit for motion in motions])),
+    }
+
+
+def report(numbers: dict[str, float | int], options: argparse.Namespace) -> None:
+    """Say what was measured and where to look."""
+    seconds = numbers["seconds"]
+    print(
+        f"\n{numbers['samples']} sampled clips, judged in closed form:\n"
+        f"  move in the direction of their label  {numbers['direction_accuracy']:.0%}  "
+        f"(chance {numbers['direction_chance']:.0%})\n"
+        f"  show the shape of their label         {numbers['shape_accuracy']:.0%}  "
+        f"(chance {numbers['shape_chance']:.0%})\n"
+        f"training {seconds['training']:.0f} s, sampling {seconds['sampling']:.0f} s on {os.cpu_count()} CPU cores\n"
+        f"look at {options.out / 'grid.gif'}; clips, samples.npz and numbers.json lie beside it"
+    )

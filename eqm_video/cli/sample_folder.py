@@ -1,0 +1,171 @@
+"""The folder that sampling writes: parts while it runs, `samples.npz` and pictures when it is done.
+
+    samples.npz      arr_0 uint8 (N, T, H, W, 3), for images (N, H, W, 3); labels int64 (N,), -1 = unlabelled
+    samples.json     labels and seeds of the samples, and all settings
+    grid.gif         labelled clips side by side (images: grid.png)
+    clips/000000.gif one file for each of the first clips
+    parts/           finished batches, and the settings they were made with; gone when samples.npz is there
+
+What is finished is never sampled again, whatever the batch size or the number of processes of the next run is.
+N samples, T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eqm_video import media
+from eqm_video.errors import UserError
+
+GRID_CLIPS = 64  # at most this many clips in the grid
+
+
+@dataclass(frozen=True)
+class Look:
+    """How samples are shown; none of it changes a sample."""
+
+    formats: tuple[str, ...]  # of gif, mp4, png
+    fps: float
+    clips: int  # how many get files of their own
+    scale: int | None = None  # pixels of the grid for each pixel of a clip; None: enough to read the labels
+    columns: int | None = None
+
+
+class SampleFolder:
+    """OUT, for `labels` (numbers, -1 = unlabelled) made with `settings` (plain values, compared for equality)."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], labels: list[int], names: list[str] | None) -> None:
+        self.path = path
+        self.settings = json.loads(json.dumps(settings))
+        self.labels = labels
+        self.names = names
+        self.count = len(labels)
+        self.parts_folder = path / "parts"
+        self.npz, self.json = path / "samples.npz", path / "samples.json"
+
+    @property
+    def finished(self) -> bool:
+        """Whether all samples are in samples.npz."""
+        return self.npz.is_file() and self.json.is_file()
+
+    def check(self) -> None:
+        """UserError where the folder cannot be written, or holds samples that these settings did not make."""
+        try:
+            (self.path / "clips").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self.path} ({error.strerror}); give --out a folder that you may write to"
+            ) from error
+        if not (self.npz.exists() or self.json.exists() or any(self._parts()) or self._pictures()):
+            return  # no samples: at most the settings of a run that failed before its first
+        hint = f"give another --out, or add --overwrite to delete what is in {self.path}"
+        found = next((file for file in (self.json, self.parts_folder / "settings.json") if file.is_file()), None)
+        if found is None:
+            raise UserError(f"{self.path} holds samples of unknown settings; {hint}")
+        try:
+            there = json.loads(found.read_text(encoding="utf-8"))
+            there = dict(there["settings"] if found == self.json else there)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{found} is damaged; {hint}") from error
+        differing = [key for key in sorted(there.keys() | self.settings) if there.get(key) != self.settings.get(key)]
+        if differing:
+            pairs = ((key, _short(there.get(key)), _short(self.settings.get(key))) for key in differing)
+            shown = "; ".join(f"{key}: {theirs} there, {ours} here" for key, theirs, ours in pairs)
+            raise UserError(f"{self.path} holds samples made with other settings ({shown}); {hint}")
+
+    def clear(self) -> None:
+        """Delete what sampling wrote here, and nothing else."""
+        leftovers = [*self.path.glob(".*.aside"), *self.path.glob("clips/.*.aside")]
+        for file in (self.json, self.npz, *self._pictures(), *leftovers):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.parts_folder, ignore_errors=True)
+
+    def start(self) -> None:
+        """Write down the settings before the first part."""
+        if not self.finished:
+            media.write_text(self.parts_folder / "settings.json", json.dumps(self.settings, indent=1) + "\n")
+
+    def missing(self, batch_size: int, processes: int) -> list[range]:
+        """Batches of samples that are still to be made, each of consecutive samples, even over the processes."""
+        if self.finished:
+            return []
+        done = np.zeros(self.count, bool)
+        for start, samples in self._parts():
+            done[start : start + len(samples)] = True
+        todo = np.flatnonzero(~done)
+        size = max(1, min(batch_size, -(-len(todo) // processes)))
+        runs = np.split(todo, np.flatnonzero(np.diff(todo) != 1) + 1)
+        return [range(int(run[k]), int(run[k : k + size][-1]) + 1) for run in runs for k in range(0, len(run), size)]
+
+    def write_part(self, start: int, samples: np.ndarray, look: Look) -> None:
+        """Keep samples (n, T, H, W, 3) number start, start + 1, ..., and show those that get files of their own."""
+        media.write_npy(self.parts_folder / f"{start:08d}.npy", samples)
+        for index, clip in enumerate(samples, start):
+            if index < look.clips:
+                self._show(index, clip, look)
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Join the parts into samples.npz and write samples.json; the parts go."""
+        if not self.finished:
+            pieces = (samples[:, 0] if samples.shape[1] == 1 else samples for _, samples in self._parts())
+            media.write_npz(self.npz, pieces, np.asarray(self.labels))
+            media.write_text(self.json, json.dumps({**record, "settings": self.settings}, indent=1) + "\n")
+        shutil.rmtree(self.parts_folder, ignore_errors=True)
+
+    def show(self, look: Look) -> list[Path]:
+        """Write the grid, and the clips that have no file yet; returns the grid's files."""
+        shown = []
+        for index, clip in enumerate(media.iterate_npz(self.npz, min(self.count, max(look.clips, GRID_CLIPS)))):
+            clip = clip[None] if clip.ndim == 3 else clip
+            if index < look.clips:
+                self._show(index, clip, look)
+            if index < GRID_CLIPS:
+                shown.append(clip)
+        clips, names = np.stack(shown), self.names[: len(shown)] if self.names else None
+        scale = look.scale or max(1, round(128 / clips.shape[3]))
+        files = []
+        for kind in look.formats:
+            file = self.path / f"grid.{kind}"
+            if kind == "png" and clips.shape[1] > 1:
+                media.write_png(file, media.grid(media.filmstrips(clips), names, look.columns or 1, scale)[0])
+            else:
+                _write(file, media.grid(clips, names, look.columns, scale), look.fps)
+            files.append(file)
+        return files
+
+    def _show(self, index: int, clip: np.ndarray, look: Look) -> None:
+        for kind in look.formats:
+            file = self.path / "clips" / f"{index:06d}.{kind}"
+            if not file.exists():
+                _write(file, media.filmstrips(clip[None])[0] if kind == "png" else clip, look.fps)
+
+    def _parts(self) -> Iterator[tuple[int, np.ndarray]]:
+        for file in sorted(self.parts_folder.glob("[0-9]*.npy")):
+            yield int(file.stem), np.load(file, mmap_mode="r")
+
+    def _pictures(self) -> list[Path]:
+        kinds = ("gif", "mp4", "png")
+        grids = [self.path / f"grid.{kind}" for kind in kinds]
+        clips = [file for kind in kinds for file in self.path.glob(f"clips/[0-9][0-9][0-9][0-9][0-9][0-9].{kind}")]
+        return [file for file in grids if file.exists()] + clips
+
+
+def _write(file: Path, frames: np.ndarray, fps: float) -> None:
+    if file.suffix == ".gif":
+        media.write_gif(file, frames, fps)
+    elif file.suffix == ".mp4":
+        media.write_mp4(file, frames, fps)
+    else:
+        media.write_png(file, frames[0])
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,215 @@
+"""The configuration of a training run: a tree of frozen dataclasses, and the ranges of its values.
+
+`recipe.py` reads YAML recipes and overrides into it, strictly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from eqm_video import recipe
+from eqm_video.errors import UserError
+from eqm_video.gamma import DECAYS, GAMMA_DRAWS, SharedGamma, TruncatedDecay
+from eqm_video.recipe import choice, flatten, to_tree
+from eqm_video.samplers.rules import NAG, RULES
+
+ALIASES = {"frames": "data.frames"}  # names that may be given as an override without their section
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network; `num_labels: null` takes the number from the data."""
+
+    preset: str = "EqM-B/2"
+    temporal: bool = True  # false: no temporal weights, exactly the image model
+    conditioned_on_gamma: bool = False
+    num_labels: int | None = None
+    label_std: float = 0.02  # of the label embeddings at the start; 1 makes short runs listen to labels much sooner
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """The frozen autoencoder: "bundled", a local folder, or a hub id."""
+
+    name: str = "stabilityai/sd-vae-ft-ema"
+    chunk: int = 64  # frames encoded at once
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how a clip is cut out of a video."""
+
+    kind: Literal["videos", "images"] = "videos"
+    root: str | None = None
+    split: Literal["train", "test"] | None = None
+    fold: int = 1
+    frames: int = 16  # 1: image mode
+    frame_interval: int = 3  # source frames between two frames of a clip
+    size: int = 256  # pixels
+    flip: bool = False
+    short: Literal["repeat", "skip", "error"] = "repeat"  # videos shorter than a clip: hold the last frame, or ...
+    verify: Literal["header", "size"] = "header"  # size: images are not opened at the start, for sets of a million
+    reference_fps: float = 8.0  # the network's unit of time is 1 / reference_fps seconds
+    workers: int = 4  # decoding processes of each training process
+    latents: Literal["online", "memory"] = "online"  # memory: encode the whole set once, for small sets
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The training target (noise - clean) c(gamma)."""
+
+    decay: Any = choice(DECAYS, TruncatedDecay(a=0.8, gain=4.0))  # noqa: RUF009 (choice makes a field)
+    dispersion_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimization; `batch_size` counts the clips of one optimizer step over all processes."""
+
+    steps: int = 100_000
+    batch_size: int = 64
+    accumulation: int = 1  # forward passes of each process in one optimizer step
+    seed: int = 0
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0  # on matrices only
+    warmup: int = 0  # steps
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    min_lr_factor: float = 0.0  # of lr, at the last step
+    clip_norm: float | None = 1.0
+    ema: float = 0.9999
+    label_dropout: float = 0.1
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
+    compile: bool = False  # torch.compile of every block
+    log_every: int = 50
+    save_every: int = 5000
+    keep: int | None = 3  # newest checkpoints kept; null: all
+    init_from: str | None = None  # an export or a converted network to start from, weights only
+
+
+@dataclass(frozen=True)
+class HeldOutConfig:
+    """Loss on clips that are not trained on; `split: null` switches it off."""
+
+    split: Literal["train", "test"] | None = None
+    every: int = 1000
+    clips: int = 64
+    gammas: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+@dataclass(frozen=True)
+class PreviewConfig:
+    """Grids sampled from the averaged weights while training; `every: 0` switches them off."""
+
+    every: int = 5000
+    samples: int = 8
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """The sampler of previews, and the one recommended by the export."""
+
+    rule: Any = choice(RULES, NAG(step_size=0.003, mu=0.35), flat=True)  # noqa: RUF009
+    steps: int = 250
+    guidance_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrackConfig:
+    """Experiment trackers beside the JSONL file, which is always written."""
+
+    to: tuple[Literal["wandb", "tensorboard"], ...] = ()
+    project: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where everything that a run writes goes."""
+
+    dir: str = "runs/default"
+
+    @property
+    def folder(self) -> Path:
+        """`dir`, with ~ for the home folder."""
+        return Path(self.dir).expanduser()
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    gamma: Any = choice(GAMMA_DRAWS, SharedGamma())  # noqa: RUF009
+    train: TrainConfig = field(default_factory=TrainConfig)
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe and apply `section.key=value` overrides; UserError for anything that is not declared."""
+    return parse_config(recipe.read_yaml(path) if path is not None else {}, overrides)
+
+
+def parse_config(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Build the configuration from a mapping (`to_tree`'s inverse) and `section.key=value` overrides."""
+    return recipe.parse(Config, tree, overrides, ALIASES)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as a recipe that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(to_tree(config), sort_keys=False)
+
+
+_ABOVE_ZERO = (
+    *("model.num_labels", "codec.chunk", "data.fold", "data.frames", "data.frame_interval", "data.size"),
+    *("data.reference_fps", "train.steps", "train.batch_size", "train.accumulation", "train.lr", "train.clip_norm"),
+    *("train.log_every", "train.save_every", "train.keep", "held_out.every", "held_out.clips", "preview.samples"),
+    "sampler.steps",
+)
+_NOT_NEGATIVE = ("data.workers", "train.warmup", "train.weight_decay", "preview.every", "objective.dispersion_weight")
+_FRACTIONS = ("train.ema", "train.label_dropout", "train.min_lr_factor")
+
+
+def _check_ranges(config: Config) -> None:
+    """Refuse values that no run could use; None was let through where the type allows it."""
+    tree, data, train = dict(flatten(to_tree(config))), config.data, config.train
+    for key in _ABOVE_ZERO:
+        if tree[key] is not None and not tree[key] > 0:
+            raise UserError(f"{key} is {tree[key]}: it must be greater than 0")
+    for key in _NOT_NEGATIVE:
+        if tree[key] < 0:
+            raise UserError(f"{key} is {tree[key]}: it must not be negative")
+    for key in _FRACTIONS:
+        if not 0 <= tree[key] <= 1:
+            raise UserError(f"{key} is {tree[key]}: it must lie between 0 and 1")
+    for key, values in (("held_out.gammas", config.held_out.gammas), ("train.betas", train.betas)):
+        if not values or not all(0 <= value < 1 for value in values):
+            raise UserError(f"{key} is {list(values)}: every value must lie in [0, 1)")
+    if data.kind == "images" and data.frames != 1:
+        raise UserError(f"data.kind is images but data.frames is {data.frames}: an image is one frame, add frames=1")
+    if data.frames > 1 and not config.model.temporal:
+        raise UserError(
+            f"model.temporal is false, so {data.frames} frames would not see each other: add model.temporal=true, or "
+            "frames=1 for an image model"
+        )
+    if train.batch_size % train.accumulation:
+        raise UserError(
+            f"train.batch_size={train.batch_size} cannot be cut into train.accumulation={train.accumulation} parts"
+        )

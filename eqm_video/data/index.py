@@ -1,0 +1,135 @@
+"""A first look at every file of a data set: which can be read and how long they are; remembered for the next start."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, astuple, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from eqm_video.data.layout import quote
+from eqm_video.data.video import VideoDecodeError
+from eqm_video.errors import UserError
+
+VERSION = 1  # of the index file; one of another version is made anew
+THREADS = 8
+CHUNK = 4096  # files in flight: a million of them at once would fill the memory
+MANY = 200  # files from which on progress is shown
+
+Info = TypeVar("Info")
+
+
+@dataclass
+class Report:
+    """What became of the files that were found or listed. Names are relative to the data folder."""
+
+    root: str
+    found: int = 0
+    used: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)  # name: reason
+    missing: list[str] = field(default_factory=list)  # in a list, not in the folder
+    short: dict[str, int] = field(default_factory=dict)  # shorter than a clip; name: frames
+    policy: str = ""  # what happens to the short ones
+    ignored: list[str] = field(default_factory=list)  # folders that hold files only deeper down
+
+    def summary(self) -> str:
+        """One line for the screen: how many are used, and what is wrong with the others."""
+        parts = [f"{self.used} of {self.found + len(self.missing)} files in {self.root} are used"]
+        if self.unreadable:
+            named = [f"{name} ({reason})" for name, reason in self.unreadable.items()]
+            parts.append(f"{len(named)} cannot be read: {quote(named)}")
+        if self.missing:
+            parts.append(f"{len(self.missing)} are listed but not there: {quote(self.missing)}")
+        if self.short:
+            fate = "skipped" if self.policy == "skip" else "their last frame is held"
+            parts.append(f"{len(self.short)} are shorter than a clip ({fate}): {quote(list(self.short))}")
+        if self.ignored:
+            parts.append(f"folders passed over, their files lie too deep: {quote(self.ignored)}")
+        return "; ".join(parts)
+
+    def write(self, path: str | Path) -> None:
+        """Save as JSON. UserError where that is not possible."""
+        write_json(path, asdict(self))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write aside, then rename, so that a reader never meets half a file."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); give another path") from error
+
+
+def examine(
+    root: Path,
+    names: Sequence[str],
+    look: Callable[[Path], Info],
+    kind: type[Info],
+    index_path: str | Path | None = None,
+) -> tuple[dict[str, Info], dict[str, str]]:
+    """Call `look` on every file, in threads. Returns what it said by name, and the reasons of those it refused.
+
+    With `index_path`, what `look` said is kept in that file and believed while a file's size and time of change stay
+    the same; refused files are looked at again. `kind` is the dataclass that `look` returns.
+    """
+    known = _load(index_path, kind)
+    stamps: dict[str, list[int]] = {}
+    infos: dict[str, Info] = {}
+    reasons: dict[str, str] = {}
+    for name in names:
+        try:
+            status = os.stat(root / name)
+        except OSError as error:
+            reasons[name] = str(error.strerror)
+            continue
+        stamps[name] = [status.st_size, status.st_mtime_ns]
+        stamp, info = known.get(name, (None, None))
+        if stamp == stamps[name]:
+            infos[name] = info
+    pending = [name for name in stamps if name not in infos]
+
+    def one(name: str) -> tuple[Info | None, str]:
+        try:
+            return look(root / name), ""
+        except VideoDecodeError as error:
+            return None, str(error).removeprefix(f"{root / name}: ")
+
+    quiet = None if len(pending) >= MANY else True  # None: only where a person watches
+    try:
+        with ThreadPoolExecutor(THREADS) as pool, tqdm(total=len(pending), desc="files", disable=quiet) as bar:
+            for first in range(0, len(pending), CHUNK):
+                chunk = pending[first : first + CHUNK]
+                for name, (info, reason) in zip(chunk, pool.map(one, chunk), strict=True):
+                    bar.update()
+                    if info is None:
+                        reasons[name] = reason
+                    else:
+                        infos[name] = info
+    finally:  # an interrupted first look goes on where it stopped
+        if index_path is not None and pending:
+            known.update((name, (stamps[name], info)) for name, info in infos.items())
+            files = {name: [stamp, astuple(info)] for name, (stamp, info) in known.items()}
+            write_json(index_path, {"version": VERSION, "kind": kind.__name__, "files": files})
+    return infos, {name: reasons[name] for name in names if name in reasons}
+
+
+def _load(index_path: str | Path | None, kind: type[Info]) -> dict[str, tuple[list[int], Info]]:
+    """The index file's content; empty where it is missing, damaged, or of another version or kind."""
+    if index_path is None or not Path(index_path).is_file():
+        return {}
+    try:
+        index = json.loads(Path(index_path).read_text(encoding="utf-8"))
+        if index["version"] != VERSION or index["kind"] != kind.__name__:
+            return {}
+        return {name: (stamp, kind(*values)) for name, (stamp, values) in index["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,151 @@
+"""Video files: what is in one, and the frames of a clip, decoded without reading the rest of the file.
+
+decord reads first where it is installed, PyAV where it is missing or fails, and both give the same frames. That holds
+because decord is handed only files that it addresses exactly. Measured with decord 0.6, it returns *other* frames,
+without a word, where frames are shown before a keyframe that precedes them in the file (open GOPs: x265's default,
+MPEG-4 with B-frames), in AVI files with B-frames, behind an edit list and at the very end of some files; it ignores
+rotation outside mp4 and mov and cannot rotate to some widths, gives wrong pixels from more than 8 bits a channel, and
+knows no AV1. PyAV (`packets.py`) reads all of those; `probe` decides which reader a file gets.
+
+Legend: T frames asked for, H W height and width in pixels after the rotation that the file asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from eqm_video.data.packets import TRUNCATED, VideoDecodeError, decodable, outline, rate, read_pyav, turns
+
+__all__ = ["BACKENDS", "VIDEO_EXTENSIONS", "VideoDecodeError", "VideoInfo", "probe", "read_frames"]
+
+BACKENDS = ("decord", "pyav")  # in the order in which they are tried
+VIDEO_EXTENSIONS = (".avi", ".mp4", ".mkv", ".webm", ".mov")
+TOLERANCE = 8  # of 255: decoders of lossy formats round differently (2 was seen), a wrong frame is further off
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What `probe` found in a file. `height` and `width` (pixels) are those of the upright picture."""
+
+    frames: int  # that can be decoded
+    fps: float  # frames per second, on average
+    height: int
+    width: int
+    declared: int = 0  # frames that the header promises; 0: it does not say
+    constant_rate: bool = True  # False: frames come at irregular times, so index / fps is not their time
+    backend: str = "pyav"  # the reader to try first
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the file ends well before its header says, as an interrupted download does."""
+        return self.frames < TRUNCATED * self.declared
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Count the frames of a video file and verify that the first and the last one decode.
+
+    The packets are listed, not decoded, so the cost is that of the last keyframe interval; only AVI files with
+    B-frames, whose frames can be found by counting alone, are decoded whole. The number of frames is what PyAV can
+    decode: where decord counts otherwise, the file is read with PyAV. Raises VideoDecodeError.
+    """
+    import av
+
+    path = _existing(path)
+    try:
+        table, first = outline(path)
+        frames, last = decodable(path, table)
+    except av.error.FFmpegError as error:
+        raise VideoDecodeError(f"{path}: cannot be read as a video ({error.strerror})") from error
+    except VideoDecodeError as error:
+        raise VideoDecodeError(f"{path}: {error}") from error
+    fps, constant = rate(table, frames)
+    height, width = (first.height, first.width) if turns(first) % 2 == 0 else (first.width, first.height)
+    exact = table.exact and (table.rotates or turns(first) == 0) and _decord_agrees(path, frames, last)
+    return VideoInfo(frames, fps, height, width, table.declared, constant, "decord" if exact else "pyav")
+
+
+def read_frames(
+    path: str | Path, indices: Sequence[int], backend: str | None = None, *, info: VideoInfo | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decode the frames at `indices` (from 0; any order, repeats allowed) of a video file.
+
+    Returns uint8 RGB (T,H,W,3), upright, and the frames' times (T,) in seconds from the file's first frame, float64.
+    `backend` is "decord", "pyav" or None: decord where `info`, the answer of `probe`, says that it is exact, then PyAV;
+    PyAV alone where `info` is not given. Raises VideoDecodeError with the reason of every reader that was tried.
+    """
+    import av
+
+    path = _existing(path)
+    wanted, inverse = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+    if wanted.size == 0 or wanted[0] < 0:
+        raise ValueError(f"indices must be frame numbers from 0 on, at least one; got {list(indices)}")
+    if backend not in (None, *BACKENDS):
+        raise ValueError(f"backend is {backend!r}; type one of {', '.join(BACKENDS)}, or None to let the file decide")
+    if backend == "decord" and info is None:
+        info = probe(path)
+    if info is not None and wanted[-1] >= info.frames:
+        raise VideoDecodeError(f"{path}: frame {wanted[-1]} was asked for, but the last one is {info.frames - 1}")
+    exact = info is not None and info.backend == "decord" and _decord() is not None
+    if backend == "decord" and not exact:
+        raise VideoDecodeError(f"{path}: decord is missing or not exact on this file; type backend='pyav'")
+    reasons = []
+    for name in (backend,) if backend else (BACKENDS if exact else ("pyav",)):
+        try:
+            frames, seconds = _read_decord(path, wanted, info) if name == "decord" else read_pyav(path, wanted)
+            return frames[inverse], seconds[inverse]
+        except av.error.FFmpegError as error:
+            reasons.append(f"{name}: {error.strerror}")
+        except VideoDecodeError as error:
+            reasons.append(f"{name}: {error}")
+    raise VideoDecodeError(f"{path}: cannot be decoded ({'; '.join(reasons)})")
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise VideoDecodeError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise VideoDecodeError(f"{path}: the file is empty (0 bytes)")
+    return path
+
+
+def _decord() -> ModuleType | None:
+    """The decord module with its messages silenced, or None where it is missing or does not load."""
+    try:
+        import decord
+    except (ImportError, OSError):
+        return None
+    decord.logging.set_level(decord.logging.QUIET)
+    return decord
+
+
+def _decord_agrees(path: Path, frames: int, last: np.ndarray) -> bool:
+    """Whether decord is there, counts as many frames, and finds `last` (H,W,3) at the end: seeking there it may err."""
+    decord = _decord()
+    if decord is None:
+        return False
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1)
+        found = reader[frames - 1].asnumpy() if len(reader) == frames else None
+    except (decord.DECORDError, RuntimeError, IndexError):
+        return False
+    return found is not None and found.shape == last.shape and np.abs(found.astype(int) - last).max() <= TOLERANCE
+
+
+def _read_decord(path: Path, wanted: np.ndarray, info: VideoInfo) -> tuple[np.ndarray, np.ndarray]:
+    """Frames (T,H,W,3) and seconds (T,) at the rising indices `wanted`."""
+    decord = _decord()
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1)
+        if len(reader) != info.frames:
+            raise VideoDecodeError(f"counts {len(reader)} frames instead of {info.frames}")
+        frames = reader.get_batch(wanted.tolist()).asnumpy()
+        seconds = reader.get_frame_timestamp([0, *wanted.tolist()])[:, 0].astype(np.float64)
+    except (decord.DECORDError, RuntimeError, IndexError) as error:
+        raise VideoDecodeError(str(error).strip().splitlines()[-1] if str(error).strip() else "failed") from error
+    return frames, seconds[1:] - seconds[0]

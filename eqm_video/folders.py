@@ -1,0 +1,86 @@
+"""What a folder holds: an export, a training run, a checkpoint or a network; and how its parts are loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+
+from eqm_video.codec import load_weights
+from eqm_video.errors import UserError
+from eqm_video.models.transformer import EqMTransformer
+
+
+def newest_of_run(run: Path) -> Path:
+    """What to sample from in the folder of a training run: its export, else its newest whole checkpoint."""
+    if (run / "export" / "model_index.json").is_file():
+        return run / "export"
+    found = (folder for folder in run.glob("checkpoints/step_*") if is_checkpoint(folder))
+    whole = sorted(found, key=lambda folder: (len(folder.name), folder.name))  # by step, past 8 digits too
+    if not whole:
+        raise UserError(f"{run} is a training run without an export or a whole checkpoint yet; wait for its first one")
+    return whole[-1]
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a whole training checkpoint that can be sampled from."""
+    return all((folder / name).is_file() for name in ("checkpoint.json", "pipeline.json", "ema/config.json"))
+
+
+def local_folder(path: str | Path, hub: dict[str, Any]) -> Path:
+    """A folder as it is, a hub id `OWNER/NAME` as the folder that it is downloaded to; UserError for anything else."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or str(path).count("/") != 1:
+        raise UserError(f"{path} is no folder; give the folder of an export or a training run, or a hub id OWNER/NAME")
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"], **hub))
+    except (OSError, HFValidationError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{path} is no folder and cannot be fetched from the Hugging Face hub ({reason})") from error
+
+
+def describe_folder(folder: Path, index: Mapping[str, Any]) -> str:
+    """What a folder is instead of an export, and what to type."""
+    if index:
+        return f"its model_index.json describes a {index.get('_class_name')}, which is another architecture"
+    if is_checkpoint(folder):
+        return "it is a training checkpoint; load it with EqMPipeline.from_checkpoint"
+    if (folder / "checkpoints").is_dir():
+        return "it is a training run; give its export folder, or a folder in its checkpoints"
+    if name := class_in(folder / "config.json"):
+        hint = "; add its codec (--codec)" if name == EqMTransformer.__name__ else ""
+        return f"it holds a single {name}{hint}"
+    found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+    return f"it has no model_index.json (found: {found})"
+
+
+def class_in(config_file: Path) -> str | None:
+    """The class that a diffusers `config.json` names; None where there is no such file."""
+    return read_json(config_file).get("_class_name") if config_file.is_file() else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; UserError where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold a JSON object")
+    return value
+
+
+def load_transformer(folder: Path, dtype: torch.dtype | None) -> EqMTransformer:
+    """The network in a folder, strictly; UserError for another architecture or weights that do not fit."""
+    name = class_in(folder / "config.json")
+    if name != EqMTransformer.__name__:
+        what = "has no config.json" if name is None else f"holds a {name}, another architecture"
+        raise UserError(f"the network's folder {folder} {what}; needed is an {EqMTransformer.__name__}")
+    return load_weights(EqMTransformer, folder, f"the network in {folder}", torch_dtype=dtype)

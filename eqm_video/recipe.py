@@ -1,0 +1,269 @@
+"""Recipes: YAML and `section.key=value` overrides into a tree of dataclasses, every value checked against its type.
+
+An unknown key is an error that names the nearest legal one. A *choice* (a decay, a draw of gamma, a sampler) is a
+mapping with a `kind`; its other legal keys are the fields of the class that the kind names, so a new class needs no
+line here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from eqm_video.errors import UserError
+
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def choice(kinds: Mapping[str, type], default: Any, flat: bool = False) -> Any:
+    """A field whose class is picked by `kind`; `flat` puts the class's fields beside those of the section it is in."""
+    return dataclasses.field(default=default, metadata={"kinds": kinds, "flat": flat})
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; UserError where there is none."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {path}: {error.strerror}; give --config FILE.yaml") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold a mapping of sections (model:, data:, train: ...)")
+    return tree
+
+
+def parse(cls: type, tree: Mapping[str, Any], overrides: Sequence[str], aliases: Mapping[str, str]) -> Any:
+    """Build dataclass `cls`, all of whose fields have defaults, from a mapping and then overrides.
+
+    `aliases` are short names of keys. Raises UserError for unknown keys, wrong types and values that a class refuses.
+    """
+    tree = _copy(tree)
+    pairs = [_split(override, aliases) for override in overrides]
+    # A kind comes first: it decides which other keys are legal, whatever the order on the command line.
+    for path, text in sorted(pairs, key=lambda pair: not pair[0].endswith(".kind")):
+        _override(cls, tree, path, text)
+    return _section(cls, tree, "", [key for key, _ in flatten(to_tree(cls()))])
+
+
+def to_tree(config: Any) -> dict[str, Any]:
+    """The resolved configuration as plain mappings, lists and numbers, ready for YAML or JSON."""
+    tree: dict[str, Any] = {}
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if "kinds" in entry.metadata:
+            node = {"kind": _kind_of(entry.metadata["kinds"], value), **_plain(dataclasses.asdict(value))}
+            tree.update(node if entry.metadata["flat"] else {entry.name: node})
+        else:
+            tree[entry.name] = to_tree(value) if dataclasses.is_dataclass(value) else _plain(value)
+    return tree
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ("train.lr", 0.0001) pairs of a nested mapping."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+# ------------------------------------------------------------------------------------------------------- overrides
+
+
+class _Text(str):
+    """The right-hand side of an override: what it means in YAML depends on the type it is for."""
+
+
+def _split(override: str, aliases: Mapping[str, str]) -> tuple[str, _Text]:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"cannot read the override {override!r}: write section.key=value, such as train.lr=2e-4")
+    return aliases.get(path, path), _Text(text)
+
+
+def _override(cls: type, tree: dict[str, Any], path: str, text: _Text) -> None:
+    *sections, key = path.split(".")
+    node, place = tree, cls
+    for name in sections:
+        inner = node.get(name)
+        if not isinstance(inner, dict):  # absent, or `gamma: shared`, which is short for `gamma: {kind: shared}`
+            inner = {"kind": inner} if isinstance(inner, str) else {}
+        node[name] = inner
+        node, place = inner, _inner_place(place, name)
+    if key == "kind":
+        kinds, fixed = _kinds_of(place)
+        legal = fixed | _field_names(kinds.get(str(text)))
+        for stale in [name for name in node if name not in legal]:  # they belong to the kind that the recipe chose
+            del node[stale]
+    node[key] = text
+
+
+def _inner_place(place: Any, name: str) -> Any:
+    """The dataclass behind a section, or the field behind a choice; None where there is neither."""
+    for entry in dataclasses.fields(place) if dataclasses.is_dataclass(place) else ():
+        if entry.name == name:
+            return entry if "kinds" in entry.metadata else typing.get_type_hints(place)[name]
+    return None
+
+
+def _kinds_of(place: Any) -> tuple[Mapping[str, type], set[str]]:
+    """The kinds that a place chooses from, and its keys that do not depend on the kind."""
+    if isinstance(place, dataclasses.Field):
+        return place.metadata["kinds"], {"kind"}
+    entries = dataclasses.fields(place) if dataclasses.is_dataclass(place) else ()
+    for entry in entries:
+        if entry.metadata.get("flat"):
+            return entry.metadata["kinds"], {"kind"} | {other.name for other in entries if other is not entry}
+    return {}, {"kind"}
+
+
+# --------------------------------------------------------------------------------------------------------- reading
+
+
+def _section(cls: type, tree: Any, path: str, keys: Sequence[str]) -> Any:
+    """Build one dataclass from a mapping; `keys` are all keys there are, for the hint in an error."""
+    tree = _yaml(tree, path)
+    if not isinstance(tree, Mapping | None):
+        raise UserError(f"{path or 'the recipe'} must be a mapping of keys, got {tree!r}")
+    hints, values, rest = typing.get_type_hints(cls), {}, dict(tree or {})
+    for entry in dataclasses.fields(cls):
+        inner = f"{path}.{entry.name}" if path else entry.name
+        if entry.metadata.get("flat"):
+            legal = {"kind"}.union(*map(_field_names, entry.metadata["kinds"].values()))
+            node = {key: rest.pop(key) for key in list(rest) if key in legal}
+            values[entry.name] = _choice(entry, node, path)
+        elif entry.name in rest:
+            value = rest.pop(entry.name)
+            if "kinds" in entry.metadata:
+                values[entry.name] = _choice(entry, value, inner)
+            elif dataclasses.is_dataclass(hints[entry.name]):
+                values[entry.name] = _section(hints[entry.name], value, inner, keys)
+            else:
+                values[entry.name] = _coerce(hints[entry.name], value, inner)
+    for name in rest:
+        raise _unknown(f"{path}.{name}" if path else str(name), keys)
+    return cls(**values)
+
+
+def _choice(entry: dataclasses.Field, node: Any, path: str) -> Any:
+    """Build the class that `kind` names; a key that the default's class has too starts from the default's value."""
+    node = _yaml(node, path)
+    if not isinstance(node, Mapping | str | None):
+        raise UserError(f"{path} must be a kind or a mapping with a kind, got {node!r}")
+    node = {"kind": node} if isinstance(node, str) else dict(node or {})
+    kinds = entry.metadata["kinds"]
+    kind = str(node.pop("kind", None) or _kind_of(kinds, entry.default))
+    if kind not in kinds:
+        raise UserError(f"{path}.kind: {kind!r} is not one of {', '.join(kinds)}; {_nearest(kind, kinds)}")
+    cls = kinds[kind]
+    hints, names = typing.get_type_hints(cls), _field_names(cls)
+    values = {name: getattr(entry.default, name) for name in names if hasattr(entry.default, name)}
+    for name, value in node.items():
+        if name not in names:
+            legal = f"it has {', '.join(sorted(names))}" if names else "it has no other key"
+            raise UserError(f"unknown key {path + '.' + str(name)!r}: kind {kind!r} does not know it, {legal}")
+        values[name] = _coerce(hints[name], value, f"{path}.{name}")
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _coerce(hint: Any, value: Any, path: str) -> Any:
+    """Turn a YAML value or an override's text into the declared type, or say what was expected."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None or str(value).lower() in ("null", "none", "~"):
+            return None
+        return _coerce(next(arg for arg in args if arg is not type(None)), value, path)
+    if origin is Literal:
+        text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)  # YAML reads `no` as false
+        if text not in args:
+            raise UserError(f"{path}: {text!r} is not one of {', '.join(args)}; {_nearest(text, args)}")
+        return text
+    if origin is tuple:
+        return _coerce_tuple(args, value, path)
+    if hint is str:
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            return str(value)
+    elif isinstance(value, _Text):
+        return _coerce(hint, _yaml(value, path), path)
+    elif hint is bool and isinstance(value, bool):
+        return value
+    elif hint in (int, float) and not isinstance(value, bool):
+        number = _number(value)
+        if number is not None and (hint is float or number == int(number)):
+            return hint(number)
+    raise UserError(f"{path}: expected {NAMES.get(hint, hint)}, got {value!r}")
+
+
+def _coerce_tuple(args: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
+    if isinstance(value, _Text):
+        parsed = _yaml(value, path)
+        value = parsed if isinstance(parsed, list) else str(value).split(",") if value else []
+    if not isinstance(value, list | tuple):
+        value = [] if value is None else [value]
+    if args[-1] is not Ellipsis and len(args) != len(value):
+        raise UserError(f"{path}: expected {len(args)} values, got {value!r}")
+    return tuple(_coerce(args[0], item, f"{path}[{index}]") for index, item in enumerate(value))
+
+
+def _number(value: Any) -> float | int | None:
+    """YAML leaves 2e-4 and 1e5 as text; None for what is not a finite number."""
+    try:
+        number = value if isinstance(value, int) else float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if number == number and abs(number) != float("inf") else None
+
+
+def _yaml(value: Any, path: str) -> Any:
+    """What an override's text says; other values are as YAML gave them."""
+    if not isinstance(value, _Text):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: cannot read {str(value)!r} as a value") from error
+
+
+# ----------------------------------------------------------------------------------------------------------- names
+
+
+def _field_names(cls: type | None) -> set[str]:
+    return {entry.name for entry in dataclasses.fields(cls)} if cls is not None else set()
+
+
+def _kind_of(kinds: Mapping[str, type], value: Any) -> str:
+    return next(name for name, cls in kinds.items() if type(value) is cls)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
+    return f"did you mean {found[0]!r}?" if found else "see the recipes in configs/"
+
+
+def _unknown(path: str, keys: Sequence[str]) -> UserError:
+    """The nearest name is looked for in the whole tree, by the last part of the path first."""
+    leaf = path.rsplit(".", 1)[-1]
+    same = [key for key in keys if key.rsplit(".", 1)[-1] == leaf]
+    sections = [key.split(".")[0] for key in keys]
+    return UserError(f"unknown key {path!r}; {_nearest(path, same or [*keys, *sections])}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}

@@ -1,0 +1,226 @@
+"""One training run: its parts put together, its previews and its export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from eqm_video import build
+from eqm_video.codec import Codec
+from eqm_video.config import Config, to_tree
+from eqm_video.data.datasets import collate
+from eqm_video.errors import UserError
+from eqm_video.objective import EqMObjective
+from eqm_video.training.batches import Batches, BatchPlan
+from eqm_video.training.checkpoint import Checkpoints, write_folder
+from eqm_video.training.ema import Ema
+from eqm_video.training.held_out import HeldOut
+from eqm_video.training.optim import OPTIMIZERS, Schedule
+from eqm_video.training.tracking import RunLog
+from eqm_video.training.trainer import Field, Hook, Settings, Trainer
+
+
+class Run:
+    """Everything of one training run, made from its configuration: `trainer.run()` trains, `export()` ends it."""
+
+    def __init__(self, config: Config, accelerator: Accelerator, resuming: bool = False) -> None:
+        self.config, self.accelerator = config, accelerator
+        self.folder = config.run.folder
+        data = self._data(config.data.split, self.folder / "data_report.json")
+        self.labels: list[str] = list(data.labels)
+        self.codec = Codec.load(config.codec.name, chunk=config.codec.chunk)
+        self.codec.vae.to(accelerator.device)
+        self.encode = build.make_encode(self.codec, accelerator.device)
+        network = build.make_network(config, build.count_labels(config, self.labels), self.codec.latent_channels)
+        build.check_size(config, self.codec.downsampling, network.config.patch_size)
+        source = None if resuming else config.train.init_from
+        self.notes = build.start_from(network, source) if source else []
+        if config.held_out.split is None:
+            self.notes.append("note: held_out.split is not set, so there will be no loss on held-out clips")
+        self.fps = playback_fps(data, config.data.reference_fps)
+        self.ema = Ema(network.to(accelerator.device), config.train.ema)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.train.keep)
+        self.log = RunLog(self.folder, accelerator, config.track.to)
+        self.objective = EqMObjective(config.objective.decay, config.objective.dispersion_weight)
+        self.data_record, self.data_report = {"size": len(data), "labels": self.labels}, data.report
+        self.trainer = self._trainer(network, data)
+
+    def _data(self, split: str | None, report: Path | None = None) -> Any:
+        """Every file is looked at by the main process alone; the others read what it found."""
+        index = self.folder / f"data_index{'_' + split if split else ''}.json"
+        with self.accelerator.main_process_first():
+            return build.load_data(self.config, split, index, report if self.accelerator.is_main_process else None)
+
+    def _trainer(self, network: nn.Module, data: Any) -> Trainer:
+        config, train = self.config, self.config.train
+        if train.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        if train.compile:
+            for block in network.blocks:
+                block.compile()
+        return Trainer(
+            Field(network),
+            self.objective,
+            config.gamma,
+            self._batches(data),
+            encode=self.encode,
+            optimizer=OPTIMIZERS[train.optimizer](
+                network, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
+            ),
+            schedule=Schedule(train.lr, train.steps, train.warmup, train.schedule, train.min_lr_factor),
+            ema=self.ema,
+            accelerator=self.accelerator,
+            settings=Settings(
+                steps=train.steps,
+                seed=train.seed,
+                clip_norm=train.clip_norm,
+                label_dropout=train.label_dropout,
+                reference_fps=config.data.reference_fps,
+                log_every=train.log_every,
+                save_every=train.save_every,
+            ),
+            checkpoints=self.checkpoints,
+            log=self.log,
+            evaluations=self._evaluations(),
+            hooks=[Hook(config.preview.every, self.preview)],
+            record={"config": to_tree(config), "data": self.data_record, "versions": build.versions()},
+            describe=self._describe,
+        )
+
+    def _batches(self, data: Any) -> Batches:
+        train, accelerator = self.config.train, self.accelerator
+        plan = BatchPlan(
+            size=len(data),
+            batch_size=train.batch_size,
+            seed=train.seed,
+            accumulation=train.accumulation,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
+        if self.config.data.latents == "memory":
+            from eqm_video.data.latents import LatentSet, collate_latents
+
+            quiet = not accelerator.is_local_main_process
+            return Batches(LatentSet(data, self.codec, accelerator.device, quiet=quiet), collate_latents, plan)
+        pin = accelerator.device.type == "cuda"
+        return Batches(data, collate, plan, workers=self.config.data.workers, pin_memory=pin)
+
+    def _evaluations(self) -> list[Hook]:
+        held_out, data = self.config.held_out, self.config.data
+        if held_out.split is None:
+            return []
+        clips = self._data(held_out.split)
+        if list(clips.labels) != self.labels:
+            raise UserError(
+                f"the labels of data.split={data.split} and held_out.split={held_out.split} differ in "
+                f"{', '.join(sorted(set(clips.labels) ^ set(self.labels))[:4])}: both need the same class folders"
+            )
+        evaluation = HeldOut(
+            clips,
+            collate,
+            self.encode,
+            self.objective,
+            clips=held_out.clips,
+            gammas=held_out.gammas,
+            seed=self.config.train.seed,
+            reference_fps=data.reference_fps,
+            accelerator=self.accelerator,
+        )
+        return [Hook(held_out.every, evaluation)]
+
+    def pipeline_settings(self) -> dict[str, Any]:
+        """What a pipeline must know beside the network and the codec."""
+        tree = to_tree(self.config)
+        return {
+            "id2label": dict(enumerate(self.labels)),
+            "decay": tree["objective"]["decay"],
+            "sampler": tree["sampler"],
+            "frames": self.config.data.frames,
+            "fps": self.fps,
+            "reference_fps": self.config.data.reference_fps,
+            "size": self.config.data.size,
+        }
+
+    def pipeline(self) -> Any:
+        """The averaged network with its codec, ready to sample or to save."""
+        from eqm_video.pipeline import EqMPipeline
+
+        return EqMPipeline(transformer=self.ema.network, vae=self.codec.vae, **self.pipeline_settings())
+
+    def _describe(self, folder: Path) -> None:
+        """Let a checkpoint say how to sample from it."""
+        settings = {**self.pipeline_settings(), "codec": self.config.codec.name}
+        (folder / "pipeline.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+    def preview(self, step: int, network: nn.Module) -> None:
+        """Sample clips from the averaged network into `previews/`: the same noise and labels at every step.
+
+        Every process makes its share: were one to make all, the others would wait until their communication times out.
+        """
+        accelerator, count = self.accelerator, self.config.preview.samples
+        labels = spread(count, len(self.labels))
+        mine = list(range(accelerator.process_index, count, accelerator.num_processes))
+        parts = [self._sample(mine, [labels[k] for k in mine] if labels else None)]
+        if accelerator.num_processes > 1:
+            parts = gather_object(parts)
+        problem = next((part for part in parts if isinstance(part, str)), None)
+        if problem is not None:  # a young network may diverge under the recipe's sampler; training goes on
+            accelerator.print(f"no preview of step {step}: {problem}")
+        elif accelerator.is_main_process:
+            clips = {k: clip for part in parts for k, clip in part.items()}
+            names = [self.labels[label] for label in labels] or None
+            self.log.video("preview", self._write_preview(step, clips, names), step)
+        accelerator.wait_for_everyone()
+
+    def _sample(self, seeds: list[int], labels: list[int] | None) -> dict[int, Any] | str:
+        """Clips uint8 (T, H, W, 3) by seed, or the sentence that says why there are none."""
+        if not seeds:
+            return {}
+        pipeline = self.pipeline()
+        pipeline.set_progress_bar_config(disable=True)
+        try:
+            frames = pipeline(labels, seeds=seeds, output_type="uint8").frames
+        except UserError as error:
+            return str(error)
+        return dict(zip(seeds, frames, strict=True))
+
+    def _write_preview(self, step: int, clips: dict[int, Any], names: list[str] | None) -> Path:
+        from eqm_video import media
+
+        folder = self.folder / "previews"
+        folder.mkdir(exist_ok=True)
+        frames = media.grid(np.stack([clips[k] for k in sorted(clips)]), names)
+        if len(frames) == 1:
+            path = folder / f"step_{step:08d}.png"
+            media.write_png(path, frames[0])
+        else:
+            path = folder / f"step_{step:08d}.gif"
+            media.write_gif(path, frames, self.fps)
+        return path
+
+    def export(self) -> Path:
+        """Write the folder that `EqMPipeline.from_pretrained` loads; it appears whole or not at all."""
+        final = self.folder / "export"
+        if self.accelerator.is_main_process:
+            write_folder(final, lambda folder: self.pipeline().save_pretrained(folder))
+        self.accelerator.wait_for_everyone()
+        return final
+
+
+def spread(count: int, num_labels: int) -> list[int]:
+    """Labels for `count` samples: all in turn, or evenly chosen ones where there are fewer samples than labels."""
+    if num_labels == 0:
+        return []
+    return [k * num_labels // count if count < num_labels else k % num_labels for k in range(count)]
+
+
+def playback_fps(data: Any, reference_fps: float) -> float:
+    """Frames a second at which a clip of the data plays in real time."""
+    seconds = data.clip(0, None).times
+    return round(1 / float(seconds.diff().median()), 3) if len(seconds) > 1 else reference_fps

@@ -1,0 +1,47 @@
+"""The exponential moving average of a network's weights: what previews, held-out losses and exports use."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """A float32 twin of a network whose weights follow the trained ones.
+
+    `average` maps every parameter's name to its float32 average: the twin's own parameters, so that evaluating the
+    average needs no copy. The decay warms up as min(decay, (1 + n) / (10 + n)) after n updates; without it a run
+    shorter than 1 / (1 - decay) steps would average mostly its random initialization.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network).float().eval().requires_grad_(False)
+        self.average: dict[str, Tensor] = dict(self.network.named_parameters())
+        self.decay = decay
+        self.updates = 0
+
+    def current_decay(self) -> float:
+        """The decay that the next update uses."""
+        return min(self.decay, (1 + self.updates) / (10 + self.updates))
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move the average towards the network's weights; call it once for each optimizer step that was taken."""
+        trained = dict(network.named_parameters())
+        if trained.keys() != self.average.keys():
+            raise ValueError(f"the parameters' names changed: {sorted(trained.keys() ^ self.average.keys())[:3]} ...")
+        current = [trained[name].detach().float() for name in self.average]
+        torch._foreach_lerp_(list(self.average.values()), current, 1 - self.current_decay())
+        self.updates += 1
+
+    @torch.no_grad()
+    def load(self, weights: dict[str, Tensor], updates: int) -> None:
+        """Continue from a saved average, exactly; `weights` may hold buffers too, which are left alone."""
+        missing = self.average.keys() - weights.keys()
+        if missing:
+            raise ValueError(f"the saved average lacks {len(missing)} parameters, {sorted(missing)[0]} among them")
+        for name, tensor in self.average.items():
+            tensor.copy_(weights[name])
+        self.updates = updates

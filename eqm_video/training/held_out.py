@@ -1,0 +1,82 @@
+"""Loss on clips that are not trained on, at fixed gammas with fixed noise: it tells learning from memorizing.
+
+Legend: B clips, T frames, C channels, H W height and width of the latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from eqm_video.objective import EqMObjective, interpolate
+from eqm_video.randomness import generator, normal
+
+
+class HeldOut:
+    """A hook for the trainer: `{"held_out": {"0.1": loss, ..., "mean": loss}}` of the network that it is given.
+
+    `clips` deterministic windows spread evenly over the set, encoded once (the posterior's mean) and kept in CPU
+    memory; every process takes its share. Clip k meets the same noise at every evaluation, on any number of processes.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        collate: Callable[[list[Any]], dict[str, Any]],
+        encode: Callable[[dict[str, Any], None], Tensor],
+        objective: EqMObjective,
+        *,
+        clips: int,
+        gammas: Sequence[float],
+        seed: int,
+        reference_fps: float,
+        accelerator: Accelerator,
+    ) -> None:
+        count = min(clips, len(dataset))
+        self.indices = [k * len(dataset) // count for k in range(count)]
+        self.mine = list(range(accelerator.process_index, count, accelerator.num_processes))
+        self.dataset, self.collate, self.encode = dataset, collate, encode
+        self.objective, self.gammas, self.seed = objective, gammas, seed
+        self.reference_fps, self.accelerator = reference_fps, accelerator
+        self._clips: dict[int, dict[str, Tensor]] = {}
+
+    @torch.no_grad()
+    def __call__(self, step: int, network: nn.Module) -> dict[str, Any]:
+        """Mean loss at every gamma; the step changes nothing."""
+        sums = torch.zeros(len(self.gammas), device=self.accelerator.device)
+        for k in self.mine:
+            sums += self._losses(self._clip(k, network.null_label), k, network)
+        if self.accelerator.num_processes > 1:
+            sums = self.accelerator.reduce(sums, reduction="sum")
+        losses = (sums / len(self.indices)).tolist()
+        named = {f"{gamma:g}": loss for gamma, loss in zip(self.gammas, losses, strict=True)}
+        return {"held_out": {**named, "mean": sum(losses) / len(losses)}}
+
+    def _losses(self, clip: dict[str, Tensor], k: int, network: nn.Module) -> Tensor:
+        """The loss of clip k at every gamma, which make one batch: (gammas,)."""
+        device, count = self.accelerator.device, len(self.gammas)
+        clean = clip["clean"].to(device).expand(count, -1, -1, -1, -1)
+        # The generators live on the CPU: the number does not depend on the device that a run happens to use.
+        generators = [generator(self.seed, "held out", k, f"{gamma:g}") for gamma in self.gammas]
+        noise = normal(tuple(clean.shape[1:]), generators, device=device)
+        gammas = torch.tensor(self.gammas, device=device)[:, None].expand(count, clean.shape[1])
+        labels, times = clip["labels"].to(device).expand(count), clip["times"].to(device).expand(count, -1)
+        told = gammas if network.config.conditioned_on_gamma else None
+        with self.accelerator.autocast():
+            output = network(interpolate(clean, noise, gammas), labels, times=times, gamma=told)
+        return self.objective.loss(output.sample, clean, noise, gammas).mean(dim=1)
+
+    def _clip(self, k: int, null_label: int) -> dict[str, Tensor]:
+        if k not in self._clips:
+            batch = self.collate([self.dataset.clip(self.indices[k], None)])
+            labels = batch["labels"]
+            self._clips[k] = {
+                "clean": self.encode(batch, None).cpu(),
+                "labels": torch.where(labels < 0, null_label, labels),
+                "times": batch["times"] * self.reference_fps,
+            }
+        return self._clips[k]

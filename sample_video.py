@@ -1,0 +1,8 @@
+"""Sample labelled clips, or images, from a trained model: `python sample_video.py MODEL --out DIR` (see --help)."""
+
+import sys
+
+from eqm_video.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["sample", *sys.argv[1:]]))

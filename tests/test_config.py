@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eqm_video.config import Config, load_config, parse_config, to_tree, to_yaml
+from eqm_video.errors import UserError
+from eqm_video.gamma import ContextGamma, LinearDecay, MixtureGamma, SharedGamma, TruncatedDecay
+from eqm_video.samplers.rules import NAG, GradientDescent
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def test_defaults_are_the_projects() -> None:
+    config = load_config()
+    assert config == Config()
+    assert config.objective.decay == TruncatedDecay(a=0.8, gain=4.0)
+    assert config.gamma == SharedGamma()
+    assert config.sampler.rule == NAG(step_size=0.003, mu=0.35)
+    assert dataclasses.is_dataclass(config) and config.__dataclass_params__.frozen
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_valid_and_read_back_as_they_are_written(path, tmp_path) -> None:
+    config = load_config(path)
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "again.yaml") == config
+    assert parse_config(to_tree(config)) == config
+    assert path.name in path.read_text().split("\nmodel:")[0], "the head of a recipe gives its command"
+
+
+def test_every_kind_of_value_from_yaml_and_from_overrides(tmp_path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        "train: {lr: 2e-4, steps: 1e5, mixed_precision: no, clip_norm: null, betas: [0.9, 0.95]}\n"
+        "data: {flip: true, root: 2024}\ntrack: {to: wandb}\n"
+    )
+    config = load_config(tmp_path / "r.yaml")
+    assert config.train.lr == 2e-4 and config.train.steps == 100_000 and type(config.train.steps) is int
+    assert config.train.mixed_precision == "no" and config.train.clip_norm is None and config.train.betas == (0.9, 0.95)
+    assert config.data.flip is True and config.data.root == "2024" and config.track.to == ("wandb",)
+    overrides = ["train.lr=5e-5", "train.steps=1e3", "data.flip=false", "train.mixed_precision=no", "data.root=017"]
+    overrides += ["track.to=wandb,tensorboard", "held_out.gammas=[0.1, 0.9]", "train.clip_norm=2", "data.split=train"]
+    config = load_config(tmp_path / "r.yaml", overrides)
+    assert config.train.lr == 5e-5 and config.train.steps == 1000 and config.data.flip is False
+    assert config.data.root == "017" and config.track.to == ("wandb", "tensorboard")
+    assert config.held_out.gammas == (0.1, 0.9) and config.train.clip_norm == 2.0 and config.data.split == "train"
+    assert load_config(tmp_path / "r.yaml", ["data.split=null", "track.to="]).track.to == ()
+
+
+def test_bare_frames_sets_the_datas() -> None:
+    assert load_config(None, ["frames=1"]).data.frames == 1
+
+
+def test_a_choice_takes_the_fields_of_its_kind() -> None:
+    config = load_config(None, ["objective.decay.kind=linear", "gamma=per_frame", "sampler.kind=gd"])
+    assert config.objective.decay == LinearDecay(gain=4.0)
+    assert config.sampler.rule == GradientDescent(step_size=0.003)
+    assert "mu" not in to_tree(config)["sampler"] and to_tree(config)["sampler"]["steps"] == 250
+    config = load_config(None, ["gamma={kind: mixture, shared: 0.5, context: 0.5, per_frame: 0}"])
+    assert config.gamma == MixtureGamma(0.5, 0.5, 0.0)
+    config = load_config(None, ["gamma.kind=context", "gamma.patterns=prefix,ends", "sampler.mu=0.2"])
+    assert config.gamma == ContextGamma(("prefix", "ends")) and config.sampler.rule == NAG(0.003, 0.2)
+
+
+def test_a_new_kind_drops_the_recipes_keys_of_the_old_one(tmp_path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        "objective: {decay: {kind: truncated, a: 0.7, gain: 2.0}}\nsampler: {kind: nag, mu: 0.1, steps: 9}\n"
+        "gamma: shared\n"
+    )
+    overrides = ["sampler.step_size=0.01", "sampler.kind=gd", "objective.decay.kind=linear", "gamma.kind=context"]
+    config = load_config(tmp_path / "r.yaml", overrides)
+    assert config.objective.decay == LinearDecay(gain=2.0)
+    assert config.sampler.rule == GradientDescent(0.01) and config.sampler.steps == 9
+    assert config.gamma == ContextGamma()
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("train.lrr=1", r"unknown key 'train.lrr'; did you mean 'train.lr'"),
+        ("lr=1", r"unknown key 'lr'; did you mean 'train.lr'"),
+        ("frame=1", r"did you mean 'data.frames'"),
+        ("modle.preset=x", r"unknown key 'modle'; did you mean 'model'"),
+        ("train.adam.beta=1", r"unknown key 'train.adam'"),
+        ("train.lr.x=1", r"train.lr: expected a number, got \{"),
+        ("objective.decay.b=1", r"unknown key 'objective.decay.b': kind 'truncated' .* a, gain"),
+        ("objective.decay.kind=truncate", r"objective.decay.kind: 'truncate' .* did you mean 'truncated'"),
+        ("objective.decay.a=1.5", r"objective.decay: .*below 1"),
+        ("gamma=3", r"gamma must be a kind"),
+        ("sampler.kind=nagg", r"sampler.kind: 'nagg' is not one of gd, nag; did you mean 'nag'"),
+        ("train.steps=2.5", r"train.steps: expected a whole number, got 2.5"),
+        ("train.steps=many", r"train.steps: expected a whole number, got 'many'"),
+        ("train.steps=true", r"train.steps: expected a whole number, got True"),
+        ("train.lr=nan", r"train.lr: expected a number"),
+        ("train.compile=2", r"train.compile: expected true or false"),
+        ("train.betas=0.9", r"train.betas: expected 2 values"),
+        ("train.schedule=step", r"train.schedule: 'step' is not one of constant, cosine, linear"),
+        ("track.to=wandbb", r"track.to\[0\]: 'wandbb' .* did you mean 'wandb'"),
+        ("train=3", r"train must be a mapping"),
+        ("train.steps", r"write section.key=value"),
+        ("data.root=[", None),
+        ("train.lr=[", r"train.lr: cannot read"),
+        ("train.lr=0", r"train.lr is 0.0: it must be greater than 0"),
+        ("train.keep=0", r"train.keep is 0"),
+        ("train.ema=1.5", r"train.ema is 1.5: it must lie between 0 and 1"),
+        ("data.workers=-1", r"must not be negative"),
+        ("held_out.gammas=0.5,1", r"held_out.gammas is \[0.5, 1.0\]"),
+        ("data.kind=images", r"add frames=1"),
+        ("model.temporal=false", r"model.temporal=true, or frames=1"),
+        ("train.accumulation=3", r"cannot be cut into"),
+    ],
+)
+def test_wrong_overrides_are_sentences(override, sentence) -> None:
+    if sentence is None:
+        assert load_config(None, [override]).data.root == "["
+        return
+    with pytest.raises(UserError, match=sentence):
+        load_config(None, [override])
+
+
+def test_wrong_files_are_sentences(tmp_path) -> None:
+    with pytest.raises(UserError, match="cannot read the recipe"):
+        load_config(tmp_path / "none.yaml")
+    for text, sentence in (("a: [", "not valid YAML"), ("- 1", "mapping of sections"), ("train: 3", "must be a map")):
+        (tmp_path / "r.yaml").write_text(text)
+        with pytest.raises(UserError, match=sentence):
+            load_config(tmp_path / "r.yaml")
+    (tmp_path / "r.yaml").write_text("")
+    assert load_config(tmp_path / "r.yaml") == Config()
+
+
+def test_the_resolved_tree_is_plain_yaml() -> None:
+    tree = yaml.safe_load(to_yaml(load_config(None, ["gamma=mixture", "track.to=wandb"])))
+    assert tree["gamma"]["patterns"] == ["prefix"] and tree["track"]["to"] == ["wandb"]
+    assert tree["train"]["lr"] == 1e-4 and tree["sampler"]["kind"] == "nag"

@@ -1,0 +1,126 @@
+"""Two processes on the CPU: the run of one process with the same global batch, and launches that cannot work."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from tiny_run import ROOT, read_metrics, run_command, write_codec, write_videos
+
+from eqm_video.build import check_launch
+from eqm_video.errors import UserError
+
+STEPS = 12
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("recipe")
+    write_codec(folder / "codec")
+    write_videos(folder / "videos", size=16)
+    return [
+        f"data.root={folder / 'videos'}",
+        f"codec.name={folder / 'codec'}",
+        *("model.preset=EqM-Nano/4", "data.size=16", "frames=3", "data.frame_interval=2", "data.workers=0"),
+        *("gamma=mixture", f"train.steps={STEPS}", "train.batch_size=4", "train.save_every=100", "train.log_every=2"),
+        *("train.ema=0.9", "preview.every=6", "preview.samples=3", "sampler.steps=2", "train.label_dropout=0.3"),
+    ]
+
+
+def two_processes(*arguments: str) -> subprocess.Popen:
+    # Accelerate sees no second process on a CPU unless it is told to use the CPU.
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
+    words = [sys.executable, *TORCHRUN, str(ROOT / "train_video.py"), *arguments]
+    return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def exported(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "export" / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+def assert_close(folder: Path, expected: Path) -> None:
+    ours, theirs = exported(folder), exported(expected)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.allclose(ours[name], theirs[name], rtol=1e-3, atol=2e-5), name
+
+
+@pytest.fixture(scope="module")
+def alone(recipe, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    done = run_command(*recipe, f"run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_two_processes_train_the_run_of_one(recipe, alone, tmp_path) -> None:
+    folder = tmp_path / "run"
+    output, errors = two_processes(*recipe, f"run.dir={folder}", "train.accumulation=2").communicate(timeout=120)
+    # Judged by its files: gloo sometimes aborts a process at its very end, after everything has been written.
+    assert (folder / "export").is_dir(), errors
+    assert "2 processes x 2 accumulated x 1" in output
+    assert_close(folder, alone)
+    for line, twin in zip(read_metrics(folder), read_metrics(alone), strict=True):
+        assert line["loss"] == pytest.approx(twin["loss"], rel=1e-4)
+        assert line["grad_norm"] == pytest.approx(twin["grad_norm"], rel=1e-3)
+        assert line["loss_by_gamma"] == pytest.approx(twin["loss_by_gamma"], rel=1e-3)
+    previews = [path.name for path in sorted((folder / "previews").iterdir())]
+    assert previews == ["step_00000006.gif", "step_00000012.gif"]
+
+
+def test_a_signal_to_one_process_stops_both_and_one_process_goes_on(recipe, alone, tmp_path) -> None:
+    folder = tmp_path / "run"
+    long = ["train.steps=100000", "preview.every=0"]
+    launcher = two_processes(*recipe, *long, f"run.dir={folder}")
+    deadline = time.monotonic() + 90
+    while not (folder / "metrics.jsonl").is_file():
+        assert launcher.poll() is None and time.monotonic() < deadline, launcher.communicate()
+        time.sleep(0.001)
+    worker = next(p for p in psutil.Process(launcher.pid).children() if "train_video.py" in " ".join(p.cmdline()))
+    worker.terminate()
+    output, errors = launcher.communicate(timeout=60)
+    assert "type the same command with --resume" in output, errors
+    checkpoints = list((folder / "checkpoints").iterdir())
+    assert len(checkpoints) == 1
+    stopped = int(checkpoints[0].name[5:])
+    steps = max(STEPS, stopped)
+    done = run_command(*recipe, f"run.dir={folder}", "--resume", f"train.steps={steps}", "preview.every=0")
+    assert done.returncode == 0, done.stderr
+    assert "2 processes then, 1 now" in done.stdout
+    if steps == STEPS:
+        assert_close(folder, alone)
+
+
+def test_launches_that_would_train_alone_are_refused(monkeypatch) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    accelerator = Accelerator(cpu=True)
+    check_launch(accelerator)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # torchrun without ACCELERATE_USE_CPU
+    with pytest.raises(UserError, match="started 2 processes, but Accelerate sees 1"):
+        check_launch(accelerator)
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(UserError, match="ACCELERATE_USE_CPU=1 torchrun --standalone --nproc_per_node 2"):
+        check_launch(accelerator)
+
+
+def test_accelerate_launch_on_the_cpu_with_two_processes_is_refused_in_truth(recipe, tmp_path) -> None:
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    words = [*launch, str(ROOT / "train_video.py"), *recipe, f"run.dir={tmp_path / 'run'}"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "starts a single one" in done.stderr and "torchrun --standalone" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,59 @@
+"""Latents kept in memory: the same clips as encoding them again each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from eqm_video.codec import Codec
+from eqm_video.data import latents
+from eqm_video.data.datasets import collate, open_data
+from eqm_video.data.latents import LatentSet, collate_latents
+from eqm_video.data.shapes import write_moving_shapes
+from eqm_video.errors import UserError
+from tiny_run import write_codec
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Codec:
+    return Codec.load(str(write_codec(tmp_path_factory.mktemp("codec") / "vae")))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "Shapes"
+    write_moving_shapes(root, shapes=("Disc",), videos=2, held_out=0, frames=11, size=32)
+    for folder in root.iterdir():  # names without a direction, so that flips are allowed
+        if folder.is_dir() and folder.name != "splits":
+            folder.rename(root / folder.name.replace("Disc", "Class").translate(str.maketrans("RLDU", "abcd"))[:6])
+    for file in (root / "splits").iterdir():
+        file.unlink()
+    (root / "splits").rmdir()
+    return root
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_requests_give_the_clips_that_the_set_gives(root: Path, codec: Codec, flip: bool) -> None:
+    data = open_data("videos", root, frames=4, frame_interval=2, size=32, flip=flip)
+    stored = LatentSet(data, codec, "cpu", quiet=True)
+    requests = [(index, seed) for index in range(len(data)) for seed in (1, 2, 3)]
+    online = collate([data[request] for request in requests])
+    memory = collate_latents([stored[request] for request in requests])
+    expected = codec.moments(online["pixels"].float() / 127.5 - 1)
+    torch.testing.assert_close(memory["moments"], expected, rtol=1e-4, atol=1e-4)
+    for key in ("labels", "times"):
+        assert torch.equal(memory[key], online[key])
+    assert memory["names"] == online["names"]
+    starts = {stored[request].start for request in requests}
+    assert starts == {data[request].start for request in requests} and len(starts) > 1
+
+
+def test_a_set_that_is_too_large_is_refused_before_it_is_encoded(
+    root: Path, codec: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = open_data("videos", root, frames=4, frame_interval=2, size=32)
+    monkeypatch.setattr(latents, "LIMIT", 1000)
+    with pytest.raises(UserError, match=r"type data\.latents=online"):
+        LatentSet(data, codec, "cpu", quiet=True)

@@ -1,0 +1,368 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from eqm_video import pipeline as module
+from eqm_video.codec import Codec
+from eqm_video.errors import UserError
+from eqm_video.models.transformer import EqMTransformer
+from eqm_video.pipeline import EqMPipeline, load_pipeline
+from eqm_video.randomness import fold
+from eqm_video.samplers import NAG, GradientDescent
+
+NAMES = ["up", "down", "left"]
+
+
+def tiny_transformer(**options) -> EqMTransformer:
+    """A network whose output is not zero."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "depth": 2, "num_heads": 2, "num_labels": 3, **options}
+    network = EqMTransformer(**sizes)
+    for weight in network.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    return network.eval()
+
+
+def tiny_vae(**options) -> AutoencoderKL:
+    torch.manual_seed(1)
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        **{"scaling_factor": 0.5, "shift_factor": 0.1, **options},
+    )
+
+
+def tiny_pipeline(network=None, **options) -> EqMPipeline:
+    settings = {
+        "id2label": NAMES,
+        "decay": {"kind": "truncated", "a": 0.8, "gain": 4.0},
+        "sampler": {"kind": "nag", "step_size": 0.05, "mu": 0.3, "steps": 4, "guidance_scale": 1.0},
+        "frames": 3,
+        "fps": 10.0,
+        "reference_fps": 8.0,
+        "size": 16,
+        **options,
+    }
+    made = EqMPipeline(network or tiny_transformer(), tiny_vae(), **settings)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def save_checkpoint(folder, pipe: EqMPipeline, codec: str) -> None:
+    pipe.transformer.save_pretrained(folder / "ema")
+    keys = ("id2label", "decay", "sampler", "frames", "fps", "reference_fps", "size")
+    settings = {**{key: pipe.config[key] for key in keys}, "codec": codec}
+    (folder / "pipeline.json").write_text(json.dumps(settings))
+    (folder / "checkpoint.json").write_text('{"step": 100}')
+
+
+@pytest.fixture(scope="module")
+def pipe() -> EqMPipeline:
+    return tiny_pipeline()
+
+
+@pytest.fixture
+def export(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "export")
+    return tmp_path / "export"
+
+
+def latents(pipe, *arguments, **options):
+    return pipe(*arguments, output_type="latent", **options).frames
+
+
+# Sampling -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_descent_is_the_algorithm_on_the_labelled_field(pipe):
+    start = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(fold("sample", 7)))[None]
+    times = torch.arange(3.0)[None] * 0.8  # 8 reference frames a second, 10 frames a second
+    current, previous = start, start
+    for _ in range(4):
+        ahead = current + 0.3 * (current - previous)
+        with torch.no_grad():
+            gradient = pipe.transformer(ahead, torch.tensor([1]), times=times).sample
+        current, previous = current - 0.05 * gradient, current
+    result = pipe("down", seeds=[7], output_type="latent")
+    torch.testing.assert_close(result.frames, current)
+    assert result.nfe.tolist() == [4]
+    decoded = pipe("down", seeds=[7], output_type="pt").frames
+    torch.testing.assert_close(decoded, Codec(pipe.vae).decode(current) / 2 + 0.5)
+
+
+def test_every_setting_reaches_the_sampler(pipe):
+    base = latents(pipe, "up", seeds=[0])
+    for changed in (
+        {"steps": 5},
+        {"sampler": "gd"},
+        {"step_size": 0.1},
+        {"mu": 0.5},
+        {"guidance_scale": 2.0},
+        {"fps": 4.0},
+        {"seeds": [1]},
+    ):
+        assert not torch.equal(latents(pipe, "up", **{"seeds": [0], **changed}), base), changed
+    assert latents(pipe, "up", num_frames=1, size=(8, 32)).shape == (1, 1, 4, 4, 16)
+    same = latents(pipe, "up", seeds=[0], sampler=NAG(0.05, 0.3), steps=4, guidance_scale=1.0, fps=10.0)
+    assert torch.equal(same, base)
+    gd = latents(pipe, "up", seeds=[0], sampler="gd")
+    assert torch.equal(gd, latents(pipe, "up", seeds=[0], sampler=GradientDescent(0.05)))
+    assert torch.equal(latents(pipe, "up", seeds=[0], guidance_scale=0.0), latents(pipe, None, seeds=[0]))
+
+
+def test_guidance_extrapolates_from_the_null_label(pipe):
+    starts = latents(pipe, None, seeds=[0], steps=0)
+    one = {"seeds": [0], "steps": 1, "sampler": GradientDescent(1.0)}
+    null, label = (starts - latents(pipe, what, **one) for what in (None, "up"))
+    guided = starts - latents(pipe, "up", guidance_scale=3.0, **one)
+    torch.testing.assert_close(guided, null + 3 * (label - null), atol=1e-5, rtol=1e-4)
+
+
+def test_a_seed_gives_the_same_sample_in_every_batch(pipe):
+    labels = ["left", "up", None, 1]
+    together = latents(pipe, labels, seeds=[3, 4, 5, 6])
+    starts = latents(pipe, labels, seeds=[3, 4, 5, 6], steps=0)
+    for index in range(4):
+        alone = {"seeds": [3 + index]}
+        assert torch.equal(latents(pipe, [labels[index]], steps=0, **alone)[0], starts[index])
+        torch.testing.assert_close(latents(pipe, [labels[index]], **alone)[0], together[index], atol=1e-5, rtol=1e-4)
+    assert torch.equal(latents(pipe, labels, seeds=[3, 4, 5, 6]), together)
+
+
+def test_generators_instead_of_seeds(pipe):
+    def made(*seeds):
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    two = latents(pipe, ["up", "up"], generator=made(1, 2))
+    assert torch.equal(two, latents(pipe, ["up", "up"], generator=made(1, 2)))
+    assert not torch.equal(two[0], two[1])
+    one = latents(pipe, ["up", "up"], generator=made(1)[0])
+    assert not torch.equal(one[0], one[1])
+    torch.manual_seed(5)
+    fresh = latents(pipe, "up")
+    assert not torch.equal(fresh, latents(pipe, "up"))
+    torch.manual_seed(5)
+    assert torch.equal(fresh, latents(pipe, "up"))
+
+
+def test_output_types(pipe):
+    made = {kind: pipe(["up", "down"], seeds=[0, 1], output_type=kind).frames for kind in module.OUTPUT_TYPES}
+    assert made["np"].shape == made["uint8"].shape == (2, 3, 16, 16, 3)
+    assert made["pt"].shape == (2, 3, 3, 16, 16) and made["latent"].shape == (2, 3, 4, 8, 8)
+    assert made["np"].dtype == np.float32 and 0 <= made["np"].min() < made["np"].max() <= 1
+    assert np.abs(made["np"] * 255 - made["uint8"]).max() <= 0.51
+    assert [len(clip) for clip in made["pil"]] == [3, 3]
+    assert (np.asarray(made["pil"][1][2]) == made["uint8"][1, 2]).all()
+    assert made["pil"][0][0].size == (16, 16)
+
+
+def test_number_of_samples(pipe):
+    assert len(pipe(output_type="latent").frames) == 1
+    assert len(pipe(num_samples=3, output_type="latent").frames) == 3
+    assert len(pipe(2, num_samples=2, output_type="latent").frames) == 2
+    assert len(pipe(seeds=[1, 2], output_type="latent").frames) == 2
+    assert len(pipe(np.array([1, 2]), output_type="latent").frames) == 2
+    assert len(pipe(torch.tensor([1, 2, 0]), output_type="latent").frames) == 3
+
+
+def test_callback_and_tolerance(pipe):
+    seen = []
+    result = pipe("up", seeds=[0], output_type="latent", callback=lambda step, now, gradient: seen.append((step, now)))
+    assert [step for step, _ in seen] == [0, 1, 2, 3]
+    assert torch.equal(seen[-1][1], result.frames)
+    stopped = pipe(["up", "up"], seeds=[0, 1], tolerance=1e6, output_type="latent")
+    assert stopped.nfe.tolist() == [1, 1]
+
+
+def test_image_models_and_other_precisions():
+    images = tiny_pipeline(tiny_transformer(temporal=False), frames=1)
+    assert images("up", output_type="np").frames.shape == (1, 1, 16, 16, 3)
+    with pytest.raises(UserError, match=r"image model.*frames=1"):
+        images("up", num_frames=2)
+    half = tiny_pipeline()
+    half.transformer.to(torch.bfloat16)
+    exact = latents(tiny_pipeline(), "up", seeds=[0])
+    rough = latents(half, "up", seeds=[0])
+    assert rough.dtype == torch.float32  # the descent itself stays in float32
+    torch.testing.assert_close(rough, exact, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"labels": "uo"}, "unknown label 'uo'; did you mean up.*known labels: up, down, left"),
+        ({"labels": ["up", 4]}, "label 4 is out of range.*3 labels"),
+        ({"labels": [-1]}, "out of range"),
+        ({"labels": []}, "one label for each"),
+        ({"labels": ["up", "up"], "num_samples": 3}, "2 labels for 3 samples"),
+        ({"labels": "up", "num_samples": 0}, "num_samples"),
+        ({"labels": ["up", "up"], "seeds": [1]}, "2 samples but 1 seeds"),
+        ({"seeds": [1], "generator": torch.Generator()}, "exclude each other"),
+        ({"num_frames": 0}, "frames is 0"),
+        ({"num_frames": 2.5}, "frames is 2.5"),
+        ({"fps": 0}, "fps is 0"),
+        ({"size": 18}, r"18x18.*divisible by 4 = 2 \(codec\) x 2 \(patch\).*16x16"),
+        ({"size": 0}, "nearest is 4x4"),
+        ({"steps": -1}, "steps"),
+        ({"sampler": "heun"}, "heun.*gd, nag"),
+        ({"sampler": "gd", "mu": 0.3}, "'gd' has no mu"),
+        ({"sampler": NAG(0.1), "step_size": 0.1}, "brings its own"),
+        ({"step_size": -1.0}, "step_size"),
+        ({"mu": 1.5}, "mu"),
+        ({"guidance_scale": float("nan")}, "guidance_scale"),
+        ({"output_type": "gif"}, "gif.*pil, np"),
+    ],
+)
+def test_wrong_arguments(pipe, arguments, says):
+    with pytest.raises(UserError, match=says):
+        pipe(**arguments)
+
+
+def test_divergence_is_a_sentence(pipe):
+    with pytest.raises(UserError, match="step_size"):
+        pipe("up", seeds=[0], step_size=1e30, steps=40)
+
+
+def test_parts_that_do_not_fit():
+    with pytest.raises(UserError, match="4 latent channels, the codec has 3"):
+        EqMPipeline(tiny_transformer(), tiny_vae(latent_channels=3))
+    with pytest.raises(UserError, match=r"unknown sampler settings \['eta'\]"):
+        tiny_pipeline(sampler={"eta": 0.1})
+    with pytest.raises(UserError, match="give size"):
+        tiny_pipeline(size=None)("up")
+    with pytest.raises(UserError, match="labels have no names; give numbers from 0 to 2"):
+        tiny_pipeline(id2label=None)("up")
+    with pytest.raises(UserError, match="conditioned_on_gamma"):
+        tiny_pipeline(tiny_transformer(conditioned_on_gamma=True))("up")
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def test_export_round_trip(pipe, export):
+    names = {str(path.relative_to(export)) for path in export.rglob("*") if path.is_file()}
+    weights = "diffusion_pytorch_model.safetensors"
+    folders = ("transformer", "vae")
+    assert names == {"model_index.json", *(f"{one}/{file}" for one in folders for file in ("config.json", weights))}
+    loaded = EqMPipeline.from_pretrained(export)
+    loaded.set_progress_bar_config(disable=True)
+    for key in ("id2label", "decay", "sampler", "frames", "fps", "reference_fps", "size"):
+        assert loaded.config[key] == pipe.config[key], key
+    assert loaded.labels == {0: "up", 1: "down", 2: "left"}
+    assert torch.equal(latents(loaded, "left", seeds=[1]), latents(pipe, "left", seeds=[1]))
+    half = EqMPipeline.from_pretrained(str(export), torch_dtype=torch.bfloat16)
+    assert half.transformer.dtype == half.vae.dtype == torch.bfloat16
+    replaced = EqMPipeline.from_pretrained(export, vae=tiny_vae(scaling_factor=2.0), fps=5.0)
+    assert replaced.vae.config.scaling_factor == 2.0 and replaced.config.fps == 5.0
+
+
+def change_json(file, **values):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("index", "no model_index.json.*transformer, vae"),
+        ("pipeline class", "DiTPipeline, which is another architecture"),
+        ("network class", "holds a DiTTransformer2DModel, another architecture"),
+        ("network size", "cannot load the network.*shape"),
+        ("network depth", "another architecture.*unexpected keys"),
+        ("network file", "safetensors"),
+        ("vae", "no config.json|neither config.json"),
+    ],
+)
+def test_what_is_no_export(export, change, says):
+    network, index = export / "transformer" / "config.json", export / "model_index.json"
+    if change == "index":
+        index.unlink()
+    elif change == "pipeline class":
+        change_json(index, _class_name="DiTPipeline")
+    elif change == "network class":
+        change_json(network, _class_name="DiTTransformer2DModel")
+    elif change == "network size":
+        change_json(network, hidden_size=64)
+    elif change == "network depth":
+        change_json(network, depth=1)
+    elif change == "network file":
+        (export / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    else:
+        (export / "vae" / "config.json").unlink()
+    with pytest.raises(UserError, match=says):
+        EqMPipeline.from_pretrained(export)
+
+
+def test_checkpoints_runs_and_networks(pipe, export, tmp_path):
+    tiny_vae().save_pretrained(tmp_path / "codec")
+    run = tmp_path / "run"
+    for step in (100, 200):
+        save_checkpoint(run / "checkpoints" / f"step_{step:08d}", pipe, str(tmp_path / "codec"))
+    (run / "checkpoints" / "step_00000300" / "ema").mkdir(parents=True)  # not whole
+    expected = latents(pipe, "left", seeds=[1])
+
+    settings = {key: pipe.config.sampler[key] for key in ("step_size", "mu", "steps")}
+
+    def check(source, found, **options):
+        loaded, where = load_pipeline(source, **options)
+        loaded.set_progress_bar_config(disable=True)
+        assert where == str(found)
+        assert torch.equal(latents(loaded, [2], seeds=[1], size=16, num_frames=3, fps=10.0, **settings), expected)
+        return loaded
+
+    loaded = check(run, run / "checkpoints" / "step_00000200")
+    assert loaded.labels == pipe.labels and loaded.config.sampler == pipe.config.sampler
+    check(run / "checkpoints" / "step_00000100", run / "checkpoints" / "step_00000100")
+    check(tmp_path / "export", tmp_path / "export")
+    check(export / "transformer", export / "transformer", codec=str(tmp_path / "codec"))
+    shutil.copytree(export, run / "export")
+    check(run, run / "export")
+    assert EqMPipeline.from_checkpoint(run / "checkpoints" / "step_00000100").config.frames == 3
+
+
+def test_folders_that_cannot_be_sampled(pipe, export, tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "runs" / "checkpoints" / "step_00000001", pipe, "missing-codec")
+    checkpoint = tmp_path / "runs" / "checkpoints" / "step_00000001"
+    with pytest.raises(UserError, match="it is a training checkpoint"):
+        EqMPipeline.from_pretrained(checkpoint)
+    with pytest.raises(UserError, match="it is a training run"):
+        EqMPipeline.from_pretrained(tmp_path / "runs")
+    with pytest.raises(UserError, match="missing-codec"):
+        load_pipeline(checkpoint)
+    loaded, _ = load_pipeline(checkpoint, codec=str(export / "vae"))
+    assert loaded.codec.downsampling == 2
+    with pytest.raises(UserError, match=r"single EqMTransformer; add its codec \(--codec\)"):
+        load_pipeline(export / "transformer")
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match="without an export or a whole checkpoint"):
+        load_pipeline(tmp_path / "empty")
+    with pytest.raises(UserError, match="is no folder"):
+        load_pipeline(tmp_path / "nothing")
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        EqMPipeline.from_checkpoint(export)
+
+    def offline(*arguments, **options):
+        raise LocalEntryNotFoundError("cannot connect")
+
+    monkeypatch.setattr(module, "snapshot_download", offline)
+    with pytest.raises(UserError, match=r"owner/name.*cannot connect"):
+        EqMPipeline.from_pretrained("owner/name")
+
+
+def test_hub_snapshots_are_loaded_as_local_folders(export, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        module, "snapshot_download", lambda name, **options: asked.append((name, options)) or str(export)
+    )
+    assert EqMPipeline.from_pretrained("owner/name", revision="v1").config.frames == 3
+    ((name, options),) = asked
+    assert name == "owner/name" and options["revision"] == "v1"

@@ -1,0 +1,103 @@
+"""Real processes, killed at any moment: what is resumed ends with the weights of the run that was left alone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_run import ROOT, command, read_metrics, run_command, write_codec, write_videos
+
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("recipe")
+    write_codec(folder / "codec")
+    write_videos(folder / "videos", size=16)
+    return [
+        f"data.root={folder / 'videos'}",
+        f"codec.name={folder / 'codec'}",
+        *("model.preset=EqM-Nano/4", "data.size=16", "frames=3", "data.frame_interval=2", "data.workers=1"),
+        *("gamma=mixture", f"train.steps={STEPS}", "train.batch_size=2", "train.save_every=2", "train.log_every=1"),
+        *("train.schedule=cosine", "train.warmup=5", "train.ema=0.95", "preview.every=0", "train.label_dropout=0.3"),
+    ]
+
+
+def exported(folder: Path) -> str:
+    weights = folder / "export" / "transformer" / "diffusion_pytorch_model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def straight(recipe, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    done = run_command(*recipe, f"run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def newest_step(folder: Path) -> int:
+    return max((int(path.name[5:]) for path in (folder / "checkpoints").glob("step_*")), default=0)
+
+
+def kill_when(reached: Callable[[], bool], arguments: list[str], number: int = signal.SIGKILL) -> subprocess.Popen:
+    """Start the command and send it a signal as soon as something is reached."""
+    process = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not reached():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.0005)
+    os.kill(process.pid, number)
+    return process
+
+
+def test_killed_twice_while_training_and_while_writing_then_resumed(recipe, straight, tmp_path) -> None:
+    folder = tmp_path / "run"
+    arguments = [*recipe, f"run.dir={folder}", "--resume"]
+    # In the middle of writing: the folder of a checkpoint is there, but not yet under its name.
+    writing = lambda: newest_step(folder) >= 8 and any((folder / "checkpoints").glob(".incomplete-step*"))  # noqa: E731
+    assert kill_when(writing, arguments).wait() == -signal.SIGKILL
+    assert newest_step(folder) < STEPS
+    # At a random moment of a random step.
+    moment = random.Random(time.time()).uniform(0, 0.3)
+    start, since = newest_step(folder), []
+
+    def some_time_later() -> bool:
+        if newest_step(folder) > start:
+            since.append(time.monotonic())
+        return bool(since) and time.monotonic() - since[0] > moment
+
+    assert kill_when(some_time_later, arguments).wait() == -signal.SIGKILL
+    assert start < newest_step(folder) < STEPS, f"killed {moment} s after the first checkpoint"
+    done = run_command(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming {folder}/checkpoints/step_" in done.stdout
+    assert exported(folder) == exported(straight), f"killed {moment} s after a checkpoint"
+    assert not list((folder / "checkpoints").glob(".incomplete*"))
+    lines, expected = read_metrics(folder), read_metrics(straight)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert [line["loss"] for line in lines] == [line["loss"] for line in expected]
+
+
+def test_sigterm_ends_cleanly_with_a_checkpoint_and_resumes(recipe, straight, tmp_path) -> None:
+    folder = tmp_path / "run"
+    arguments = [*recipe, f"run.dir={folder}", "train.save_every=1000"]
+    process = kill_when(lambda: (folder / "metrics.jsonl").is_file(), arguments, signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "--resume" in output and "Traceback" not in errors
+    assert 0 < newest_step(folder) < STEPS
+    assert not (folder / "export").exists()
+    again = run_command(*arguments)
+    assert again.returncode == 2 and "already holds a run" in again.stderr and "--resume" in again.stderr
+    done = run_command("--resume", f"run.dir={folder}")  # its own recipe
+    assert done.returncode == 0, done.stderr
+    assert exported(folder) == exported(straight)

@@ -1,0 +1,346 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_pipeline import save_checkpoint, tiny_pipeline, tiny_transformer
+
+import eqm_video
+from eqm_video import cli
+from eqm_video.cli import sample as module
+from eqm_video.pipeline import EqMPipeline
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "export"
+    tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+def run(*arguments) -> int:
+    return cli.main(["sample", *map(str, arguments)])
+
+
+def npz(out: Path) -> tuple[np.ndarray, list[int]]:
+    with np.load(out / "samples.npz") as file:
+        return file["arr_0"], file["labels"].tolist()
+
+
+def files(out: Path) -> set[str]:
+    return {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+
+
+def fails(capsys, *arguments) -> str:
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err.splitlines()[-1]  # below the progress bar, where there is one
+    assert error.startswith("error: ") and "Traceback" not in error
+    return error
+
+
+def test_videos(export, tmp_path, capsys):
+    assert run(export, "--out", tmp_path, "--num-samples", 5, "--labels", "left", "up", "--seed", 7) == 0
+    clips = {f"clips/{k:06d}.gif" for k in range(5)}
+    assert files(tmp_path) == {"grid.gif", "samples.npz", "samples.json", *clips}
+    samples, labels = npz(tmp_path)
+    assert samples.shape == (5, 3, 16, 16, 3) and samples.dtype == np.uint8
+    assert labels == [2, 0, 2, 0, 2]
+    expected = tiny_pipeline()([2, 0, 2, 0, 2], seeds=range(7, 12), output_type="uint8").frames
+    assert (samples == expected).all()
+    record = json.loads((tmp_path / "samples.json").read_text())
+    assert record["labels"] == ["left", "up"] * 2 + ["left"] and record["seeds"] == [7, 8, 9, 10, 11]
+    assert record["settings"]["sampler"] == {"kind": "nag", "step_size": 0.05, "mu": 0.3}
+    assert (record["settings"]["steps"], record["settings"]["fps"]) == (4, 10.0)
+    grid = Image.open(tmp_path / "grid.gif")
+    assert grid.size == (2 + 3 * 130, 2 + 2 * (130 + 19))
+    said = capsys.readouterr().out
+    assert "grid.gif" in said and "samples.npz" in said
+
+
+def test_images_through_a_bare_override(export, tmp_path):
+    assert run(export, "frames=1", "--out", tmp_path, "num_samples=3", "--labels", "none", "--clips", 2) == 0
+    assert files(tmp_path) == {"grid.png", "samples.npz", "samples.json", "clips/000000.png", "clips/000001.png"}
+    samples, labels = npz(tmp_path)
+    assert samples.shape == (3, 16, 16, 3) and labels == [-1, -1, -1]
+    assert (np.asarray(Image.open(tmp_path / "clips" / "000001.png")) == samples[1]).all()
+    expected = tiny_pipeline()(seeds=range(3), num_frames=1, output_type="uint8").frames
+    assert (samples == expected[:, 0]).all()
+
+
+def test_all_options_reach_the_pipeline(export, tmp_path):
+    given = (
+        "--steps 3 --sampler gd --step-size 0.02 --guidance-scale 2 --fps 4 --size 8x16 --format mp4,png --columns 1"
+    )
+    assert run(export, "--out", tmp_path, "--num-samples", 2, "data.frames=2", *given.split()) == 0
+    expected = tiny_pipeline()(
+        [0, 1],
+        seeds=[0, 1],
+        steps=3,
+        sampler="gd",
+        step_size=0.02,
+        guidance_scale=2,
+        fps=4,
+        size=(8, 16),
+        num_frames=2,
+        output_type="uint8",
+    ).frames
+    assert (npz(tmp_path)[0] == expected).all()
+    clips = {f"clips/{k:06d}.{kind}" for k in range(2) for kind in ("mp4", "png")}
+    assert files(tmp_path) == {"grid.mp4", "grid.png", "samples.npz", "samples.json", *clips}
+    strip = np.asarray(Image.open(tmp_path / "clips" / "000001.png"))
+    assert (strip == np.concatenate(list(expected[1]), axis=1)).all()
+
+
+def test_labels_balanced_and_random(export, tmp_path):
+    assert run(export, "--out", tmp_path / "all", "--num-samples", 7, "--steps", 1) == 0
+    assert npz(tmp_path / "all")[1] == [0, 1, 2, 0, 1, 2, 0]
+    drawn = {}
+    for seed in (0, 1):
+        out = tmp_path / f"random{seed}"
+        assert run(export, "--out", out, "--labels", "random", "--num-samples", 12, "--steps", 1, "--seed", seed) == 0
+        drawn[seed] = npz(out)[1]
+    assert set(drawn[0]) == {0, 1, 2}
+    assert drawn[1][:-1] == drawn[0][1:]  # a label belongs to its seed, as the noise does
+    ids = module.choose_labels(tiny_pipeline(), ["1", "up"], 3, 0)
+    assert ids == [1, 0, 1]
+
+
+def count_batches(monkeypatch, stop_after: int | None = None) -> list[int]:
+    """The size of every batch that is sampled from now on; after `stop_after` batches the run is interrupted."""
+    sizes, call = [], EqMPipeline.__call__
+
+    def counted(self, labels, **options):
+        if len(sizes) == stop_after:
+            raise KeyboardInterrupt
+        sizes.append(len(labels))
+        return call(self, labels, **options)
+
+    monkeypatch.setattr(EqMPipeline, "__call__", counted)
+    return sizes
+
+
+def test_an_interrupted_run_goes_on(export, tmp_path, monkeypatch, capsys):
+    common = (export, "--num-samples", 7, "--labels", "up", "down")
+    assert run(*common, "--out", tmp_path / "whole", "--batch-size", 2) == 0
+    out = tmp_path / "parts"
+    with monkeypatch.context() as patch:
+        sizes = count_batches(patch, stop_after=2)
+        assert run(*common, "--out", out, "--batch-size", 2) == 130
+        assert sizes == [2, 2]
+    assert "samples.npz" not in files(out) and "clips/000003.gif" in files(out)
+    assert "steps: 4 there, 5 here" in fails(capsys, *common, "--out", out, "--steps", 5)
+    (out / "parts" / ".00000004.npy.aside").write_bytes(b"half")
+    (out / "clips" / "000001.gif").unlink()
+    with monkeypatch.context() as patch:
+        sizes = count_batches(patch)
+        assert run(*common, "--out", out, "--batch-size", 5) == 0
+        assert sizes == [3]
+        assert run(*common, "--out", out, "--batch-size", 5) == 0  # finished: nothing to sample
+        assert sizes == [3]
+    assert files(out) == files(tmp_path / "whole")
+    difference = npz(out)[0].astype(int) - npz(tmp_path / "whole")[0]
+    assert np.abs(difference).max() <= 1 and npz(out)[1] == npz(tmp_path / "whole")[1]
+
+
+def test_finished_samples_are_shown_anew_without_sampling(export, tmp_path, monkeypatch):
+    common = (export, "--out", tmp_path, "--num-samples", 3, "--steps", 1)
+    assert run(*common, "--clips", 0) == 0
+    assert files(tmp_path) == {"grid.gif", "samples.npz", "samples.json"}
+    sizes = count_batches(monkeypatch)
+    assert run(*common, "--format", "gif,png", "--scale", 1) == 0
+    assert sizes == [] and "clips/000002.png" in files(tmp_path)
+    assert Image.open(tmp_path / "grid.gif").size[0] == 2 + 2 * 18
+
+
+def test_other_samples_are_not_mixed_in(export, tmp_path, capsys):
+    common = ("--out", tmp_path, "--num-samples", 4, "--steps", 1)
+    assert run(export, *common) == 0
+    before = npz(tmp_path)[0]
+    assert "seed: 0 there, 9 here" in fails(capsys, export, *common, "--seed", 9)
+    other = tmp_path / "other"
+    torch.manual_seed(3)
+    changed = tiny_pipeline()
+    torch.nn.init.normal_(changed.transformer.head.linear.weight, std=0.2)
+    changed.save_pretrained(other)
+    assert "model:" in fails(capsys, other, *common)
+    assert (npz(tmp_path)[0] == before).all()
+    (tmp_path / "mine.txt").write_text("keep")
+    assert run(export, "--out", tmp_path, "--num-samples", 2, "--steps", 1, "--seed", 9, "--overwrite") == 0
+    assert len(npz(tmp_path)[0]) == 2 and "clips/000002.gif" not in files(tmp_path) and "mine.txt" in files(tmp_path)
+    (tmp_path / "samples.json").unlink()
+    assert "unknown settings" in fails(capsys, export, *common)
+    (tmp_path / "samples.json").write_text("{}")
+    assert "damaged" in fails(capsys, export, *common)
+
+
+def test_many_samples_are_joined_from_many_parts(export, tmp_path, monkeypatch):
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (96, limit[1]))  # the parts must not all be open at once
+    try:
+        assert run(export, "--out", tmp_path, "frames=1", "--num-samples", 150, "--batch-size", 1, "steps=1") == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert len(npz(tmp_path)[0]) == 150
+    assert len([name for name in files(tmp_path) if name.startswith("clips/")]) == 64
+
+
+def test_checkpoint_and_run_folders(export, tmp_path):
+    runs = tmp_path / "runs"
+    save_checkpoint(runs / "checkpoints" / "step_00000100", tiny_pipeline(), str(export / "vae"))
+    for name, model in (("run", runs), ("checkpoint", runs / "checkpoints" / "step_00000100"), ("export", export)):
+        assert run(model, "--out", tmp_path / name, "--num-samples", 2) == 0
+    assert (npz(tmp_path / "run")[0] == npz(tmp_path / "export")[0]).all()
+    assert (npz(tmp_path / "checkpoint")[0] == npz(tmp_path / "export")[0]).all()
+
+
+def test_codec_override_and_mixed_precision(export, tmp_path):
+    common = (
+        "--num-samples",
+        1,
+        "--size",
+        16,
+        "--frames",
+        3,
+        "--fps",
+        10,
+        "--steps",
+        4,
+        "--step-size",
+        0.05,
+        "--mu",
+        0.3,
+    )
+    model, codec = export / "transformer", export / "vae"
+    assert run(model, "--codec", codec, "--out", tmp_path / "a", *common, "--labels", 0) == 0
+    assert run(export, "--out", tmp_path / "b", *common, "--labels", "up") == 0
+    assert (npz(tmp_path / "a")[0] == npz(tmp_path / "b")[0]).all()
+    assert run(export, "--out", tmp_path / "c", *common, "--labels", "up", "--mixed-precision", "bf16") == 0
+    difference = np.abs(npz(tmp_path / "c")[0].astype(int) - npz(tmp_path / "b")[0])
+    assert difference.max() > 0 and difference.mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--labels", "uq"), "unknown label 'uq'; did you mean up"),
+        (("--labels", "7"), "label 7 is out of range"),
+        (("--size", "18"), "not divisible by 4"),
+        (("--sampler", "gd", "--mu", "0.2"), "no mu"),
+        (("--mu", "1"), "mu"),
+        (("--step-size", "1e30", "--steps", "40"), "step_size"),
+        (("--format", "webm"), "'webm': allowed is gif, mp4, png"),
+        (("frames=1", "--format", "gif"), "allowed is png"),
+        (("franes=1",), "unknown override 'franes=1'; did you mean frames=1?"),
+        (("--device", "cuda:77"), "cuda:77 cannot be used"),
+        (("--codec", "nowhere"), "codec 'nowhere' is no folder"),
+    ],
+)
+def test_wrong_options(export, tmp_path, arguments, says, capsys):
+    assert says in fails(capsys, export, "--out", tmp_path, "--num-samples", 1, *arguments)
+    assert not (tmp_path / "samples.npz").exists()
+
+
+def test_a_run_that_failed_leaves_the_folder_free(export, tmp_path, capsys):
+    assert "step_size" in fails(capsys, export, "--out", tmp_path, "--step-size", 1e30, "--steps", 40)
+    assert run(export, "--out", tmp_path, "--num-samples", 2, "--step-size", 0.01) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--num-samples", "0"), "--num-samples: '0' is not a whole number of at least 1"),
+        (("frames=0",), "--frames: '0' is not a whole number"),
+        (("--fps", "-2"), "--fps: '-2' is not a number above 0"),
+        (("--size", "big"), "'big' is not a size in pixels"),
+        (("--guidance-scale", "nan"), "is not a number"),
+        (("--sampler", "heun"), "invalid choice: 'heun'"),
+    ],
+)
+def test_wrong_numbers(export, tmp_path, arguments, says, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(export, "--out", tmp_path, *arguments)
+    assert stopped.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_wrong_folders(export, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "cannot write to" in fails(capsys, export, "--out", tmp_path / "file" / "out")
+    assert "is no folder" in fails(capsys, tmp_path / "nothing", "--out", tmp_path / "out")
+    assert "is no folder" in fails(capsys, tmp_path / "file", "--out", tmp_path / "out")
+    assert "no model_index.json" in fails(capsys, tmp_path, "--out", tmp_path / "out")
+    tiny_pipeline(tiny_transformer(temporal=False), frames=1).save_pretrained(tmp_path / "images")
+    assert "frames=1" in fails(capsys, tmp_path / "images", "--out", tmp_path / "out", "--frames", "4")
+    config = tmp_path / "images" / "transformer" / "config.json"
+    config.write_text(config.read_text().replace('"depth": 2', '"depth": 3'))
+    assert "another architecture" in fails(capsys, tmp_path / "images", "--out", tmp_path / "out")
+
+
+def launch(root, *command) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=root, env=environment, capture_output=True, text=True
+    )
+
+
+def test_two_processes_make_the_samples_of_one(root, export, tmp_path):
+    common = ("--num-samples", 7, "--labels", "random", "--batch-size", 2)
+    assert run(export, "--out", tmp_path / "one", *common) == 0
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+    for _ in range(2):  # gloo sometimes aborts at exit, after all is written: the files decide
+        done = launch(root, *torchrun, "sample_video.py", export, "--out", tmp_path / "two", *common)
+        if (tmp_path / "two" / "samples.json").exists() and done.returncode == 0:
+            break
+    assert files(tmp_path / "two") == files(tmp_path / "one"), done.stderr
+    two, one = npz(tmp_path / "two"), npz(tmp_path / "one")
+    assert np.abs(two[0].astype(int) - one[0]).max() <= 1 and two[1] == one[1]
+    settings = [json.loads((tmp_path / name / "samples.json").read_text())["settings"] for name in ("one", "two")]
+    assert settings[0] == settings[1]
+
+
+def test_processes_that_do_not_know_each_other_are_refused(export, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine whose launch Accelerate takes for one process")
+    assert "ACCELERATE_USE_CPU=1 torchrun" in fails(capsys, export, "--out", tmp_path)
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run("--help")
+    said = capsys.readouterr().out
+    assert stopped.value.code == 0 and "--guidance-scale" in said and "--mixed-precision" in said
+
+
+def test_commands(capsys):
+    assert cli.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in cli.COMMANDS)
+    assert cli.main([]) == 2
+    assert cli.main(["sampel"]) == 2
+    assert "did you mean sample?" in capsys.readouterr().err
+
+
+def test_the_package_exports_lazily():
+    assert eqm_video.EqMPipeline is EqMPipeline
+    assert "build_model" in dir(eqm_video)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = eqm_video.nothing
+
+
+def test_entries_are_thin(root):
+    assert len((root / "sample_video.py").read_text().splitlines()) < 15
+    done = launch(root, "-m", "eqm_video", "--help")
+    assert done.returncode == 0 and "sample_video.py" in done.stdout
+    done = launch(root, "sample_video.py", "nowhere", "--out", "x")
+    assert done.returncode == 2 and done.stderr.strip().startswith("error: nowhere is no folder")

@@ -1,0 +1,276 @@
+"""`train_video.py` from the outside: dry runs, whole small runs, and every wrong input as one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from PIL import Image
+from tiny_run import ROOT, read_metrics, run_command, tiny_network, write_codec, write_videos
+
+from eqm_video.cli import main as command_line
+from eqm_video.config import load_config
+from eqm_video.pipeline import EqMPipeline
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator(monkeypatch):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for name in ("WANDB_API_KEY", "WANDB_KEY", "ENTITY", "PROJECT", "WANDB_ENTITY", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A codec, videos, images."""
+    folder = tmp_path_factory.mktemp("made")
+    write_codec(folder / "codec")
+    write_videos(folder / "videos", size=20)
+    for label in ("cat", "dog", "emu"):
+        (folder / "images" / label).mkdir(parents=True)
+        for index in range(2):
+            pixels = np.random.default_rng(index).integers(0, 255, (20, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / label / f"{index}.png")
+    return folder
+
+
+def main(arguments: list[str]) -> int:
+    """`train_video.py` in this process."""
+    return command_line(["train", *arguments])
+
+
+def recipe(made: Path, run: Path, kind: str = "videos") -> list[str]:
+    common = [f"data.root={made / kind}", f"codec.name={made / 'codec'}", f"run.dir={run}", f"data.kind={kind}"]
+    common += ["model.preset=EqM-Nano/2", "data.size=16", "data.workers=0", "train.batch_size=2", "train.steps=4"]
+    common += ["train.log_every=2", "train.save_every=2", "preview.every=4", "preview.samples=5", "sampler.steps=2"]
+    return [*common, *(["frames=3", "data.frame_interval=2"] if kind == "videos" else ["frames=1"])]
+
+
+# ------------------------------------------------------------------------------------------------------ dry runs
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "flops"),
+    # Parameters of the paper's table 1; SiT's networks take 23.0 and 118.6 G multiply-adds at 256 pixels, here times 2.
+    [("imagenet_b2", 130e6, 46.0e9), ("imagenet_xl2", 675e6, 237.2e9)],
+)
+def test_dry_run_of_the_image_recipes(name, parameters, flops, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--config", str(ROOT / "configs" / f"{name}.yaml"), "--dry-run"]) == 0
+    *resolved, last = capsys.readouterr().out.splitlines()
+    cost = json.loads(last)
+    assert cost["parameters"] == pytest.approx(parameters, rel=0.01)
+    assert cost["flops"] == pytest.approx(flops, rel=0.01)
+    assert yaml.safe_load("\n".join(resolved))["model"]["preset"].startswith("EqM-")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_needs_no_data_and_frames_work_alone(capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    costs = {}
+    for frames in (1, 16):
+        assert main(["--dry-run", "--config", str(ROOT / "configs" / "own_videos.yaml"), f"frames={frames}"]) == 0
+        captured = capsys.readouterr()
+        *resolved, last = captured.out.splitlines()
+        assert yaml.safe_load("\n".join(resolved))["data"]["frames"] == frames
+        assert "counted here with 101" in captured.err
+        costs[frames] = json.loads(last)
+    assert costs[1]["parameters"] == costs[16]["parameters"]
+    assert costs[16]["flops"] > 16 * costs[1]["flops"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_reads_a_local_codecs_shape_or_says_that_it_cannot(made, capsys) -> None:
+    assert main(["--dry-run", f"codec.name={made / 'codec'}", "data.size=64", "model.num_labels=3"]) == 0
+    assert main(["--dry-run", "codec.name=some/autoencoder"]) == 2
+    assert "not known without a download" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ whole small runs
+
+
+def test_a_run_leaves_everything_that_it_promises(made, tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    assert main(recipe(made, run)) == 0
+    assert "sample_video.py" in capsys.readouterr().out
+    present = {path.name for path in run.iterdir()}
+    assert present >= {"config.yaml", "metrics.jsonl", "data_report.json", "checkpoints", "previews", "export"}
+    assert load_config(run / "config.yaml") == load_config(None, recipe(made, run))
+    assert [line["step"] for line in read_metrics(run)] == [2, 4]
+    with Image.open(run / "previews" / "step_00000004.gif") as grid:
+        assert grid.n_frames == 3
+    pipeline = EqMPipeline.from_pretrained(run / "export")
+    assert pipeline.labels == {0: "left", 1: "right"}
+    assert pipeline.config.fps == 4.0 and pipeline.config.frames == 3 and pipeline.config.size == 16
+    assert pipeline.config.decay == {"kind": "truncated", "a": 0.8, "gain": 4.0}
+    assert pipeline.config.sampler["kind"] == "nag" and pipeline.config.sampler["steps"] == 2
+    checkpoint = run / "checkpoints" / "step_00000004"
+    twin = EqMPipeline.from_checkpoint(checkpoint)
+    for pipe in (pipeline, twin):
+        pipe.set_progress_bar_config(disable=True)
+    frames = [pipe(["right"], seeds=[3], output_type="uint8").frames for pipe in (pipeline, twin)]
+    assert frames[0].shape == (1, 3, 16, 16, 3) and (frames[0] == frames[1]).all()
+    record = json.loads((checkpoint / "checkpoint.json").read_text())
+    assert record["step"] == 4 and record["world_size"] == 1 and record["versions"]["torch"] == torch.__version__
+
+
+def test_images_train_and_start_a_video_run(made, tmp_path, capsys) -> None:
+    images = tmp_path / "images"
+    assert main([*recipe(made, images, "images"), "model.temporal=false"]) == 0
+    with Image.open(images / "previews" / "step_00000004.png") as grid:
+        assert grid.width > 32 and grid.height > 3 * 16
+    AcceleratorState._reset_state(reset_partial_state=True)
+    videos = tmp_path / "videos"
+    start = f"train.init_from={images / 'export'}"
+    assert main([*recipe(made, videos), start, "train.lr=1e-12", "train.ema=0", "preview.every=0"]) == 0
+    said = capsys.readouterr().out
+    assert "temporal layers start anew" in said and "has 3 labels, this run 2" in said
+    image, video = (EqMPipeline.from_pretrained(run / "export").transformer for run in (images, videos))
+    ours, theirs = video.state_dict(), image.state_dict()
+    for name, tensor in theirs.items():
+        if name == "label_embed.weight":
+            assert torch.allclose(ours[name][-1], tensor[-1], atol=1e-6)
+        else:
+            assert torch.allclose(ours[name], tensor, atol=1e-6), name
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main([*recipe(made, tmp_path / "third"), start, "model.preset=EqM-Nano/1"]) == 2
+    assert "another architecture: patch_size 2 there, 1 here" in capsys.readouterr().err
+    tiny_network().save_pretrained(tmp_path / "temporal")
+    wrong = [*recipe(made, tmp_path / "third", "images"), "model.temporal=false"]
+    assert main([*wrong, f"train.init_from={tmp_path / 'temporal'}"]) == 2
+    assert "temporal True there, False here" in capsys.readouterr().err
+
+
+def test_held_out_split_flat_folder_and_one_frame(made, tmp_path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for video in sorted((made / "videos" / "left").iterdir()):
+        (flat / video.name).write_bytes(video.read_bytes())
+    run = tmp_path / "run"
+    assert main([*recipe(made, run), f"data.root={flat}", "frames=1", "train.log_every=1"]) == 0
+    assert EqMPipeline.from_pretrained(run / "export").labels == {}
+    assert (run / "previews" / "step_00000004.png").is_file()
+    lists = tmp_path / "ucf"
+    write_videos(lists, size=16)
+    (lists / "splits").mkdir()
+    (lists / "splits" / "classInd.txt").write_text("1 left\n2 right\n")
+    train = [f"{label}/{k}.mp4" for label in ("left", "right") for k in (0, 1)]
+    (lists / "splits" / "trainlist01.txt").write_text("".join(f"{name} {1 + (name[0] == 'r')}\n" for name in train))
+    (lists / "splits" / "testlist01.txt").write_text("left/2.mp4\nright/2.mp4\n")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    second = [*recipe(made, tmp_path / "second"), f"data.root={lists}", "data.split=train", "held_out.split=test"]
+    assert main([*second, "held_out.every=2", "preview.every=0"]) == 0
+    held_out = [line["held_out"] for line in read_metrics(tmp_path / "second")]
+    assert len(held_out) == 2 and set(held_out[0]) == {"0.1", "0.3", "0.5", "0.7", "0.9", "mean"}
+    record = json.loads((tmp_path / "second" / "checkpoints" / "step_00000004" / "checkpoint.json").read_text())
+    assert record["data"] == {"size": 4, "labels": ["left", "right"]}
+
+
+def test_trackers_offline(made, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("PROJECT", "named-by-the-reference")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = tmp_path / "run"
+    arguments = [*recipe(made, run), "track.to=wandb,tensorboard", "track.name=mine"]
+    assert main(arguments) == 0
+    offline = next((run / "wandb").glob("offline-run-*"))
+    assert list((offline / "files" / "media" / "videos").glob("preview_4_*.gif"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next((run / "named-by-the-reference").glob("events*")).parent))
+    events.Reload()
+    assert "preview" in events.Tags()["images"] and "loss" in events.Tags()["scalars"]
+    assert [event.step for event in events.Scalars("loss")] == [2, 4]
+    first = (run / "wandb_id").read_text()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main([*arguments, "--resume", "train.steps=6"]) == 0
+    assert (run / "wandb_id").read_text() == first
+    assert [line["step"] for line in read_metrics(run)] == [2, 4, 6]
+
+
+# ---------------------------------------------------------------------------------------------------- wrong input
+
+
+def test_wrong_input_is_one_sentence(made, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken" / "a").mkdir(parents=True)
+    (tmp_path / "broken" / "a" / "1.avi").write_text("this is text")
+    (tmp_path / "broken" / "a" / "2.mp4").write_bytes(b"")
+    (tmp_path / "file").write_text("")
+    cases = [
+        ([f"data.root={tmp_path / 'none'}"], "none"),
+        ([f"data.root={tmp_path / 'empty'}"], "empty"),
+        ([f"data.root={tmp_path / 'broken'}"], "none of the 2 videos"),
+        (["data.root=null"], "data.root is not set"),
+        (["frames=50"], "shorter than a clip"),
+        (["data.size=20"], "data.size=20 is not divisible by 8 = 4 (codec downsampling) x 2 (patch size)"),
+        ([f"run.dir={tmp_path / 'file' / 'run'}"], "cannot write to run.dir"),
+        (["train.stesp=3"], "did you mean 'train.steps'"),
+        (["model.preset=EqM-Nano/3"], "unknown preset 'EqM-Nano/3'"),
+        (["model.num_labels=1"], "the data have 2 labels"),
+        (["train.batch_size=3", "train.accumulation=3", "train.mixed_precision=fp16"], "needs a GPU"),
+        (["held_out.split=test"], "split"),
+        ([f"train.init_from={tmp_path / 'empty'}"], "no export, checkpoint or network folder"),
+        (["track.to=wandb"], "wandb login"),
+        (["--resume", str(tmp_path / "empty")], "no whole checkpoint"),
+        ([f"codec.name={tmp_path / 'empty'}"], "codec"),
+    ]
+    for number, (arguments, sentence) in enumerate(cases):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        status = main([*recipe(made, tmp_path / f"run{number}"), *arguments])
+        errors = capsys.readouterr().err.strip().splitlines()
+        found = [line for line in errors if line.startswith("error: ")]
+        assert status == 2 and len(found) == 1 and sentence in found[0], (arguments, errors)
+
+
+def test_resuming_another_run_names_what_differs(made, tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    arguments = [*recipe(made, run), "preview.every=0"]
+    assert main(arguments) == 0
+    before = sorted(path.name for path in run.rglob("*"))
+
+    def refused(*more: str) -> str:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert main([*arguments, *more]) == 2
+        return capsys.readouterr().err
+
+    assert "already holds a run with step_00000004" in refused()
+    error = refused("--resume", "model.preset=EqM-Nano/1", "train.seed=5", "train.batch_size=4")
+    assert "model.preset (EqM-Nano/2 there, EqM-Nano/1 here)" in error, error
+    assert "train.seed (0 there, 5 here)" in error and "train.batch_size" in error and "train.init_from=" in error
+    write_videos(tmp_path / "more", size=20, each=4)
+    assert "6 items with 2 labels" in refused("--resume", f"data.root={tmp_path / 'more'}")
+    assert "already holds step_00000004" in refused("--resume", str(run / "checkpoints" / "step_00000002"))
+    assert sorted(path.name for path in run.rglob("*")) == before
+    AcceleratorState._reset_state(reset_partial_state=True)
+    branch = tmp_path / "branch"
+    more = ["--resume", str(run / "checkpoints" / "step_00000002"), f"run.dir={branch}", "train.lr=5e-5"]
+    assert main([*arguments, *more]) == 0
+    output = capsys.readouterr().out
+    assert "train.lr (0.0001 there, 5e-05 here)" in output and "after step 2" in output
+    assert (branch / "export").is_dir()
+
+
+def test_resume_without_a_checkpoint_starts_from_scratch_and_says_so(made, tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 1}\n')  # killed before its first checkpoint
+    assert main(["--resume", *recipe(made, run), "preview.every=0"]) == 0
+    assert "starting from scratch" in capsys.readouterr().out
+    assert [line["step"] for line in read_metrics(run)] == [2, 4]
+
+
+def test_the_thin_entry(tmp_path) -> None:
+    assert len((ROOT / "train_video.py").read_text().splitlines()) < 15
+    done = run_command("--config", "configs/none.yaml")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot read the recipe configs/none.yaml") and "Traceback" not in done.stderr
