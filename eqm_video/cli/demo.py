@@ -50,7 +50,7 @@ def write_videos(root: Path) -> None:
     """Write the moving shapes, unless they are there."""
     if not root.exists():
         print(f"writing moving shapes as videos to {root}")
-        write_moving_shapes(root, shapes=SHAPES, videos=110, held_out=10)
+        write_moving_shapes(root, shapes=SHAPES, videos=88, held_out=8)
 
 
 def train(options: argparse.Namespace) -> dict[str, float]:
