@@ -77,6 +77,7 @@ class TrainConfig:
     seed: int = 0
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-4
+    matrix_scale: float = 1.0  # muon: learning rate of the blocks' matrices in units of lr
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0  # on matrices only
     warmup: int = 0  # steps

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
 from eqm_video import build
 from eqm_video.codec import Codec
-from eqm_video.config import Config, to_tree
+from eqm_video.config import Config, TrainConfig, to_tree
 from eqm_video.data.datasets import collate
 from eqm_video.errors import UserError
 from eqm_video.objective import EqMObjective
@@ -70,9 +71,7 @@ class Run:
             config.gamma,
             self._batches(data),
             encode=self.encode,
-            optimizer=OPTIMIZERS[train.optimizer](
-                network, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
-            ),
+            optimizer=make_optimizer(network, train),
             schedule=Schedule(train.lr, train.steps, train.warmup, train.schedule, train.min_lr_factor),
             ema=self.ema,
             accelerator=self.accelerator,
@@ -211,6 +210,14 @@ class Run:
             write_folder(final, lambda folder: self.pipeline().save_pretrained(folder))
         self.accelerator.wait_for_everyone()
         return final
+
+
+def make_optimizer(network: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer that a recipe names."""
+    special = {"matrix_scale": train.matrix_scale} if train.optimizer == "muon" else {}
+    return OPTIMIZERS[train.optimizer](
+        network, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, **special
+    )
 
 
 def spread(count: int, num_labels: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The order of layers: a module imports only lower layers, or earlier lines of its own; each layer has its libraries."""
+"""The order of layers: a module imports only what lies below it, and each layer has its own libraries."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ ORDER = [
     (0, "objective"),
     (0, "guidance"),
     (0, "oracle"),
+    (0, "metrics.frechet"),
+    (0, "metrics.nearest"),
+    (0, "metrics"),
     (0, "samplers.rules"),
     (0, "samplers.descent"),
     (0, "samplers"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_run import write_codec
 
 from eqm_video.codec import Codec
 from eqm_video.data import latents
@@ -13,7 +14,6 @@ from eqm_video.data.datasets import collate, open_data
 from eqm_video.data.latents import LatentSet, collate_latents
 from eqm_video.data.shapes import write_moving_shapes
 from eqm_video.errors import UserError
-from tiny_run import write_codec
 
 
 @pytest.fixture(scope="module")

@@ -34,9 +34,7 @@ def test_measure_reads_back_every_label(textured: bool, size: int) -> None:
     for shape in SHAPES:
         for direction in DIRECTIONS:
             for _ in range(5):
-                motion = measure_motion(
-                    render_clip(shape, direction, frames=8, size=size, rng=rng, textured=textured)
-                )
+                motion = measure_motion(render_clip(shape, direction, frames=8, size=size, rng=rng, textured=textured))
                 assert motion.direction == direction
                 right, total = right + (motion.shape == shape), total + 1
     assert right / total >= 0.95

@@ -14,8 +14,10 @@ from eqm_video.errors import UserError
 COMMANDS = {
     "train": ("eqm_video.cli.train", "train a model from a recipe (train_video.py)"),
     "sample": ("eqm_video.cli.sample", "sample clips or images from a trained model (sample_video.py)"),
+    "compare": ("eqm_video.cli.compare", "samples against data: nearest clips, and a Fréchet distance"),
     "convert": ("eqm_video.cli.convert", "convert weights of the reference EqM or SiT code"),
     "demo": ("eqm_video.cli.demo", "write moving shapes, train on them, sample, measure"),
+    "reconstruct": ("eqm_video.cli.reconstruct", "put your data through a codec and back, before any training"),
     "train-codec": ("eqm_video.cli.train_codec", "train the small autoencoder that ships with the package"),
 }
 

@@ -23,6 +23,7 @@ from eqm_video.errors import UserError
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 SHAPES = ("Disc", "Square")
 SAMPLES = 64
+VIDEOS, HELD_OUT = 88, 8  # of each label
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +51,7 @@ def write_videos(root: Path) -> None:
     """Write the moving shapes, unless they are there."""
     if not root.exists():
         print(f"writing moving shapes as videos to {root}")
-        write_moving_shapes(root, shapes=SHAPES, videos=88, held_out=8)
+        write_moving_shapes(root, shapes=SHAPES, videos=VIDEOS, held_out=HELD_OUT)
 
 
 def train(options: argparse.Namespace) -> dict[str, float]:

@@ -61,19 +61,19 @@ def render_clip(
 ) -> NDArray[np.uint8]:
     """One clip (T, H, W, 3): random size, speed, start and colours; the shape stays inside the picture.
 
-    The radius is 0.14 to 0.19 of `size`; the shape travels 0.30 to 0.42 of `size` in the clip.
+    The radius is 0.14 to 0.18 of `size`; the shape travels 0.30 to 0.42 of `size` in the clip.
     """
-    radius = rng.uniform(0.14, 0.19) * size
+    radius = rng.uniform(0.14, 0.18) * size
     travel = rng.uniform(0.30, 0.42) * size
     step = np.array(DIRECTIONS[direction]) * travel / max(frames - 1, 1)
-    margin = 1.35 * radius  # the farthest corner of any shape, and a little air
+    margin = 1.56 * radius  # the farthest corner of any shape, a triangle's
     low = np.full(2, margin) - np.minimum(step * (frames - 1), 0)
     high = size - 1 - np.full(2, margin) - np.maximum(step * (frames - 1), 0)
     start = rng.uniform(low, np.maximum(high, low))
-    ground = rng.uniform(0.0, 0.25, 3)
+    ground = np.full(3, rng.uniform(0.35, 0.45))  # grey
     hue = rng.uniform(0.0, 1.0)
     colour = 0.5 + 0.5 * np.cos(2 * np.pi * (hue + np.array([0.0, 1 / 3, 2 / 3])))
-    colour = 0.3 + 0.7 * colour
+    colour = 0.6 + 0.4 * colour  # brighter than the ground: a codec keeps brightness sharper than hue
     period, angle = rng.uniform(3.0, 6.0), rng.uniform(0, np.pi)
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     clip = np.empty((frames, size, size, 3), dtype=np.float32)
@@ -83,7 +83,7 @@ def render_clip(
         surface = np.broadcast_to(colour, (size, size, 3))
         if textured:  # stripes that travel with the shape
             along = (x - centre[0]) * np.cos(angle) + (y - centre[1]) * np.sin(angle)
-            surface = surface * (0.75 + 0.25 * np.sin(2 * np.pi * along / period))[..., None]
+            surface = surface * (0.85 + 0.15 * np.sin(2 * np.pi * along / period))[..., None]
         clip[index] = ground + cover * (surface - ground)
     return np.rint(clip * 255).astype(np.uint8)
 

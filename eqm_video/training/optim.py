@@ -58,12 +58,19 @@ class Muon(torch.optim.Optimizer):
     """Muon for the matrices of the blocks, AdamW for everything else, as one optimizer.
 
     Muon (Jordan et al. 2024, `torch.optim.Muon`) orthogonalizes the momentum of a matrix before it steps; with
-    `match_rms_adamw` (Moonshot, arXiv 2502.16982) its steps are as large as AdamW's, so both share one learning rate.
-    Modulations, embeddings and the head, which start at zero or are no maps between hidden widths, stay with AdamW.
+    `match_rms_adamw` (Moonshot, arXiv 2502.16982) its steps are as large as AdamW's, so both can share one learning
+    rate; `matrix_scale` is that of the matrices in units of it. Modulations, embeddings and the head, which start at
+    zero or are no maps between hidden widths, stay with AdamW.
     """
 
     def __init__(
-        self, network: nn.Module, *, lr: float, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.0
+        self,
+        network: nn.Module,
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+        matrix_scale: float = 1.0,
     ) -> None:
         if not hasattr(torch.optim, "Muon"):
             raise UserError(
@@ -75,7 +82,12 @@ class Muon(torch.optim.Optimizer):
         matrices = [p for name, p in named if name in hidden]
         rest = nn.ParameterList([p for name, p in named if name not in hidden])
         self.parts = [
-            torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.Muon(
+                [{"params": matrices, "lr_scale": matrix_scale}],
+                lr=lr * matrix_scale,
+                weight_decay=weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            ),
             adamw(rest, lr=lr, betas=betas, weight_decay=weight_decay),
         ]
         super().__init__([*matrices, *rest], {"lr": lr})
@@ -111,6 +123,6 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Use this learning rate for the next step of every parameter group."""
+    """Use this learning rate for the next step of every parameter group, times the group's own `lr_scale`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)

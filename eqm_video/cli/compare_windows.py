@@ -1,0 +1,129 @@
+"""The clips that samples are compared with: every window of a data set, read file by file.
+
+Legend: W windows, M windows of a chunk, N queries, T frames, H W pixels, D dimensions; pixels uint8, channels last.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from eqm_video.data.datasets import ClipSet
+from eqm_video.metrics.nearest import NearestClips
+
+CHUNK = 2**24  # pixel values of one chunk, of samples or of windows
+KEPT = 2**29  # pixel values of the windows that are kept as queries, at most
+QUERIES = 256  # real clips whose own nearest clip is looked for
+SPLITS = 10  # ways to halve the data
+GROUP = re.compile(r"v_.+_g(\d+)_c\d+")  # UCF-101's names: the clips of one group show one person, or one place
+
+
+class Windows:
+    """All windows of `data` that start at a multiple of `stride` source frames, in the order of the files."""
+
+    def __init__(self, data: ClipSet, stride: int) -> None:
+        self.data = data
+        self.places = [
+            (index, start)
+            for index in range(len(data))
+            for start in range(0, max(0, data.length(index) - data.span) + 1, stride)
+        ]
+        self.files = torch.tensor([index for index, _ in self.places])
+        groups = [GROUP.fullmatch(PurePosixPath(name).stem) for name, _, _ in data.files]
+        keys = [match[1] if match else "" for match in groups]
+        self.grouped = all(keys) and len(set(keys)) > 1
+        order = {key: number for number, key in enumerate(sorted(set(keys)))}
+        by_file = torch.tensor([order[key] for key in keys]) if self.grouped else torch.arange(len(data))
+        self.groups = by_file[self.files]  # of each window, numbers; the files' own, where names carry no group
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def place(self, number: int) -> tuple[str, int, str | None]:
+        """File name, first source frame and label of one window."""
+        index, start = self.places[number]
+        name, label, _ = self.data.files[index]
+        return name, start, self.data.labels[label] if label >= 0 else None
+
+    def read(self, numbers: Tensor | None = None, what: str = "files") -> Iterator[tuple[Tensor, Tensor]]:
+        """Window numbers (M,) and their pixels (M,T,H,W,3), of all windows or of `numbers` (ascending).
+
+        Holds one file's frames and one chunk. UserError (VideoDecodeError) where a file cannot be decoded any more.
+        """
+        numbers = torch.arange(len(self)) if numbers is None else numbers
+        files = self.files[numbers]
+        for index in tqdm(files.unique().tolist(), desc=what, unit="file", leave=False, disable=None):
+            frames, seconds = self.data.whole(index)
+            rows = max(1, CHUNK // (self.data.frames * frames[0].size))
+            for part in numbers[files == index].split(rows):
+                starts = [self.places[number][1] for number in part.tolist()]
+                clips = np.stack([frames[self.data.window(index, start, seconds)[0]] for start in starts])
+                yield part, torch.from_numpy(clips)
+
+
+def thin(numbers: Tensor, count: int) -> Tensor:
+    """`count` of the numbers (W,), evenly spaced; all of them where there are no more."""
+    count = min(count, len(numbers))
+    return numbers[torch.arange(count) * len(numbers) // count]
+
+
+def halves(groups: Tensor, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+    """Up to `SPLITS` different ways to put the groups (W,) into two halves, as the window numbers of each half."""
+    names = groups.unique()
+    found: dict[frozenset[frozenset[int]], tuple[Tensor, Tensor]] = {}
+    for _ in range(5 * SPLITS):
+        order = names[torch.randperm(len(names), generator=generator)]
+        parts = order[: len(order) // 2], order[len(order) // 2 :]
+        key = frozenset(frozenset(part.tolist()) for part in parts)
+        if key not in found and len(found) < SPLITS:
+            one, other = (torch.isin(groups, part).nonzero()[:, 0] for part in parts)
+            found[key] = (one, other)
+    return list(found.values())
+
+
+def project(clips: Tensor, projection: Tensor) -> Tensor:
+    """Pixels in [-1, 1], flattened and projected: (M,T,H,W,3) and (T·H·W·3, D) to (M, D)."""
+    rows = max(1, CHUNK // clips[0].numel())
+    return torch.cat([(part.flatten(1).float() / 127.5 - 1) @ projection for part in clips.split(rows)])
+
+
+@dataclass(frozen=True)
+class Search:
+    """The nearest windows of `nearest.queries`; where those are windows themselves, of other files (or groups) only."""
+
+    nearest: NearestClips
+    numbers: Tensor | None = None  # (N,) the queries' own window numbers
+    keys: Tensor | None = None  # (W,) file or group of every window
+
+    def update(self, clips: Tensor, numbers: Tensor) -> None:
+        """Look at windows (M,T,H,W,3) of these numbers (M,)."""
+        allowed = None if self.numbers is None else self.keys[self.numbers][:, None] != self.keys[numbers]
+        self.nearest.update(clips, numbers, allowed)
+
+
+def real_searches(windows: Windows, values: int) -> dict[str, Search]:
+    """Searches for the clip of "another file" nearest to real ones, and of "another group", where names carry groups.
+
+    At most `QUERIES` real clips, evenly spaced, look among all; `values` is T·H·W·3.
+    """
+    numbers = thin(torch.arange(len(windows)), max(1, min(QUERIES, KEPT // values)))
+    queries = torch.cat([clips for _, clips in windows.read(numbers, "clips to search for")])
+    keys = {"another file": windows.files} | ({"another group": windows.groups} if windows.grouped else {})
+    return {name: Search(NearestClips(queries), numbers, key) for name, key in keys.items()}
+
+
+def look(windows: Windows, searches: Iterable[Search], projection: Tensor) -> Tensor:
+    """Read every window once: update the searches, and return the projections (W, D)."""
+    features = []
+    for numbers, clips in windows.read():
+        features.append(project(clips, projection))
+        for search in searches:
+            search.update(clips, numbers)
+    return torch.cat(features)

@@ -1,0 +1,58 @@
+"""The demo from end to end, with fewer steps: real videos, real training, real sampling, a measured result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState
+
+from eqm_video.cli import main
+from eqm_video.cli.demo import SHAPES, measure
+from eqm_video.data.shapes import label_names, render_clip
+
+OPPOSITE = {"Right": "Left", "Left": "Right", "Up": "Down", "Down": "Up"}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_demo_runs_and_a_second_call_only_samples(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    monkeypatch.setattr("eqm_video.cli.demo.VIDEOS", 3)
+    monkeypatch.setattr("eqm_video.cli.demo.HELD_OUT", 1)
+    words = ["demo", "--data", tmp_path / "data", "--run", tmp_path / "run", "--out", tmp_path / "out"]
+    words += ["--num-samples", 8, "train.steps=3", "train.batch_size=4", "sampler.steps=2"]
+    assert main([str(word) for word in words]) == 0
+    said = capsys.readouterr().out
+    assert "move in the direction of their label" in said and str(tmp_path / "out" / "grid.gif") in said
+    numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
+    assert numbers["samples"] == 8 and numbers["direction_chance"] == 0.25
+    assert (tmp_path / "out" / "grid.gif").stat().st_size > 0
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert main([str(word) for word in words]) == 0
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_measure_counts_what_the_clips_show(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = label_names(SHAPES)
+    clips, labels = [], []
+    for index in range(16):
+        shown, said = names[index % 8], names[index % 8]
+        if index >= 12:  # a quarter is labelled with the opposite direction
+            shape = next(s for s in SHAPES if shown.startswith(s))
+            said = shape + OPPOSITE[shown.removeprefix(shape)]
+        shape = next(s for s in SHAPES if shown.startswith(s))
+        clips.append(render_clip(shape, shown.removeprefix(shape), frames=8, size=32, rng=rng))
+        labels.append(said)
+    np.savez(tmp_path / "samples.npz", arr_0=np.stack(clips), labels=np.zeros(16))
+    (tmp_path / "samples.json").write_text(json.dumps({"labels": labels}))
+    numbers = measure(tmp_path / "samples.npz", tmp_path / "samples.json")
+    assert numbers["direction_accuracy"] == 0.75
+    assert numbers["shape_accuracy"] >= 0.9
