@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,6 +20,7 @@ from eqm_video.codec import BUNDLED, BUNDLED_FOLDER, Codec
 from eqm_video.config import Config
 from eqm_video.data.datasets import open_data
 from eqm_video.errors import UserError
+from eqm_video.folders import load_transformer, newest_of_run, read_json
 from eqm_video.models.presets import build_model
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.randomness import fold
@@ -35,12 +38,14 @@ def make_accelerator(config: Config) -> Accelerator:
     # With one frame the temporal weights of a video network take no part in the loss.
     idle = config.model.temporal and config.data.frames == 1
     wrapper = DistributedDataParallelKwargs(find_unused_parameters=idle)
+    # One process looks at all files of the data before the others go on: a large set on a slow disk takes hours.
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
     try:
         accelerator = Accelerator(
             mixed_precision=config.train.mixed_precision,
             log_with=list(config.track.to) or None,
             project_dir=str(config.run.folder),
-            kwargs_handlers=[wrapper],
+            kwargs_handlers=[wrapper, patience],
         )
     except ValueError as error:  # a precision that the device does not have
         raise UserError(f"train.mixed_precision={config.train.mixed_precision}: {error}") from error
@@ -73,16 +78,29 @@ def codec_shape(name: str) -> tuple[int, int]:
     if name in HUB_CODECS:
         return HUB_CODECS[name]
     folder = BUNDLED_FOLDER if name == BUNDLED else Path(name).expanduser()
-    for file in (folder / "config.json", folder / "vae" / "config.json"):
+    files = [folder / "config.json", folder / "vae" / "config.json"] if folder.is_dir() else _hub_configs(name)
+    for file in files:
         if file.is_file():
-            config = json.loads(file.read_text(encoding="utf-8"))
+            config = read_json(file)
             widths = config.get("encoder_block_out_channels") or config.get("block_out_channels")
-            if widths and "latent_channels" in config:
-                return 2 ** (len(widths) - 1), config["latent_channels"]
+            channels = config.get("latent_channels")
+            if isinstance(widths, list) and widths and isinstance(channels, int):
+                return 2 ** (len(widths) - 1), channels
     raise UserError(
         f"the latent shape of codec.name={name!r} is not known without a download: known are "
         f"{', '.join(HUB_CODECS)}, {BUNDLED!r} and local folders with a config.json"
     )
+
+
+def _hub_configs(name: str) -> list[Path]:
+    """The configuration files that the hub, or its cache on this machine, has of an autoencoder; a few hundred bytes."""
+    found = []
+    for file in ("config.json", "vae/config.json") if name.count("/") == 1 else ():
+        try:
+            found.append(Path(hf_hub_download(name, file)))
+        except (OSError, EntryNotFoundError, HFValidationError):  # no network, repository or file: the caller says so
+            continue
+    return found
 
 
 def check_size(config: Config, downsampling: int, patch_size: int) -> int:
@@ -109,6 +127,7 @@ def make_network(config: Config, num_labels: int, channels: int) -> nn.Module:
                 conditioned_on_gamma=config.model.conditioned_on_gamma,
                 in_channels=channels,
             )
+            # Drawn again: their scale is a choice of the training, not a part of the architecture.
             nn.init.normal_(network.label_embed.weight, std=config.model.label_std)
             return network
     except ValueError as error:
@@ -116,15 +135,17 @@ def make_network(config: Config, num_labels: int, channels: int) -> nn.Module:
 
 
 def start_from(network: EqMTransformer, source: str) -> list[str]:
-    """Load weights of an export, a checkpoint's `ema` or a converted network; returns sentences on what starts anew.
+    """Load weights of a run, an export, a checkpoint's `ema` or a converted network; returns notes on what starts anew.
 
     Only two things may differ: the source may be without temporal layers (an image network), and may know other labels.
     """
-    places = [Path(source) / "transformer", Path(source) / "ema", Path(source)]
+    top = Path(source).expanduser()
+    top = newest_of_run(top) if (top / "checkpoints").is_dir() else top
+    places = [top / "transformer", top / "ema", top]
     folder = next((place for place in places if (place / "config.json").is_file()), None)
     if folder is None:
         raise UserError(f"train.init_from={source} is no export, checkpoint or network folder (no config.json in it)")
-    other = EqMTransformer.from_pretrained(folder, torch_dtype=torch.float32)
+    other = load_transformer(folder, torch.float32)
     free = {"temporal", "num_labels"}
     ours = {key: value for key, value in network.config.items() if not key.startswith("_") and key not in free}
     theirs = other.config
@@ -142,12 +163,10 @@ def start_from(network: EqMTransformer, source: str) -> list[str]:
             f"{source} has {other.config.num_labels} labels, this run {network.config.num_labels}: labels start anew, "
             "the null label is kept"
         )
-    result = network.load_state_dict(weights, strict=False)
-    new = [name for name in result.missing_keys if not name.split(".")[2].startswith("temporal")]
-    if new or result.unexpected_keys:
-        raise UserError(f"train.init_from={source} does not fit: {[*new, *result.unexpected_keys][:4]}")
-    if result.missing_keys:
+    if network.config.temporal and not other.config.temporal:
+        weights |= {name: value for name, value in network.state_dict().items() if ".temporal" in name}
         notes.append(f"{source} is an image network: the temporal layers start anew, as the identity")
+    network.load_state_dict(weights, strict=True)
     return notes
 
 

@@ -64,7 +64,7 @@ class ObjectiveConfig:
     """The training target (noise - clean) c(gamma)."""
 
     decay: Any = choice(DECAYS, TruncatedDecay(a=0.8, gain=4.0))  # noqa: RUF009 (choice makes a field)
-    dispersion_weight: float = 0.0
+    dispersion_weight: float = 0.0  # of the dispersive loss, computed on each process's part of the batch
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class TrainConfig:
     log_every: int = 50
     save_every: int = 5000
     keep: int | None = 3  # newest checkpoints kept; null: all
-    init_from: str | None = None  # an export or a converted network to start from, weights only
+    init_from: str | None = None  # a run, an export or a converted network to start from, weights only
 
 
 @dataclass(frozen=True)
@@ -182,9 +182,12 @@ _ABOVE_ZERO = (
     *("model.num_labels", "codec.chunk", "data.fold", "data.frames", "data.frame_interval", "data.size"),
     *("data.reference_fps", "train.steps", "train.batch_size", "train.accumulation", "train.lr", "train.clip_norm"),
     *("train.log_every", "train.save_every", "train.keep", "held_out.every", "held_out.clips", "preview.samples"),
-    "sampler.steps",
+    *("train.matrix_scale", "sampler.steps"),
 )
-_NOT_NEGATIVE = ("data.workers", "train.warmup", "train.weight_decay", "preview.every", "objective.dispersion_weight")
+_NOT_NEGATIVE = (
+    *("model.label_std", "data.workers", "train.warmup", "train.weight_decay", "preview.every"),
+    "objective.dispersion_weight",
+)
 _FRACTIONS = ("train.ema", "train.label_dropout", "train.min_lr_factor")
 
 
@@ -209,6 +212,11 @@ def _check_ranges(config: Config) -> None:
         raise UserError(
             f"model.temporal is false, so {data.frames} frames would not see each other: add model.temporal=true, or "
             "frames=1 for an image model"
+        )
+    if data.frames == 2 and "ends" in getattr(config.gamma, "patterns", ()):
+        raise UserError(
+            "gamma.patterns has 'ends', where the first and the last frame are given: with 2 frames none is left to "
+            "learn; add gamma.patterns=prefix, or frames=3 or more"
         )
     if train.batch_size % train.accumulation:
         raise UserError(

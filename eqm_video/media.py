@@ -108,10 +108,23 @@ def _captions(names: Sequence[str], cell_w: int, band: int, size: int) -> np.nda
 # Files --------------------------------------------------------------------------------------------------------------
 
 
+def make_folder(path: str | Path) -> Path:
+    """The folder `path`, made where it is missing; UserError where nothing can be written into it."""
+    path = Path(path)
+    probe = path / f".writable-{os.getpid()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {path} ({error.strerror}); give another folder") from error
+    return path
+
+
 def gif_fps(fps: float) -> float:
     """The frame rate a GIF plays `fps` at: the nearest delay of whole hundredths of a second, at least 0.02 s."""
-    if not (math.isfinite(fps) and fps > 0):
-        raise UserError(f"fps is {fps}; it must be a number above 0")
+    if not (math.isfinite(fps) and fps >= 0.01):
+        raise UserError(f"fps is {fps}; it must be a number of at least 0.01")
     return 100 / max(2, round(100 / fps))
 
 
@@ -123,9 +136,7 @@ def write_gif(path: str | Path, frames: np.ndarray, fps: float) -> float:
     """
     frames = _checked(frames, 4, "frames (T, H, W, 3)")
     real = gif_fps(fps)
-    pixels = frames.reshape(-1, 1, 3)
-    sample = np.ascontiguousarray(pixels[:: max(1, len(pixels) // PALETTE_PIXELS)])
-    palette = Image.fromarray(sample).quantize(256, Image.Quantize.MEDIANCUT)
+    palette = _palette(frames)
     indexed = [
         np.asarray(Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)) for frame in frames
     ]
@@ -140,6 +151,19 @@ def write_gif(path: str | Path, frames: np.ndarray, fps: float) -> float:
     return real
 
 
+def _palette(frames: np.ndarray) -> Image.Image:
+    """256 colours by median cut, every colour counted by the square root of its pixels: else a large ground takes most.
+
+    Measured on grids of sampled shapes and of real people, this has the lowest 99th percentile of errors among Pillow's
+    methods.
+    """
+    pixels = frames.reshape(-1, 3)
+    sample = pixels[:: max(1, len(pixels) // PALETTE_PIXELS)] & 0xFC
+    colours, counts = np.unique(sample, axis=0, return_counts=True)
+    weighted = np.repeat(colours + 2, np.sqrt(counts).astype(int), axis=0).astype(np.uint8)
+    return Image.fromarray(weighted[:, None]).quantize(256, Image.Quantize.MEDIANCUT)
+
+
 def write_png(path: str | Path, frame: np.ndarray) -> None:
     """Write one picture (H, W, 3) as a PNG, without loss."""
     frame = _checked(frame, 3, "a picture (H, W, 3)")
@@ -149,8 +173,8 @@ def write_png(path: str | Path, frame: np.ndarray) -> None:
 def write_mp4(path: str | Path, frames: np.ndarray, fps: float) -> None:
     """Write frames (T, H, W, 3) as H.264 (yuv420p, crf 18); odd sizes grow by one repeated row or column."""
     frames = _checked(frames, 4, "frames (T, H, W, 3)")
-    if not (math.isfinite(fps) and fps > 0):
-        raise UserError(f"fps is {fps}; it must be a number above 0")
+    if not (math.isfinite(fps) and fps >= 0.01):
+        raise UserError(f"fps is {fps}; it must be a number of at least 0.01")
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     _atomically(path, lambda aside: _encode(aside, frames, Fraction(fps).limit_denominator(1001)))

@@ -70,11 +70,16 @@ def dispersive_loss(hidden: Tensor) -> Tensor:
     """
     if hidden.ndim < 2 or hidden.shape[0] == 0:
         raise ValueError(f"hidden has shape {tuple(hidden.shape)}; it must be (B, T, N, D) with at least one clip")
-    rows = _at_least_float32(hidden).flatten(1)
-    batch, dimension = rows.shape
-    # pdist and not a product of matrices: neither autocast nor TF32 may round these distances
-    distance = torch.pdist(rows).square() / dimension
-    return torch.log((batch + 2 * torch.exp(-distance).sum()) / batch**2)
+    exact = torch.float32 if hidden.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    # |a - b|^2 = |a|^2 + |b|^2 - 2 ab loses digits where rows are alike: centred rows, and no autocast or TF32. (pdist
+    # keeps them too, but its backward on CUDA takes B x B x dimension numbers.)
+    with torch.autocast(device_type=hidden.device.type, enabled=False):
+        rows = hidden.flatten(1).to(exact)
+        rows = rows - rows.mean(dim=0)
+        gram = rows @ rows.mT
+        squares = gram.diagonal()
+        distance = (squares[:, None] + squares - 2 * gram).clamp(min=0) / rows.shape[1]  # on the diagonal exactly 0
+        return torch.exp(-distance).mean().log().to(torch.promote_types(hidden.dtype, torch.float32))
 
 
 @dataclass(frozen=True)

@@ -164,15 +164,16 @@ class EqMPipeline(DiffusionPipeline):
         found = []
         for label in labels:
             if label is None:
-                label = null
-            elif isinstance(label, str):
+                found.append(null)
+                continue
+            if isinstance(label, str):
                 if label not in numbers_of and not label.isdecimal():
                     raise _unknown_label(label, numbers_of, null)
                 label = numbers_of.get(label, label)
             elif isinstance(label, Tensor):
                 label = label.item()
             label = int(label)
-            if not 0 <= label <= null:
+            if not 0 <= label < null:
                 raise UserError(f"label {label} is out of range: this model has {null} labels (0 to {null - 1})")
             found.append(label)
         return found

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from torch import nn
 
 from eqm_video import build
@@ -184,7 +185,8 @@ class Run:
         pipeline = self.pipeline()
         pipeline.set_progress_bar_config(disable=True)
         try:
-            frames = pipeline(labels, seeds=seeds, output_type="uint8").frames
+            with self.accelerator.autocast():  # the precision of the run: a preview in float32 takes much longer
+                frames = pipeline(labels, seeds=seeds, output_type="uint8").frames
         except UserError as error:
             return str(error)
         return dict(zip(seeds, frames, strict=True))
@@ -207,7 +209,12 @@ class Run:
         """Write the folder that `EqMPipeline.from_pretrained` loads; it appears whole or not at all."""
         final = self.folder / "export"
         if self.accelerator.is_main_process:
-            write_folder(final, lambda folder: self.pipeline().save_pretrained(folder))
+            try:
+                write_folder(final, lambda folder: self.pipeline().save_pretrained(folder))
+            except (OSError, SafetensorError) as error:
+                raise UserError(
+                    f"cannot write {final} ({error}): mend that, then add --resume to write it from the last checkpoint"
+                ) from error
         self.accelerator.wait_for_everyone()
         return final
 

@@ -11,15 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from numbered import number, numbers, write_numbered
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from eqm_video.data import datasets
 from eqm_video.data.datasets import Clip, collate, open_data
+from eqm_video.data.shapes import write_moving_shapes
 from eqm_video.data.video import VideoDecodeError
 from eqm_video.errors import UserError
+from eqm_video.gamma import LinearDecay
+from eqm_video.objective import EqMObjective
 from eqm_video.randomness import generator
+from eqm_video.training.held_out import HeldOut
 
 SIZE = (32, 48)  # the numbered pictures' own shape, halved: nothing is cropped away
 
@@ -286,7 +291,7 @@ def test_images_cannot_have_more_frames(tmp_path: Path) -> None:
         open_data("images", tmp_path, frames=16)
 
 
-def test_unreadable_images_are_left_out_and_damaged_ones_named(tmp_path: Path) -> None:
+def test_unreadable_images_are_left_out_and_damaged_ones_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     for name in ("good.png", "half.png"):
         picture.save(tmp_path / name)
@@ -295,10 +300,17 @@ def test_unreadable_images_are_left_out_and_damaged_ones_named(tmp_path: Path) -
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("no picture")
     data = open_data("images", tmp_path, frames=1, size=16)
+    assert [name for name, _, _ in data.files] == ["good.png"]
+    assert set(data.report.unreadable) == {"empty.jpg", "half.png", "text.jpg"}
+    assert data.report.unreadable["half.png"].startswith("cannot be decoded")
+    monkeypatch.setattr(datasets, "DECODED", 3)  # of larger sets the headers alone are read
+    data = open_data("images", tmp_path, frames=1, size=16)
     assert [name for name, _, _ in data.files] == ["good.png", "half.png"]
     assert set(data.report.unreadable) == {"empty.jpg", "text.jpg"}
     with pytest.raises(VideoDecodeError, match=r"half.png: cannot be decoded"):
         data.clip(1)
+    with pytest.warns(UserWarning, match=r"half.png: cannot be decoded .*; it is skipped"):
+        assert data[(1, 0)].name == "good.png"
     quick = open_data("images", tmp_path, frames=1, size=16, verify="size")
     assert set(quick.report.unreadable) == {"empty.jpg"}
 
@@ -333,12 +345,72 @@ def test_nothing_but_unreadable_videos_is_an_error(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "report.json").read_text())["used"] == 0
 
 
-def test_a_file_that_goes_bad_later_is_named(videos: Path, tmp_path: Path) -> None:
-    shutil.copytree(videos, tmp_path, dirs_exist_ok=True)
-    data = open_videos(tmp_path)
-    (tmp_path / "Jump" / "v_Jump_g01.mp4").write_text("overwritten")
+@pytest.fixture
+def spoiled(videos: Path, tmp_path: Path) -> Any:
+    """A set whose first file went bad after the first look."""
+    shutil.copytree(videos, tmp_path / "spoiled")
+    data = open_videos(tmp_path / "spoiled")
+    (tmp_path / "spoiled" / "Jump" / "v_Jump_g01.mp4").write_text("overwritten")
+    return data
+
+
+def test_another_file_takes_the_place_of_one_that_goes_bad_later(spoiled: Any, videos: Path) -> None:
+    whole, copy = open_videos(videos), pickle.loads(pickle.dumps(spoiled))
     with pytest.raises(VideoDecodeError, match=r"v_Jump_g01.mp4: cannot be decoded"):
-        data[(0, 0)]
+        spoiled.clip(0)
+    with pytest.warns(UserWarning) as warned:
+        names = [spoiled[(0, seed)].name for seed in range(8)]
+    assert len(warned) == 1 and "v_Jump_g01.mp4: cannot be decoded" in str(warned[0].message)
+    assert set(names) == {"Jump/v_Jump_g02.AVI", "Run/v_Run_g01.mkv"}  # drawn from the seed
+    with pytest.warns(UserWarning, match="it is skipped, another file takes its place"):
+        assert [copy[(0, seed)].name for seed in reversed(range(8))] == names[::-1]
+    for index in (1, 2):
+        assert torch.equal(spoiled[(index, 4)].pixels, whole[(index, 4)].pixels)
+
+
+def test_a_video_broken_in_the_middle_is_replaced_where_a_clip_needs_that_part(tmp_path: Path) -> None:
+    path = write_numbered(tmp_path / "broken.mp4", 60, options={"g": "6", "bf": "0"})
+    write_numbered(tmp_path / "whole.mp4", 60)
+    content = bytearray(path.read_bytes())
+    third = len(content) // 3
+    content[third : 2 * third] = bytes(third)
+    path.write_bytes(content)
+    data = open_videos(tmp_path)
+    assert len(data) == 2 and not data.report.unreadable
+    with pytest.warns(UserWarning, match=r"broken.mp4: cannot be decoded"):
+        clips = [data[(0, seed)] for seed in range(12)]
+    assert {clip.name for clip in clips} == {"broken.mp4", "whole.mp4"}
+    assert all(seen(clip) == [clip.start + 3 * k for k in range(4)] for clip in clips)
+
+
+def test_a_set_without_one_file_that_decodes_ends_the_run(spoiled: Any) -> None:
+    for name, _, _ in spoiled.files:
+        (spoiled.root / name).write_text("overwritten")
+    with (
+        pytest.warns(UserWarning, match="it is skipped"),
+        pytest.raises(UserError, match=r"3 of 3 files were tried in a row and none .*v_Jump_g01.mp4: .*; repair"),
+    ):
+        spoiled[(0, 0)]
+
+
+def test_workers_replace_files_alike(spoiled: Any) -> None:
+    requests = [(index, seed) for seed in range(2) for index in range(3)]
+    with pytest.warns(UserWarning, match="it is skipped"):
+        here = [spoiled[request].name for request in requests]
+    loader = DataLoader(spoiled, batch_size=1, sampler=requests, collate_fn=collate, num_workers=2)
+    assert [name for batch in loader for name in batch["names"]] == here
+
+
+def test_a_held_out_clip_that_does_not_decode_is_replaced(spoiled: Any) -> None:
+    def encode(batch: dict[str, Any], generators: None) -> torch.Tensor:
+        return batch["pixels"].float()
+
+    options = {"clips": 3, "gammas": [0.5], "seed": 0, "reference_fps": 8.0, "accelerator": Accelerator(cpu=True)}
+    for _ in range(2):
+        held_out = HeldOut(spoiled, collate, encode, EqMObjective(LinearDecay()), **options)
+        with pytest.warns(UserWarning, match=r"v_Jump_g01.mp4: cannot be decoded"):
+            replaced = held_out._clip(0, 2)["clean"]
+        assert any(torch.equal(replaced, held_out._clip(k, 2)["clean"]) for k in (1, 2))
 
 
 def test_bad_folders_are_explained(videos: Path, tmp_path: Path) -> None:
@@ -423,6 +495,12 @@ def test_an_unwritable_report_is_an_error(videos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"report.json cannot be written"):
         open_videos(videos, report_path=tmp_path / "file" / "report.json")
+
+
+def test_shapes_in_a_place_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"file/shapes cannot be made \(.*name a folder"):
+        write_moving_shapes(tmp_path / "file" / "shapes", videos=1)
 
 
 def test_sets_can_be_pickled(videos: Path) -> None:

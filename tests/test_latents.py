@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,25 @@ def test_requests_give_the_clips_that_the_set_gives(root: Path, codec: Codec, fl
     assert memory["names"] == online["names"]
     starts = {stored[request].start for request in requests}
     assert starts == {data[request].start for request in requests} and len(starts) > 1
+
+
+def test_files_that_do_not_decode_are_left_out(root: Path, codec: Codec, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "set")
+    data = open_data("videos", tmp_path / "set", frames=4, frame_interval=2, size=32)
+    (data.root / data.files[0][0]).write_text("overwritten")
+    with pytest.warns(UserWarning, match="cannot be decoded.*it is skipped") as warned:
+        stored = LatentSet(data, codec, "cpu", quiet=True)
+        clips = [stored[(0, seed)] for seed in range(6)]
+    assert len(warned) == 1 and len(stored) == len(data)
+    assert [clip.name for clip in clips] == [data[(0, seed)].name for seed in range(6)]
+    assert data.files[0][0] not in {clip.name for clip in clips}
+    for name, _, _ in data.files:
+        (data.root / name).write_text("overwritten")
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(UserError, match=f"none of the {len(data)} files in .* can be decoded"),
+    ):
+        LatentSet(data, codec, "cpu", quiet=True)
 
 
 def test_a_set_that_is_too_large_is_refused_before_it_is_encoded(

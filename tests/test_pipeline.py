@@ -353,7 +353,7 @@ def test_folders_that_cannot_be_sampled(pipe, export, tmp_path, monkeypatch):
     def offline(*arguments, **options):
         raise LocalEntryNotFoundError("cannot connect")
 
-    monkeypatch.setattr(module, "snapshot_download", offline)
+    monkeypatch.setattr("eqm_video.folders.snapshot_download", offline)
     with pytest.raises(UserError, match=r"owner/name.*cannot connect"):
         EqMPipeline.from_pretrained("owner/name")
 
@@ -361,7 +361,7 @@ def test_folders_that_cannot_be_sampled(pipe, export, tmp_path, monkeypatch):
 def test_hub_snapshots_are_loaded_as_local_folders(export, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        module, "snapshot_download", lambda name, **options: asked.append((name, options)) or str(export)
+        "eqm_video.folders.snapshot_download", lambda name, **options: asked.append((name, options)) or str(export)
     )
     assert EqMPipeline.from_pretrained("owner/name", revision="v1").config.frames == 3
     ((name, options),) = asked

@@ -260,7 +260,7 @@ def test_a_run_that_failed_leaves_the_folder_free(export, tmp_path, capsys):
     [
         (("--num-samples", "0"), "--num-samples: '0' is not a whole number of at least 1"),
         (("frames=0",), "--frames: '0' is not a whole number"),
-        (("--fps", "-2"), "--fps: '-2' is not a number above 0"),
+        (("--fps", "-2"), "--fps: '-2' is not a number of at least 0.01"),
         (("--size", "big"), "'big' is not a size in pixels"),
         (("--guidance-scale", "nan"), "is not a number"),
         (("--sampler", "heun"), "invalid choice: 'heun'"),

@@ -37,9 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown command {name!r}; {hint}commands: {', '.join(COMMANDS)}")
         return importlib.import_module(COMMANDS[name][0]).main(rest) or 0
     except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        print(f"error: {error}" if rank == "0" else f"error (process {rank}): {error}", file=sys.stderr, flush=True)
-        return 2
+        return _fail(str(error))
+    except OSError as error:  # a full disk, a folder that vanished, a file that may not be read
+        what = error.strerror or str(error) or type(error).__name__
+        return _fail(f"{what}: {error.filename}" if error.filename else what)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _fail(sentence: str) -> int:
+    """Say what went wrong, and in which process where there are several; returns the exit status."""
+    rank = os.environ.get("RANK", "0")
+    print(f"error: {sentence}" if rank == "0" else f"error (process {rank}): {sentence}", file=sys.stderr, flush=True)
+    return 2

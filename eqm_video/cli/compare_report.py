@@ -136,7 +136,7 @@ def pairs(samples: np.ndarray, clips: np.ndarray) -> np.ndarray:
 
 
 def caption(label: str | None, name: str) -> str:
-    """Sample's label | file, UCF's names without what is said twice: (Run, Run/v_Run_g01_c01.avi) → Run | g01_c01."""
+    """Sample's label | file, UCF's names without what is said twice: (Run, Run/v_Run_g01_c01.avi) -> Run | g01_c01."""
     stem = PurePosixPath(name).stem.removeprefix("v_")
     return f"{label or 'sample'} | {stem.removeprefix(f'{label}_')}"
 

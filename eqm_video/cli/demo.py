@@ -9,16 +9,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from eqm_video.build import versions
 from eqm_video.cli import sample as sampling
 from eqm_video.cli import train as training
 from eqm_video.data.shapes import DIRECTIONS, measure_motion, write_moving_shapes
 from eqm_video.errors import UserError
+from eqm_video.media import make_folder
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 SHAPES = ("Disc", "Square")
@@ -37,11 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not RECIPE.is_file():
         raise UserError(f"the demo's recipe {RECIPE} is missing: run the demo from a clone of the repository")
+    make_folder(options.out)
     write_videos(options.data)
     seconds = train(options)
     seconds["sampling"] = sample(options)
     numbers = measure(options.out / "samples.npz", options.out / "samples.json")
     numbers["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
+    numbers["machine"] = {"cpu_cores": os.cpu_count(), "processor": processor(), **versions()}
     (options.out / "numbers.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     report(numbers, options)
     return 0
@@ -55,12 +61,12 @@ def write_videos(root: Path) -> None:
 
 
 def train(options: argparse.Namespace) -> dict[str, float]:
-    """Train, or continue, or find the run finished; returns the seconds of this call."""
-    start = time.monotonic()
+    """Train, or continue, or find the run finished; returns the seconds of all its steps, over all calls."""
     words = ["--config", str(RECIPE), "--resume", f"data.root={options.data}", f"run.dir={options.run}"]
     if training.main([*words, *options.overrides]) != 0 or not (options.run / "export").is_dir():
         raise UserError(f"training did not finish; type the same command again to continue {options.run}")
-    return {"training": time.monotonic() - start}
+    last = (options.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    return {"training": json.loads(last)["seconds"]}
 
 
 def sample(options: argparse.Namespace) -> float:
@@ -73,7 +79,7 @@ def sample(options: argparse.Namespace) -> float:
     return time.monotonic() - start
 
 
-def measure(samples: Path, record: Path) -> dict[str, float | int]:
+def measure(samples: Path, record: Path) -> dict[str, Any]:
     """Shares of the samples that move the way, and show the shape, of their labels, beside what chance gives."""
     with np.load(samples) as arrays:
         clips = arrays["arr_0"]
@@ -93,7 +99,15 @@ def measure(samples: Path, record: Path) -> dict[str, float | int]:
     }
 
 
-def report(numbers: dict[str, float | int], options: argparse.Namespace) -> None:
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def report(numbers: dict[str, Any], options: argparse.Namespace) -> None:
     """Say what was measured and where to look."""
     seconds = numbers["seconds"]
     print(

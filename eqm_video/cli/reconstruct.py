@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=8, help="files, spread evenly over the set; 0: all; default: 8")
     options = parser.parse_args(arguments)
     frames = options.frames or (1 if options.kind == "images" else 16)
+    media.make_folder(options.out)
     data = open_data(
         options.kind, options.root, frames=frames, frame_interval=options.frame_interval, size=options.size
     )
@@ -50,7 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "psnr_lowest": float(np.min(errors)),
         "latent_std": float(np.mean([clip["latent_std"] for clip in clips])),
     }
-    options.out.mkdir(parents=True, exist_ok=True)
     media.write_text(options.out / "numbers.json", json.dumps(numbers, indent=1) + "\n")
     picture = show(options.out, pairs, data)
     print(

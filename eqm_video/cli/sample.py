@@ -38,7 +38,7 @@ from eqm_video.samplers import RULES
 FORMATS = ("gif", "mp4", "png")
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 EXAMPLES = """examples:
-  python sample_video.py runs/demo/export --out samples --labels left right --num-samples 16 --guidance-scale 2
+  python sample_video.py runs/demo/export --out samples --labels DiscLeft SquareUp --num-samples 16 --guidance-scale 2
   python sample_video.py runs/imagenet --out samples frames=1 --labels random --num-samples 50000 --batch-size 64
   torchrun --standalone --nproc_per_node 2 sample_video.py runs/demo --out samples     (several processes)"""
 
@@ -97,7 +97,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--labels", nargs="+", metavar="LABEL", help="names or numbers, in turn; or all (default), random, none")
     add("--num-samples", type=_whole(1), default=16, metavar="N", help="default: 16")
     add("--frames", type=_whole(1), metavar="T", help="frames of a clip, 1 = images; default: as trained")
-    add("--fps", type=_number(0, above=True), metavar="F", help="frames per second; default: as trained")
+    add("--fps", type=_number(0.01), metavar="F", help="frames per second; default: as trained")
     add("--size", type=_size, metavar="PIXELS", help="height and width, or HEIGHTxWIDTH; default: as trained")
     add("--steps", type=_whole(1), metavar="N", help="updates; default: the model's")
     add("--sampler", choices=("nag", "gd"), help="NAG-GD or gradient descent; default: the model's")

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from eqm_video import build
 from eqm_video.config import Config, flatten, load_config, parse_config, to_tree, to_yaml
 from eqm_video.errors import UserError
-from eqm_video.training.checkpoint import Checkpoints, is_checkpoint, read_record
+from eqm_video.training.checkpoint import Checkpoints, is_checkpoint, lock_run, read_record
 from eqm_video.training.tracking import check_trackers, start_trackers
 
 NEWEST = "newest"  # what `--resume` without a path stands for
@@ -99,17 +100,31 @@ def dry_run(config: Config) -> int:
 
 def train(config: Config, resume: str | None) -> int:
     """Train to the last step and export, or stop at a signal with a checkpoint."""
-    from eqm_video.run import Run
-
     check_trackers(config.track.to)
     accelerator = build.make_accelerator(config)
     build.check_launch(accelerator)
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, for the codec and what else computes in float32
-    say = accelerator.print
-    folder = config.run.folder
-    checkpoint = prepare_folder(config, resume, accelerator)
-    notes = compare(checkpoint, config, accelerator.num_processes) if checkpoint is not None else []
+    starting_point(config, resume)  # refuses before anything is touched
+    main_process = accelerator.is_main_process
+    with lock_run(config.run.folder) if main_process else nullcontext():
+        accelerator.wait_for_everyone()
+        checkpoint = starting_point(config, resume)  # again, now that nobody else writes there
+        notes = compare(checkpoint, config, accelerator.num_processes) if checkpoint is not None else []
+        if main_process:
+            Checkpoints(config.run.folder / "checkpoints").remove_leftovers()
+        accelerator.wait_for_everyone()
+        _train(config, resume, checkpoint, notes, accelerator)
+        accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return 0
+
+
+def _train(config: Config, resume: str | None, checkpoint: Path | None, notes: list[str], accelerator: Any) -> None:
+    """The training itself, in a folder that is this process's."""
+    from eqm_video.run import Run
+
+    say, folder = accelerator.print, config.run.folder
     run = Run(config, accelerator, resuming=checkpoint is not None)
     if checkpoint is not None:
         compare_data(checkpoint, run.data_record)
@@ -133,25 +148,12 @@ def train(config: Config, resume: str | None) -> int:
         say(f"finished: {export} holds the model; sample with\n  python sample_video.py {export} --out samples")
     else:
         say(f"stopped after step {run.trainer.step}; type the same command with --resume to continue")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return 0
 
 
-def prepare_folder(config: Config, resume: str | None, accelerator: Any) -> Path | None:
-    """Make `run.dir`, refuse to overwrite a run, and find the checkpoint to continue from."""
+def starting_point(config: Config, resume: str | None) -> Path | None:
+    """The checkpoint to continue from; UserError rather than overwriting a run. Changes nothing."""
     folder = config.run.folder
-    checkpoints = Checkpoints(folder / "checkpoints")
-    if accelerator.is_main_process:
-        try:
-            checkpoints.folder.mkdir(parents=True, exist_ok=True)
-            (folder / ".writable").touch()
-            (folder / ".writable").unlink()
-        except OSError as error:
-            raise UserError(f"cannot write to run.dir={folder} ({error.strerror}): give another run.dir") from error
-        checkpoints.remove_leftovers()
-    accelerator.wait_for_everyone()
-    newest = checkpoints.newest()
+    newest = Checkpoints(folder / "checkpoints").newest()
     if resume is None:
         if newest is not None:
             raise UserError(

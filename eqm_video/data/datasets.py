@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqm_video.data.image import ImageInfo, probe_image, probe_size, read_image
-from eqm_video.data.index import Report, examine
+from eqm_video.data.image import ImageInfo, decode_image, probe_image, probe_size, read_image
+from eqm_video.data.index import Report, Substitutes, examine
 from eqm_video.data.layout import list_files, quote
 from eqm_video.data.transforms import crop_clip, directed_labels, sides
 from eqm_video.data.video import VideoDecodeError, VideoInfo, probe, read_frames
@@ -26,6 +26,7 @@ from eqm_video.errors import UserError
 from eqm_video.randomness import generator as make_generator
 
 SHORT = ("repeat", "skip", "error")  # what to do with videos shorter than a clip
+DECODED = 20_000  # images up to which the first look decodes each one; of a larger set it would take many minutes
 
 
 @dataclass
@@ -66,6 +67,7 @@ class ClipSet:
     ) -> None:
         self.root, self.files, self.labels, self.report = Path(root), list(files), list(labels), report
         self.size, self.flip, self.frames, self.frame_interval = sides(size), flip, frames, frame_interval
+        self.substitutes = Substitutes(len(self.files))
         _check_flip(flip, self.labels)
 
     def __len__(self) -> int:
@@ -73,10 +75,14 @@ class ClipSet:
         return len(self.files)
 
     def __getitem__(self, request: tuple[int, int]) -> Clip:
-        """The clip of request (index, seed): file `index`, window and flip drawn from the seed."""
+        """The clip of request (index, seed): file `index`, window and flip drawn from the seed.
+
+        Where it does not decode, that of another file, drawn from the seed too, with a warning: see `Substitutes`.
+        """
         if not isinstance(request, tuple) or len(request) != 2:
             raise TypeError(f"ask for set[(index, seed)], or call set.clip(index); got set[{request!r}]")
-        return self.clip(request[0], make_generator(int(request[1])))
+        index, seed = request[0], int(request[1])
+        return self.substitutes.take(index, seed, lambda one: self.clip(one, make_generator(seed)))
 
     @property
     def span(self) -> int:
@@ -202,8 +208,9 @@ def open_data(
     last frame, "skip" leaves them out, "error" refuses them. `size` is in pixels, one number or (height, width).
 
     Files that cannot be read are left out and named with the reason in `set.report`, and in the JSON file
-    `report_path`. `index_path` remembers what was found, for a quick second start; `verify="size"` does not open images
-    at all, for sets of a million. UserError where nothing can be used, and for every setting out of range.
+    `report_path`. `index_path` remembers what was found, for a quick second start. Images are decoded at this first
+    look, of more than 20,000 the headers alone are read; `verify="size"` opens none, for sets of a million. UserError
+    where nothing can be used, and for every setting out of range.
     """
     _check(kind, frames, frame_interval, short, verify)
     sides(size)
@@ -213,7 +220,8 @@ def open_data(
     if kind == "videos":
         infos, unreadable = examine(root, listing.names, look_at_video, VideoInfo, index_path)
     elif verify == "header":
-        infos, unreadable = examine(root, listing.names, probe_image, ImageInfo, index_path)
+        look = decode_image if len(listing.names) <= DECODED else probe_image
+        infos, unreadable = examine(root, listing.names, look, ImageInfo, index_path)
     else:
         infos, unreadable = examine(root, listing.names, probe_size, ImageInfo)
     report = Report(

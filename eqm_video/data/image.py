@@ -31,6 +31,13 @@ def probe_image(path: Path) -> ImageInfo:
         raise VideoDecodeError(f"{path}: cannot be read as an image ({error})") from error
 
 
+def decode_image(path: Path) -> ImageInfo:
+    """`probe_image`, and VideoDecodeError where the pixels do not decode, as in a file that was cut short."""
+    info = probe_image(path)
+    read_image(path)
+    return info
+
+
 def probe_size(path: Path) -> ImageInfo:
     """VideoDecodeError where a file is empty; it is not opened."""
     if path.stat().st_size == 0:

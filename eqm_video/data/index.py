@@ -1,27 +1,36 @@
-"""A first look at every file of a data set: which can be read and how long they are; remembered for the next start."""
+"""Which files of a data set can be read: a first look at every one, and others for those that fail after it.
+
+What the first look finds is remembered for the next start. It does not decode everything: a file that is broken further
+in shows that when its frames are asked for, and then `Substitutes` gives another one.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from tqdm import tqdm
 
 from eqm_video.data.layout import quote
 from eqm_video.data.video import VideoDecodeError
 from eqm_video.errors import UserError
+from eqm_video.randomness import generator
 
 VERSION = 1  # of the index file; one of another version is made anew
 THREADS = 8
 CHUNK = 4096  # files in flight: a million of them at once would fill the memory
 MANY = 200  # files from which on progress is shown
+TRIES = 8  # files for one request: where one in ten is broken, one request in 10^8 finds no other
 
 Info = TypeVar("Info")
+Taken = TypeVar("Taken")
 
 
 @dataclass
@@ -133,3 +142,42 @@ def _load(index_path: str | Path | None, kind: type[Info]) -> dict[str, tuple[li
         return {name: (stamp, kind(*values)) for name, (stamp, values) in index["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+class Substitutes:
+    """Other files in place of those of a set of `size` that do not decode, with one warning for each of these.
+
+    Which file stands in depends on the request alone: a run repeats itself, resumed and on any number of processes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._warned: set[int] = set()
+
+    def take(self, index: int, seed: int, read: Callable[[int], Taken]) -> Taken:
+        """`read(index)`; where that raises VideoDecodeError, `read` of a file drawn from the seed, 8 different at most.
+
+        Raises VideoDecodeError where none of them decodes.
+        """
+        reasons = []
+        for candidate in self._candidates(index, seed):
+            try:
+                return read(candidate)
+            except VideoDecodeError as error:
+                reasons.append(str(error))
+                self.warn(candidate, error)
+        raise VideoDecodeError(
+            f"{len(reasons)} of {self.size} files were tried in a row and none can be decoded: {quote(reasons)}; "
+            "repair the files, or start a new run without them"
+        )
+
+    def warn(self, index: int, error: VideoDecodeError) -> None:
+        """Say once that a file, which the error names, is skipped."""
+        if index not in self._warned:
+            self._warned.add(index)
+            warnings.warn(f"{error}; it is skipped, another file takes its place", stacklevel=3)
+
+    def _candidates(self, index: int, seed: int) -> Iterator[int]:
+        yield index
+        others = torch.randperm(self.size, generator=generator(seed, "substitute"))[:TRIES].tolist()
+        yield from [other for other in others if other != index][: TRIES - 1]

@@ -19,6 +19,8 @@ from tqdm.auto import tqdm
 
 from eqm_video.codec import Codec
 from eqm_video.data.datasets import ClipSet
+from eqm_video.data.layout import quote
+from eqm_video.data.video import VideoDecodeError
 from eqm_video.errors import UserError
 from eqm_video.randomness import generator
 
@@ -49,29 +51,47 @@ def collate_latents(clips: Sequence[LatentClip]) -> dict[str, Any]:
 class LatentSet:
     """The moments of every frame of `data`, in CPU memory; `set[(index, seed)]` as the set itself.
 
+    A file with a frame that does not decode is left out, with a warning: requests for it get another one, drawn from
+    their seed.
+
     Raises:
-        UserError: the moments would take more than 8 GiB.
+        UserError: the moments would take more than 8 GiB, or no file decodes.
     """
 
     def __init__(self, data: ClipSet, codec: Codec, device: str | torch.device, *, quiet: bool = False) -> None:
         self.data = data
         self._check_size(codec)
-        self.files: list[tuple[list[Tensor], Any]] = []
+        self.files: dict[int, tuple[list[Tensor], Any]] = {}
+        self.unreadable: dict[int, str] = {}
         for index in tqdm(range(len(data)), desc="encoding", unit="file", disable=quiet or None):
-            frames, seconds = data.whole(index)
+            try:
+                frames, seconds = data.whole(index)
+            except VideoDecodeError as error:
+                self.unreadable[index] = str(error)
+                data.substitutes.warn(index, error)
+                continue
             pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)[None].to(device).float() / 127.5 - 1
             mirrorings = [pixels, pixels.flip(-1)] if data.flip else [pixels]
-            self.files.append(([codec.moments(one)[0].float().cpu() for one in mirrorings], seconds))
+            self.files[index] = [codec.moments(one)[0].float().cpu() for one in mirrorings], seconds
+        if not self.files:
+            reasons = list(self.unreadable.values())
+            raise UserError(f"none of the {len(reasons)} files in {data.root} can be decoded: {quote(reasons)}")
 
     def __len__(self) -> int:
-        """The number of files."""
-        return len(self.files)
+        """The number of files of the set, with those that were left out."""
+        return len(self.data)
 
     def __getitem__(self, request: tuple[int, int]) -> LatentClip:
         """The clip of request (index, seed), the one whose pixels `data[(index, seed)]` gives."""
-        index, seed = request
+        index, seed = request[0], int(request[1])
+        return self.data.substitutes.take(index, seed, lambda one: self._clip(one, seed))
+
+    def _clip(self, index: int, seed: int) -> LatentClip:
+        """The clip of one file. VideoDecodeError where it was left out."""
+        if index in self.unreadable:
+            raise VideoDecodeError(self.unreadable[index])
         name, label, _ = self.data.files[index]
-        start, mirrored = self.data.draw(index, generator(int(seed)))
+        start, mirrored = self.data.draw(index, generator(seed))
         mirrorings, seconds = self.files[index]
         rows, times = self.data.window(index, start, seconds)
         return LatentClip(

@@ -166,12 +166,16 @@ def write_moving_shapes(
 ) -> None:
     """Write the set to a new folder `root`: `videos` per label, of which the last `held_out` are the test list.
 
-    Raises `UserError` when `root` exists already. Written aside and renamed, so that a half-written set never counts.
+    Raises `UserError` when `root` exists already or cannot be made.
+    Written aside and renamed, so that a half-written set never counts.
     """
     if root.exists():
         raise UserError(f"{root} exists already; name a new folder or remove it")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    except OSError as error:
+        raise UserError(f"{root} cannot be made ({error.strerror}); name a folder that you may write to") from error
     try:
         names = label_names(shapes)
         train, test = [], []

@@ -12,12 +12,14 @@ what makes it count, so a crash leaves the older ones untouched and at worst a l
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from eqm_video.errors import UserError
+from eqm_video.folders import load_transformer
 from eqm_video.training.ema import Ema
 
+if os.name == "posix":
+    import fcntl
+else:
+    fcntl = None  # no locks there: two runs in one folder are not noticed
+
+LOCK = ".lock"
 RECORD = "checkpoint.json"
 _NAME = re.compile(r"step_(\d{8,})")
 _LEFTOVER = ".incomplete-"  # being written, or being deleted
@@ -60,7 +69,7 @@ class Checkpoints:
         final = self.folder / f"step_{step:08d}"
         try:
             write_folder(final, fill, lambda path: _write_json(path / RECORD, {"step": step, **record}))
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
             newest = self.newest()
             kept = f"the newest whole one is {newest}" if newest else "there is none yet"
             raise UserError(f"cannot write the checkpoint of step {step} to {self.folder}: {error}; {kept}") from error
@@ -70,6 +79,32 @@ class Checkpoints:
     def _prune(self) -> None:
         for path in self.all()[: -self.keep] if self.keep else ():
             remove_folder(path)
+
+
+@contextmanager
+def lock_run(folder: Path) -> Iterator[None]:
+    """Make a run's folder and keep it for this process; UserError where it cannot be written or another one trains there.
+
+    The system ends the lock with the process, however that ends. It is the process's own (lockf; flock's would live on
+    in the workers that decode the data, for a while after their process was killed).
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to run.dir={folder} ({error.strerror}): give another run.dir") from error
+    with file:
+        if fcntl is not None:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise UserError(f"cannot lock run.dir={folder} ({error.strerror}): give another run.dir") from error
+                raise UserError(
+                    f"another process is training in run.dir={folder}, and nothing was changed: wait for its end, stop "
+                    "it, or give another run.dir=FOLDER"
+                ) from error
+        yield
 
 
 def write_folder(final: Path, fill: Callable[[Path], None], seal: Callable[[Path], None] | None = None) -> None:
@@ -132,18 +167,19 @@ def save_state(
         "ema_updates": ema.updates,
         "extra": extra,
     }
-    torch.save(state, folder / "optimizer.pt")
+    with (folder / "optimizer.pt").open("wb") as file:  # opened here, so that a full disk is an OSError
+        torch.save(state, file)
 
 
 def load_state(folder: Path, *, network: nn.Module, ema: Ema, optimizer: Any, scaler: Any) -> dict[str, Any]:
     """Put back what `save_state` wrote, bit for bit, and return its `extra`; UserError for another architecture."""
     try:
         network.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
-        average = type(ema.network).from_pretrained(folder / "ema", torch_dtype=torch.float32)
+        average = load_transformer(folder / "ema", torch.float32)
         state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         ema.load(dict(average.named_parameters()), state["ema_updates"])
         optimizer.load_state_dict(state["optimizer"])
-    except (OSError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+    except (UserError, OSError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         first = str(error).splitlines()[:1]
         raise UserError(f"cannot read the checkpoint {folder}: {' '.join(first)}; resume from an older one") from error
     except (RuntimeError, ValueError) as error:

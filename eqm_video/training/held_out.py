@@ -12,8 +12,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from eqm_video.data.index import Substitutes
 from eqm_video.objective import EqMObjective, interpolate
-from eqm_video.randomness import generator, normal
+from eqm_video.randomness import fold, generator, normal
 
 
 class HeldOut:
@@ -21,6 +22,7 @@ class HeldOut:
 
     `clips` deterministic windows spread evenly over the set, encoded once (the posterior's mean) and kept in CPU
     memory; every process takes its share. Clip k meets the same noise at every evaluation, on any number of processes.
+    Where its file does not decode, another one takes its place, always the same, with a warning.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class HeldOut:
         self.dataset, self.collate, self.encode = dataset, collate, encode
         self.objective, self.gammas, self.seed = objective, gammas, seed
         self.reference_fps, self.accelerator = reference_fps, accelerator
+        self.substitutes = Substitutes(len(dataset))
         self._clips: dict[int, dict[str, Tensor]] = {}
 
     @torch.no_grad()
@@ -72,7 +75,9 @@ class HeldOut:
 
     def _clip(self, k: int, null_label: int) -> dict[str, Tensor]:
         if k not in self._clips:
-            batch = self.collate([self.dataset.clip(self.indices[k], None)])
+            seed = fold(self.seed, "held out", k)
+            clip = self.substitutes.take(self.indices[k], seed, lambda index: self.dataset.clip(index, None))
+            batch = self.collate([clip])
             labels = batch["labels"]
             self._clips[k] = {
                 "clean": self.encode(batch, None).cpu(),

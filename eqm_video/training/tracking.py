@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import WandBTracker
 from torch import Tensor
 
 from eqm_video.errors import UserError
@@ -114,17 +115,26 @@ class RunLog:
             except (ValueError, KeyError):  # the line that was being written
                 break
         partial = self.file.with_suffix(".tmp")
-        partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, self.file)
+        try:
+            partial.write_text("".join(kept), encoding="utf-8")
+            os.replace(partial, self.file)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line of numbers for one step."""
         if self.accelerator.is_main_process:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **_finite(metrics)}) + "\n")
+            try:
+                with self.file.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": step, **_finite(metrics)}) + "\n")
+            except OSError as error:
+                raise self._unwritable(error) from error
         if self.trackers:
             scalars = {key: value for key, value in _scalars(metrics) if value is not None}
             self.accelerator.log(scalars, step=step)
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"cannot write {self.file} ({error.strerror}): mend that, then add --resume to continue")
 
     def video(self, name: str, path: Path, step: int) -> None:
         """Show a GIF or PNG file in the trackers (TensorBoard takes its bytes; it would need moviepy to make them)."""
@@ -148,6 +158,7 @@ def start_trackers(
     """Open the trackers that the accelerator was made with; a resumed run continues its wandb run."""
     id_file = folder / "wandb_id"
     options: dict[str, Any] = {"name": name or folder.name, "dir": str(folder), "resume": "allow"}
+    options["run_name"] = project or os.environ.get("WANDB_PROJECT") or "eqm-video"  # Accelerate's word for the project
     if os.environ.get("WANDB_ENTITY"):
         options["entity"] = os.environ["WANDB_ENTITY"]
     if "wandb" in trackers and accelerator.is_main_process:
@@ -155,9 +166,9 @@ def start_trackers(
             id_file.write_text(os.urandom(4).hex())
         options["id"] = id_file.read_text().strip()
     flat = {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in config.items()}
-    accelerator.init_trackers(
-        project or os.environ.get("WANDB_PROJECT") or "eqm-video", config=flat, init_kwargs={"wandb": options}
-    )
+    # The project of the environment is wandb's alone: Accelerate would name TensorBoard's folder with it too.
+    accelerator.log_with = [WandBTracker(**options) if str(one) == "wandb" else one for one in accelerator.log_with]
+    accelerator.init_trackers(project or "eqm-video", config=flat)
 
 
 def check_trackers(trackers: tuple[str, ...]) -> None:

@@ -125,7 +125,8 @@ class Trainer:
                     stop = self._agree(step, norm, names)  # raises before a bad gradient reaches the weights
                     self.optimizer.step()
                     self.optimizer.zero_grad(set_to_none=True)
-                    if not self.optimizer.step_was_skipped:
+                    # A fused optimizer skips by itself, which Accelerate's `step_was_skipped` does not see.
+                    if self.skipped == 0:
                         self.ema.update(self.network)
                 self.step, last = step, step == steps
                 evaluations = [hook for hook in self.evaluations if hook.due(step, last) and not stop]

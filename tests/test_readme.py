@@ -1,0 +1,86 @@
+"""The README keeps its word: the tree names every file, recipes load, and every command is one that exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from eqm_video.cli import COMMANDS, sample, train
+from eqm_video.config import load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf8")
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def expand(name: str) -> list[str]:
+    """`a_{b,c}.yaml` as its files."""
+    parts = [part.split(",") if index % 2 else [part] for index, part in enumerate(re.split(r"[{}]", name))]
+    return ["".join(words) for words in product(*parts)]
+
+
+def tree() -> set[str]:
+    """Every path that the tree in the README names."""
+    block = README.split("## The tree")[1].split("```")[1]
+    paths, folder = set(), ""
+    for line in block.splitlines():
+        if not line.strip() or line.strip().startswith("#"):
+            continue
+        name = line.split()[0]
+        if not line.startswith(" "):
+            folder = name if name.endswith("/") and len(line.split()) == 1 else ""
+            paths |= set() if folder else set(expand(name))
+        else:
+            paths |= {folder + one for one in expand(name)}
+    return paths
+
+
+def commands() -> list[str]:
+    fences = re.findall(r"```(\w*)\n(.*?)```", README.split("## The tree")[0], flags=re.S)
+    blocks = [text for language, text in fences if not language]
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if re.match(r"(accelerate|python|make) ", line)]
+
+
+def test_tree_and_files_agree() -> None:
+    named = tree()
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "eqm_video").rglob("*.py")}
+    modules = {path for path in modules if not path.endswith(("__init__.py", "__main__.py"))}
+    assert modules - named == set()
+    assert {str(path.relative_to(ROOT)) for path in RECIPES} - named == set()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_recipes_load(recipe: Path) -> None:
+    load_config(recipe)
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(commands()) >= 10
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_are_understood(command: str) -> None:
+    words = [word for word in shlex.split(command.replace("...", "")) if word]
+    if words[0] == "make":
+        result = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+    elif "train_video.py" in words:
+        given = words[words.index("train_video.py") + 1 :]
+        options = train.parser().parse_intermixed_args(given)
+        load_config(ROOT / options.config, options.overrides)
+    elif "sample_video.py" in words:
+        assert sample.parse(words[words.index("sample_video.py") + 1 :]).model
+    else:
+        assert words[:3] == ["python", "-m", "eqm_video"] and words[3] in COMMANDS
+        run = [sys.executable, "-m", "eqm_video", words[3], "--help"]
+        help_text = subprocess.run(run, capture_output=True, text=True, cwd=ROOT).stdout
+        for word in words[4:]:
+            assert not word.startswith("--") or word in help_text, f"{word} is no option of {words[3]}"
