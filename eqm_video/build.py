@@ -93,7 +93,7 @@ def codec_shape(name: str) -> tuple[int, int]:
 
 
 def _hub_configs(name: str) -> list[Path]:
-    """The configuration files that the hub, or its cache on this machine, has of an autoencoder; a few hundred bytes."""
+    """The configuration files that the hub, or its cache on this machine, has of an autoencoder (small files)."""
     found = []
     for file in ("config.json", "vae/config.json") if name.count("/") == 1 else ():
         try:

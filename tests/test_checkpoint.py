@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from tiny_run import equal, read_metrics, tiny_network, tiny_trainer, weights
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tiny_run import ROOT, equal, read_metrics, tiny_network, tiny_trainer, weights
 
 from eqm_video.errors import UserError
-from eqm_video.training.checkpoint import Checkpoints, read_record, write_folder
+from eqm_video.training.checkpoint import Checkpoints, lock_run, read_record, write_folder
 
 
 @pytest.fixture(autouse=True)
@@ -74,9 +79,10 @@ def test_a_crash_while_deleting_never_leaves_half_of_a_checkpoint_under_its_name
     assert names(tmp_path) == ["step_00000002"]
 
 
-def test_a_full_disk_is_a_sentence_that_names_the_last_whole_one(tmp_path) -> None:
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left")])
+def test_a_full_disk_is_a_sentence_that_names_the_last_whole_one(tmp_path, error) -> None:
     def full(folder: Path) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     checkpoints = Checkpoints(tmp_path)
     checkpoints.write(1, fill, {})
@@ -136,6 +142,72 @@ def test_another_architecture_and_damage_are_sentences(tmp_path) -> None:
     weights_file.write_bytes(weights_file.read_bytes()[:-100])
     with pytest.raises(UserError, match="cannot read"):
         tiny_trainer(tmp_path / "again").resume(checkpoint)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "lacking", "gone"])
+def test_damaged_averages_are_sentences(tmp_path, damage) -> None:
+    trainer = tiny_trainer(tmp_path, steps=1)
+    trainer.run()
+    file = trainer.checkpoints.newest() / "ema" / "diffusion_pytorch_model.safetensors"
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif damage == "lacking":
+        save_file(dict(list(load_file(file).items())[1:]), file)
+    else:
+        file.unlink()
+    with pytest.raises(UserError, match=r"cannot read the checkpoint .*resume from an older one"):
+        tiny_trainer(tmp_path / "again").resume(trainer.checkpoints.newest())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("name", ["optimizer.pt", "ema/config.json"])
+def test_every_file_of_a_checkpoint_on_a_full_disk_is_a_sentence(tmp_path, monkeypatch, name) -> None:
+    trainer = tiny_trainer(tmp_path, steps=1)
+    save = trainer.checkpoints.write
+
+    def write(step, fill, record):
+        def full(folder: Path) -> None:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).symlink_to("/dev/full")
+            fill(folder)
+
+        return save(step, full, record)
+
+    monkeypatch.setattr(trainer.checkpoints, "write", write)
+    with pytest.raises(UserError, match=r"cannot write the checkpoint of step 1 .*No space left"):
+        trainer.run()
+    assert trainer.checkpoints.newest() is None
+
+
+def test_a_log_that_cannot_be_written_is_a_sentence(tmp_path) -> None:
+    log = tiny_trainer(tmp_path / "run").log
+    (tmp_path / "run").rename(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"cannot write .*metrics.jsonl \(No such file or directory\)"):
+        log.write(1, {"loss": 1.0})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks are POSIX's")
+def test_a_run_belongs_to_one_process_until_that_is_killed(tmp_path) -> None:
+    program = (
+        "import os, sys, time, pathlib\nfrom eqm_video.training.checkpoint import lock_run\n"
+        "with lock_run(pathlib.Path(sys.argv[1])):\n"
+        "    child = os.fork()\n"  # as the workers that decode the data are
+        "    if child: print(child, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path / "run")]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
+    try:
+        with pytest.raises(UserError, match=r"another process is training in run\.dir="), lock_run(tmp_path / "run"):
+            pass
+        process.kill()
+        process.wait()
+        with lock_run(tmp_path / "run"):
+            pass
+    finally:
+        process.kill()
+        os.kill(child, 9)
 
 
 def test_nothing_in_a_checkpoint_is_executed(tmp_path) -> None:

@@ -112,6 +112,8 @@ def test_a_new_kind_drops_the_recipes_keys_of_the_old_one(tmp_path) -> None:
         ("data.kind=images", r"add frames=1"),
         ("model.temporal=false", r"model.temporal=true, or frames=1"),
         ("train.accumulation=3", r"cannot be cut into"),
+        ("model.label_std=-0.1", r"model.label_std is -0.1: it must not be negative"),
+        ("train.matrix_scale=0", r"train.matrix_scale is 0.0: it must be greater than 0"),
     ],
 )
 def test_wrong_overrides_are_sentences(override, sentence) -> None:
@@ -120,6 +122,14 @@ def test_wrong_overrides_are_sentences(override, sentence) -> None:
         return
     with pytest.raises(UserError, match=sentence):
         load_config(None, [override])
+
+
+@pytest.mark.parametrize("kind", ["context", "mixture"])
+def test_two_frames_have_none_between_their_ends(kind) -> None:
+    gamma = [f"gamma.kind={kind}", "gamma.patterns=prefix,ends"]
+    assert load_config(None, [*gamma, "frames=3"]).gamma.patterns == ("prefix", "ends")
+    with pytest.raises(UserError, match=r"add gamma.patterns=prefix, or frames=3"):
+        load_config(None, [*gamma, "frames=2"])
 
 
 def test_wrong_files_are_sentences(tmp_path) -> None:

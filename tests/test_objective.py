@@ -6,6 +6,8 @@ import pytest
 import torch
 from einops import rearrange
 from reference_network import ReferenceNetwork, expected
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from eqm_video.gamma import ConstantDecay, LinearDecay, TruncatedDecay
 from eqm_video.objective import EqMObjective, dispersive_loss, frame_loss, interpolate
@@ -108,6 +110,33 @@ def test_dispersive_loss_keeps_its_digits_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = dispersive_loss(hidden)
     assert rounded.item() == pytest.approx(exact.item(), rel=1e-4)
+
+
+def test_dispersive_gradient_is_finite_and_exact_for_equal_and_nearly_equal_rows():
+    random = torch.Generator().manual_seed(2)
+    hidden = 30 + torch.randn(3, 1, 2, 4, generator=random)
+    hidden = torch.cat((hidden, hidden[:2], hidden[:1] + 1e-4)).requires_grad_()
+    dispersive_loss(hidden).backward()
+    exact = hidden.detach().double().requires_grad_()
+    distance = (exact.flatten(1)[:, None] - exact.flatten(1)).square().sum(-1) / 8
+    torch.exp(-distance).mean().log().backward()
+    torch.testing.assert_close(hidden.grad.double(), exact.grad, rtol=1e-5, atol=1e-9)
+
+
+def test_dispersive_loss_keeps_no_more_than_a_few_copies_of_its_rows():
+    """Forward and backward alike: nothing of the size B x B x dimension."""
+    hidden = torch.randn(24, 1, 8, 16, requires_grad=True)
+    largest = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            largest.extend(one.numel() for one in tree_leaves(result) if isinstance(one, torch.Tensor))
+            return result
+
+    with Sizes():
+        dispersive_loss(hidden).backward()
+    assert max(largest) == hidden.numel()
 
 
 def test_wrong_shapes_and_values_are_refused(clips):

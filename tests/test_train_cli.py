@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +13,14 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_run import ROOT, read_metrics, run_command, tiny_network, write_codec, write_videos
 
 from eqm_video.cli import main as command_line
 from eqm_video.config import load_config
+from eqm_video.models.transformer import EqMTransformer
 from eqm_video.pipeline import EqMPipeline
 
 
@@ -89,8 +95,32 @@ def test_dry_run_needs_no_data_and_frames_work_alone(capsys, tmp_path, monkeypat
 
 def test_dry_run_reads_a_local_codecs_shape_or_says_that_it_cannot(made, capsys) -> None:
     assert main(["--dry-run", f"codec.name={made / 'codec'}", "data.size=64", "model.num_labels=3"]) == 0
-    assert main(["--dry-run", "codec.name=some/autoencoder"]) == 2
+    assert main(["--dry-run", "codec.name=nowhere"]) == 2
     assert "not known without a download" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"block_out_channels": 3, "latent_channels": 4}', '{"_class_name": "x"}']
+)
+def test_dry_run_with_a_damaged_codec_configuration_is_a_sentence(text, tmp_path, capsys) -> None:
+    (tmp_path / "config.json").write_text(text)
+    assert main(["--dry-run", f"codec.name={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and str(tmp_path) in error and error.count("\n") == 1
+
+
+def test_dry_run_asks_the_hub_for_an_unknown_codecs_configuration(made, capsys, monkeypatch) -> None:
+    def download(name: str, file: str) -> str:
+        if file == "config.json":
+            raise EntryNotFoundError("404")
+        if name == "some/other":
+            raise OSError("no network")
+        return str(made / "codec" / "config.json")
+
+    monkeypatch.setattr("eqm_video.build.hf_hub_download", download)
+    assert main(["--dry-run", "codec.name=some/autoencoder", "data.size=64", "model.num_labels=3"]) == 0
+    assert main(["--dry-run", "codec.name=some/other"]) == 2
+    assert "codec.name='some/other' is not known without a download" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------ whole small runs
@@ -148,6 +178,49 @@ def test_images_train_and_start_a_video_run(made, tmp_path, capsys) -> None:
     assert "temporal True there, False here" in capsys.readouterr().err
 
 
+def test_starting_from_a_run_and_from_damaged_weights(made, tmp_path, capsys) -> None:
+    first, damaged = tmp_path / "first", tmp_path / "damaged"
+    assert main([*recipe(made, first), "preview.every=0"]) == 0
+    shutil.copytree(first / "export", damaged)
+    weights = damaged / "transformer" / "diffusion_pytorch_model.safetensors"
+    start = ["train.lr=1e-12", "train.ema=0", "preview.every=0"]
+
+    def begin(name: str, source: Path) -> int:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return main([*recipe(made, tmp_path / name), *start, f"train.init_from={source}"])
+
+    assert begin("second", first) == 0
+    ours, theirs = (EqMPipeline.from_pretrained(run / "export").transformer for run in (tmp_path / "second", first))
+    for name, tensor in theirs.state_dict().items():
+        assert torch.allclose(ours.state_dict()[name], tensor, atol=1e-6), name
+    capsys.readouterr()
+    tensors = load_file(weights)
+    for damage in ("lacking", "truncated", "gone"):
+        if damage == "lacking":
+            save_file({name: tensor for name, tensor in tensors.items() if name != "label_embed.weight"}, weights)
+        elif damage == "truncated":
+            weights.write_bytes(weights.read_bytes()[:-100])
+        else:
+            weights.unlink()
+        assert begin(damage, damaged) == 2
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and f"the network in {damaged / 'transformer'}" in errors[0], damage
+
+
+def test_previews_take_the_precision_of_the_run(made, tmp_path, monkeypatch) -> None:
+    seen, forward = [], EqMTransformer.forward
+
+    def watched(self, *arguments, **options):
+        if not torch.is_grad_enabled():
+            seen.append(torch.is_autocast_enabled("cpu"))
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(EqMTransformer, "forward", watched)
+    assert main([*recipe(made, tmp_path / "run"), "train.mixed_precision=bf16"]) == 0
+    assert seen and all(seen)
+    assert (tmp_path / "run" / "previews" / "step_00000004.gif").is_file()
+
+
 def test_held_out_split_flat_folder_and_one_frame(made, tmp_path) -> None:
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -184,7 +257,8 @@ def test_trackers_offline(made, tmp_path, monkeypatch) -> None:
     assert list((offline / "files" / "media" / "videos").glob("preview_4_*.gif"))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(next((run / "named-by-the-reference").glob("events*")).parent))
+    assert "named-by-the-reference" in (offline / next(offline.glob("run-*.wandb")).name).read_bytes().decode("latin-1")
+    events = EventAccumulator(str(next((run / "eqm-video").glob("events*")).parent))
     events.Reload()
     assert "preview" in events.Tags()["images"] and "loss" in events.Tags()["scalars"]
     assert [event.step for event in events.Scalars("loss")] == [2, 4]
@@ -236,6 +310,7 @@ def test_resuming_another_run_names_what_differs(made, tmp_path, capsys) -> None
     run = tmp_path / "run"
     arguments = [*recipe(made, run), "preview.every=0"]
     assert main(arguments) == 0
+    (run / "checkpoints" / ".incomplete-step_00000006").mkdir()  # perhaps another process is writing it just now
     before = sorted(path.name for path in run.rglob("*"))
 
     def refused(*more: str) -> str:
@@ -248,9 +323,9 @@ def test_resuming_another_run_names_what_differs(made, tmp_path, capsys) -> None
     assert "model.preset (EqM-Nano/2 there, EqM-Nano/1 here)" in error, error
     assert "train.seed (0 there, 5 here)" in error and "train.batch_size" in error and "train.init_from=" in error
     write_videos(tmp_path / "more", size=20, each=4)
-    assert "6 items with 2 labels" in refused("--resume", f"data.root={tmp_path / 'more'}")
     assert "already holds step_00000004" in refused("--resume", str(run / "checkpoints" / "step_00000002"))
     assert sorted(path.name for path in run.rglob("*")) == before
+    assert "6 items with 2 labels" in refused("--resume", f"data.root={tmp_path / 'more'}")
     AcceleratorState._reset_state(reset_partial_state=True)
     branch = tmp_path / "branch"
     more = ["--resume", str(run / "checkpoints" / "step_00000002"), f"run.dir={branch}", "train.lr=5e-5"]
@@ -267,6 +342,44 @@ def test_resume_without_a_checkpoint_starts_from_scratch_and_says_so(made, tmp_p
     assert main(["--resume", *recipe(made, run), "preview.every=0"]) == 0
     assert "starting from scratch" in capsys.readouterr().out
     assert [line["step"] for line in read_metrics(run)] == [2, 4]
+
+
+def test_a_second_start_on_a_live_run_is_refused_and_changes_nothing(made, tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints" / ".incomplete-step_00000002").mkdir(parents=True)
+    (run / "metrics.jsonl").write_text('{"step": 1}\n')
+    program = (
+        "import sys, pathlib\nfrom eqm_video.training.checkpoint import lock_run\n"
+        "with lock_run(pathlib.Path(sys.argv[1])):\n    print('locked', flush=True)\n    sys.stdin.read()\n"
+    )
+    words = [sys.executable, "-c", program, str(run)]
+    with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as live:
+        assert live.stdout.readline() == "locked\n"
+        for more in ([], ["--resume"]):
+            AcceleratorState._reset_state(reset_partial_state=True)
+            assert main([*recipe(made, run), *more]) == 2
+            assert f"another process is training in run.dir={run}" in capsys.readouterr().err
+        live.stdin.close()
+    assert read_metrics(run) == [{"step": 1}]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [".incomplete-step_00000002"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_sentence_wherever_it_is_met(made, tmp_path, capsys) -> None:
+    for name, sentence in (("metrics.jsonl", "cannot write"), ("config.yaml", "No space left on device")):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        run = tmp_path / name
+        run.mkdir()
+        (run / name).symlink_to("/dev/full")
+        assert main([*recipe(made, run), "preview.every=0"]) == 2
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and sentence in errors[0] and "No space left" in errors[0]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run = tmp_path / "export"
+    run.mkdir()
+    (run / "export").write_text("a file is in the way")
+    assert main([*recipe(made, run), "preview.every=0"]) == 2
+    assert f"cannot write {run / 'export'}" in capsys.readouterr().err
 
 
 def test_the_thin_entry(tmp_path) -> None:

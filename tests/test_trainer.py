@@ -218,6 +218,20 @@ def test_a_scaled_run_skips_overflows_and_gives_up_after_many(tmp_path, monkeypa
     assert trainer.ema.updates == 0
 
 
+def test_the_average_stays_where_a_fused_optimizer_skips_unseen(tmp_path, monkeypatch) -> None:
+    """The scaler calls a fused optimizer's step on overflow too, so `step_was_skipped` is never true."""
+    trainer = tiny_trainer(tmp_path, steps=6)
+    trainer.accelerator.scaler = object()
+    norms = iter([1.0, math.inf, 1.0, math.nan, math.inf, 1.0])
+    monkeypatch.setattr(trainer, "_forward_backward", lambda step, batches: ["clip"])
+    monkeypatch.setattr(trainer, "_clip", lambda: next(norms))
+    monkeypatch.setattr(type(trainer.optimizer), "step", lambda self, closure=None: None)
+    monkeypatch.setattr(trainer, "_write_log", lambda step, evaluations: {})
+    monkeypatch.setattr(trainer, "save", lambda: None)
+    trainer.run()
+    assert trainer.ema.updates == 3
+
+
 def test_a_signal_ends_after_the_step_with_a_checkpoint(tmp_path) -> None:
     def interrupted(batch, generators):
         if trainer.step == 2:  # in the middle of step 3

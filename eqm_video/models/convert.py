@@ -95,7 +95,7 @@ def convert_weights(
     for key in ("head.linear.weight", "head.linear.bias"):
         renamed[key] = _our_output(renamed[key], sizes["patch_size"], sizes["in_channels"])
     _check_shapes(model, renamed, names)
-    model.load_state_dict(renamed, strict=False, assign=True)  # only temporal layers may be missing, checked above
+    model.load_state_dict({**model.state_dict(), **renamed}, assign=True)  # temporal layers keep their own start
     nn.Module.to(model, dtype)
     return model.eval()
 

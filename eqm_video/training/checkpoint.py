@@ -83,7 +83,7 @@ class Checkpoints:
 
 @contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
-    """Make a run's folder and keep it for this process; UserError where it cannot be written or another one trains there.
+    """Make a run's folder and keep it for this process; UserError where it cannot, or another trains there.
 
     The system ends the lock with the process, however that ends. It is the process's own (lockf; flock's would live on
     in the workers that decode the data, for a while after their process was killed).
