@@ -5,7 +5,6 @@ Shapes: B samples, T frames, C latent channels, H W pixels, h w latents. An imag
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
@@ -22,22 +21,19 @@ from torch import Generator, Tensor
 from eqm_video.codec import Codec
 from eqm_video.errors import UserError
 from eqm_video.folders import (
-    class_in,
     describe_folder,
     is_checkpoint,
     load_transformer,
     local_folder,
-    newest_of_run,
     read_json,
 )
 from eqm_video.guidance import GuidedField
 from eqm_video.media import to_uint8
 from eqm_video.models.transformer import EqMTransformer
-from eqm_video.randomness import generator as seeded
 from eqm_video.randomness import normal
+from eqm_video.requests import Label, as_list, make_generators, unknown_label
 from eqm_video.samplers import RULES, Rule, descend
 
-Label = str | int | None
 SAMPLER = {"kind": "nag", "step_size": 0.003, "mu": 0.35, "steps": 250, "guidance_scale": 1.0}  # where a model has none
 OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -139,7 +135,7 @@ class EqMPipeline(DiffusionPipeline):
         if codec is None and trained_with is None:
             raise UserError(f"{folder / 'pipeline.json'} names no codec: give one (--codec, or codec=...)")
         transformer = load_transformer(folder / "ema", torch_dtype)
-        vae = _codec(codec if codec is not None else trained_with, torch_dtype).vae
+        vae = as_codec(codec if codec is not None else trained_with, torch_dtype).vae
         try:
             return cls(transformer, vae, **settings)
         except TypeError as error:
@@ -168,7 +164,7 @@ class EqMPipeline(DiffusionPipeline):
                 continue
             if isinstance(label, str):
                 if label not in numbers_of and not label.isdecimal():
-                    raise _unknown_label(label, numbers_of, null)
+                    raise unknown_label(label, numbers_of, null)
                 label = numbers_of.get(label, label)
             elif isinstance(label, Tensor):
                 label = label.item()
@@ -220,8 +216,8 @@ class EqMPipeline(DiffusionPipeline):
                 "trained with conditioned_on_gamma: false can be sampled here"
             )
         settings, null = self.config.sampler, self.transformer.null_label
-        ids = self.label_ids(_as_list(labels, num_samples, seeds, generator))
-        generators = _generators(len(ids), seeds, generator)
+        ids = self.label_ids(as_list(labels, num_samples, seeds, generator))
+        generators = make_generators(len(ids), seeds, generator)
         codec = Codec(self.vae, decode_chunk_size)
         height, width = self.check_size(size)
         times = self._times(num_frames, fps)
@@ -308,74 +304,6 @@ class EqMPipeline(DiffusionPipeline):
         return torch.arange(frames, dtype=torch.float32) * (self.config.reference_fps / rate)
 
 
-def load_pipeline(
-    path: str | Path, *, codec: str | None = None, torch_dtype: torch.dtype | None = None
-) -> tuple[EqMPipeline, str]:
-    """Load whatever can be sampled from, and say where it was found: (pipeline, folder).
-
-    An export (folder or hub id), a training checkpoint, a training run (its export, else its newest whole checkpoint),
-    or, with `codec`, the folder of a network alone. `codec` replaces the codec that the model comes with.
-    """
-    folder = Path(path).expanduser()
-    if (folder / "checkpoints").is_dir() or (folder / "export").is_dir():
-        folder = newest_of_run(folder)
-    if is_checkpoint(folder):
-        return EqMPipeline.from_checkpoint(folder, codec=codec, torch_dtype=torch_dtype), str(folder)
-    replaced = {"vae": _codec(codec, torch_dtype).vae} if codec is not None else {}
-    if replaced and class_in(folder / "config.json") == EqMTransformer.__name__:
-        transformer = load_transformer(folder, torch_dtype)
-        frames = 16 if transformer.config.temporal else 1
-        return EqMPipeline(transformer, **replaced, frames=frames), str(folder)
-    source = folder if folder.is_dir() else path
-    return EqMPipeline.from_pretrained(source, torch_dtype=torch_dtype, **replaced), str(source)
-
-
-def _codec(codec: str | Codec, dtype: torch.dtype | None) -> Codec:
-    return codec if isinstance(codec, Codec) else Codec.load(codec, torch_dtype=dtype)
-
-
-# Arguments and results ----------------------------------------------------------------------------------------------
-
-
-def _as_list(labels: Any, count: int | None, seeds: Any, generator: Any) -> list[Label]:
-    """One label for each sample."""
-    if count is not None and (not isinstance(count, int) or count < 1):
-        raise UserError(f"num_samples is {count!r}; it must be a whole number of at least 1")
-    if labels is None or isinstance(labels, (str, int)):
-        if count is None:
-            given = seeds if seeds is not None else generator
-            count = len(given) if isinstance(given, Sequence) else 1
-        return [labels] * count
-    labels = list(labels)
-    if not labels or (count is not None and count != len(labels)):
-        raise UserError(f"{len(labels)} labels for {count or 'no'} samples; give one label for each sample")
-    return labels
-
-
-def _generators(count: int, seeds: Sequence[int] | None, generator: Any) -> list[Generator]:
-    """One generator of start noise for each sample; a seed's is the same on every machine."""
-    if seeds is not None and generator is not None:
-        raise UserError("seeds and generator exclude each other: give one of them")
-    if isinstance(generator, Generator):
-        return [generator] * count
-    given = generator if generator is not None else seeds
-    if given is None:
-        given = torch.randint(2**62, (count,)).tolist()
-    if len(given) != count:
-        what = "seeds" if generator is None else "generators"
-        raise UserError(f"{count} samples but {len(given)} {what}; give one for each sample")
-    return [one if isinstance(one, Generator) else seeded("sample", int(one)) for one in given]
-
-
-def _unknown_label(label: str, known: Mapping[str, int], count: int) -> UserError:
-    if not known:
-        return UserError(f"label {label!r}: this model's labels have no names; give numbers from 0 to {count - 1}")
-    near = difflib.get_close_matches(label, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    some = ", ".join(list(known)[:12]) + (f" ... ({len(known)} in all)" if len(known) > 12 else "")
-    return UserError(f"unknown label {label!r}; {hint}known labels: {some}")
-
-
 def _both(first: Callable[..., Any], second: Callable[..., Any] | None) -> Callable[..., Any]:
     def call(*arguments: Any) -> None:
         first()
@@ -392,3 +320,8 @@ def _output(pixels: Tensor, output_type: str) -> Any:
         return array if output_type == "uint8" else [[Image.fromarray(frame) for frame in clip] for clip in array]
     unit = pixels.float().add(1.0).div(2.0)
     return unit if output_type == "pt" else unit.movedim(2, -1).cpu().numpy()
+
+
+def as_codec(codec: str | Codec, dtype: torch.dtype | None) -> Codec:
+    """A codec as it is, or by its name."""
+    return codec if isinstance(codec, Codec) else Codec.load(codec, torch_dtype=dtype)

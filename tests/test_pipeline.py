@@ -12,8 +12,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from eqm_video import pipeline as module
 from eqm_video.codec import Codec
 from eqm_video.errors import UserError
+from eqm_video.loading import load_pipeline
 from eqm_video.models.transformer import EqMTransformer
-from eqm_video.pipeline import EqMPipeline, load_pipeline
+from eqm_video.pipeline import EqMPipeline
 from eqm_video.randomness import fold
 from eqm_video.samplers import NAG, GradientDescent
 

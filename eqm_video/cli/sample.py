@@ -30,8 +30,9 @@ from tqdm import tqdm
 
 from eqm_video.cli.sample_folder import Look, SampleFolder
 from eqm_video.errors import UserError
+from eqm_video.loading import load_pipeline
 from eqm_video.media import gif_fps
-from eqm_video.pipeline import EqMPipeline, load_pipeline
+from eqm_video.pipeline import EqMPipeline
 from eqm_video.randomness import fold
 from eqm_video.samplers import RULES
 

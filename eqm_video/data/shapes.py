@@ -198,10 +198,10 @@ def write_moving_shapes(
         (splits / "classInd.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, start=1)))
         (splits / "trainlist01.txt").write_text("".join(f"{line}\n" for line in train))
         (splits / "testlist01.txt").write_text("".join(f"{line}\n" for line in test))
+        folder.chmod(0o755)  # mkdtemp's own is private
         folder.rename(root)
-    except BaseException:
+    finally:  # gone already, unless something failed
         shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _write_video(path: Path, clip: NDArray[np.uint8], fps: int) -> None:
