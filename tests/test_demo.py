@@ -34,6 +34,7 @@ def test_demo_runs_and_a_second_call_only_samples(tmp_path: Path, capsys: pytest
     numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
     assert numbers["samples"] == 8 and numbers["direction_chance"] == 0.25
     assert (tmp_path / "out" / "grid.gif").stat().st_size > 0
+    assert (tmp_path / "out" / "curve.png").read_bytes().startswith(b"\x89PNG")
     metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     assert main([str(word) for word in words]) == 0
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics

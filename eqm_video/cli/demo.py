@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     numbers = measure(options.out / "samples.npz", options.out / "samples.json")
     numbers["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
     numbers["machine"] = {"cpu_cores": os.cpu_count(), "processor": processor(), **versions()}
+    draw_curve(options.run / "metrics.jsonl", options.out / "curve.png")
     (options.out / "numbers.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     report(numbers, options)
     return 0
@@ -99,6 +100,20 @@ def measure(samples: Path, record: Path) -> dict[str, Any]:
     }
 
 
+def draw_curve(metrics: Path, out: Path) -> None:
+    """Draw the loss of training and of held-out clips over the steps; needs matplotlib (the `demo` extra)."""
+    from matplotlib.figure import Figure
+
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    held_out = [(line["step"], line["held_out"]["mean"]) for line in lines if "held_out" in line]
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log", title="Training on moving shapes")
+    axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], label="training (running mean)")
+    axes.plot(*zip(*held_out, strict=True), "o-", label="held-out clips, averaged weights")
+    axes.legend()
+    figure.savefig(out, dpi=150)
+
+
 def processor() -> str:
     """The processor's name, where the system tells it."""
     info = Path("/proc/cpuinfo")
@@ -117,5 +132,5 @@ def report(numbers: dict[str, Any], options: argparse.Namespace) -> None:
         f"  show the shape of their label         {numbers['shape_accuracy']:.0%}  "
         f"(chance {numbers['shape_chance']:.0%})\n"
         f"training {seconds['training']:.0f} s, sampling {seconds['sampling']:.0f} s on {os.cpu_count()} CPU cores\n"
-        f"look at {options.out / 'grid.gif'}; clips, samples.npz and numbers.json lie beside it"
+        f"look at {options.out / 'grid.gif'}; clips, samples.npz, curve.png and numbers.json lie beside it"
     )
