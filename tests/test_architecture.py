@@ -60,7 +60,6 @@ ORDER = [
     (4, "config"),
     (4, "build"),
     (4, "run"),
-    (4, "demo"),
     (4, "cli"),
     (4, "__main__"),
     (4, ""),  # the package itself: lazy exports only

@@ -23,11 +23,15 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
 from tqdm import tqdm
 
+from eqm_video.codec import Codec
 from eqm_video.data.stills import dead_leaves
+from eqm_video.media import make_folder
+from eqm_video.training.ema import Ema
 
 CROP_SIZES = (32, 48, 64)  # normalisation statistics depend on size, so training sees several
 PIXELS_PER_STEP = 16 * 32 * 32
-CANVAS = 128
+CANVAS = 128  # pixels
+CANVASES = 256
 REPLACE_EVERY = 4  # steps
 
 
@@ -98,14 +102,15 @@ def train(
     out: Path, steps: int, seed: int, lr: float, kl_weight: float, bf16: bool, seconds: float | None, init: Path | None
 ) -> None:
     """Train for `steps` updates, or as many as fit in `seconds`, and write the averaged weights to `out` in float16."""
+    make_folder(out)
     torch.manual_seed(seed)
     model = new_autoencoder()
     if init is not None:
-        model = AutoencoderKL.from_pretrained(init, torch_dtype=torch.float32)
-    model.train().to(memory_format=torch.channels_last)
-    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999))
+        model = Codec.load(str(init)).vae
+    model.train().requires_grad_(True).to(memory_format=torch.channels_last)
+    average = Ema(model, 0.999)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    pool = CanvasPool(256, seed)
+    pool = CanvasPool(CANVASES, seed)
     rng = np.random.default_rng(2**31)
     held_out = to_pixels(np.stack([dead_leaves(rng, CANVAS, CANVAS) for _ in range(32)]))
     start, step, progress = time.monotonic(), 0, 0.0
@@ -124,15 +129,15 @@ def train(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        average.update_parameters(model)
+        average.update(model)
         step += 1
         bar.update()
         elapsed = time.monotonic() - start
         progress = elapsed / seconds if seconds else step / steps
         if step % 1000 == 0 or progress >= 1.0:
-            numbers = evaluate(average.module, held_out)
+            numbers = evaluate(average.network, held_out)
             tqdm.write(f"step {step}  {elapsed:.0f} s  loss {loss.item():.4f}  held-out PSNR {numbers['psnr']:.2f} dB")
-            save(average.module, numbers, out)
+            save(average.network, numbers, out)
     bar.close()
 
 

@@ -42,8 +42,13 @@ class Clip:
 
 def collate(clips: Sequence[Clip]) -> dict[str, Any]:
     """A batch: pixels uint8 (B,T,3,H,W), labels int64 (B,), times float32 (B,T) in seconds, names."""
+    return batch_of(clips, "pixels")
+
+
+def batch_of(clips: Sequence[Any], content: str) -> dict[str, Any]:
+    """A batch of clips, whose `content` is the attribute that holds what they show: pixels, or moments."""
     return {
-        "pixels": torch.stack([clip.pixels for clip in clips]),
+        content: torch.stack([getattr(clip, content) for clip in clips]),
         "labels": torch.tensor([clip.label for clip in clips], dtype=torch.int64),
         "times": torch.stack([clip.times for clip in clips]),
         "names": [clip.name for clip in clips],

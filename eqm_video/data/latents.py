@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from eqm_video.codec import Codec
-from eqm_video.data.datasets import ClipSet
+from eqm_video.data.datasets import ClipSet, batch_of
 from eqm_video.data.layout import quote
 from eqm_video.data.video import VideoDecodeError
 from eqm_video.errors import UserError
@@ -40,12 +40,7 @@ class LatentClip:
 
 def collate_latents(clips: Sequence[LatentClip]) -> dict[str, Any]:
     """A batch: moments float32 (B, T, 2C, h, w), labels int64 (B,), times float32 (B, T) in seconds, names."""
-    return {
-        "moments": torch.stack([clip.moments for clip in clips]),
-        "labels": torch.tensor([clip.label for clip in clips], dtype=torch.int64),
-        "times": torch.stack([clip.times for clip in clips]),
-        "names": [clip.name for clip in clips],
-    }
+    return batch_of(clips, "moments")
 
 
 class LatentSet:

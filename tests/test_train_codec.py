@@ -1,0 +1,36 @@
+"""Training the codec: a few steps go down, continue from saved weights, and leave a folder that loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eqm_video.cli import main, train_codec
+from eqm_video.codec import Codec
+from eqm_video.data.stills import dead_leaves
+
+
+@pytest.fixture(autouse=True)
+def few_canvases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_codec, "CANVASES", 4)
+
+
+def test_steps_improve_it_and_the_folder_loads(tmp_path: Path) -> None:
+    assert main(["train-codec", str(tmp_path / "first"), "--steps", "2"]) == 0
+    assert main(["train-codec", str(tmp_path / "second"), "--steps", "30", "--init", str(tmp_path / "first")]) == 0
+    before, after = (json.loads((tmp_path / name / "numbers.json").read_text()) for name in ("first", "second"))
+    assert after["psnr"] > before["psnr"] + 1
+    codec = Codec.load(str(tmp_path / "second"))
+    picture = train_codec.to_pixels(dead_leaves(np.random.default_rng(0), 32, 32)[None])[None]
+    latents = codec.encode(picture)
+    assert latents.shape == (1, 1, 4, 8, 8) and torch.isfinite(latents).all()
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_training(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert main(["train-codec", str(tmp_path / "file" / "out"), "--steps", "2"]) == 2
+    assert "cannot write to" in capsys.readouterr().err
