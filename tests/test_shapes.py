@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from eqm_video.data.shapes import DIRECTIONS, SHAPES, coverage, label_names, measure_motion, render_clip
+from eqm_video.data.shapes import DIRECTIONS, SHAPES, coverage, label_names, measure_motion, render_clip, score_motion
 from eqm_video.data.shapes import write_moving_shapes as write
 from eqm_video.errors import UserError
 
@@ -96,3 +96,15 @@ def test_same_seed_same_videos_and_never_over_an_old_set(tmp_path: Path) -> None
 def test_unknown_shape_is_named() -> None:
     with pytest.raises(ValueError, match="unknown shape 'Star'; the shapes are Disc, Square"):
         coverage("Star", (0, 0), 3, 8)
+
+
+def test_score_counts_what_the_labels_name() -> None:
+    rng = np.random.default_rng(0)
+    clips = np.stack([render_clip(*what, frames=8, size=32, rng=rng) for what in (("Disc", "Left"), ("Square", "Up"))])
+    right = score_motion(clips, ["DiscLeft", "SquareUp"])
+    assert (right["direction_accuracy"], right["shape_accuracy"], right["both_accuracy"]) == (1, 1, 1)
+    mixed = score_motion(clips, ["DiscUp", "Square"])  # a wrong direction; a label without one
+    assert (mixed["direction_accuracy"], mixed["shape_accuracy"], mixed["both_accuracy"]) == (0, 1, 0)
+    assert score_motion(clips, ["Left", "Up"])["shape_accuracy"] is None
+    with pytest.raises(ValueError, match="2 clips and 1 labels"):
+        score_motion(clips, ["DiscLeft"])

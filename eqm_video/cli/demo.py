@@ -20,7 +20,7 @@ import numpy as np
 from eqm_video.build import versions
 from eqm_video.cli import sample as sampling
 from eqm_video.cli import train as training
-from eqm_video.data.shapes import DIRECTIONS, measure_motion, write_moving_shapes
+from eqm_video.data.shapes import score_motion, write_moving_shapes
 from eqm_video.errors import UserError
 from eqm_video.media import make_folder
 
@@ -85,19 +85,7 @@ def measure(samples: Path, record: Path) -> dict[str, Any]:
     with np.load(samples) as arrays:
         clips = arrays["arr_0"]
     labels = json.loads(record.read_text(encoding="utf-8"))["labels"]
-    motions = [measure_motion(clip, SHAPES) for clip in clips]
-    right = [
-        motion.direction and label.endswith(motion.direction) for motion, label in zip(motions, labels, strict=True)
-    ]
-    shaped = [label.startswith(motion.shape) for motion, label in zip(motions, labels, strict=True)]
-    return {
-        "samples": len(clips),
-        "direction_accuracy": float(np.mean([bool(one) for one in right])),
-        "direction_chance": 1 / len(DIRECTIONS),
-        "shape_accuracy": float(np.mean(shaped)),
-        "shape_chance": 1 / len(SHAPES),
-        "shape_overlap": float(np.mean([motion.fit for motion in motions])),
-    }
+    return score_motion(clips, labels, SHAPES)
 
 
 def draw_curve(metrics: Path, out: Path) -> None:

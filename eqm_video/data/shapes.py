@@ -32,6 +32,11 @@ def label_names(shapes: Sequence[str] = SHAPES) -> list[str]:
     return [shape + direction for shape in shapes for direction in DIRECTIONS]
 
 
+def attribute_names(shapes: Sequence[str] = SHAPES) -> list[str]:
+    """The labels of single attributes in order: every shape, then every direction; `Disc` says nothing of the way."""
+    return [*shapes, *DIRECTIONS]
+
+
 def coverage(shape: str, centre: tuple[float, float], radius: float, size: int) -> NDArray[np.float32]:
     """How much of each pixel (size, size) a shape covers, in [0, 1].
 
@@ -142,6 +147,31 @@ def measure_motion(clip: NDArray[np.uint8], shapes: Sequence[str] = SHAPES) -> M
     return Motion((float(velocity[0]), float(velocity[1])), direction, best, fits[best])
 
 
+def score_motion(
+    clips: NDArray[np.uint8], labels: Sequence[str], shapes: Sequence[str] = ("Disc", "Square")
+) -> dict[str, float | int | None]:
+    """How many clips (N, T, H, W, 3) show what their labels say: shares, beside what chance gives.
+
+    A label may name a shape, a direction, or both (`DiscRight`); what it does not name is not judged (None).
+    """
+    if len(clips) == 0 or len(clips) != len(labels):
+        raise ValueError(f"{len(clips)} clips and {len(labels)} labels; give one label for each clip, at least one")
+    right: dict[str, list[bool]] = {"direction": [], "shape": [], "both": []}
+    motions = [measure_motion(clip, shapes) for clip in clips]
+    for motion, label in zip(motions, labels, strict=True):
+        moves, shows = motion.direction is not None and label.endswith(motion.direction), label.startswith(motion.shape)
+        names_direction, names_shape = label.endswith(tuple(DIRECTIONS)), label.startswith(tuple(shapes))
+        right["direction"] += [moves] * names_direction
+        right["shape"] += [shows] * names_shape
+        right["both"] += [moves and shows] * (names_direction and names_shape)
+    chances = {"direction": 1 / len(DIRECTIONS), "shape": 1 / len(shapes)}
+    chances["both"] = chances["direction"] * chances["shape"]
+    score: dict[str, float | int | None] = {"samples": len(clips)}
+    for name, values in right.items():
+        score |= {f"{name}_accuracy": float(np.mean(values)) if values else None, f"{name}_chance": chances[name]}
+    return {**score, "shape_overlap": float(np.mean([motion.fit for motion in motions]))}
+
+
 def _overlap(cover: NDArray, shape: str, x: NDArray, y: NDArray, mass: NDArray) -> float:
     """Mean intersection over union of the foreground with a rendered shape of the same centroid and area."""
     scores = []
@@ -162,9 +192,14 @@ def write_moving_shapes(
     size: int = 32,
     fps: int = 8,
     textured: bool = False,
+    attributes: bool = False,
     seed: int = 0,
 ) -> None:
     """Write the set to a new folder `root`: `videos` per label, of which the last `held_out` are the test list.
+
+    A label is a shape with its direction. With `attributes` it is one of the two alone: a video filed under `Disc`
+    moves in every direction in turn, one under `Left` shows every shape in turn. A model of such labels has never been
+    told of discs that move left: whether their composition is one can be measured.
 
     Raises `UserError` when `root` exists already or cannot be made.
     Written aside and renamed, so that a half-written set never counts.
@@ -177,16 +212,20 @@ def write_moving_shapes(
     except OSError as error:
         raise UserError(f"{root} cannot be made ({error.strerror}); name a folder that you may write to") from error
     try:
-        names = label_names(shapes)
+        names = attribute_names(shapes) if attributes else label_names(shapes)
         train, test = [], []
         for number, name in enumerate(names, start=1):
-            shape = next(s for s in shapes if name.startswith(s))
+            shown = [
+                (shape, direction)
+                for shape in shapes
+                for direction in DIRECTIONS
+                if name in ((shape, direction) if attributes else (shape + direction,))
+            ]
             (folder / name).mkdir()
             for index in range(1, videos + 1):
                 rng = np.random.default_rng([seed, number, index])
-                clip = render_clip(
-                    shape, name.removeprefix(shape), frames=frames, size=size, rng=rng, textured=textured
-                )
+                shape, direction = shown[index % len(shown)]
+                clip = render_clip(shape, direction, frames=frames, size=size, rng=rng, textured=textured)
                 file = f"{name}/v_{name}_g{index:02d}_c01.avi"
                 _write_video(folder / file, clip, fps)
                 if index > videos - held_out:
