@@ -6,8 +6,9 @@ Legend: B clips, T frames. gamma is 0 at noise and 1 at data (Equilibrium Matchi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,6 +132,33 @@ def check_decay(decay: Decay, *, allow_constant: bool = False) -> Decay:
             "(use TruncatedDecay, LinearDecay or PiecewiseDecay; a constant one is for the flow baseline alone)"
         )
     return decay
+
+
+def make_decay(settings: Mapping[str, Any]) -> Decay:
+    """The decay of a mapping such as {"kind": "truncated", "a": 0.8, "gain": 4.0}; ValueError for an unknown kind."""
+    numbers = dict(settings)
+    kind = numbers.pop("kind", None)
+    if kind not in DECAYS:
+        raise ValueError(f"a decay of the unknown kind {kind!r}; known are {', '.join(DECAYS)}")
+    return DECAYS[kind](**numbers)
+
+
+def gamma_path(decay: Decay, step_size: float | Sequence[float], steps: int, start: float = 0.0) -> Tensor:
+    """Where a descent stands before each of its steps, in closed form: (steps,) float64 in [0, 1].
+
+    On the straight path to one data point the field is (noise - clean) c(gamma), so that gradient descent moves gamma
+    by step_size * c(gamma). A network that is conditioned on gamma is told these while it is sampled by descent; with
+    c = 1 and step_size 1 / steps they are the times k / steps of the flow baseline's Euler method. `step_size` is one
+    number, or one for each step.
+    """
+    sizes = [float(step_size)] * steps if isinstance(step_size, (int, float)) else [float(one) for one in step_size]
+    if len(sizes) != steps or not 0 <= start <= 1:
+        raise ValueError(f"{len(sizes)} step sizes for {steps} steps, start gamma {start}: one each, start in [0, 1]")
+    gamma, path = torch.tensor(float(start), dtype=torch.float64), []
+    for size in sizes:
+        path.append(gamma)
+        gamma = (gamma + size * decay(gamma)).clamp(max=1)
+    return torch.stack(path) if path else torch.zeros(0, dtype=torch.float64)
 
 
 # ------------------------------------------------------------------------------------------------ draws of gamma

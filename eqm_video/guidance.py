@@ -1,4 +1,4 @@
-"""Guidance and composition: weighted sums of fields.
+"""Guidance: a labelled and an unlabelled field in one weighted sum.
 
 Legend: B clips, T frames, C channels, H W height and width.
 Classifier-free guidance is f_null + s * (f_label - f_null), the weights 1 - s and s on the two fields.
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_FIELD = "the field itself"  # what is asked of the network, beside its energies
 
 
 def weighted_sum(gradients: Sequence[Tensor], weights: Sequence[float], *, plain_sum: bool = False) -> Tensor:
@@ -41,16 +44,23 @@ class GuidedField:
     """A network with its labels and guidance, seen as a gradient: latents -> (B, T, C, H, W).
 
     One network call an evaluation: on the batch for guidance 1 (labels only) and 0 (null label only), else on the
-    doubled batch (labels first, null label second). `forwards` counts these calls, over all selected copies together.
+    doubled batch (labels first, null label second). `forwards` counts these calls, over all copies together.
 
     Args:
-        network: callable `network(latents, labels, times=times)` whose result has `.sample`.
+        network: callable `network(latents, labels, times=times)` whose result has `.sample`, such as `energy.Field`;
+            also called with `gamma=gamma` once a gamma is told.
         labels: (B,) integers, or None for the null label everywhere.
         guidance_scale: s in f_null + s * (f_label - f_null); any finite number.
         null_label: the label that means "no label".
         times: (B, T) real-valued frame times, or None for the network's default.
         channels: guide only the first `channels` channels, the rest is the labelled field's. 3 reproduces the
             reference's ImageNet sampling; None (all) is right for everything else.
+        gamma: a number or (B, T), what a network that is conditioned on gamma is told; None tells nothing.
+        interval: (first, last), the part of the descent that is guided, as fractions of its steps (or of the time of an
+            ODE); outside it the labelled field acts alone. Guidance moves the resting points away from the data; early
+            guidance, (0, 0.5), chooses the class and leaves the end of the descent to the field that was learned.
+        match_norm: scale each frame of the guided field to the norm of the labelled one, so that a frame is at rest
+            exactly where the labelled field is.
     """
 
     def __init__(
@@ -62,55 +72,112 @@ class GuidedField:
         null_label: int,
         times: Tensor | None = None,
         channels: int | None = None,
+        gamma: float | Tensor | None = None,
+        interval: tuple[float, float] | None = None,
+        match_norm: bool = False,
     ) -> None:
         _check_guidance(labels, guidance_scale, null_label, times, channels)
+        _check_interval(interval)
         self.network = network
         self.labels = labels
         self.guidance_scale = float(guidance_scale)
         self.null_label = null_label
         self.times = times
         self.channels = channels
-        self._calls = [0]  # a list, so that selected copies share it
+        self.gamma = gamma
+        self.interval = interval
+        self.match_norm = match_norm
+        self._calls = [0]  # a list, so that copies share it
 
     @property
     def forwards(self) -> int:
-        """Network calls so far, of this field and of every field selected from it."""
+        """Network calls so far, of this field and of every copy made from it."""
         return self._calls[0]
 
     def select(self, indices: Tensor) -> GuidedField:
-        """The field of the clips at `indices` (1-D integers): labels and times shrink, the count is shared."""
-        chosen = GuidedField(
-            self.network,
-            None if self.labels is None else self.labels[indices.to(self.labels.device)],
-            guidance_scale=self.guidance_scale,
-            null_label=self.null_label,
-            times=None if self.times is None else self.times[indices.to(self.times.device)],
-            channels=self.channels,
-        )
-        chosen._calls = self._calls
+        """The field of the clips at `indices` (1-D integers): labels, times and gamma shrink, the count is shared."""
+        chosen = copy(self)
+        for name in ("labels", "times", "gamma"):
+            value = getattr(self, name)
+            if value is not None:
+                setattr(chosen, name, value[indices.to(value.device)])
         return chosen
+
+    def at_progress(self, progress: float) -> GuidedField:
+        """The field at a point of the descent, 0 (start) to 1 (end): unguided outside the guidance interval."""
+        if self.interval is None or self.interval[0] <= progress < self.interval[1]:
+            return self
+        plain = copy(self)
+        plain.guidance_scale = 1.0
+        return plain
+
+    def at_gamma(self, gamma: float) -> GuidedField:
+        """The field at a solver's time, which is gamma and the progress at once."""
+        return self.at_progress(float(gamma)).tell(gamma)
+
+    def tell(self, gamma: float | Tensor) -> GuidedField:
+        """The field of a network that is told gamma: a number for all frames, or (B, T)."""
+        told = copy(self)
+        told.gamma = gamma
+        return told
 
     def __call__(self, latents: Tensor) -> Tensor:
         """The guided field at latents (B, T, C, H, W), of the same shape."""
         self._check_latents(latents)
-        batch = latents.shape[0]
-        null = torch.full((batch,), self.null_label, dtype=torch.long, device=latents.device)
-        labels = null if self.labels is None else self.labels.to(latents.device)
-        if self.labels is None or self.guidance_scale == 1:
-            return self._evaluate(latents, labels, self.times)
-        if self.guidance_scale == 0 and self.channels is None:
-            return self._evaluate(latents, null, self.times)
-        twice = None if self.times is None else torch.cat([self.times, self.times])
-        both = self._evaluate(torch.cat([latents, latents]), torch.cat([labels, null]), twice)
-        labelled, unlabelled = both.chunk(2)
-        guided = weighted_sum([unlabelled, labelled], [1 - self.guidance_scale, self.guidance_scale])
+        labelled, unlabelled = self._two(latents, lambda output: output.sample)
+        if unlabelled is None:
+            return labelled
+        guided = self._guide(labelled, unlabelled)
+        if self.match_norm:
+            guided = guided * (_frame_norms(labelled) / _frame_norms(guided).clamp(min=1e-12))
         if self.channels is None:
             return guided
         return torch.cat([guided[:, :, : self.channels], labelled[:, :, self.channels :]], dim=2)
 
-    def _evaluate(self, latents: Tensor, labels: Tensor, times: Tensor | None) -> Tensor:
+    def energies(self, latents: Tensor, energy: str | None = None) -> Tensor:
+        """Energy of each frame (B, T), guided as the field is; needs an `energy.Field` as the network.
+
+        `energy` is "dot" or "l2"; None is the network's own, a ValueError where it learned none.
+        """
+        self._check_latents(latents)
+        labelled, unlabelled = self._two(latents, lambda values: values, energy)
+        return labelled if unlabelled is None else self._guide(labelled, unlabelled)
+
+    def _guide(self, labelled: Tensor, unlabelled: Tensor) -> Tensor:
+        return weighted_sum([unlabelled, labelled], [1 - self.guidance_scale, self.guidance_scale])
+
+    def _two(
+        self, latents: Tensor, read: Callable[[Any], Tensor], energy: str | None = _FIELD
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the network says with the labels, and without (None where that is not needed)."""
+        batch = latents.shape[0]
+        null = torch.full((batch,), self.null_label, dtype=torch.long, device=latents.device)
+        labels = null if self.labels is None else self.labels.to(latents.device)
+        if self.labels is None or self.guidance_scale == 1:
+            return read(self._evaluate(latents, labels, self.times, self._gammas(latents), energy)), None
+        if self.guidance_scale == 0 and self.channels is None and not self.match_norm:
+            return read(self._evaluate(latents, null, self.times, self._gammas(latents), energy)), None
+        times, gamma = (
+            None if values is None else torch.cat([values, values]) for values in (self.times, self._gammas(latents))
+        )
+        both = read(self._evaluate(torch.cat([latents, latents]), torch.cat([labels, null]), times, gamma, energy))
+        return both[:batch], both[batch:]
+
+    def _gammas(self, latents: Tensor) -> Tensor | None:
+        """The told gamma as (B, T) in the latents' precision."""
+        if self.gamma is None:
+            return None
+        exact = torch.promote_types(latents.dtype, torch.float32)
+        return torch.as_tensor(self.gamma, dtype=exact, device=latents.device).expand(latents.shape[:2])
+
+    def _evaluate(
+        self, latents: Tensor, labels: Tensor, times: Tensor | None, gamma: Tensor | None, energy: str | None
+    ) -> Any:
         self._calls[0] += 1
-        return self.network(latents, labels, times=times).sample
+        told = {} if gamma is None else {"gamma": gamma}
+        if energy == _FIELD:
+            return self.network(latents, labels, times=times, **told)
+        return self.network.energies(latents, labels, times=times, energy=energy, **told)
 
     def _check_latents(self, latents: Tensor) -> None:
         if latents.ndim != 5:
@@ -120,8 +187,30 @@ class GuidedField:
             raise ValueError(f"{batch} clips but {self.labels.shape[0]} labels; give one label for each clip")
         if self.times is not None and tuple(self.times.shape) != (batch, frames):
             raise ValueError(f"times have shape {tuple(self.times.shape)}; they must be (B, T) = {(batch, frames)}")
+        if isinstance(self.gamma, Tensor) and self.gamma.ndim and tuple(self.gamma.shape) != (batch, frames):
+            raise ValueError(f"gamma has shape {tuple(self.gamma.shape)}; it must be (B, T) = {(batch, frames)}")
         if self.channels is not None and self.channels > channels:
             raise ValueError(f"channels={self.channels} are to be guided, but the latents have {channels}")
+
+
+def _frame_norms(field: Tensor) -> Tensor:
+    """(B, T, C, H, W) -> (B, T, 1, 1, 1)."""
+    return field.square().sum(dim=(2, 3, 4), keepdim=True).sqrt()
+
+
+def _check_interval(interval: object) -> None:
+    if interval is None:
+        return
+    numbers = isinstance(interval, (tuple, list)) and len(interval) == 2
+    if (
+        not numbers
+        or not all(isinstance(end, (int, float)) for end in interval)
+        or not 0 <= interval[0] < interval[1] <= 1
+    ):
+        raise ValueError(
+            f"the guidance interval is {interval!r}; it must be (first, last) with 0 <= first < last <= 1, the guided "
+            "part of the descent, such as (0, 0.5)"
+        )
 
 
 def _check_guidance(

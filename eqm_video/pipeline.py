@@ -5,20 +5,18 @@ Shapes: B samples, T frames, C latent channels, H W pixels, h w latents. An imag
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
 from diffusers.utils import BaseOutput
-from PIL import Image
 from torch import Generator, Tensor
 
 from eqm_video.codec import Codec
+from eqm_video.composition import ScheduledField
 from eqm_video.errors import UserError
 from eqm_video.folders import (
     describe_folder,
@@ -27,14 +25,21 @@ from eqm_video.folders import (
     local_folder,
     read_json,
 )
-from eqm_video.guidance import GuidedField
-from eqm_video.media import to_uint8
+from eqm_video.landscape import Landscape, Term
 from eqm_video.models.transformer import EqMTransformer
-from eqm_video.randomness import normal
-from eqm_video.requests import Label, as_list, make_generators, unknown_label
-from eqm_video.samplers import RULES, Rule, descend
+from eqm_video.objective import interpolate
+from eqm_video.requests import (
+    Label,
+    as_list,
+    as_pixels,
+    check_fraction,
+    known_frames,
+    make_generators,
+    sampler_settings,
+    told_gammas,
+)
+from eqm_video.samplers import Sampler, run
 
-SAMPLER = {"kind": "nag", "step_size": 0.003, "mu": 0.35, "steps": 250, "guidance_scale": 1.0}  # where a model has none
 OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
@@ -46,19 +51,22 @@ class EqMPipelineOutput(BaseOutput):
     frames: by `output_type`: "pil" a list per sample of T PIL images; "np" float32 (B, T, H, W, 3) in [0, 1]; "pt"
         float32 (B, T, 3, H, W) in [0, 1]; "uint8" an array (B, T, H, W, 3); "latent" the latents (B, T, C, h, w).
     nfe: (B,) int64 on the CPU: how often the field was evaluated for each sample (a guided evaluation counts once).
+    frame_nfe: (B, T) int64: at how many of these the frame still moved.
     """
 
     frames: Any
     nfe: Tensor
+    frame_nfe: Tensor
 
 
-class EqMPipeline(DiffusionPipeline):
+class EqMPipeline(Landscape, DiffusionPipeline):
     """Samples clips and images by descending the learned gradient (arXiv 2510.02300, section 3.3).
 
     transformer, vae: the network and the autoencoder, whose latent channels must agree.
-    id2label: names of the labels. decay: the c(gamma) it was trained with, for the record. sampler: recommended
-    settings: kind, step_size, mu, steps, guidance_scale. frames, fps, size (pixels, or [height, width]): what is
-    sampled by default. reference_fps: the network's unit of time is 1 / reference_fps seconds.
+    id2label: names of the labels. decay: the c(gamma) it was trained with. sampler: recommended settings: kind (of
+    `samplers.SAMPLERS`), that sampler's numbers, steps, guidance_scale. frames, fps, size (pixels, or [height, width]):
+    what is sampled by default. reference_fps: the network's unit of time is 1 / reference_fps seconds. curvature: what
+    `python -m eqm_video curvature --write` measured, for step_size="auto".
 
     Load exports with `EqMPipeline.from_pretrained`; diffusers' base class does not know this one.
     """
@@ -76,6 +84,7 @@ class EqMPipeline(DiffusionPipeline):
         fps: float = 8.0,
         reference_fps: float = 8.0,
         size: int | Sequence[int] | None = None,
+        curvature: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if transformer.config.in_channels != vae.config.latent_channels:
@@ -86,18 +95,16 @@ class EqMPipeline(DiffusionPipeline):
         if id2label is not None and not isinstance(id2label, Mapping):
             id2label = dict(enumerate(id2label))
         names = {str(int(label)): str(name) for label, name in (id2label or {}).items()}  # JSON has text keys only
-        settings = {**SAMPLER, **(sampler or {})}
-        if unknown := set(settings) - set(SAMPLER):
-            raise UserError(f"unknown sampler settings {sorted(unknown)}; known are {', '.join(SAMPLER)}")
         self.register_modules(transformer=transformer, vae=vae)
         self.register_to_config(
             id2label=names,
             decay=dict(decay) if decay is not None else None,
-            sampler=settings,
+            sampler=sampler_settings(sampler),
             frames=frames,
             fps=float(fps),
             reference_fps=float(reference_fps),
             size=size if size is None or isinstance(size, int) else list(size),
+            curvature=dict(curvature) if curvature is not None else None,
         )
 
     # Loading --------------------------------------------------------------------------------------------------------
@@ -143,37 +150,6 @@ class EqMPipeline(DiffusionPipeline):
 
     # Sampling -------------------------------------------------------------------------------------------------------
 
-    @property
-    def codec(self) -> Codec:
-        """The autoencoder as a Codec."""
-        return Codec(self.vae)
-
-    @property
-    def labels(self) -> dict[int, str]:
-        """Names of the labels by number; empty where the model has no names."""
-        return {int(label): name for label, name in self.config.id2label.items()}
-
-    def label_ids(self, labels: Sequence[Label]) -> list[int]:
-        """Numbers of labels given by name or number; None is the null label. Raises UserError for unknown ones."""
-        null = self.transformer.null_label
-        numbers_of = {name: label for label, name in self.labels.items()}
-        found = []
-        for label in labels:
-            if label is None:
-                found.append(null)
-                continue
-            if isinstance(label, str):
-                if label not in numbers_of and not label.isdecimal():
-                    raise unknown_label(label, numbers_of, null)
-                label = numbers_of.get(label, label)
-            elif isinstance(label, Tensor):
-                label = label.item()
-            label = int(label)
-            if not 0 <= label < null:
-                raise UserError(f"label {label} is out of range: this model has {null} labels (0 to {null - 1})")
-            found.append(label)
-        return found
-
     @torch.no_grad()
     def __call__(
         self,
@@ -182,15 +158,25 @@ class EqMPipeline(DiffusionPipeline):
         num_samples: int | None = None,
         num_frames: int | None = None,
         steps: int | None = None,
-        sampler: str | Rule | None = None,
-        step_size: float | None = None,
+        sampler: str | Sampler | None = None,
+        step_size: float | str | None = None,
         mu: float | None = None,
+        temperature: float | None = None,
+        step_schedule: str | Callable[[int, int], float] = "constant",
         guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        match_norm: bool = False,
+        composition: Sequence[Term] | None = None,
+        plain_sum: bool = False,
         seeds: Sequence[int] | None = None,
         generator: Generator | Sequence[Generator] | None = None,
         fps: float | None = None,
         size: int | tuple[int, int] | None = None,
+        clips: Any = None,
+        start_gamma: float = 0.0,
+        known: Tensor | Sequence[int] | None = None,
         tolerance: float | None = None,
+        per_frame: bool = False,
         output_type: str = "pil",
         callback: Callable[[int, Tensor, Tensor], Any] | None = None,
         decode_chunk_size: int = 64,
@@ -200,108 +186,98 @@ class EqMPipeline(DiffusionPipeline):
         labels: a list of names or numbers (None: unlabelled), or one for all `num_samples` samples.
         num_frames: T. fps: frames per second of the clip; frame k is at time k * reference_fps / fps for the network.
         size: pixels, or (height, width); a multiple of the codec's downsampling times the patch size.
-        steps: number of updates. sampler: "nag", "gd" or a rule such as `NAG(0.003, 0.35)`, which brings its own
-        step_size (eta) and mu. guidance_scale: 1 is the plain labelled field, 0 the unlabelled one.
+        steps: number of updates. sampler: a name in `samplers.SAMPLERS`, or an object such as `NAG(0.003, 0.35)`, which
+        brings its own numbers. step_size: eta, or "auto" where the model's curvature was measured. mu: of nag.
+        temperature: of langevin. step_schedule: "constant", "linear", "cosine", or (step, steps) -> factor of eta.
+        guidance_scale: 1 is the plain labelled field, 0 the unlabelled one. guidance_interval, match_norm: see
+        `GuidedField`. composition, plain_sum: terms instead of labels, see `composed_field`.
         seeds: one for each sample; a seed gives the same start noise whatever the batch or the device. generator:
         torch's instead of seeds, one or a list. Neither: fresh seeds from torch's global generator.
-        tolerance: a clip stops once the gradient's RMS is below it in every frame. callback(step, latents, gradient).
-        output_type: see EqMPipelineOutput. decode_chunk_size: frames decoded at once.
+        clips: uint8 (B, T, H, W, 3), with start_gamma: start at start_gamma * clip + (1 - start_gamma) * noise (partial
+        denoising), and with known: frames, by number or as bool (B, T), that stay as they are in `clips`.
+        tolerance: a clip stops once the gradient's RMS is below it in every frame; with per_frame each frame by itself.
+        callback(step, latents, gradient). output_type: see EqMPipelineOutput. decode_chunk_size: frames at once.
         Raises UserError for whatever cannot be sampled, and when the descent diverges.
         """
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
-        if self.transformer.config.conditioned_on_gamma:
-            raise UserError(
-                "this network is told gamma (conditioned_on_gamma: true), which a descent does not know: only networks "
-                "trained with conditioned_on_gamma: false can be sampled here"
-            )
-        settings, null = self.config.sampler, self.transformer.null_label
-        ids = self.label_ids(as_list(labels, num_samples, seeds, generator))
-        generators = make_generators(len(ids), seeds, generator)
-        codec = Codec(self.vae, decode_chunk_size)
-        height, width = self.check_size(size)
-        times = self._times(num_frames, fps)
-        shape = (len(times), codec.latent_channels, height // codec.downsampling, width // codec.downsampling)
-        steps = settings["steps"] if steps is None else steps
-        rule = self.rule(sampler, step_size, mu)
-        device = self._execution_device
+        if clips is not None:
+            clips = as_pixels(clips)
+            num_samples, num_frames, size = _agree_with(clips, labels, num_samples, num_frames, size)
+        elif start_gamma or known is not None:
+            raise UserError("start_gamma and known need clips to start from: give clips=")
+        wanted = as_list(labels, num_samples, seeds, generator)
+        generators = make_generators(len(wanted), seeds, generator)
+        steps = self.config.sampler["steps"] if steps is None else steps
+        rule = self.rule(sampler, step_size, mu, temperature=temperature, steps=steps)
+        timing = {"num_frames": num_frames, "fps": fps}
         try:
-            field = GuidedField(
-                self.transformer,
-                torch.tensor(ids, device=device) if any(one != null for one in ids) else None,
-                guidance_scale=settings["guidance_scale"] if guidance_scale is None else guidance_scale,
-                null_label=null,
-                times=times.expand(len(ids), -1).to(device),
-            )
-            dtype = torch.promote_types(self.transformer.dtype, torch.float32)
-            start = normal(shape, generators, device=device, dtype=dtype)
+            if composition is not None:
+                field = self.composed_field(composition, len(wanted), plain_sum=plain_sum, **timing)
+            else:
+                guidance = {"guidance_interval": guidance_interval, "match_norm": match_norm}
+                field = self.field(wanted, guidance_scale=guidance_scale, **guidance, **timing)
+            start, held = self._start(generators, num_frames, size, clips, start_gamma, known)
+            told = None
+            if self.transformer.config.conditioned_on_gamma:
+                told = told_gammas(self.decay, rule, steps, step_schedule, start_gamma, held)
             with self.progress_bar(total=steps) as bar:
-                descent = descend(
-                    field,
+                descent = run(
+                    ScheduledField(field, steps, told),
                     start,
                     rule,
                     steps=steps,
+                    start_gamma=start_gamma,
+                    known=held,
+                    schedule=step_schedule,
                     tolerance=tolerance,
+                    per_frame=per_frame,
                     callback=_both(lambda *_: bar.update(), callback),
                     generators=generators,
                 )
         except ValueError as error:  # wrong numbers and divergence; the message says which
             raise UserError(str(error)) from error
-        result = descent.latents if output_type == "latent" else _output(codec.decode(descent.latents), output_type)
+        result = self.decode(descent.latents, output_type, decode_chunk_size)
         self.maybe_free_model_hooks()
-        return EqMPipelineOutput(frames=result, nfe=descent.nfe.cpu())
+        return EqMPipelineOutput(frames=result, nfe=descent.nfe.cpu(), frame_nfe=descent.frame_nfe.cpu())
 
-    def rule(self, sampler: str | Rule | None = None, step_size: float | None = None, mu: float | None = None) -> Rule:
-        """The update rule: the model's recommended one, with what is given here in its place."""
-        if sampler is not None and not isinstance(sampler, str):
-            if step_size is not None or mu is not None:
-                raise UserError("a sampler given as an object brings its own step_size and mu: leave those out")
-            return sampler
-        kind = sampler or self.config.sampler["kind"]
-        if kind not in RULES:
-            raise UserError(f"sampler {kind!r} is not one of {', '.join(RULES)}")
-        names = {entry.name for entry in fields(RULES[kind])}
-        given = {name: value for name, value in (("step_size", step_size), ("mu", mu)) if value is not None}
-        if surplus := set(given) - names:
-            raise UserError(f"sampler {kind!r} has no {' and no '.join(sorted(surplus))}: leave it out")
-        known = {name: value for name, value in self.config.sampler.items() if name in names}
-        try:
-            return RULES[kind](**{**known, **given})
-        except ValueError as error:
-            raise UserError(str(error)) from error
+    def _start(
+        self,
+        generators: list[Generator],
+        num_frames: int | None,
+        size: Any,
+        clips: Tensor | None,
+        gamma: float,
+        known: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Where a descent starts, (B, T, C, h, w), and the frames (B, T) that stay there."""
+        noise = self.start_noise(generators, num_frames=num_frames, size=size)
+        if clips is None:
+            return noise, None
+        gamma = check_fraction("start_gamma", gamma)
+        self.check_size(tuple(clips.shape[-2:]))
+        clean = self.codec.encode(clips.to(noise.device)).to(noise.dtype)
+        held = known_frames(known, tuple(clean.shape[:2]))
+        gammas = torch.full(clean.shape[:2], gamma, dtype=noise.dtype, device=noise.device)
+        if held is not None:
+            gammas = gammas.masked_fill(held.to(noise.device), 1.0)
+        return interpolate(clean, noise, gammas), held
 
-    def check_size(self, size: int | Sequence[int] | None = None) -> tuple[int, int]:
-        """(height, width) in pixels; UserError unless the codec's downsampling times the patch size divides them."""
-        size = self.config.size if size is None else size
-        if size is None:
-            raise UserError("this model does not say what size it was trained on: give size (--size), in pixels")
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
-        codec, patch = self.codec, self.transformer.config.patch_size
-        unit = codec.downsampling * patch
-        if height < 1 or width < 1 or height % unit or width % unit:
-            nearest = f"{codec.nearest_size(height, patch)}x{codec.nearest_size(width, patch)}"
-            raise UserError(
-                f"size {height}x{width} (height x width) is not divisible by {unit} = {codec.downsampling} (codec) x "
-                f"{patch} (patch); the nearest is {nearest}"
-            )
-        return height, width
 
-    def check_frames(self, num_frames: int | None = None) -> int:
-        """The number of frames; UserError where it is no number, or more than one for an image model."""
-        frames = self.config.frames if num_frames is None else num_frames
-        if not isinstance(frames, int) or frames < 1:
-            raise UserError(f"frames is {frames!r}; it must be a whole number of at least 1")
-        if frames > 1 and not self.transformer.config.temporal:
-            raise UserError(f"this is an image model (temporal: false), but {frames} frames are asked: give frames=1")
-        return frames
-
-    def _times(self, num_frames: int | None, fps: float | None) -> Tensor:
-        """When the frames of a clip are, in reference frames: (T,)."""
-        frames = self.check_frames(num_frames)
-        rate = self.config.fps if fps is None else fps
-        if not (isinstance(rate, numbers.Real) and math.isfinite(rate) and rate > 0):
-            raise UserError(f"fps is {rate!r}; it must be a number above 0, such as {self.config.fps:g}")
-        return torch.arange(frames, dtype=torch.float32) * (self.config.reference_fps / rate)
+def _agree_with(
+    clips: Tensor, labels: Any, num_samples: int | None, num_frames: int | None, size: Any
+) -> tuple[int | None, int, tuple[int, int]]:
+    """What clips (B, T, 3, H, W) to start from say about the request; UserError where it says otherwise."""
+    count, frames, _, height, width = clips.shape
+    asked = len(labels) if isinstance(labels, (list, tuple)) else num_samples
+    if asked not in (None, count) or num_frames not in (None, frames):
+        raise UserError(
+            f"the clips to start from are {count} of {frames} frames, but asked are {asked or count} samples of "
+            f"{num_frames or frames} frames: leave those out"
+        )
+    if size is not None and (size if isinstance(size, tuple) else (size, size)) != (height, width):
+        raise UserError(f"the clips to start from have {height}x{width} pixels, but size is {size}: leave it out")
+    return None if isinstance(labels, (list, tuple)) else count, frames, (height, width)
 
 
 def _both(first: Callable[..., Any], second: Callable[..., Any] | None) -> Callable[..., Any]:
@@ -311,15 +287,6 @@ def _both(first: Callable[..., Any], second: Callable[..., Any] | None) -> Calla
             second(*arguments)
 
     return call
-
-
-def _output(pixels: Tensor, output_type: str) -> Any:
-    """Pixels (B, T, 3, H, W) in [-1, 1] as the output type says."""
-    if output_type in ("uint8", "pil"):
-        array = to_uint8(pixels)
-        return array if output_type == "uint8" else [[Image.fromarray(frame) for frame in clip] for clip in array]
-    unit = pixels.float().add(1.0).div(2.0)
-    return unit if output_type == "pt" else unit.movedim(2, -1).cpu().numpy()
 
 
 def as_codec(codec: str | Codec, dtype: torch.dtype | None) -> Codec:

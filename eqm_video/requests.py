@@ -1,18 +1,26 @@
-"""What a call to the pipeline asks for: one label and one generator of start noise for each sample."""
+"""What a call to the pipeline asks for: labels, generators of start noise, sizes and times, checked."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
+from eqm_video.codec import Codec
 from eqm_video.errors import UserError
+from eqm_video.gamma import Decay, gamma_path
 from eqm_video.randomness import generator as seeded
+from eqm_video.samplers import NAG, SAMPLERS, GradientDescent, Sampler, step_factors
 
 Label = str | int | None
+SAMPLER = {"kind": "nag", "step_size": 0.003, "mu": 0.35, "steps": 250, "guidance_scale": 1.0}  # where a model has none
 
 
 def as_list(labels: Any, count: int | None, seeds: Any, generator: Any) -> list[Label]:
@@ -53,3 +61,133 @@ def unknown_label(label: str, known: Mapping[str, int], count: int) -> UserError
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     some = ", ".join(list(known)[:12]) + (f" ... ({len(known)} in all)" if len(known) > 12 else "")
     return UserError(f"unknown label {label!r}; {hint}known labels: {some}")
+
+
+def label_ids(labels: Sequence[Label], names: Mapping[int, str], null: int) -> list[int]:
+    """Numbers of labels given by name or number; None is the null label. Raises UserError for unknown ones."""
+    numbers_of = {name: label for label, name in names.items()}
+    found = []
+    for label in labels:
+        if label is None:
+            found.append(null)
+            continue
+        if isinstance(label, str):
+            if label not in numbers_of and not label.isdecimal():
+                raise unknown_label(label, numbers_of, null)
+            label = numbers_of.get(label, label)
+        elif isinstance(label, Tensor):
+            label = label.item()
+        label = int(label)
+        if not 0 <= label < null:
+            raise UserError(f"label {label} is out of range: this model has {null} labels (0 to {null - 1})")
+        found.append(label)
+    return found
+
+
+def frame_times(frames: int, fps: float, reference_fps: float) -> Tensor:
+    """When the frames of a clip are, in the network's reference frames: (T,)."""
+    if not (isinstance(fps, numbers.Real) and math.isfinite(fps) and fps > 0):
+        raise UserError(f"fps is {fps!r}; it must be a number above 0, such as {reference_fps:g}")
+    return torch.arange(frames, dtype=torch.float32) * (reference_fps / fps)
+
+
+def as_pixels(clips: Any) -> Tensor:
+    """Clips uint8 (B, T, H, W, 3), an array or a tensor, as pixels (B, T, 3, H, W) in [-1, 1], float32."""
+    array = np.asarray(clips)
+    if array.dtype != np.uint8 or array.ndim != 5 or array.shape[-1] != 3:
+        raise UserError(
+            f"clips are {array.dtype} {array.shape}; they must be uint8 (B, T, height, width, 3), an image being T = 1"
+        )
+    return torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, 2).float() / 127.5 - 1
+
+
+def known_frames(known: Any, shape: tuple[int, int]) -> Tensor | None:
+    """Frames held fixed, (B, T) bool, from such a tensor or from frame numbers (negative ones count from the end)."""
+    if known is None:
+        return None
+    if isinstance(known, Tensor) and known.dtype == torch.bool:
+        if tuple(known.shape) != shape:
+            raise UserError(f"known has shape {tuple(known.shape)}; it must be (B, T) = {shape}")
+        return known
+    frames = shape[1]
+    held = torch.zeros(shape, dtype=torch.bool)
+    for frame in known:
+        if isinstance(frame, bool) or not isinstance(frame, int) or not -frames <= frame < frames:
+            raise UserError(f"known frame {frame!r} is not a number of a frame from 0 to {frames - 1}")
+        held[:, frame] = True
+    return held
+
+
+def check_fraction(name: str, value: Any) -> float:
+    """A number in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < 1:
+        raise UserError(f"{name} is {value!r}; it must be a number of at least 0 and below 1")
+    return float(value)
+
+
+def fit_size(codec: Codec, patch_size: int, size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) in pixels; UserError unless the codec's downsampling times the patch size divides them."""
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    unit = codec.downsampling * patch_size
+    if height < 1 or width < 1 or height % unit or width % unit:
+        nearest = f"{codec.nearest_size(height, patch_size)}x{codec.nearest_size(width, patch_size)}"
+        raise UserError(
+            f"size {height}x{width} (height x width) is not divisible by {unit} = {codec.downsampling} (codec) x "
+            f"{patch_size} (patch); the nearest is {nearest}"
+        )
+    return height, width
+
+
+def sampler_settings(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A model's recommended sampler, filled in: kind, the numbers of that sampler, steps, guidance_scale."""
+    given = dict(given or {})
+    kind = given.get("kind", SAMPLER["kind"])
+    if kind not in SAMPLERS:
+        raise UserError(f"sampler {kind!r} is not one of {', '.join(SAMPLERS)}")
+    known = {"kind", "steps", "guidance_scale", *(entry.name for entry in fields(SAMPLERS[kind]))}
+    if unknown := set(given) - known:
+        raise UserError(
+            f"unknown settings {sorted(unknown)} of the sampler {kind!r}; known are {', '.join(sorted(known))}"
+        )
+    return {**{name: value for name, value in SAMPLER.items() if name in known}, **given}
+
+
+def choose_sampler(settings: Mapping[str, Any], sampler: str | Sampler | None, given: Mapping[str, Any]) -> Sampler:
+    """A sampler by name (None: the one of `settings`) with the numbers of `settings`, and those `given` instead."""
+    if sampler is not None and not isinstance(sampler, str):
+        if given:
+            raise UserError(f"a sampler given as an object brings its own numbers: leave out {', '.join(given)}")
+        return sampler
+    kind = sampler or settings["kind"]
+    if kind not in SAMPLERS:
+        raise UserError(f"sampler {kind!r} is not one of {', '.join(SAMPLERS)}")
+    names = {entry.name for entry in fields(SAMPLERS[kind])}
+    if surplus := set(given) - names:
+        raise UserError(f"sampler {kind!r} has no {' and no '.join(sorted(surplus))}: leave it out")
+    known = {name: value for name, value in settings.items() if name in names}
+    try:
+        return SAMPLERS[kind](**{**known, **given})
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def told_gammas(
+    decay: Decay | None,
+    sampler: Sampler,
+    steps: int,
+    schedule: str | Callable[[int, int], float],
+    start_gamma: float,
+    known: Tensor | None,
+) -> Tensor | None:
+    """What a network that is conditioned on gamma is told at each step of a descent; None for solvers, who know."""
+    if known is not None:
+        raise UserError("this network is told one gamma for all frames: it cannot hold frames of given clips")
+    if hasattr(sampler, "solve"):
+        return None
+    if decay is None or not isinstance(sampler, (GradientDescent, NAG)):
+        raise UserError(
+            f"this network is told gamma (conditioned_on_gamma: true), which a descent with {sampler!r} does not know: "
+            "use euler, heun or dopri5, or gd or nag with a model that says its decay"
+        )
+    sizes = [sampler.step_size * factor for factor in step_factors(schedule, steps)]
+    return gamma_path(decay, sizes, steps, start_gamma)

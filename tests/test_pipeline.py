@@ -215,7 +215,7 @@ def test_image_models_and_other_precisions():
         ({"size": 18}, r"18x18.*divisible by 4 = 2 \(codec\) x 2 \(patch\).*16x16"),
         ({"size": 0}, "nearest is 4x4"),
         ({"steps": -1}, "steps"),
-        ({"sampler": "heun"}, "heun.*gd, nag"),
+        ({"sampler": "unipc"}, "unipc.*gd, nag"),
         ({"sampler": "gd", "mu": 0.3}, "'gd' has no mu"),
         ({"sampler": NAG(0.1), "step_size": 0.1}, "brings its own"),
         ({"step_size": -1.0}, "step_size"),
@@ -237,14 +237,14 @@ def test_divergence_is_a_sentence(pipe):
 def test_parts_that_do_not_fit():
     with pytest.raises(UserError, match="4 latent channels, the codec has 3"):
         EqMPipeline(tiny_transformer(), tiny_vae(latent_channels=3))
-    with pytest.raises(UserError, match=r"unknown sampler settings \['eta'\]"):
+    with pytest.raises(UserError, match=r"unknown settings \['eta'\] of the sampler 'nag'"):
         tiny_pipeline(sampler={"eta": 0.1})
     with pytest.raises(UserError, match="give size"):
         tiny_pipeline(size=None)("up")
     with pytest.raises(UserError, match="labels have no names; give numbers from 0 to 2"):
         tiny_pipeline(id2label=None)("up")
     with pytest.raises(UserError, match="conditioned_on_gamma"):
-        tiny_pipeline(tiny_transformer(conditioned_on_gamma=True))("up")
+        tiny_pipeline(tiny_transformer(conditioned_on_gamma=True), decay=None)("up")
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -367,3 +367,122 @@ def test_hub_snapshots_are_loaded_as_local_folders(export, monkeypatch):
     assert EqMPipeline.from_pretrained("owner/name", revision="v1").config.frames == 3
     ((name, options),) = asked
     assert name == "owner/name" and options["revision"] == "v1"
+
+
+# The landscape ------------------------------------------------------------------------------------------------------
+
+
+def test_field_is_the_gradient_that_a_call_descends(pipe):
+    start = pipe.start_noise([7])
+    field = pipe.field(["down"], guidance_scale=2.0)
+    result = latents(pipe, "down", seeds=[7], steps=1, sampler="gd", guidance_scale=2.0)
+    with torch.no_grad():
+        torch.testing.assert_close(result, start - 0.05 * field(start))
+    assert field.forwards == 1
+
+
+def test_clips_to_and_from_latents(pipe):
+    clips = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16, 3), np.uint8)
+    codec = Codec(pipe.vae)
+    expected = codec.encode(torch.from_numpy(clips).movedim(-1, 2).float() / 127.5 - 1)
+    torch.testing.assert_close(pipe.encode(clips), expected)
+    assert pipe.decode(expected).shape == clips.shape and pipe.decode(expected).dtype == np.uint8
+    with pytest.raises(UserError, match=r"float64 \(2, 3, 16, 16, 3\).*uint8"):
+        pipe.encode(clips.astype(float))
+
+
+def test_partial_denoising_starts_between_noise_and_clip(pipe):
+    clips = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16, 3), np.uint8)
+    clean, noise = pipe.encode(clips), pipe.start_noise([3, 4])
+    begun = latents(pipe, ["up", "up"], seeds=[3, 4], clips=clips, start_gamma=0.75, steps=0)
+    torch.testing.assert_close(begun, 0.75 * clean + 0.25 * noise)
+    with pytest.raises(UserError, match=r"start_gamma is 1\.5"):
+        pipe(clips=clips, start_gamma=1.5)
+    with pytest.raises(UserError, match="need clips"):
+        pipe(start_gamma=0.5)
+    with pytest.raises(UserError, match="2 of 3 frames, but asked are 1 samples"):
+        pipe(["up"], clips=clips, start_gamma=0.5)
+    with pytest.raises(UserError, match="16x16 pixels, but size is 8"):
+        pipe(clips=clips, start_gamma=0.5, size=8)
+
+
+def test_known_frames_stay_as_they_are(pipe):
+    clips = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16, 3), np.uint8)
+    clean = pipe.encode(clips)
+    for known in ([0, -1], torch.tensor([[True, False, True]] * 2)):
+        found = latents(pipe, ["up", "up"], seeds=[3, 4], clips=clips, known=known)
+        assert torch.equal(found[:, [0, 2]], clean[:, [0, 2]])
+        assert not torch.allclose(found[:, 1], clean[:, 1], atol=0.1)
+    with pytest.raises(UserError, match="known frame 3"):
+        pipe(clips=clips, known=[3])
+
+
+@pytest.mark.parametrize("energy", ["dot", "l2"])
+def test_an_explicit_energy_descends_its_true_gradient_never_the_raw_output(energy):
+    network = tiny_transformer(energy=energy)
+    made = tiny_pipeline(network)
+    start = made.start_noise([7])
+    point = start.clone().requires_grad_()
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        raw = network(point, torch.tensor([1]), times=torch.arange(3.0)[None] * 0.8).sample
+    value = (point * raw).sum() if energy == "dot" else raw.square().sum() / 2
+    (gradient,) = torch.autograd.grad(value, point)
+    found = latents(made, "down", seeds=[7], steps=1, sampler="gd")
+    torch.testing.assert_close(found, start - 0.05 * gradient, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found, start - 0.05 * raw.detach(), atol=1e-3)
+    energies = made.field(["down"]).energies(start)
+    torch.testing.assert_close(energies.sum(), value.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_composition_is_a_weighted_sum_of_fields(pipe):
+    start = pipe.start_noise([7])
+    with torch.no_grad():
+        up, left, null = (pipe.field([label])(start) for label in ("up", "left", None))
+    options = {"seeds": [7], "steps": 1, "sampler": "gd"}
+    found = latents(pipe, composition=[("up", 2.0), ("left", 1.5)], **options)
+    torch.testing.assert_close(found, start - 0.05 * (2 * up + 1.5 * left - 2.5 * null))
+    found = latents(pipe, composition=[("up", 1.0), ("left", 1.0)], plain_sum=True, **options)
+    torch.testing.assert_close(found, start - 0.05 * (up + left))
+    guided = latents(pipe, "up", guidance_scale=3.0, **options)
+    torch.testing.assert_close(latents(pipe, composition=[("up", 3.0)], **options), guided)
+    torch.manual_seed(5)
+    other = tiny_pipeline(tiny_transformer(depth=1))
+    with torch.no_grad():
+        theirs = other.field(["down"])(start)
+    found = latents(pipe, composition=[("up", 0.5), ("down", 0.5, other)], **options)
+    torch.testing.assert_close(found, start - 0.05 * (up + theirs) / 2)
+
+
+def test_a_network_that_is_told_gamma_is_told_where_the_descent_stands():
+    network = tiny_transformer(conditioned_on_gamma=True)
+    flow = tiny_pipeline(network, decay={"kind": "constant", "gain": 1.0}, sampler={"kind": "euler", "steps": 4})
+    labels, times = torch.tensor([1]), torch.arange(3.0)[None] * 0.8
+    current = flow.start_noise([7])
+    with torch.no_grad():
+        for step in range(4):
+            gamma = torch.full((1, 3), step / 4)
+            current = current - network(current, labels, times=times, gamma=gamma).sample / 4
+    torch.testing.assert_close(latents(flow, "down", seeds=[7]), current, rtol=1e-4, atol=1e-5)
+    # A descent follows the same path: with c = 1 and eta = 1 / N its closed-form gamma is k / N.
+    descent = latents(flow, "down", seeds=[7], sampler="gd", step_size=0.25)
+    torch.testing.assert_close(descent, current, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match=r"told gamma.*euler, heun or dopri5"):
+        flow("down", sampler="adam")
+    with pytest.raises(UserError, match="one gamma for all frames"):
+        flow("down", clips=np.zeros((1, 3, 16, 16, 3), np.uint8), known=[0])
+
+
+def test_guidance_of_a_part_of_the_descent(pipe):
+    plain = latents(pipe, "up", seeds=[7], steps=2)
+    late = latents(pipe, "up", seeds=[7], steps=2, guidance_scale=4.0, guidance_interval=(0.5, 1))
+    early = latents(pipe, "up", seeds=[7], steps=2, guidance_scale=4.0, guidance_interval=(0, 0.5))
+    whole = latents(pipe, "up", seeds=[7], steps=2, guidance_scale=4.0)
+    first = latents(pipe, "up", seeds=[7], steps=1, guidance_scale=4.0)
+    assert len({round(float(one.sum()), 4) for one in (plain, late, early, whole)}) == 4
+    torch.testing.assert_close(
+        latents(pipe, "up", seeds=[7], steps=1),
+        latents(pipe, "up", seeds=[7], steps=1, guidance_scale=4.0, guidance_interval=(0.5, 1)),
+    )
+    torch.testing.assert_close(
+        first, latents(pipe, "up", seeds=[7], steps=1, guidance_scale=4.0, guidance_interval=(0, 0.5))
+    )

@@ -263,7 +263,7 @@ def test_a_run_that_failed_leaves_the_folder_free(export, tmp_path, capsys):
         (("--fps", "-2"), "--fps: '-2' is not a number of at least 0.01"),
         (("--size", "big"), "'big' is not a size in pixels"),
         (("--guidance-scale", "nan"), "is not a number"),
-        (("--sampler", "heun"), "invalid choice: 'heun'"),
+        (("--sampler", "unipc"), "invalid choice: 'unipc'"),
     ],
 )
 def test_wrong_numbers(export, tmp_path, arguments, says, capsys):
@@ -344,3 +344,75 @@ def test_entries_are_thin(root):
     assert done.returncode == 0 and "sample_video.py" in done.stdout
     done = launch(root, "sample_video.py", "nowhere", "--out", "x")
     assert done.returncode == 2 and done.stderr.strip().startswith("error: nowhere is no folder")
+
+
+# The landscape ------------------------------------------------------------------------------------------------------
+
+
+def settings_of(out: Path) -> dict:
+    return json.loads((out / "samples.json").read_text())["settings"]
+
+
+def test_clips_stop_by_themselves_and_say_after_how_many_evaluations(export, tmp_path, capsys):
+    options = {"steps": 40, "tolerance": 0.58, "per_frame": True}
+    words = ("--num-samples", 3, "--steps", 40, "--tolerance", 0.58, "--per-frame")
+    assert run(export, "--out", tmp_path, *words) == 0
+    nfe = json.loads((tmp_path / "samples.json").read_text())["nfe"]
+    expected = tiny_pipeline()([0, 1, 2], seeds=range(3), **options, output_type="uint8")
+    assert nfe == expected.nfe.tolist() and min(nfe) < max(nfe) == 40
+    assert (npz(tmp_path)[0] == expected.frames).all()
+    assert settings_of(tmp_path)["tolerance"] == 0.58 and settings_of(tmp_path)["per_frame"] is True
+    assert "evaluations of the field" in capsys.readouterr().out
+
+
+def test_composition_of_labels(export, tmp_path):
+    assert run(export, "--out", tmp_path, "--num-samples", 2, "--compose", "up:2", "left") == 0
+    expected = tiny_pipeline()(
+        num_samples=2, composition=[("up", 2.0), ("left", 1.0)], seeds=[0, 1], output_type="uint8"
+    )
+    assert (npz(tmp_path)[0] == expected.frames).all()
+    assert npz(tmp_path)[1] == [-1, -1] and settings_of(tmp_path)["labels"] == ["up:2", "left:1"]
+    assert json.loads((tmp_path / "samples.json").read_text())["labels"] == ["up+left"] * 2
+
+
+def test_partial_denoising_starts_from_samples(export, tmp_path, capsys):
+    assert run(export, "--out", tmp_path / "first", "--num-samples", 3) == 0
+    first = npz(tmp_path / "first")[0]
+    words = ("--start-from", tmp_path / "first" / "samples.npz", "--start-gamma", 0.6, "--num-samples", 2)
+    assert run(export, "--out", tmp_path / "second", *words, "--seed", 5) == 0
+    expected = tiny_pipeline()([0, 1], clips=first[:2], start_gamma=0.6, seeds=[5, 6], output_type="uint8")
+    assert (npz(tmp_path / "second")[0] == expected.frames).all()
+    assert "start_from" in settings_of(tmp_path / "second")
+    assert "holds 3 clips" in fails(capsys, export, "--out", tmp_path / "x", *words[:4], "--num-samples", 4)
+    assert "add --start-from" in fails(capsys, export, "--out", tmp_path / "x", "--start-gamma", 0.5)
+    assert "needs --start-gamma" in fails(capsys, export, "--out", tmp_path / "x", *words[:2])
+    assert "cannot be read" in fails(capsys, export, "--out", tmp_path / "x", "--start-from", "no.npz", *words[2:4])
+
+
+def test_a_preset_gives_the_settings_that_are_not_given(export, tmp_path):
+    assert run(export, "--out", tmp_path, "--num-samples", 1, "--preset", "paper-xl2", "--steps", 2) == 0
+    found = settings_of(tmp_path)
+    assert found["sampler"] == {"kind": "nag", "step_size": 0.0017, "mu": 0.3}
+    assert (found["steps"], found["guidance_scale"]) == (2, 1.5)
+
+
+@pytest.mark.parametrize("sampler", ["adam", "langevin", "euler", "heun", "dopri5", "sde"])
+def test_every_sampler_by_its_name(export, tmp_path, sampler):
+    assert run(export, "--out", tmp_path, "--num-samples", 2, "--sampler", sampler, "--steps", 30) == 0
+    assert npz(tmp_path)[0].std() > 0 and settings_of(tmp_path)["sampler"]["kind"] == sampler
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--per-frame",), "--per-frame needs --tolerance"),
+        (("--plain-sum",), "add --compose"),
+        (("--compose", "up", "--labels", "up"), "--compose takes the place of --labels"),
+        (("--compose", "sideways"), "unknown label 'sideways'"),
+        (("--sampler", "heun", "--tolerance", "0.1"), "stopping at a tolerance is for the rules"),
+        (("--sampler", "euler", "--step-size", "0.1"), "'euler' has no step_size"),
+        (("--guidance-interval", "0.6", "0.2", "--guidance-scale", "2"), "first < last"),
+    ],
+)
+def test_options_that_do_not_go_together(export, tmp_path, arguments, says, capsys):
+    assert says in fails(capsys, export, "--out", tmp_path, "--num-samples", 1, *arguments)

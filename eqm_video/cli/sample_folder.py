@@ -104,8 +104,12 @@ class SampleFolder:
         runs = np.split(todo, np.flatnonzero(np.diff(todo) != 1) + 1)
         return [range(int(run[k]), int(run[k : k + size][-1]) + 1) for run in runs for k in range(0, len(run), size)]
 
-    def write_part(self, start: int, samples: np.ndarray, look: Look) -> None:
-        """Keep samples (n, T, H, W, 3) number start, start + 1, ..., and show those that get files of their own."""
+    def write_part(self, start: int, samples: np.ndarray, look: Look, nfe: np.ndarray) -> None:
+        """Keep samples (n, T, H, W, 3) number start, start + 1, ..., and show those that get files of their own.
+
+        nfe: (n,) evaluations of the field that each took.
+        """
+        media.write_npy(self.parts_folder / f"nfe_{start:08d}.npy", nfe)
         media.write_npy(self.parts_folder / f"{start:08d}.npy", samples)
         for index, clip in enumerate(samples, start):
             if index < look.clips:
@@ -116,8 +120,15 @@ class SampleFolder:
         if not self.finished:
             pieces = (samples[:, 0] if samples.shape[1] == 1 else samples for _, samples in self._parts())
             media.write_npz(self.npz, pieces, np.asarray(self.labels))
-            media.write_text(self.json, json.dumps({**record, "settings": self.settings}, indent=1) + "\n")
+            files = sorted(self.parts_folder.glob("nfe_*.npy"))
+            whole = {**record, "nfe": np.concatenate([np.load(file) for file in files]).tolist()}
+            media.write_text(self.json, json.dumps({**whole, "settings": self.settings}, indent=1) + "\n")
         shutil.rmtree(self.parts_folder, ignore_errors=True)
+
+    def nfe(self) -> np.ndarray | None:
+        """Evaluations of the field of every sample (N,); None where they were not written down."""
+        counts = json.loads(self.json.read_text(encoding="utf-8")).get("nfe")
+        return None if counts is None else np.asarray(counts)
 
     def show(self, look: Look) -> list[Path]:
         """Write the grid, and the clips that have no file yet; returns the grid's files."""

@@ -14,6 +14,7 @@ from diffusers.utils import BaseOutput
 from einops import rearrange
 from torch import Tensor, nn
 
+from eqm_video.energy import ENERGIES
 from eqm_video.models.layers import EqMBlock, GammaEmbedding, Head, Modulation, position_table, time_rotation
 
 
@@ -21,7 +22,8 @@ from eqm_video.models.layers import EqMBlock, GammaEmbedding, Head, Modulation, 
 class EqMOutput(BaseOutput):
     """What the network returns.
 
-    sample: (B,T,C,H,W), the field: an estimate of (noise - clean) * c(gamma), in the dtype of the latents.
+    sample: (B,T,C,H,W), the raw f, in the dtype of the latents: for an implicit network the field itself, an estimate
+        of (noise - clean) * c(gamma).
     hidden: (B,T,N,D), the tokens after the last block, for the dispersive loss.
     """
 
@@ -37,7 +39,9 @@ class EqMTransformer(ModelMixin, ConfigMixin):
     num_labels: K; label K is the null label, also `.null_label`. temporal: with attention in time; without it there are
     no temporal weights and frames do not see each other. conditioned_on_gamma: whether `forward` is told gamma; the
     embedder exists either way and is fed 0 where it is not (Equilibrium Matching, arXiv 2510.02300, section 3.4).
-    rope_base: slowest rotary period in time over 2 pi, in reference frames.
+    rope_base: slowest rotary period in time over 2 pi, in reference frames. energy: what the output f means, for
+    `eqm_video.energy.Field`: "implicit", the gradient itself; "dot" or "l2", an energy's ingredient, whose gradient is
+    the field. It travels with every export and changes no weight; `forward` returns the raw f in any case.
     """
 
     _supports_gradient_checkpointing = True
@@ -58,8 +62,11 @@ class EqMTransformer(ModelMixin, ConfigMixin):
         temporal: bool = True,
         conditioned_on_gamma: bool = False,
         rope_base: float = 256.0,
+        energy: str = "implicit",
     ) -> None:
         super().__init__()
+        if energy not in ENERGIES:
+            raise ValueError(f"energy {energy!r} is not one of {', '.join(ENERGIES)}")
         if hidden_size % 4 or hidden_size % num_heads:
             raise ValueError(f"hidden_size {hidden_size} must be divisible by 4 and by num_heads {num_heads}")
         if temporal and (hidden_size // num_heads) % 2:
@@ -94,7 +101,7 @@ class EqMTransformer(ModelMixin, ConfigMixin):
     def forward(
         self, latents: Tensor, labels: Tensor | None = None, *, times: Tensor | None = None, gamma: Tensor | None = None
     ) -> EqMOutput:
-        """Evaluate the field.
+        """Evaluate f, as it is: with an explicit energy the field to descend is `eqm_video.energy.Field`'s, not this.
 
         latents: (B,T,C,H,W), H and W divisible by the patch size. They are computed in the network's own dtype and the
         sample returns in theirs, so that a bfloat16 network can serve a float32 descent.

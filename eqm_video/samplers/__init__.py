@@ -1,8 +1,102 @@
-"""Samplers: update rules, and the one loop that runs them."""
+"""Samplers: update rules with the loop that runs them, solvers of the field's differential equations, and `run`."""
 
 from __future__ import annotations
 
-from eqm_video.samplers.descent import Descent, DivergenceError, descend
-from eqm_video.samplers.rules import NAG, RULES, GradientDescent, Rule
+from collections.abc import Sequence
 
-__all__ = ["NAG", "RULES", "Descent", "DivergenceError", "GradientDescent", "Rule", "descend"]
+import torch
+from torch import Tensor
+
+from eqm_video.samplers.checks import Callback, DivergenceError, Gradient
+from eqm_video.samplers.descent import Descent, descend
+from eqm_video.samplers.ode import Dopri5, Euler, Heun, Solver
+from eqm_video.samplers.presets import SAMPLER_PRESETS
+from eqm_video.samplers.rules import NAG, RULES, Adam, GradientDescent, Langevin, Rule
+from eqm_video.samplers.schedules import SCHEDULES, Schedule, step_factors
+from eqm_video.samplers.sde import SDE
+
+Sampler = Rule | Solver
+SAMPLERS: dict[str, type] = {**RULES, "euler": Euler, "heun": Heun, "dopri5": Dopri5, "sde": SDE}
+
+__all__ = [
+    "NAG",
+    "RULES",
+    "SAMPLERS",
+    "SAMPLER_PRESETS",
+    "SCHEDULES",
+    "SDE",
+    "Adam",
+    "Callback",
+    "Descent",
+    "DivergenceError",
+    "Dopri5",
+    "Euler",
+    "Gradient",
+    "GradientDescent",
+    "Heun",
+    "Langevin",
+    "Rule",
+    "Sampler",
+    "Schedule",
+    "Solver",
+    "descend",
+    "run",
+    "step_factors",
+]
+
+
+def run(
+    gradient: Gradient,
+    start: Tensor,
+    sampler: Sampler,
+    *,
+    steps: int,
+    start_gamma: float = 0.0,
+    known: Tensor | None = None,
+    tolerance: float | None = None,
+    per_frame: bool = False,
+    schedule: Schedule | None = None,
+    callback: Callback | None = None,
+    generators: Sequence[torch.Generator] | None = None,
+) -> Descent:
+    """Sample with any sampler: rules through `descend`, solvers through their own `solve`.
+
+    `start_gamma` is for solvers, which begin there; rules do not know gamma. `tolerance`, `per_frame` and `schedule`
+    are for rules. Everything else is as in `descend` and `Solver.solve`.
+
+    Raises:
+        ValueError: a wrong argument, or one that this sampler does not have.
+        DivergenceError: non-finite latents or gradient.
+    """
+    rules = ", ".join(RULES)
+    solves, updates = (hasattr(sampler, name) for name in ("solve", "update"))
+    if isinstance(sampler, type) or not (solves or updates):
+        raise ValueError(f"sampler must be such as NAG(step_size=0.003) or Heun(), got {sampler!r}")
+    if not solves:
+        return descend(
+            gradient,
+            start,
+            sampler,
+            steps=steps,
+            known=known,
+            tolerance=tolerance,
+            per_frame=per_frame,
+            schedule=schedule,
+            callback=callback,
+            generators=generators,
+        )
+    if tolerance is not None or per_frame:
+        raise ValueError(
+            f"{sampler!r} goes all the way: stopping at a tolerance is for the rules {rules}; leave it out"
+        )
+    if schedule not in (None, "constant"):
+        raise ValueError(f"{sampler!r} has no step_size: a schedule is for the rules {rules}; leave it out")
+    return sampler.solve(
+        gradient,
+        start,
+        steps=steps,
+        start_gamma=start_gamma,
+        known=known,
+        callback=callback,
+        generators=generators,
+    )

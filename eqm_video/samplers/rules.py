@@ -1,7 +1,8 @@
 """Update rules of the descent x <- x - step_size * f: a rule says where to evaluate the field and how to step.
 
 Legend: B clips. Every tensor of a rule's state has the batch first, so that the loop can let stopped clips go.
-A rule is a frozen dataclass with three methods; stopping, known frames and counting belong to the loop (descent.py).
+A rule is a frozen dataclass with three methods; stopping, known frames, step schedules and counting belong to the loop
+(descent.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from eqm_video.randomness import normal
+from eqm_video.samplers.checks import is_number
 
 State = dict[str, Tensor]
 
@@ -33,9 +37,16 @@ class Rule(Protocol):
 
 
 def _check_step_size(rule: object, step_size: object) -> None:
-    is_number = isinstance(step_size, (int, float)) and not isinstance(step_size, bool)
-    if not is_number or not math.isfinite(step_size) or step_size <= 0:
+    if not is_number(step_size) or step_size <= 0:
         raise ValueError(f"{type(rule).__name__}: step_size is {step_size!r}; it must be a finite number above 0")
+
+
+def _check_fraction(rule: object, name: str, example: float) -> None:
+    value = getattr(rule, name)
+    if not is_number(value) or not 0 <= value < 1:
+        raise ValueError(
+            f"{type(rule).__name__}: {name} is {value!r}; it must be a number in [0, 1), such as {example}"
+        )
 
 
 @dataclass(frozen=True)
@@ -74,9 +85,7 @@ class NAG:
 
     def __post_init__(self) -> None:
         _check_step_size(self, self.step_size)
-        is_number = isinstance(self.mu, (int, float)) and not isinstance(self.mu, bool)
-        if not is_number or not 0 <= self.mu < 1:
-            raise ValueError(f"NAG: mu is {self.mu!r}; it must be a number in [0, 1), such as 0.35")
+        _check_fraction(self, "mu", 0.35)
 
     def start(self, latents: Tensor) -> State:
         """No displacement yet."""
@@ -94,4 +103,100 @@ class NAG:
         return latents + displacement, {"displacement": displacement}
 
 
-RULES: dict[str, type] = {"gd": GradientDescent, "nag": NAG}
+@dataclass(frozen=True)
+class Adam:
+    """Adam on the field's values (Kingma and Ba, arXiv 1412.6980, with bias correction; as torch.optim.Adam).
+
+        m <- beta1 m + (1 - beta1) f,  v <- beta2 v + (1 - beta2) f^2,
+        x <- x - step_size * m / (1 - beta1^k) / (sqrt(v / (1 - beta2^k)) + epsilon)     at update k = 1, 2, ...
+
+    With beta1 = beta2 = 0 (the default) this is x <- x - step_size * f / (|f| + epsilon): every number moves by nearly
+    step_size whatever the field's strength, so that one step_size serves fields of any gain. It does not come to rest
+    by itself, but ends within one step_size of the data: put it on a falling schedule ("linear", "cosine"). With a
+    beta1, give a beta2 too: a field that passes through 0 would else be divided by almost nothing.
+    """
+
+    step_size: float = 0.01  # eta: nearly the distance that each number moves in one step
+    beta1: float = 0.0  # memory of the mean of the field, in [0, 1)
+    beta2: float = 0.0  # memory of the mean of its square, in [0, 1)
+    epsilon: float = 1e-8  # added to the root of that mean, above 0
+
+    def __post_init__(self) -> None:
+        _check_step_size(self, self.step_size)
+        _check_fraction(self, "beta1", 0.9)
+        _check_fraction(self, "beta2", 0.999)
+        if not is_number(self.epsilon) or self.epsilon <= 0:
+            raise ValueError(f"Adam: epsilon is {self.epsilon!r}; it must be a finite number above 0, such as 1e-8")
+
+    def start(self, latents: Tensor) -> State:
+        """No means yet, and no updates counted: (B, 1, ...), for a state has the batch first."""
+        dtype = torch.promote_types(latents.dtype, torch.float32)
+        count = torch.zeros(len(latents), *[1] * (latents.ndim - 1), dtype=dtype, device=latents.device)
+        return {"mean": torch.zeros_like(latents), "square": torch.zeros_like(latents), "count": count}
+
+    def point(self, latents: Tensor, state: State) -> Tensor:
+        """At the latents themselves."""
+        return latents
+
+    def update(
+        self, latents: Tensor, gradient: Tensor, state: State, generators: Sequence[torch.Generator] | None = None
+    ) -> tuple[Tensor, State]:
+        """One step down the mean of the gradients, divided by the root of the mean of their squares."""
+        count = state["count"] + 1
+        mean = state["mean"].lerp(gradient, 1 - self.beta1)
+        square = self.beta2 * state["square"] + (1 - self.beta2) * gradient.square()
+        size = square.sqrt() / _bias(self.beta2, count).sqrt() + self.epsilon
+        change = self.step_size / _bias(self.beta1, count) * (mean / size)
+        return latents - change.to(latents.dtype), {"mean": mean, "square": square, "count": count}
+
+
+def _bias(beta: float, count: Tensor) -> Tensor:
+    """1 - beta^count, without loss of digits for beta near 1."""
+    return -torch.expm1(count * math.log(beta)) if beta > 0 else torch.ones_like(count)
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """Unadjusted Langevin dynamics, x <- x - step_size * f(x) + sqrt(2 * step_size * temperature) * noise.
+
+    Where f is the gradient of an energy E, and for small steps, it samples exp(-E / temperature); temperature 0 is
+    gradient descent. About a minimum of curvature k the samples of the chain itself have the variance
+    2 temperature / (k (2 - step_size k)). Each clip's noise comes from its own generator, so a clip does not depend on
+    its batch.
+    """
+
+    step_size: float = 0.003  # eta
+    temperature: float = 0.001  # in units of the energy, at least 0
+
+    def __post_init__(self) -> None:
+        _check_step_size(self, self.step_size)
+        if not is_number(self.temperature) or self.temperature < 0:
+            raise ValueError(f"Langevin: temperature is {self.temperature!r}; it must be a finite number >= 0")
+
+    def start(self, latents: Tensor) -> State:
+        """No state."""
+        return {}
+
+    def point(self, latents: Tensor, state: State) -> Tensor:
+        """At the latents themselves."""
+        return latents
+
+    def update(
+        self, latents: Tensor, gradient: Tensor, state: State, generators: Sequence[torch.Generator] | None = None
+    ) -> tuple[Tensor, State]:
+        """One step down the gradient, and one of a random walk; ValueError without generators."""
+        latents = latents - self.step_size * gradient
+        if self.temperature == 0:
+            return latents, state
+        noise = clip_noise(latents, generators, self)
+        return latents + math.sqrt(2 * self.step_size * self.temperature) * noise, state
+
+
+def clip_noise(latents: Tensor, generators: Sequence[torch.Generator] | None, sampler: object) -> Tensor:
+    """Standard normal noise like `latents` (B, ...), row k from `generators[k]`; ValueError where there are none."""
+    if generators is None:
+        raise ValueError(f"{sampler!r} draws noise: give generators, one for each clip (randomness.generator(seed, k))")
+    return normal(latents.shape[1:], generators, device=latents.device, dtype=latents.dtype)
+
+
+RULES: dict[str, type] = {"gd": GradientDescent, "nag": NAG, "adam": Adam, "langevin": Langevin}

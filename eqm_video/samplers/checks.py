@@ -1,0 +1,75 @@
+"""What every sampler refuses: wrong arguments, and latents or gradients that are no longer finite.
+
+Legend: B clips, T frames, b clips that still move (b <= B).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Gradient = Callable[[Tensor], Tensor]
+Callback = Callable[[int, Tensor, Tensor], Any]
+
+CHECK_EVERY = 16  # updates between two looks for non-finite latents: each look makes a GPU wait
+
+
+class DivergenceError(ValueError):
+    """The latents or the gradient became infinite or NaN."""
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a finite int or float, and no bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_finite(values: Tensor, rows: Tensor, sampler: object, what: str, advice: str) -> None:
+    """Raise a DivergenceError unless all of `values` (b, ...) are finite.
+
+    `rows` (b,) are the places of these clips in the whole batch; `what` says what the values are, `advice` what to do.
+    """
+    finite = values.isfinite()
+    if not bool(finite.all()):
+        clips = rows.to(values.device)[~finite.reshape(len(rows), -1).all(dim=1)].tolist()
+        raise DivergenceError(
+            f"the descent diverged: infinite or NaN values in {what}, in {len(clips)} clips (the first is clip "
+            f"{clips[0]}), with {sampler!r}; {advice}"
+        )
+
+
+def check_arguments(
+    gradient: Gradient,
+    start: Tensor,
+    steps: int,
+    known: Tensor | None,
+    generators: Sequence[torch.Generator] | None,
+) -> Tensor | None:
+    """Raise a ValueError for the first wrong argument of those all samplers take; `known` on the latents' device."""
+    if not callable(gradient):
+        raise ValueError(f"gradient must be a callable latents -> gradient, got {type(gradient).__name__}")
+    if not isinstance(start, Tensor) or not start.is_floating_point() or start.ndim < 2:
+        found = f"{start.dtype} {tuple(start.shape)}" if isinstance(start, Tensor) else type(start).__name__
+        raise ValueError(f"start must be a floating-point tensor (B, T, C, H, W), got {found}")
+    if not bool(start.isfinite().all()):
+        raise ValueError("start holds infinite or NaN values")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"steps is {steps!r}; it must be an integer >= 0, the number of updates")
+    if generators is not None and len(generators) != start.shape[0]:
+        raise ValueError(f"{len(generators)} generators for {start.shape[0]} clips; give one for each clip")
+    if known is None:
+        return None
+    if not isinstance(known, Tensor) or known.dtype != torch.bool or start.ndim < 3 or known.shape != start.shape[:2]:
+        found = f"{known.dtype} {tuple(known.shape)}" if isinstance(known, Tensor) else type(known).__name__
+        raise ValueError(f"known must be a bool tensor (B, T) = {tuple(start.shape[:2])}, got {found}")
+    return known.to(start.device)
+
+
+def check_start_gamma(start_gamma: float, end: float = 1.0) -> float:
+    """Return the gamma where a solver starts; ValueError unless it is a number in [0, end)."""
+    if not is_number(start_gamma) or not 0 <= start_gamma < end:
+        raise ValueError(f"start_gamma is {start_gamma!r}; it must be a number in [0, {end:g}), where 0 is noise")
+    return float(start_gamma)

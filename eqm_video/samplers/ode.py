@@ -1,0 +1,244 @@
+"""Solvers of the ordinary differential equation dx/dgamma = -f(x): sampling seen as a flow from noise to data.
+
+Legend: B clips, T frames, b clips that move, N steps. The stepping itself is torchdiffeq's, imported where it runs.
+
+For the flow-matching baseline (constant decay 1) the equation carries noise at gamma = 0 to data at gamma = 1. For an
+Equilibrium Matching field it is gradient descent with a total step of 1: Euler with N steps equals GD with
+step_size 1/N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from eqm_video.samplers.checks import (
+    CHECK_EVERY,
+    Callback,
+    DivergenceError,
+    Gradient,
+    check_arguments,
+    check_finite,
+    check_start_gamma,
+    is_number,
+)
+from eqm_video.samplers.descent import Descent
+from eqm_video.samplers.moving import Moving
+
+
+class Solver(Protocol):
+    """A sampler with a way of its own from `start_gamma` to 1, which `run` hands everything."""
+
+    def solve(
+        self,
+        gradient: Gradient,
+        start: Tensor,
+        *,
+        steps: int,
+        start_gamma: float = 0.0,
+        known: Tensor | None = None,
+        callback: Callback | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> Descent:
+        """Carry `start` (B, T, ...), taken at `start_gamma`, to gamma = 1.
+
+        Args:
+            gradient: as for `descend`; of one that offers `at_gamma(gamma)`, that is evaluated instead of `at_step`.
+                gamma is a float, or, where frames are known, a tensor (b, T) that is 1 on those.
+            start: (B, T, ...) floating point. Never modified.
+            steps: number of steps, >= 0; with 0 the start comes back.
+            start_gamma: where `start` stands between noise (0) and data (1), in [0, 1).
+            known: (B, T) bool, frames that stay as they are in `start`, bit for bit; a clip known as a whole takes no
+                evaluation.
+            callback: `callback(step, latents, gradient)` once for each step: the latents (B, ...) after it and the mean
+                gradient along it (0 on known frames).
+            generators: one for each clip, for solvers with randomness.
+
+        Raises:
+            ValueError: a wrong argument, or a gradient of another shape.
+            DivergenceError: non-finite latents or gradient.
+        """
+
+
+@dataclass
+class _Velocity:
+    """dx/dgamma = -f(x) of the moving clips in one step, as torchdiffeq calls it; it remembers what it evaluated."""
+
+    moving: Moving
+    step: int
+    gammas: Sequence[
+        float
+    ]  # of the first evaluation and of the second: read here, since to read a tensor's makes a wait
+    keep_graph: bool
+    slopes: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, gamma: Tensor, latents: Tensor) -> Tensor:
+        now = self.gammas[len(self.slopes)]
+        self.slopes.append(self.moving.evaluate(latents, step=self.step, gamma=now, keep_graph=self.keep_graph))
+        return -self.slopes[-1]
+
+
+def _on_grid(
+    solver: Solver,
+    method: str,
+    gradient: Gradient,
+    start: Tensor,
+    steps: int,
+    start_gamma: float,
+    known: Tensor | None,
+    callback: Callback | None,
+    generators: Sequence[torch.Generator] | None,
+) -> Descent:
+    """`steps` equal steps of a fixed-step method, each one call of torchdiffeq."""
+    from torchdiffeq import odeint
+
+    known = check_arguments(gradient, start, steps, known, generators)
+    low = check_start_gamma(start_gamma)
+    moving = Moving.all_of(gradient, start, known, None)
+    rows, unknown, nfe = moving.rows, moving.unknown, 0
+    advice = f"use more steps than {steps}"
+    gammas = torch.linspace(low, 1, steps + 1, dtype=torch.float64)
+    grid = gammas.to(start.device, torch.promote_types(start.dtype, torch.float32))  # some devices have no float64
+    for step in range(steps if moving.count else 0):
+        velocity = _Velocity(moving, step, gammas[step : step + 2].tolist(), keep_graph=start.requires_grad)
+        latents = odeint(velocity, moving.latents, grid[step : step + 2], method=method)[-1]
+        moving = moving.move(latents)
+        nfe += len(velocity.slopes)
+        if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
+            check_finite(moving.latents, rows, solver, f"the latents after step {step} of {steps}", advice)
+        if callback is not None:
+            slope = torch.stack(velocity.slopes).mean(dim=0)
+            callback(
+                step, moving.spread(moving.latents, over=start), moving.spread(slope, over=torch.zeros_like(start))
+            )
+    return finished(moving.spread(moving.latents, over=start), rows, unknown, [nfe] * len(rows))
+
+
+def finished(latents: Tensor, rows: Tensor, unknown: Tensor, nfe: Sequence[int]) -> Descent:
+    """The result: `latents` (B, T, ...), of which the clips at `rows` (b,) moved, frames `unknown` (b, T), by `nfe`."""
+    counts = torch.tensor(nfe, dtype=torch.long, device=latents.device)
+    frame_nfe = torch.zeros(len(latents), unknown.shape[1], dtype=torch.long, device=latents.device)
+    frame_nfe[rows] = counts[:, None] * unknown
+    return Descent(latents=latents, nfe=frame_nfe.amax(dim=1), frame_nfe=frame_nfe)
+
+
+@dataclass(frozen=True)
+class Euler:
+    """x <- x - h f(x), h = (1 - start_gamma) / steps; one evaluation a step."""
+
+    def solve(
+        self,
+        gradient: Gradient,
+        start: Tensor,
+        *,
+        steps: int,
+        start_gamma: float = 0.0,
+        known: Tensor | None = None,
+        callback: Callback | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> Descent:
+        """As `Solver.solve`."""
+        return _on_grid(self, "euler", gradient, start, steps, start_gamma, known, callback, generators)
+
+
+@dataclass(frozen=True)
+class Heun:
+    """Heun's method of order 2, the mean of the slopes at both ends of an Euler step; two evaluations a step."""
+
+    def solve(
+        self,
+        gradient: Gradient,
+        start: Tensor,
+        *,
+        steps: int,
+        start_gamma: float = 0.0,
+        known: Tensor | None = None,
+        callback: Callback | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> Descent:
+        """As `Solver.solve`."""
+        return _on_grid(self, "heun2", gradient, start, steps, start_gamma, known, callback, generators)
+
+
+@dataclass(frozen=True)
+class Dopri5:
+    """Dormand and Prince's method of order 5 with its own step sizes; `steps` are only points where it reports.
+
+    Each clip is solved alone, at its own step sizes, so that it does not depend on its batch, and its count of
+    evaluations is its own. That costs the speed of batching, and a field without `select` evaluates the whole batch
+    each time.
+    """
+
+    rtol: float = 1e-5  # error allowed in one step, relative to the latents' root mean square
+    atol: float = 1e-5  # and absolute, in units of the latents
+
+    def __post_init__(self) -> None:
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            if not is_number(value) or value <= 0:
+                raise ValueError(f"Dopri5: {name} is {value!r}; it must be a finite number above 0, such as 1e-5")
+
+    def solve(
+        self,
+        gradient: Gradient,
+        start: Tensor,
+        *,
+        steps: int,
+        start_gamma: float = 0.0,
+        known: Tensor | None = None,
+        callback: Callback | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> Descent:
+        """As `Solver.solve`; the callbacks come when all clips are done, with -(change of the latents) / h as gradient.
+
+        A callback makes it keep the latents at all `steps` points.
+        """
+        known = check_arguments(gradient, start, steps, known, generators)
+        low = check_start_gamma(start_gamma)
+        moving = Moving.all_of(gradient, start, known, None)
+        grid = torch.linspace(low, 1, steps + 1, dtype=torch.float64, device=start.device)
+        reports = grid if callback is not None else grid[[0, -1]]
+        paths, counts = [], []
+        for clip in range(moving.count if steps else 0):
+            chosen = torch.arange(moving.count, device=start.device) == clip
+            path, nfe = self._one_clip(moving.keep(chosen, start), reports, steps, keep_graph=start.requires_grad)
+            paths.append(path)
+            counts.append(nfe)
+        if not paths:
+            return finished(start.clone(), moving.rows, moving.unknown, [0] * moving.count)
+        path = torch.cat(paths, dim=1)  # (points, b, T, ...)
+        if callback is not None:
+            for step in range(steps):
+                slope = (path[step] - path[step + 1]) / float(grid[1] - grid[0])
+                latents = moving.spread(path[step + 1], over=start)
+                callback(step, latents, moving.spread(slope, over=torch.zeros_like(start)))
+        return finished(moving.spread(path[-1], over=start), moving.rows, moving.unknown, counts)
+
+    def _one_clip(self, moving: Moving, reports: Tensor, steps: int, *, keep_graph: bool) -> tuple[Tensor, int]:
+        """The latents (points, 1, T, ...) of one clip at the gammas of `reports`, and the evaluations it took."""
+        from torchdiffeq import odeint
+
+        low, advice, nfe = float(reports[0]), "use another sampler: the field is too steep for it", 0
+
+        def velocity(gamma: Tensor, latents: Tensor) -> Tensor:
+            nonlocal nfe
+            nfe += 1
+            now = min(float(gamma.detach()), 1.0)  # the first trial step may go further
+            step = min(int((now - low) / (1 - low) * steps + 1e-6), steps - 1)  # the reporting step that gamma is in
+            slope = moving.evaluate(latents, step=step, gamma=now, keep_graph=keep_graph)
+            check_finite(slope, moving.rows, self, f"the gradient at gamma {now:.3g}", advice)
+            return -slope
+
+        tolerances = {"rtol": self.rtol, "atol": self.atol}
+        to_the_end = {"step_t": reports[-1:]}  # else it steps over gamma = 1, where no field is, and interpolates
+        try:
+            path = odeint(velocity, moving.latents, reports, **tolerances, method="dopri5", options=to_the_end)
+        except AssertionError as error:  # torchdiffeq asserts that its step has not shrunk to nothing
+            clip = int(moving.rows[0])
+            raise DivergenceError(f"the descent diverged: {error}, in clip {clip}, with {self!r}; {advice}") from error
+        check_finite(path[-1], moving.rows, self, "the latents at the end", advice)
+        return torch.stack([moving.move(latents).latents for latents in path]), nfe
