@@ -6,6 +6,7 @@ Shapes: B samples, T frames, C latent channels, H W pixels, h w latents. An imag
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Generator, Tensor
 
 from eqm_video.codec import Codec
 from eqm_video.composition import ComposedField
+from eqm_video.curvature import auto_step, step_limit
 from eqm_video.energy import Field
 from eqm_video.errors import UserError
 from eqm_video.gamma import Decay, make_decay
@@ -29,7 +31,7 @@ from eqm_video.requests import (
     label_ids,
     make_generators,
 )
-from eqm_video.samplers import Sampler
+from eqm_video.samplers import SAMPLERS, Sampler
 
 Term = tuple[Any, ...]  # (label, weight), or (label, weight, pipeline)
 
@@ -77,7 +79,7 @@ class Landscape:
         return GuidedField(
             Field(self.transformer),
             torch.tensor(ids, device=device) if any(one != null for one in ids) else None,
-            guidance_scale=self.config.sampler["guidance_scale"] if guidance_scale is None else guidance_scale,
+            guidance_scale=self._scale(guidance_scale),
             null_label=null,
             times=times.expand(len(ids), -1).to(device),
             interval=guidance_interval,
@@ -138,10 +140,47 @@ class Landscape:
         *,
         temperature: float | None = None,
         steps: int | None = None,
+        guidance_scale: float | None = None,
     ) -> Sampler:
-        """The sampler: the model's recommended one, with what is given here in its place."""
-        given = {"step_size": step_size, "mu": mu, "temperature": temperature}
-        return choose_sampler(self.config.sampler, sampler, {k: v for k, v in given.items() if v is not None})
+        """The sampler: the model's recommended one, with what is given here in its place.
+
+        step_size "auto" needs the model's measured curvature, and depends on `steps` and `guidance_scale`.
+        """
+        automatic = step_size == "auto"
+        given = {"step_size": None if automatic else step_size, "mu": mu, "temperature": temperature}
+        rule = choose_sampler(self.config.sampler, sampler, {k: v for k, v in given.items() if v is not None})
+        if not automatic:
+            return rule
+        if not isinstance(sampler, (str, type(None))):
+            raise UserError('a sampler given as an object brings its own step_size: leave "auto" out')
+        if self.config.curvature is None or self.decay is None:
+            raise UserError(
+                "step_size auto needs the field's largest curvature, which this model does not have: type "
+                "python -m eqm_video curvature MODEL --write, or give a number"
+            )
+        kind, steps = sampler or self.config.sampler["kind"], steps or self.config.sampler["steps"]
+        look_ahead = getattr(rule, "mu", 0.0)
+        try:
+            size = auto_step(self.config.curvature, kind, look_ahead, steps, self.decay, self._scale(guidance_scale))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return replace(rule, step_size=size)
+
+    def step_warning(self, rule: Sampler, guidance_scale: float | None = None) -> str | None:
+        """What is wrong with a step size beyond the measured limit; None where nothing is, or nothing was measured."""
+        kind = next((kind for kind, sampler in SAMPLERS.items() if sampler is type(rule)), None)
+        if self.config.curvature is None or kind not in ("gd", "nag", "langevin"):
+            return None
+        limit = step_limit(self.config.curvature, kind, getattr(rule, "mu", 0.0), self._scale(guidance_scale))
+        if rule.step_size < limit:
+            return None
+        return (
+            f"step_size {rule.step_size:g} is beyond {limit:.4g}, the limit measured for this model with {kind}: the "
+            "descent will not come to rest; use a smaller one, or auto"
+        )
+
+    def _scale(self, guidance_scale: float | None) -> float:
+        return self.config.sampler["guidance_scale"] if guidance_scale is None else guidance_scale
 
     def check_size(self, size: int | Sequence[int] | None = None) -> tuple[int, int]:
         """(height, width) in pixels; UserError unless the codec's downsampling times the patch size divides them."""

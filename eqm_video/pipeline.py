@@ -5,6 +5,7 @@ Shapes: B samples, T frames, C latent channels, H W pixels, h w latents. An imag
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,7 +210,9 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         wanted = as_list(labels, num_samples, seeds, generator)
         generators = make_generators(len(wanted), seeds, generator)
         steps = self.config.sampler["steps"] if steps is None else steps
-        rule = self.rule(sampler, step_size, mu, temperature=temperature, steps=steps)
+        rule = self.rule(sampler, step_size, mu, temperature=temperature, steps=steps, guidance_scale=guidance_scale)
+        if composition is None and (wrong := self.step_warning(rule, guidance_scale)):
+            warnings.warn(wrong, stacklevel=2)
         timing = {"num_frames": num_frames, "fps": fps}
         try:
             if composition is not None:

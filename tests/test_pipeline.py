@@ -486,3 +486,18 @@ def test_guidance_of_a_part_of_the_descent(pipe):
     torch.testing.assert_close(
         first, latents(pipe, "up", seeds=[7], steps=1, guidance_scale=4.0, guidance_interval=(0, 0.5))
     )
+
+
+def test_an_automatic_step_needs_the_measured_curvature(pipe):
+    with pytest.raises(UserError, match="type python -m eqm_video curvature MODEL --write"):
+        pipe("up", step_size="auto")
+    measured = tiny_pipeline(curvature={"largest": 20.0, "guidance_scale": 1.0})
+    assert measured.rule("gd", "auto", steps=4).step_size == pytest.approx(0.5 * 2 / 20)  # half the limit binds
+    assert measured.rule("nag", "auto", steps=4).step_size == pytest.approx(0.5 * 2 / 20 / 1.6)
+    assert measured.rule("nag", "auto", steps=400).step_size < 0.01  # the way is short for so many steps
+    with pytest.warns(UserWarning, match=r"step_size 0\.2 is beyond 0\.1, the limit measured"):
+        measured("up", sampler="gd", step_size=0.2)
+    with pytest.raises(UserError, match="brings its own step_size"):
+        measured("up", sampler=NAG(0.1), step_size="auto")
+    with pytest.raises(UserError, match="'heun' has no step_size|no step limit"):
+        measured("up", sampler="heun", step_size="auto")

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from eqm_video.errors import UserError
@@ -35,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}? " if near else ""
             raise UserError(f"unknown command {name!r}; {hint}commands: {', '.join(COMMANDS)}")
-        return importlib.import_module(COMMANDS[name][0]).main(rest) or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return importlib.import_module(COMMANDS[name][0]).main(rest) or 0
     except UserError as error:
         return _fail(str(error))
     except OSError as error:  # a full disk, a folder that vanished, a file that may not be read
@@ -44,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _warn(message: Warning | str, *unused: object) -> None:
+    """Say a warning as a sentence, without the line of code that it comes from."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def _fail(sentence: str) -> int:

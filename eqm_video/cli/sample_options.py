@@ -183,9 +183,10 @@ def choose_descent(pipeline: EqMPipeline, options: argparse.Namespace) -> tuple[
         return preset.get(name) if given is None and (same or name in ("steps", "guidance_scale")) else given
 
     steps = pick("steps") or pipeline.config.sampler["steps"]
-    rule = pipeline.rule(kind, pick("step_size"), pick("mu"), temperature=options.temperature, steps=steps)
     guidance = pick("guidance_scale")
     guidance = float(pipeline.config.sampler["guidance_scale"] if guidance is None else guidance)
+    more = {"temperature": options.temperature, "steps": steps, "guidance_scale": guidance}
+    rule = pipeline.rule(kind, pick("step_size"), pick("mu"), **more)
     if options.per_frame and options.tolerance is None:
         raise UserError("--per-frame needs --tolerance, below which a frame stops")
     if options.plain_sum and not options.compose:
