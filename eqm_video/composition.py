@@ -40,7 +40,7 @@ class ComposedField:
         """The composition at a point of the descent, 0 to 1."""
         return self._each(lambda field: field.at_progress(progress))
 
-    def at_gamma(self, gamma: float) -> ComposedField:
+    def at_gamma(self, gamma: float | Tensor) -> ComposedField:
         """The composition at a solver's time."""
         return self._each(lambda field: field.at_gamma(gamma))
 
@@ -92,7 +92,7 @@ class ScheduledField:
         field = self.field.at_progress(step / self.steps)
         return field if self.gammas is None else field.tell(float(self.gammas[step]))
 
-    def at_gamma(self, gamma: float) -> GuidedField | ComposedField:
+    def at_gamma(self, gamma: float | Tensor) -> GuidedField | ComposedField:
         """The field at a solver's time."""
         return self.field.at_gamma(gamma)
 

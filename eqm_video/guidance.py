@@ -99,7 +99,7 @@ class GuidedField:
         chosen = copy(self)
         for name in ("labels", "times", "gamma"):
             value = getattr(self, name)
-            if value is not None:
+            if isinstance(value, Tensor) and value.ndim:  # a gamma may be one number for all
                 setattr(chosen, name, value[indices.to(value.device)])
         return chosen
 
@@ -111,9 +111,10 @@ class GuidedField:
         plain.guidance_scale = 1.0
         return plain
 
-    def at_gamma(self, gamma: float) -> GuidedField:
-        """The field at a solver's time, which is gamma and the progress at once."""
-        return self.at_progress(float(gamma)).tell(gamma)
+    def at_gamma(self, gamma: float | Tensor) -> GuidedField:
+        """The field at a solver's time, which is gamma and the progress at once; (B, T) is 1 on frames held fixed."""
+        progress = gamma.min() if isinstance(gamma, Tensor) else gamma
+        return self.at_progress(float(progress)).tell(gamma)
 
     def tell(self, gamma: float | Tensor) -> GuidedField:
         """The field of a network that is told gamma: a number for all frames, or (B, T)."""

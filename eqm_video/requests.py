@@ -180,10 +180,13 @@ def told_gammas(
     known: Tensor | None,
 ) -> Tensor | None:
     """What a network that is conditioned on gamma is told at each step of a descent; None for solvers, who know."""
-    if known is not None:
-        raise UserError("this network is told one gamma for all frames: it cannot hold frames of given clips")
     if hasattr(sampler, "solve"):
         return None
+    if known is not None:
+        raise UserError(
+            "this network is told gamma, and a descent tells one gamma to all frames, so that it cannot hold some of "
+            "them: use euler, heun or dopri5"
+        )
     if decay is None or not isinstance(sampler, (GradientDescent, NAG)):
         raise UserError(
             f"this network is told gamma (conditioned_on_gamma: true), which a descent with {sampler!r} does not know: "

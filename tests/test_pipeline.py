@@ -468,8 +468,11 @@ def test_a_network_that_is_told_gamma_is_told_where_the_descent_stands():
     torch.testing.assert_close(descent, current, rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match=r"told gamma.*euler, heun or dopri5"):
         flow("down", sampler="adam")
-    with pytest.raises(UserError, match="one gamma for all frames"):
-        flow("down", clips=np.zeros((1, 3, 16, 16, 3), np.uint8), known=[0])
+    clips = np.zeros((1, 3, 16, 16, 3), np.uint8)
+    with pytest.raises(UserError, match="cannot hold some"):
+        flow("down", clips=clips, known=[0], sampler="gd", step_size=0.25)
+    held = latents(flow, "down", seeds=[7], clips=clips, known=[0])  # a solver tells each frame its own
+    assert torch.equal(held[:, 0], flow.encode(clips)[:, 0]) and not torch.allclose(held[:, 1], current[:, 1])
 
 
 def test_guidance_of_a_part_of_the_descent(pipe):
