@@ -502,5 +502,5 @@ def test_an_automatic_step_needs_the_measured_curvature(pipe):
         measured("up", sampler="gd", step_size=0.2)
     with pytest.raises(UserError, match="brings its own step_size"):
         measured("up", sampler=NAG(0.1), step_size="auto")
-    with pytest.raises(UserError, match="'heun' has no step_size|no step limit"):
+    with pytest.raises(UserError, match="no step limit"):
         measured("up", sampler="heun", step_size="auto")

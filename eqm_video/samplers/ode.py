@@ -70,9 +70,7 @@ class _Velocity:
 
     moving: Moving
     step: int
-    gammas: Sequence[
-        float
-    ]  # of the first evaluation and of the second: read here, since to read a tensor's makes a wait
+    gammas: Sequence[float]  # of its evaluations: to read them off the tensor would make a GPU wait
     keep_graph: bool
     slopes: list[Tensor] = field(default_factory=list)
 
@@ -111,10 +109,8 @@ def _on_grid(
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
             check_finite(moving.latents, rows, solver, f"the latents after step {step} of {steps}", advice)
         if callback is not None:
-            slope = torch.stack(velocity.slopes).mean(dim=0)
-            callback(
-                step, moving.spread(moving.latents, over=start), moving.spread(slope, over=torch.zeros_like(start))
-            )
+            slope = moving.spread(torch.stack(velocity.slopes).mean(dim=0), over=torch.zeros_like(start))
+            callback(step, moving.spread(moving.latents, over=start), slope)
     return finished(moving.spread(moving.latents, over=start), rows, unknown, [nfe] * len(rows))
 
 

@@ -113,10 +113,11 @@ class Adam:
     With beta1 = beta2 = 0 (the default) this is x <- x - step_size * f / (|f| + epsilon): every number moves by nearly
     step_size whatever the field's strength, so that one step_size serves fields of any gain. It does not come to rest
     by itself, but ends within one step_size of the data: put it on a falling schedule ("linear", "cosine"). With a
-    beta1, give a beta2 too: a field that passes through 0 would else be divided by almost nothing.
+    beta1, give a beta2 too: a field that passes through 0 would else be divided by almost nothing. The step sizes of a
+    whole descent have to add up to the farthest way of a number from noise to data, about 3 or 4.
     """
 
-    step_size: float = 0.01  # eta: nearly the distance that each number moves in one step
+    step_size: float = 0.03  # eta: nearly the distance that each number moves in one step
     beta1: float = 0.0  # memory of the mean of the field, in [0, 1)
     beta2: float = 0.0  # memory of the mean of its square, in [0, 1)
     epsilon: float = 1e-8  # added to the root of that mean, above 0
