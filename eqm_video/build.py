@@ -16,17 +16,21 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from eqm_video.codec import BUNDLED, BUNDLED_FOLDER, Codec
+from eqm_video.codec import BUNDLED, BUNDLED_FOLDER, PIXELS, Codec
 from eqm_video.config import Config
 from eqm_video.data.datasets import open_data
+from eqm_video.energy import Field
 from eqm_video.errors import UserError
 from eqm_video.folders import load_transformer, newest_of_run, read_json
+from eqm_video.gamma import ConstantDecay
 from eqm_video.models.presets import build_model
 from eqm_video.models.transformer import EqMTransformer
+from eqm_video.models.unet import EqMUNet
 from eqm_video.randomness import fold
 
-# Shapes of hub autoencoders, so that a dry run needs no download: (downsampling, latent channels).
-HUB_CODECS = {
+# Shapes of codecs without a folder, so that a dry run needs no download: (downsampling, latent channels).
+KNOWN_CODECS = {
+    PIXELS: (1, 3),
     "stabilityai/sd-vae-ft-ema": (8, 4),
     "stabilityai/sd-vae-ft-mse": (8, 4),
     "madebyollin/taesd": (8, 4),
@@ -75,8 +79,8 @@ def check_launch(accelerator: Accelerator) -> None:
 
 def codec_shape(name: str) -> tuple[int, int]:
     """(downsampling, latent channels) of a codec, from its configuration file alone."""
-    if name in HUB_CODECS:
-        return HUB_CODECS[name]
+    if name in KNOWN_CODECS:
+        return KNOWN_CODECS[name]
     folder = BUNDLED_FOLDER if name == BUNDLED else Path(name).expanduser()
     files = [folder / "config.json", folder / "vae" / "config.json"] if folder.is_dir() else _hub_configs(name)
     for file in files:
@@ -88,7 +92,7 @@ def codec_shape(name: str) -> tuple[int, int]:
                 return 2 ** (len(widths) - 1), channels
     raise UserError(
         f"the latent shape of codec.name={name!r} is not known without a download: known are "
-        f"{', '.join(HUB_CODECS)}, {BUNDLED!r} and local folders with a config.json"
+        f"{', '.join(KNOWN_CODECS)}, {BUNDLED!r} and local folders with a config.json"
     )
 
 
@@ -125,6 +129,7 @@ def make_network(config: Config, num_labels: int, channels: int) -> nn.Module:
                 num_labels=num_labels,
                 temporal=config.model.temporal,
                 conditioned_on_gamma=config.model.conditioned_on_gamma,
+                energy=config.model.energy,
                 in_channels=channels,
             )
             # Drawn again: their scale is a choice of the training, not a part of the architecture.
@@ -134,10 +139,11 @@ def make_network(config: Config, num_labels: int, channels: int) -> nn.Module:
         raise UserError(f"model.preset: {error}") from error
 
 
-def start_from(network: EqMTransformer, source: str) -> list[str]:
+def start_from(network: EqMTransformer | EqMUNet, source: str) -> list[str]:
     """Load weights of a run, an export, a checkpoint's `ema` or a converted network; returns notes on what starts anew.
 
-    Only two things may differ: the source may be without temporal layers (an image network), and may know other labels.
+    Three things may differ: the source may be without temporal layers (an image network), may know other labels, and
+    its output may mean another energy.
     """
     top = Path(source).expanduser()
     top = newest_of_run(top) if (top / "checkpoints").is_dir() else top
@@ -146,7 +152,7 @@ def start_from(network: EqMTransformer, source: str) -> list[str]:
     if folder is None:
         raise UserError(f"train.init_from={source} is no export, checkpoint or network folder (no config.json in it)")
     other = load_transformer(folder, torch.float32)
-    free = {"temporal", "num_labels"}
+    free = {"temporal", "num_labels", "energy"}
     ours = {key: value for key, value in network.config.items() if not key.startswith("_") and key not in free}
     theirs = other.config
     wrong = [f"{key} {theirs.get(key)} there, {value} here" for key, value in ours.items() if theirs.get(key) != value]
@@ -166,8 +172,35 @@ def start_from(network: EqMTransformer, source: str) -> list[str]:
     if network.config.temporal and not other.config.temporal:
         weights |= {name: value for name, value in network.state_dict().items() if ".temporal" in name}
         notes.append(f"{source} is an image network: the temporal layers start anew, as the identity")
+    if network.config.energy != other.config.energy:
+        notes.append(f"{source} has the energy {other.config.energy!r}, this run trains {network.config.energy!r}")
     network.load_state_dict(weights, strict=True)
     return notes
+
+
+def check_start(network: EqMTransformer | EqMUNet) -> None:
+    """UserError where training could never leave its start: `l2` with a head that is zero, as at initialization.
+
+    There f = 0, so that |f|^2 / 2 has no slope, and with f entering twice no weight moves it. (`dot` does move.)
+    """
+    last = network.conv_out if isinstance(network, EqMUNet) else network.head.linear
+    zero = not any(bool(parameter.any()) for parameter in last.parameters())
+    if network.config.energy == "l2" and zero:
+        raise UserError(
+            "model.energy=l2 cannot start from new weights: their output is 0, where the gradient of |f|^2 / 2 and all "
+            "its derivatives are 0 too. Train with model.energy=implicit first, as the paper does, and add "
+            "train.init_from=ITS_RUN; or use model.energy=dot"
+        )
+
+
+def note_sampler(config: Config) -> list[str]:
+    """A note where flow matching is to be sampled by a rule of descent, which does not know when to stop."""
+    if not isinstance(config.objective.decay, ConstantDecay) or hasattr(config.sampler.rule, "solve"):
+        return []
+    return [
+        "note: under a constant decay the field carries noise to data in a total step of 1, and on beyond: "
+        "sampler.kind=euler, heun or dopri5 stop there"
+    ]
 
 
 def count_labels(config: Config, labels: list[str]) -> int:
@@ -178,7 +211,7 @@ def count_labels(config: Config, labels: list[str]) -> int:
             f"model.num_labels={stated}, but the data have {len(labels)} labels ({', '.join(labels[:4])}, ...): give "
             f"model.num_labels={len(labels)}, or model.num_labels=null to count them"
         )
-    return stated if stated is not None else max(1, len(labels))
+    return stated if stated is not None else len(labels)
 
 
 def load_data(config: Config, split: str | None, index: Path, report: Path | None = None) -> Any:
@@ -199,6 +232,7 @@ def load_data(config: Config, split: str | None, index: Path, report: Path | Non
         report_path=report,
         index_path=index,
         verify=data.verify,
+        labelled=data.labelled,
     )
 
 
@@ -217,12 +251,15 @@ def make_encode(codec: Codec, device: torch.device) -> Callable[[dict[str, Any],
 
 
 def measure(network: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """Parameters, and the operations of one forward on latents of this shape (a multiply-add counts as 2)."""
+    """Parameters, and the operations of one evaluation of the field on latents of this shape (multiply-add: 2).
+
+    That is one forward, and with an explicit energy its derivative by the latents too.
+    """
     latents = torch.zeros(shape, device="meta")
-    options = {"gamma": torch.zeros(shape[:2], device="meta")} if network.config.conditioned_on_gamma else {}
+    gamma = torch.zeros(shape[:2], device="meta")
     labels = torch.zeros(shape[0], dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(latents, labels, **options)
+        Field(network)(latents, labels, gamma=gamma)
     return {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "flops": counter.get_total_flops(),

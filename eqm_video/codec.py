@@ -1,4 +1,4 @@
-"""Pixels to latents and back, frame by frame, through a diffusers autoencoder.
+"""Pixels to latents and back, frame by frame, through a diffusers autoencoder, or as they are ("pixels").
 
 Shapes: B clips, T frames, C latent channels, H W height and width of the pixels, h w of the latents (H / downsampling).
 
@@ -21,13 +21,16 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 from torch import Generator, Tensor, nn
 
 from eqm_video.errors import UserError
+from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.randomness import normal
 
 BUNDLED = "bundled"
 BUNDLED_FOLDER = Path(__file__).parent / "assets" / "codec"
-CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+PIXELS = "pixels"
+CLASSES = {one.__name__: one for one in (AutoencoderKL, AutoencoderTiny, PixelAutoencoder)}
+SUPPORTED = f"{', '.join(list(CLASSES)[:-1])} and {list(CLASSES)[-1]}"
 PIXELS_AT_ONCE = 2**20  # 16 frames of 256x256: about 3.5 GB in the decoder of a Stable Diffusion autoencoder, float32
-TINY_LOG_VARIANCE = -30.0  # AutoencoderTiny has no posterior: a standard deviation of 3e-7
+TINY_LOG_VARIANCE = -30.0  # AutoencoderTiny and pixels have no posterior: a standard deviation of 3e-7
 
 
 class Codec:
@@ -38,9 +41,11 @@ class Codec:
     (float64 if the autoencoder is). Nothing here needs or keeps a gradient.
     """
 
-    def __init__(self, vae: AutoencoderKL | AutoencoderTiny, chunk: int = 64, name: str | None = None) -> None:
+    def __init__(
+        self, vae: AutoencoderKL | AutoencoderTiny | PixelAutoencoder, chunk: int = 64, name: str | None = None
+    ) -> None:
         if type(vae).__name__ not in CLASSES:
-            raise UserError(f"the codec is a {type(vae).__name__}; supported are {' and '.join(CLASSES)}")
+            raise UserError(f"the codec is a {type(vae).__name__}; supported are {SUPPORTED}")
         if chunk < 1:
             raise UserError(f"codec.chunk is {chunk}; it must be at least 1 frame")
         config = vae.config
@@ -52,10 +57,8 @@ class Codec:
         self.chunk = chunk
         self.name = name if name is not None else str(config.get("_name_or_path") or "")
         self.latent_channels: int = config.latent_channels
-        if isinstance(vae, AutoencoderTiny):
-            self.downsampling = 2 ** (len(config.encoder_block_out_channels) - 1)
-        else:
-            self.downsampling = 2 ** (len(config.block_out_channels) - 1)
+        widths = config.get("encoder_block_out_channels") or config.get("block_out_channels") or [0]
+        self.downsampling = 2 ** (len(widths) - 1)
 
     @classmethod
     def load(
@@ -66,12 +69,14 @@ class Codec:
         torch_dtype: torch.dtype | None = None,
         chunk: int = 64,
     ) -> Codec:
-        """Load by name: "bundled", a local folder (of an autoencoder, or a pipeline with a `vae` folder), or a hub id.
+        """Load by name: "bundled", "pixels", a local folder (of an autoencoder, or with one in `vae`), or a hub id.
 
         Weights must be safetensors; they become float32 unless `torch_dtype` says otherwise. Raises UserError for a
         folder that holds no supported autoencoder and for a hub id that is neither cached nor reachable.
         """
         name = str(name_or_path)
+        if name == PIXELS:
+            return cls(nn.Module.to(PixelAutoencoder(), torch_dtype or torch.float32), chunk, name)
         folder = BUNDLED_FOLDER if name == BUNDLED else Path(name).expanduser()
         if folder.is_dir():
             source, subfolder = str(folder), "" if (folder / "config.json").is_file() else "vae"
@@ -108,8 +113,8 @@ class Codec:
     def moments(self, pixels: Tensor) -> Tensor:
         """Posterior of pixels (B, T, 3, H, W) in [-1, 1]: (B, T, 2C, h, w), mean then log-variance, unscaled.
 
-        Raises UserError unless there are 3 channels and H and W are multiples of `downsampling`. AutoencoderTiny has
-        no posterior; its log-variance is -30.
+        Raises UserError unless there are 3 channels and H and W are multiples of `downsampling`. AutoencoderTiny and
+        pixels have no posterior; their log-variance is -30.
         """
         _check_video(pixels, 3, "pixels")
         height, width = pixels.shape[-2:]
@@ -166,7 +171,7 @@ class Codec:
         return rearrange(joined, "(b t) c h w -> b t c h w", b=video.shape[0])
 
     def _moments_of_frames(self, frames: Tensor) -> Tensor:
-        if isinstance(self.vae, AutoencoderTiny):
+        if isinstance(self.vae, AutoencoderTiny | PixelAutoencoder):
             mean = self.vae.encode(frames).latents
             return torch.cat([mean, torch.full_like(mean, TINY_LOG_VARIANCE)], dim=1)
         posterior = self.vae.encode(frames).latent_dist
@@ -223,7 +228,9 @@ def _check_video(video: Tensor, channels: int, what: str) -> None:
 def _hub_config(name: str, revision: str | None) -> tuple[Path, str]:
     """The configuration of a hub repository and the subfolder it is in, "" or "vae"."""
     if name.count("/") != 1:
-        raise UserError(f"codec {name!r} is no folder; give {BUNDLED!r}, a local folder, or a hub id (OWNER/NAME)")
+        raise UserError(
+            f"codec {name!r} is no folder; give {BUNDLED!r}, {PIXELS!r}, a folder, or a hub id (OWNER/NAME)"
+        )
     for subfolder in ("", "vae"):
         try:
             return Path(hf_hub_download(name, "config.json", subfolder=subfolder or None, revision=revision)), subfolder
@@ -250,7 +257,7 @@ def _class_name(config_file: Path, name: str) -> str:
     except (ValueError, AttributeError) as error:
         raise UserError(f"{config_file} is not the JSON configuration of an autoencoder ({error})") from error
     if found not in CLASSES:
-        raise UserError(f"codec {name!r} is of class {found}; supported are {' and '.join(CLASSES)}")
+        raise UserError(f"codec {name!r} is of class {found}; supported are {SUPPORTED}")
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
@@ -16,7 +16,7 @@ from eqm_video import recipe
 from eqm_video.errors import UserError
 from eqm_video.gamma import DECAYS, GAMMA_DRAWS, SharedGamma, TruncatedDecay
 from eqm_video.recipe import choice, flatten, to_tree
-from eqm_video.samplers.rules import NAG, RULES
+from eqm_video.samplers import NAG, SAMPLERS
 
 ALIASES = {"frames": "data.frames"}  # names that may be given as an override without their section
 
@@ -28,6 +28,9 @@ class ModelConfig:
     preset: str = "EqM-B/2"
     temporal: bool = True  # false: no temporal weights, exactly the image model
     conditioned_on_gamma: bool = False
+    # What the output f means: the gradient itself, or the energy x.f(x) (dot) or |f(x)|^2 / 2 (l2), whose true gradient
+    # is then trained and descended; l2 starts from a trained network (train.init_from).
+    energy: Literal["implicit", "dot", "l2"] = "implicit"
     num_labels: int | None = None
     label_std: float = 0.02  # of the label embeddings at the start; 1 makes short runs listen to labels much sooner
 
@@ -52,6 +55,7 @@ class DataConfig:
     frame_interval: int = 3  # source frames between two frames of a clip
     size: int = 256  # pixels
     flip: bool = False
+    labelled: bool = True  # false: labels that the data have are forgotten
     short: Literal["repeat", "skip", "error"] = "repeat"  # videos shorter than a clip: hold the last frame, or ...
     verify: Literal["header", "size"] = "header"  # size: images are not opened at the start, for sets of a million
     reference_fps: float = 8.0  # the network's unit of time is 1 / reference_fps seconds
@@ -61,10 +65,16 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The training target (noise - clean) c(gamma)."""
+    """The training target (noise - clean) c(gamma); `objective: flow` and `objective: eqm` are short for whole ones.
 
+    Flow matching, the baseline, has the constant decay 1. To tell its network the time add model.conditioned_on_gamma.
+    """
+
+    SHORT: ClassVar = {"eqm": {}, "flow": {"decay": {"kind": "constant", "gain": 1.0}}}
     decay: Any = choice(DECAYS, TruncatedDecay(a=0.8, gain=4.0))  # noqa: RUF009 (choice makes a field)
-    dispersion_weight: float = 0.0  # of the dispersive loss, computed on each process's part of the batch
+    # Of the dispersive loss, over the clips of one forward pass in all processes: with train.accumulation its parts are
+    # separate batches, so that this term (and no other) depends on their number.
+    dispersion_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,7 @@ class PreviewConfig:
 class SamplerConfig:
     """The sampler of previews, and the one recommended by the export."""
 
-    rule: Any = choice(RULES, NAG(step_size=0.003, mu=0.35), flat=True)  # noqa: RUF009
+    rule: Any = choice(SAMPLERS, NAG(step_size=0.003, mu=0.35), flat=True)  # noqa: RUF009
     steps: int = 250
     guidance_scale: float = 1.0
 
@@ -217,6 +227,11 @@ def _check_ranges(config: Config) -> None:
         raise UserError(
             "gamma.patterns has 'ends', where the first and the last frame are given: with 2 frames none is left to "
             "learn; add gamma.patterns=prefix, or frames=3 or more"
+        )
+    if train.compile and config.model.energy != "implicit":
+        raise UserError(
+            f"train.compile=true does not go with model.energy={config.model.energy}: compiled blocks have no double "
+            "backward; add train.compile=false"
         )
     if train.batch_size % train.accumulation:
         raise UserError(

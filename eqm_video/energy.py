@@ -38,7 +38,7 @@ def frame_energies(latents: Tensor, sample: Tensor, energy: str) -> Tensor:
         given = f"latents {tuple(latents.shape)}, sample {tuple(sample.shape)}"
         raise ValueError(f"shapes differ or are not (B, T, C, H, W): {given}")
     exact = torch.promote_types(torch.promote_types(latents.dtype, sample.dtype), torch.float32)
-    with torch.autocast(device_type=latents.device.type, enabled=False):
+    with _no_autocast(latents.device):
         field = sample.to(exact)
         products = latents.to(exact) * field if energy == "dot" else field.square() / 2
         return products.sum(dim=(2, 3, 4))
@@ -133,7 +133,7 @@ class Field(nn.Module):
             energy = frame_energies(latents, output.sample, self.energy)
             sample, through = None, None
             # The backward keeps the precision that autocast chose in the forward; it must not choose again.
-            with torch.autocast(device_type=latents.device.type, enabled=False):
+            with _no_autocast(latents.device):
                 if energy.requires_grad:
                     sample, through = torch.autograd.grad(
                         energy.sum(), (latents, inside), create_graph=twice, allow_unused=True
@@ -151,6 +151,12 @@ class Field(nn.Module):
     def _evaluate(self, latents: Tensor, labels: Tensor | None, times: Tensor | None, gamma: Tensor | None) -> Any:
         told = {"gamma": gamma} if self._told_gamma else {}
         return self.network(latents, labels, times=times, **told)
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast switched off; there are devices that do not know it ("meta", on which costs are counted)."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device_type=device.type, enabled=False) if known else nullcontext()
 
 
 def _usable(tensor: Tensor | None) -> Tensor | None:

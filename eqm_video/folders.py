@@ -14,6 +14,9 @@ from huggingface_hub.errors import HFValidationError
 from eqm_video.codec import load_weights
 from eqm_video.errors import UserError
 from eqm_video.models.transformer import EqMTransformer
+from eqm_video.models.unet import EqMUNet
+
+NETWORKS = {one.__name__: one for one in (EqMTransformer, EqMUNet)}  # what a network's config.json may name
 
 
 def newest_of_run(run: Path) -> Path:
@@ -55,7 +58,7 @@ def describe_folder(folder: Path, index: Mapping[str, Any]) -> str:
     if (folder / "checkpoints").is_dir():
         return "it is a training run; give its export folder, or a folder in its checkpoints"
     if name := class_in(folder / "config.json"):
-        hint = "; add its codec (--codec)" if name == EqMTransformer.__name__ else ""
+        hint = "; add its codec (--codec)" if name in NETWORKS else ""
         return f"it holds a single {name}{hint}"
     found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
     return f"it has no model_index.json (found: {found})"
@@ -77,10 +80,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def load_transformer(folder: Path, dtype: torch.dtype | None) -> EqMTransformer:
-    """The network in a folder, strictly; UserError for another architecture or weights that do not fit."""
+def load_transformer(folder: Path, dtype: torch.dtype | None) -> EqMTransformer | EqMUNet:
+    """The network in a folder, of the class that its config.json names, strictly.
+
+    UserError for another architecture, or weights that do not fit.
+    """
     name = class_in(folder / "config.json")
-    if name != EqMTransformer.__name__:
+    if name not in NETWORKS:
         what = "has no config.json" if name is None else f"holds a {name}, another architecture"
-        raise UserError(f"the network's folder {folder} {what}; needed is an {EqMTransformer.__name__}")
-    return load_weights(EqMTransformer, folder, f"the network in {folder}", torch_dtype=dtype)
+        raise UserError(f"the network's folder {folder} {what}; needed is an {' or an '.join(NETWORKS)}")
+    return load_weights(NETWORKS[name], folder, f"the network in {folder}", torch_dtype=dtype)

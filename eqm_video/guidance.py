@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eqm_video.energy import Field
+
 _FIELD = "the field itself"  # what is asked of the network, beside its energies
 
 
@@ -78,7 +80,8 @@ class GuidedField:
     ) -> None:
         _check_guidance(labels, guidance_scale, null_label, times, channels)
         _check_interval(interval)
-        self.network = network
+        explicit = getattr(getattr(network, "config", None), "energy", "implicit") != "implicit"
+        self.network = Field(network) if explicit else network  # the raw output of such a network is no gradient
         self.labels = labels
         self.guidance_scale = float(guidance_scale)
         self.null_label = null_label

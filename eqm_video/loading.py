@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 
-from eqm_video.folders import class_in, is_checkpoint, load_transformer, newest_of_run
-from eqm_video.models.transformer import EqMTransformer
+from eqm_video.folders import NETWORKS, class_in, is_checkpoint, load_transformer, newest_of_run
 from eqm_video.pipeline import EqMPipeline, as_codec
 
 
@@ -25,7 +24,7 @@ def load_pipeline(
     if is_checkpoint(folder):
         return EqMPipeline.from_checkpoint(folder, codec=codec, torch_dtype=torch_dtype), str(folder)
     replaced = {"vae": as_codec(codec, torch_dtype).vae} if codec is not None else {}
-    if replaced and class_in(folder / "config.json") == EqMTransformer.__name__:
+    if replaced and class_in(folder / "config.json") in NETWORKS:
         transformer = load_transformer(folder, torch_dtype)
         frames = 16 if transformer.config.temporal else 1
         return EqMPipeline(transformer, **replaced, frames=frames), str(folder)

@@ -2,7 +2,7 @@
 
 An unknown key is an error that names the nearest legal one. A *choice* (a decay, a draw of gamma, a sampler) is a
 mapping with a `kind`; its other legal keys are the fields of the class that the kind names, so a new class needs no
-line here.
+line here. A section's class may name whole mappings in `SHORT`: `objective: flow`.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def parse(cls: type, tree: Mapping[str, Any], overrides: Sequence[str], aliases:
     """
     tree = _copy(tree)
     pairs = [_split(override, aliases) for override in overrides]
-    # A kind comes first: it decides which other keys are legal, whatever the order on the command line.
-    for path, text in sorted(pairs, key=lambda pair: not pair[0].endswith(".kind")):
+    # A whole section comes first, then kinds: they decide what other keys mean, whatever the order on the command line.
+    for path, text in sorted(pairs, key=lambda pair: ("." in pair[0], not pair[0].endswith(".kind"))):
         _override(cls, tree, path, text)
     return _section(cls, tree, "", [key for key, _ in flatten(to_tree(cls()))])
 
@@ -93,17 +93,31 @@ def _override(cls: type, tree: dict[str, Any], path: str, text: _Text) -> None:
     *sections, key = path.split(".")
     node, place = tree, cls
     for name in sections:
-        inner = node.get(name)
-        if not isinstance(inner, dict):  # absent, or `gamma: shared`, which is short for `gamma: {kind: shared}`
-            inner = {"kind": inner} if isinstance(inner, str) else {}
-        node[name] = inner
-        node, place = inner, _inner_place(place, name)
+        place = _inner_place(place, name)
+        node[name] = _opened(place, node.get(name), name)
+        node = node[name]
     if key == "kind":
         kinds, fixed = _kinds_of(place)
         legal = fixed | _field_names(kinds.get(str(text)))
         for stale in [name for name in node if name not in legal]:  # they belong to the kind that the recipe chose
             del node[stale]
     node[key] = text
+
+
+def _opened(place: Any, value: Any, path: str) -> dict[str, Any]:
+    """What stands at a place, spelled out so that an override can change a part of it."""
+    value = _yaml(value, path)
+    if isinstance(value, str):  # `gamma: shared` is short for `gamma: {kind: shared}`
+        value = _spell_out(place, value, path) if hasattr(place, "SHORT") else {"kind": value}
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _spell_out(cls: type, word: str, path: str) -> Mapping[str, Any]:
+    """The mapping that a word stands for in the section of `cls`."""
+    if word not in cls.SHORT:
+        legal = f"{', '.join(cls.SHORT)}, or a mapping of keys"
+        raise UserError(f"{path}: {word!r} is not one of {legal}; {_nearest(word, cls.SHORT)}")
+    return cls.SHORT[word]
 
 
 def _inner_place(place: Any, name: str) -> Any:
@@ -131,6 +145,8 @@ def _kinds_of(place: Any) -> tuple[Mapping[str, type], set[str]]:
 def _section(cls: type, tree: Any, path: str, keys: Sequence[str]) -> Any:
     """Build one dataclass from a mapping; `keys` are all keys there are, for the hint in an error."""
     tree = _yaml(tree, path)
+    if isinstance(tree, str) and hasattr(cls, "SHORT"):
+        tree = _spell_out(cls, tree, path)
     if not isinstance(tree, Mapping | None):
         raise UserError(f"{path or 'the recipe'} must be a mapping of keys, got {tree!r}")
     hints, values, rest = typing.get_type_hints(cls), {}, dict(tree or {})

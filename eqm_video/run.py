@@ -17,6 +17,7 @@ from eqm_video import build
 from eqm_video.codec import Codec
 from eqm_video.config import Config, TrainConfig, to_tree
 from eqm_video.data.datasets import collate
+from eqm_video.energy import Field, checkpoint_block
 from eqm_video.errors import UserError
 from eqm_video.objective import EqMObjective
 from eqm_video.training.batches import Batches, BatchPlan
@@ -25,7 +26,7 @@ from eqm_video.training.ema import Ema
 from eqm_video.training.held_out import HeldOut
 from eqm_video.training.optim import OPTIMIZERS, Schedule
 from eqm_video.training.tracking import RunLog
-from eqm_video.training.trainer import Field, Hook, Settings, Trainer
+from eqm_video.training.trainer import Hook, Settings, Trainer
 
 
 class Run:
@@ -43,6 +44,9 @@ class Run:
         build.check_size(config, self.codec.downsampling, network.config.patch_size)
         source = None if resuming else config.train.init_from
         self.notes = build.start_from(network, source) if source else []
+        if not resuming:
+            build.check_start(network)
+        self.notes += build.note_sampler(config)
         if config.held_out.split is None:
             self.notes.append("note: held_out.split is not set, so there will be no loss on held-out clips")
         self.fps = playback_fps(data, config.data.reference_fps)
@@ -62,7 +66,7 @@ class Run:
     def _trainer(self, network: nn.Module, data: Any) -> Trainer:
         config, train = self.config, self.config.train
         if train.gradient_checkpointing:
-            network.enable_gradient_checkpointing()
+            network.enable_gradient_checkpointing(checkpoint_block if config.model.energy != "implicit" else None)
         if train.compile:
             for block in network.blocks:
                 block.compile()

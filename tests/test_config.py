@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eqm_video.config import Config, load_config, parse_config, to_tree, to_yaml
+from eqm_video.config import Config, ObjectiveConfig, load_config, parse_config, to_tree, to_yaml
 from eqm_video.errors import UserError
-from eqm_video.gamma import ContextGamma, LinearDecay, MixtureGamma, SharedGamma, TruncatedDecay
-from eqm_video.samplers.rules import NAG, GradientDescent
+from eqm_video.gamma import ConstantDecay, ContextGamma, LinearDecay, MixtureGamma, SharedGamma, TruncatedDecay
+from eqm_video.samplers import NAG, SAMPLERS, GradientDescent
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
@@ -91,7 +91,7 @@ def test_a_new_kind_drops_the_recipes_keys_of_the_old_one(tmp_path) -> None:
         ("objective.decay.kind=truncate", r"objective.decay.kind: 'truncate' .* did you mean 'truncated'"),
         ("objective.decay.a=1.5", r"objective.decay: .*below 1"),
         ("gamma=3", r"gamma must be a kind"),
-        ("sampler.kind=nagg", r"sampler.kind: 'nagg' is not one of gd, nag; did you mean 'nag'"),
+        ("sampler.kind=nagg", r"sampler.kind: 'nagg' is not one of gd, nag, adam, .*; did you mean 'nag'"),
         ("train.steps=2.5", r"train.steps: expected a whole number, got 2.5"),
         ("train.steps=many", r"train.steps: expected a whole number, got 'many'"),
         ("train.steps=true", r"train.steps: expected a whole number, got True"),
@@ -112,6 +112,10 @@ def test_a_new_kind_drops_the_recipes_keys_of_the_old_one(tmp_path) -> None:
         ("data.kind=images", r"add frames=1"),
         ("model.temporal=false", r"model.temporal=true, or frames=1"),
         ("train.accumulation=3", r"cannot be cut into"),
+        ("objective=flwo", r"objective: 'flwo' is not one of eqm, flow, or a mapping of keys; did you mean 'flow'"),
+        ("objective=3", r"objective must be a mapping of keys, got 3"),
+        ("train=flow", r"train must be a mapping of keys, got 'flow'"),
+        ("model.energy=l1", r"model.energy: 'l1' is not one of implicit, dot, l2"),
         ("model.label_std=-0.1", r"model.label_std is -0.1: it must not be negative"),
         ("train.matrix_scale=0", r"train.matrix_scale is 0.0: it must be greater than 0"),
     ],
@@ -122,6 +126,50 @@ def test_wrong_overrides_are_sentences(override, sentence) -> None:
         return
     with pytest.raises(UserError, match=sentence):
         load_config(None, [override])
+
+
+def test_flow_and_eqm_are_words_for_whole_objectives(tmp_path) -> None:
+    flow = load_config(None, ["objective=flow"])
+    assert flow.objective == ObjectiveConfig(decay=ConstantDecay(1.0))
+    recipe = tmp_path / "r.yaml"
+    for text, overrides, decay, weight in (
+        ("objective: flow", [], ConstantDecay(1.0), 0.0),
+        ("objective: eqm", [], TruncatedDecay(0.8, 4.0), 0.0),
+        ("objective: {decay: linear, dispersion_weight: 0.5}", ["objective=flow"], ConstantDecay(1.0), 0.0),
+        ("objective: flow", ["objective=eqm"], TruncatedDecay(0.8, 4.0), 0.0),
+        ("objective: flow", ["objective.dispersion_weight=0.5"], ConstantDecay(1.0), 0.5),
+        # Whatever the order: first the section, then kinds, then keys.
+        ("", ["objective.dispersion_weight=0.5", "objective=flow"], ConstantDecay(1.0), 0.5),
+        ("", ["objective.decay.gain=2", "objective=flow"], ConstantDecay(2.0), 0.0),
+        ("", ["objective.decay.kind=linear", "objective=flow"], LinearDecay(1.0), 0.0),
+        ("", ["objective={decay: linear}", "objective.dispersion_weight=0.5"], LinearDecay(4.0), 0.5),
+    ):
+        recipe.write_text(text)
+        config = load_config(recipe, overrides)
+        assert config.objective == ObjectiveConfig(decay, weight), (text, overrides)
+        recipe.write_text(to_yaml(config))
+        assert load_config(recipe) == config == parse_config(to_tree(config))
+    assert load_config(None, ["objective=flow"]).objective == flow.objective, "what a word means was changed"
+    recipe.write_text("objective: flwo")
+    for overrides in ([], ["objective.dispersion_weight=0.5"]):
+        with pytest.raises(UserError, match=r"objective: 'flwo' is not one of eqm, flow"):
+            load_config(recipe, overrides)
+
+
+def test_energies_are_read_back_and_do_not_go_with_compiled_blocks() -> None:
+    assert load_config().model.energy == "implicit"
+    config = load_config(None, ["model.energy=dot"])
+    assert yaml.safe_load(to_yaml(config))["model"]["energy"] == "dot" and parse_config(to_tree(config)) == config
+    assert load_config(None, ["train.compile=true"]).train.compile
+    with pytest.raises(UserError, match=r"train.compile=true .*model.energy=l2: .* no double backward"):
+        load_config(None, ["train.compile=true", "model.energy=l2"])
+
+
+def test_every_sampler_can_be_recommended() -> None:
+    for kind, cls in SAMPLERS.items():
+        config = load_config(None, [f"sampler.kind={kind}", "sampler.steps=7"])
+        assert type(config.sampler.rule) is cls and config.sampler.steps == 7
+        assert parse_config(to_tree(config)) == config
 
 
 @pytest.mark.parametrize("kind", ["context", "mixture"])

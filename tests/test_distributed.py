@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -14,10 +15,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from tiny_run import ROOT, read_metrics, run_command, write_codec, write_videos
+from tiny_run import ROOT, command, read_metrics, run_command, write_codec, write_videos
 
 from eqm_video.build import check_launch
 from eqm_video.errors import UserError
+from eqm_video.objective import dispersive_loss
+from eqm_video.training.gather import gather_clips
 
 STEPS = 12
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -76,6 +79,38 @@ def test_two_processes_train_the_run_of_one(recipe, alone, tmp_path) -> None:
         assert line["loss_by_gamma"] == pytest.approx(twin["loss_by_gamma"], rel=1e-3)
     previews = [path.name for path in sorted((folder / "previews").iterdir())]
     assert previews == ["step_00000006.gif", "step_00000012.gif"]
+
+
+def test_dispersion_and_an_explicit_energy_know_no_processes(recipe, tmp_path) -> None:
+    """Clips are spread over the whole batch, wherever they are; the gradient by the latents is taken inside DDP."""
+    more = [*recipe, "objective.dispersion_weight=0.5", "model.energy=dot", "preview.every=0"]
+    single, pair = tmp_path / "single", tmp_path / "pair"
+    alone = subprocess.Popen(command(*more, f"run.dir={single}"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    _, errors = two_processes(*more, f"run.dir={pair}").communicate(timeout=120)
+    assert alone.wait(timeout=120) == 0, alone.communicate()
+    assert (pair / "export").is_dir(), errors
+    assert_close(pair, single)
+    for line, twin in zip(read_metrics(pair), read_metrics(single), strict=True):
+        assert line["loss"] == pytest.approx(twin["loss"], rel=1e-4)
+        assert line["grad_norm"] == pytest.approx(twin["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_gathered_clips_have_the_gradient_of_the_whole_batch(processes) -> None:
+    """Processes one after the other, and their average, as DDP takes it; nothing is rounded."""
+    weight = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    clips = torch.randn(2 * processes, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    whole = dispersive_loss(clips @ weight)
+    (expected,) = torch.autograd.grad(whole, weight)
+    gradients = []
+    for rank in range(processes):
+        parts = [part @ weight for part in clips.chunk(processes)]
+        gather = lambda own, parts=parts: torch.cat([part.detach() for part in parts])  # noqa: E731
+        process = SimpleNamespace(num_processes=processes, process_index=rank, gather=gather)
+        loss = dispersive_loss(gather_clips(parts[rank], process))
+        assert loss.item() == whole.item()
+        gradients.append(torch.autograd.grad(loss, weight)[0])
+    torch.testing.assert_close(torch.stack(gradients).mean(dim=0), expected, rtol=1e-12, atol=1e-15)
 
 
 def test_a_signal_to_one_process_stops_both_and_one_process_goes_on(recipe, alone, tmp_path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny_run import tiny_network
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from eqm_video.build import check_start
 from eqm_video.energy import Field, checkpoint_block, frame_energies
@@ -297,6 +298,25 @@ def test_gradient_checkpointing_changes_no_gradient(kind: str) -> None:
     torch.testing.assert_close(again, sample, rtol=1e-12, atol=1e-14)
     for ours, theirs in zip(checkpointed, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("kind", ["implicit", *EXPLICIT])
+def test_wrapped_for_several_processes_it_finds_its_parameters(kind: str, frames: int) -> None:
+    """With one frame the temporal layers are idle, and DDP looks through the output for what took part."""
+    gradients = []
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        for wrapped in (False, True):
+            one = network(kind)
+            wrap = DistributedDataParallel(Field(one), find_unused_parameters=frames == 1) if wrapped else Field(one)
+            for step in range(2):
+                wrap(clips(frames=frames, seed=step)).sample.square().mean().backward()
+            gradients.append([parameter.grad for parameter in one.parameters() if parameter.grad is not None])
+    finally:
+        torch.distributed.destroy_process_group()
+    for plain, ours in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, plain)
 
 
 def test_new_weights_let_dot_learn_and_l2_not(tmp_path: Path) -> None:

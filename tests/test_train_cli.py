@@ -20,6 +20,7 @@ from tiny_run import ROOT, read_metrics, run_command, tiny_network, write_codec,
 
 from eqm_video.cli import main as command_line
 from eqm_video.config import load_config
+from eqm_video.energy import Field
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.pipeline import EqMPipeline
 
@@ -91,6 +92,17 @@ def test_dry_run_needs_no_data_and_frames_work_alone(capsys, tmp_path, monkeypat
     assert costs[1]["parameters"] == costs[16]["parameters"]
     assert costs[16]["flops"] > 16 * costs[1]["flops"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_counts_the_derivative_of_an_explicit_energy(capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    costs = {}
+    for energy in ("implicit", "dot", "l2"):
+        assert main(["--dry-run", "--config", str(ROOT / "configs" / "demo.yaml"), f"model.energy={energy}"]) == 0
+        costs[energy] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert costs["dot"] == costs["l2"] and costs["dot"]["parameters"] == costs["implicit"]["parameters"]
+    # Backwards through a layer of matrices by its input costs what the layer costs.
+    assert 1.9 < costs["dot"]["flops"] / costs["implicit"]["flops"] < 2.1
 
 
 def test_dry_run_reads_a_local_codecs_shape_or_says_that_it_cannot(made, capsys) -> None:
@@ -176,6 +188,59 @@ def test_images_train_and_start_a_video_run(made, tmp_path, capsys) -> None:
     wrong = [*recipe(made, tmp_path / "third", "images"), "model.temporal=false"]
     assert main([*wrong, f"train.init_from={tmp_path / 'temporal'}"]) == 2
     assert "temporal True there, False here" in capsys.readouterr().err
+
+
+def test_explicit_energies_train_from_the_recipe_to_the_samples(made, tmp_path, capsys) -> None:
+    """`dot` from new weights; `l2` from a trained network alone, whatever energy that had."""
+    dot, l2 = tmp_path / "dot", tmp_path / "l2"
+    assert main([*recipe(made, dot), "model.energy=dot", "train.gradient_checkpointing=true", "train.lr=1e-3"]) == 0
+    assert (dot / "previews" / "step_00000004.gif").is_file()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main([*recipe(made, l2), "model.energy=l2"]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "add train.init_from=ITS_RUN" in errors[0]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    start = ["model.energy=l2", f"train.init_from={dot}"]
+    assert main([*recipe(made, l2), *start]) == 0
+    assert "has the energy 'dot', this run trains 'l2'" in capsys.readouterr().out
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main([*recipe(made, l2), *start, "--resume", "train.steps=5"]) == 0
+    for run, energy, step in ((dot, "dot", 4), (l2, "l2", 5)):
+        for pipeline in (
+            EqMPipeline.from_pretrained(run / "export"),
+            EqMPipeline.from_checkpoint(run / "checkpoints" / f"step_{step:08d}"),
+        ):
+            assert pipeline.transformer.config.energy == energy
+            pipeline.set_progress_bar_config(disable=True)
+            start, seen = pipeline.start_noise([3]), []
+            pipeline(["right"], seeds=[3], callback=lambda step, _, gradient, seen=seen: seen.append(gradient))
+            output = Field(pipeline.transformer)(start, torch.tensor([1]), times=torch.tensor([[0.0, 2.0, 4.0]]))
+            assert torch.allclose(seen[0], output.sample.detach(), rtol=1e-4, atol=1e-7) and seen[0].any()
+
+
+def test_runs_from_before_energies_are_implicit_and_go_on(made, tmp_path) -> None:
+    """Records without the newer keys mean what was the case then."""
+    straight, old = tmp_path / "straight", tmp_path / "old"
+    more = ["preview.every=0", "train.save_every=2"]
+    assert main([*recipe(made, straight), *more]) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main([*recipe(made, old), *more, "train.steps=2"]) == 0
+    checkpoint = old / "checkpoints" / "step_00000002"
+    for file, place in ((checkpoint / "checkpoint.json", ("config", "model")), (checkpoint / "ema/config.json", ())):
+        tree = json.loads(file.read_text())
+        node = tree
+        for key in place:
+            node = node[key]
+        assert node.pop("energy") == "implicit"
+        file.write_text(json.dumps(tree))
+    for words in (["--resume", f"run.dir={old}", "train.steps=4"], ["--resume", *recipe(made, old), *more]):
+        branch = tmp_path / f"branch{len(words)}"
+        shutil.copytree(old, branch)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert main([*words, f"run.dir={branch}"]) == 0
+        ours, theirs = (EqMPipeline.from_pretrained(run / "export").transformer for run in (branch, straight))
+        assert ours.config.energy == "implicit"
+        assert all(torch.equal(ours.state_dict()[name], value) for name, value in theirs.state_dict().items())
 
 
 def test_starting_from_a_run_and_from_damaged_weights(made, tmp_path, capsys) -> None:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tiny_run import MemoryClips, encode, equal, read_metrics, tiny_network, tiny_trainer, weights
 
+from eqm_video.energy import ENERGIES, checkpoint_block
 from eqm_video.errors import UserError
 from eqm_video.gamma import ContextGamma, MixtureGamma, TruncatedDecay
 from eqm_video.models.transformer import EqMTransformer
@@ -81,10 +82,22 @@ def test_training_learns_and_logs(tmp_path) -> None:
     assert lines[0]["seconds"] < lines[1]["seconds"]
 
 
-def test_one_step_is_the_objective_written_out(tmp_path) -> None:
+def raw_gradient(network, latents, labels, times) -> torch.Tensor:
+    """What the energies of `model.energy` mean, from their definition."""
+    latents = latents.clone().requires_grad_()
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        sample = network(latents, labels, times=times).sample
+        if network.config.energy == "implicit":
+            return sample
+        energy = (latents * sample).sum() if network.config.energy == "dot" else sample.square().sum() / 2
+        return torch.autograd.grad(energy, latents, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("energy", ENERGIES)
+def test_one_step_is_the_objective_written_out(tmp_path, energy) -> None:
     """The whole step from its definition: draws, target, loss, clipping, AdamW; nothing of the trainer is called."""
-    network, seed = tiny_network(), 5
-    reference = tiny_network()
+    network, seed = tiny_network(energy=energy), 5
+    reference = tiny_network(energy=energy)
     trainer = tiny_trainer(tmp_path, network, steps=1, seed=seed, clip_norm=0.5, label_dropout=0.5)
     trainer.run()
     clips, decay, losses = MemoryClips(), TruncatedDecay(a=0.8, gain=4.0), []
@@ -98,8 +111,8 @@ def test_one_step_is_the_objective_written_out(tmp_path) -> None:
         clean = encode(batch, None)
         noise = torch.randn(clean.shape[1:], generator=large)[None]
         target = (noise - clean) * decay(gamma)
-        output = reference(gamma * clean + (1 - gamma) * noise, label, times=batch["times"] * 8)
-        losses.append((output.sample - target).square().mean())
+        sample = raw_gradient(reference, gamma * clean + (1 - gamma) * noise, label, batch["times"] * 8)
+        losses.append((sample - target).square().mean())
     torch.stack(losses).mean().backward()
     norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
     torch.optim.AdamW(reference.parameters(), lr=1e-3, weight_decay=0.0).step()
@@ -108,8 +121,9 @@ def test_one_step_is_the_objective_written_out(tmp_path) -> None:
         assert torch.allclose(value, weights(network)[name], atol=2e-6), name
 
 
-def test_accumulation_gives_the_same_step(tmp_path) -> None:
-    first, second = tiny_network(), tiny_network()
+@pytest.mark.parametrize("energy", ["implicit", "dot"])
+def test_accumulation_gives_the_same_step(tmp_path, energy) -> None:
+    first, second = tiny_network(energy=energy), tiny_network(energy=energy)
     tiny_trainer(tmp_path / "a", first, gamma=MixtureGamma()).run()
     tiny_trainer(tmp_path / "b", second, gamma=MixtureGamma(), accumulation=4).run()
     for name, value in weights(first).items():
@@ -127,8 +141,18 @@ def test_gradient_checkpointing_changes_nothing(tmp_path) -> None:
     assert equal(weights(plain), weights(checkpointed))
 
 
-def test_bf16_runs_and_keeps_float32_weights(tmp_path) -> None:
-    network = tiny_network()
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_gradient_checkpointing_changes_nothing_of_an_explicit_energy(tmp_path, precision) -> None:
+    plain, checkpointed = tiny_network(energy="dot"), tiny_network(energy="dot")
+    checkpointed.enable_gradient_checkpointing(checkpoint_block)
+    for folder, network in (("a", plain), ("b", checkpointed)):
+        tiny_trainer(tmp_path / folder, network, accelerator=Accelerator(cpu=True, mixed_precision=precision)).run()
+    assert equal(weights(plain), weights(checkpointed))
+
+
+@pytest.mark.parametrize("energy", ENERGIES)
+def test_bf16_runs_and_keeps_float32_weights(tmp_path, energy) -> None:
+    network = tiny_network(energy=energy)
     trainer = tiny_trainer(tmp_path, network, accelerator=Accelerator(cpu=True, mixed_precision="bf16"))
     trainer.run()
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
@@ -281,14 +305,32 @@ def test_hooks_run_when_due_and_at_the_last_step(tmp_path) -> None:
     assert list(lines) == [2, 3, 4, 6, 7] and lines[4]["evaluation"] == 4 and "evaluation" not in lines[3]
 
 
+class Process:
+    """What the held-out loss needs of an accelerator."""
+
+    device, num_processes, process_index = torch.device("cpu"), 1, 0
+
+    def autocast(self):
+        return torch.autocast("cpu", enabled=False)
+
+
+def test_held_out_loss_is_of_the_true_gradient(tmp_path) -> None:
+    objective, found = EqMObjective(TruncatedDecay(0.8, 4.0)), {}
+    clips = MemoryClips(size=1)
+    options = {"clips": 1, "gammas": (0.3,), "seed": 3, "reference_fps": 8.0, "accelerator": Process()}
+    for energy in ENERGIES:
+        network = tiny_network(energy=energy)
+        found[energy] = HeldOut(clips, clips.collate, encode, objective, **options)(1, network)["held_out"]["mean"]
+        batch = clips.collate([clips[(0, 0)]])
+        clean, noise = encode(batch, None), torch.randn(3, 2, 4, 4, generator=generator(3, "held out", 0, "0.3"))
+        sample = raw_gradient(network, 0.3 * clean + 0.7 * noise, batch["labels"], batch["times"] * 8)
+        expected = (sample.detach() - 4 * (noise - clean)).square().mean()
+        assert found[energy] == pytest.approx(float(expected), rel=1e-5)
+    assert len(set(found.values())) == 3
+
+
 def test_held_out_loss_is_repeatable_and_shared_out(tmp_path) -> None:
     clips, network = MemoryClips(size=7), tiny_network()
-
-    class Process:
-        device, num_processes, process_index = torch.device("cpu"), 1, 0
-
-        def autocast(self):
-            return torch.autocast("cpu", enabled=False)
 
     def losses(rank: int, world: int) -> tuple[dict, list]:
         process = Process()

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
+from eqm_video.energy import Field
 from eqm_video.gamma import SharedGamma, TruncatedDecay
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.objective import EqMObjective
@@ -21,7 +22,7 @@ from eqm_video.training.checkpoint import Checkpoints
 from eqm_video.training.ema import Ema
 from eqm_video.training.optim import OPTIMIZERS, Schedule
 from eqm_video.training.tracking import RunLog
-from eqm_video.training.trainer import Field, Settings, Trainer
+from eqm_video.training.trainer import Settings, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -86,7 +86,9 @@ def dry_run(config: Config) -> int:
     """Print the resolved recipe, then one line of JSON: parameters, and the operations of one clip's forward."""
     downsampling, channels = build.codec_shape(config.codec.name)
     labels = config.model.num_labels
-    if labels is None:
+    if labels is None and not config.data.labelled:
+        labels = 0
+    elif labels is None:
         labels = 1000 if config.data.kind == "images" else 101
         print(f"note: model.num_labels is null, it comes from the data; counted here with {labels}", file=sys.stderr)
     with torch.device("meta"):
@@ -183,7 +185,8 @@ def find_checkpoint(path: Path) -> Path:
 def compare(checkpoint: Path, config: Config, processes: int) -> list[str]:
     """Refuse to continue as another run; returns notes on differences that make it continue, but not bit for bit."""
     record = read_record(checkpoint)
-    then, now = dict(flatten(record["config"])), dict(flatten(to_tree(config)))
+    old = to_tree(parse_config(record["config"]))  # a key that it does not have yet has its default
+    then, now = dict(flatten(old)), dict(flatten(to_tree(config)))
     changed = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     listed = {key: f"{key} ({then.get(key)} there, {now.get(key)} here)" for key in changed}
     fixed = [text for key, text in listed.items() if _under(key, FIXED)]

@@ -1,194 +1,24 @@
-"""Sets of clips: videos and photographs give the same `Clip`, an image being one of a single frame.
-
-A training clip is drawn with a generator, so that (seed, step, sample) decide it and nothing else. For evaluation the
-windows are fixed. Sets hold names and numbers only: files are opened for each clip, and worker processes get copies.
-
-Legend: B clips, T frames, H W height and width in pixels after the crop.
-"""
+"""From a data folder to a set of clips: find the files, look at each one once, keep those that can be read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from eqm_video.data.image import ImageInfo, decode_image, probe_image, probe_size, read_image
-from eqm_video.data.index import Report, Substitutes, examine
+from eqm_video.data.cifar import find_cifar, read_cifar
+from eqm_video.data.clips import ArraySet, Clip, ClipSet, ImageSet, VideoSet, batch_of, check_flip, collate
+from eqm_video.data.image import ImageInfo, decode_image, probe_image, probe_size
+from eqm_video.data.index import Report, examine
 from eqm_video.data.layout import list_files, quote
-from eqm_video.data.transforms import crop_clip, directed_labels, sides
-from eqm_video.data.video import VideoDecodeError, VideoInfo, probe, read_frames
+from eqm_video.data.transforms import sides
+from eqm_video.data.video import VideoDecodeError, VideoInfo, probe
 from eqm_video.errors import UserError
-from eqm_video.randomness import generator as make_generator
+
+__all__ = ["ArraySet", "Clip", "ClipSet", "ImageSet", "VideoSet", "batch_of", "collate", "look_at_video", "open_data"]
 
 SHORT = ("repeat", "skip", "error")  # what to do with videos shorter than a clip
 DECODED = 20_000  # images up to which the first look decodes each one; of a larger set it would take many minutes
-
-
-@dataclass
-class Clip:
-    """One clip: T frames of a video, or an image (T = 1)."""
-
-    pixels: Tensor  # uint8 RGB (T,3,H,W)
-    label: int  # index into the set's labels, -1 without labels
-    times: Tensor  # float32 (T,), seconds from the clip's first frame
-    name: str  # of the file, relative to the data folder
-    start: int  # the clip's first frame in the file
-
-
-def collate(clips: Sequence[Clip]) -> dict[str, Any]:
-    """A batch: pixels uint8 (B,T,3,H,W), labels int64 (B,), times float32 (B,T) in seconds, names."""
-    return batch_of(clips, "pixels")
-
-
-def batch_of(clips: Sequence[Any], content: str) -> dict[str, Any]:
-    """A batch of clips, whose `content` is the attribute that holds what they show: pixels, or moments."""
-    return {
-        content: torch.stack([getattr(clip, content) for clip in clips]),
-        "labels": torch.tensor([clip.label for clip in clips], dtype=torch.int64),
-        "times": torch.stack([clip.times for clip in clips]),
-        "names": [clip.name for clip in clips],
-    }
-
-
-class ClipSet:
-    """What both kinds of sets share. `files` lists (name, label id, info) of every usable file."""
-
-    def __init__(
-        self,
-        root: Path,
-        files: Sequence[tuple[str, int, Any]],
-        labels: Sequence[str],
-        report: Report,
-        *,
-        size: int | tuple[int, int],
-        flip: bool = False,
-        frames: int = 1,
-        frame_interval: int = 1,
-    ) -> None:
-        self.root, self.files, self.labels, self.report = Path(root), list(files), list(labels), report
-        self.size, self.flip, self.frames, self.frame_interval = sides(size), flip, frames, frame_interval
-        self.substitutes = Substitutes(len(self.files))
-        _check_flip(flip, self.labels)
-
-    def __len__(self) -> int:
-        """The number of usable files."""
-        return len(self.files)
-
-    def __getitem__(self, request: tuple[int, int]) -> Clip:
-        """The clip of request (index, seed): file `index`, window and flip drawn from the seed.
-
-        Where it does not decode, that of another file, drawn from the seed too, with a warning: see `Substitutes`.
-        """
-        if not isinstance(request, tuple) or len(request) != 2:
-            raise TypeError(f"ask for set[(index, seed)], or call set.clip(index); got set[{request!r}]")
-        index, seed = request[0], int(request[1])
-        return self.substitutes.take(index, seed, lambda one: self.clip(one, make_generator(seed)))
-
-    @property
-    def span(self) -> int:
-        """Source frames from the first to the last frame of a clip, both counted."""
-        return (self.frames - 1) * self.frame_interval + 1
-
-    def clip(self, index: int, generator: torch.Generator | None = None, *, start: int | None = None) -> Clip:
-        """The clip of one file: a random window with a generator, else from `start`, else the central window.
-
-        Raises VideoDecodeError, which names the file, where it cannot be decoded any more.
-        """
-        if generator is not None and start is not None:
-            raise ValueError("give a generator for a random window, or a start, not both")
-        last, mirrored = self._last_start(index), False
-        if generator is not None:
-            start, mirrored = self.draw(index, generator)
-        elif start is None:
-            start = last // 2
-        elif not 0 <= start <= last:
-            raise ValueError(f"start={start}, but windows of this file start at 0 to {last}")
-        frames, seconds = self._read(index, self._rows(index, start))
-        frames = crop_clip(frames, self.size, flip=mirrored).transpose(0, 3, 1, 2)
-        times = self._times(index, start, seconds).astype(np.float32)
-        name, label, _ = self.files[index]
-        return Clip(torch.from_numpy(np.ascontiguousarray(frames)), label, torch.from_numpy(times), name, start)
-
-    def windows(self) -> list[tuple[int, int]]:
-        """(index, start) of windows without overlap, in the order of the files, each for `clip(index, start=start)`.
-
-        Of every file as many as fit, from its first frame on; a single one lies in the middle.
-        """
-        pairs = []
-        for index in range(len(self)):
-            count = self.length(index) // self.span
-            starts = [k * self.span for k in range(count)] if count > 1 else [self._last_start(index) // 2]
-            pairs += [(index, start) for start in starts]
-        return pairs
-
-    def draw(self, index: int, generator: torch.Generator) -> tuple[int, bool]:
-        """A random start and whether to mirror. Both are always drawn: switching flips on changes no window."""
-        start = int(torch.randint(0, self._last_start(index) + 1, (), generator=generator))
-        mirrored = bool(torch.rand((), generator=generator) < 0.5)
-        return start, mirrored and self.flip
-
-    def window(self, index: int, start: int, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which of a file's frames a clip shows (T,), and its times (T,); `seconds` (F,) as `whole` gives them."""
-        rows = self._rows(index, start)
-        return rows, self._times(index, start, seconds[rows])
-
-    def whole(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """All frames of a file, cropped, uint8 (F,H,W,3), and their seconds from the first one (F,)."""
-        frames, seconds = self._read(index, np.arange(self.length(index)))
-        return crop_clip(frames, self.size), seconds
-
-    def length(self, index: int) -> int:
-        """The number of frames of a file."""
-        raise NotImplementedError
-
-    def _read(self, index: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Frames (T,H,W,3) at `rows`, uncropped, and their seconds (T,)."""
-        raise NotImplementedError
-
-    def _last_start(self, index: int) -> int:
-        return max(0, self.length(index) - self.span)
-
-    def _rows(self, index: int, start: int) -> np.ndarray:
-        """The frames (T,) of a window; beyond the end the last one is held."""
-        return np.minimum(start + np.arange(self.frames) * self.frame_interval, self.length(index) - 1)
-
-    def _times(self, index: int, start: int, seconds: np.ndarray) -> np.ndarray:
-        """Seconds (T,) from the clip's first frame, given those of its rows; they go on where the last one is held."""
-        return seconds - seconds[0]
-
-
-class VideoSet(ClipSet):
-    """Clips of `frames` frames, every `frame_interval`-th of the source, from videos: see `open_data`."""
-
-    def length(self, index: int) -> int:
-        """The number of frames of a file."""
-        return self.files[index][2].frames
-
-    def _read(self, index: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        name, _, info = self.files[index]
-        return read_frames(self.root / name, rows.tolist(), info=info)
-
-    def _times(self, index: int, start: int, seconds: np.ndarray) -> np.ndarray:
-        info, offsets = self.files[index][2], np.arange(self.frames) * self.frame_interval
-        if info.constant_rate:  # exact, while the times in a file are rounded to its ticks
-            return offsets / info.fps
-        return seconds - seconds[0] + (start + offsets - self._rows(index, start)) / info.fps
-
-
-class ImageSet(ClipSet):
-    """Photographs as clips of one frame, at time 0: see `open_data`."""
-
-    def length(self, index: int) -> int:
-        """1: an image is one frame."""
-        return 1
-
-    def _read(self, index: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return read_image(self.root / self.files[index][0])[None], np.zeros(1)
 
 
 def open_data(
@@ -205,10 +35,12 @@ def open_data(
     report_path: str | Path | None = None,
     index_path: str | Path | None = None,
     verify: Literal["header", "size"] = "header",
-) -> VideoSet | ImageSet:
+    labelled: bool = True,
+) -> VideoSet | ImageSet | ArraySet:
     """Find the files of a data folder, look at each one once, and make a set of those that can be read.
 
-    Layouts: class folders; a flat folder (no labels); UCF-101's lists, for `split` and `fold`. `short` says what
+    Layouts: class folders; a flat folder (no labels); UCF-101's lists, for `split` and `fold`; for images also CIFAR-10
+    as it is published, archive or folder, with its own splits. `labelled=False` forgets the labels. `short` says what
     happens to videos shorter than a clip, which spans (frames - 1)·frame_interval + 1 source frames: "repeat" holds the
     last frame, "skip" leaves them out, "error" refuses them. `size` is in pixels, one number or (height, width).
 
@@ -220,8 +52,12 @@ def open_data(
     _check(kind, frames, frame_interval, short, verify)
     sides(size)
     root = Path(root)
+    if (place := find_cifar(root)) is not None:
+        return _open_cifar(kind, place, split, size, flip, labelled, report_path)
     listing = list_files(kind, root, split=split, fold=fold)
-    _check_flip(flip, listing.labels)
+    if not labelled:
+        listing = replace(listing, labels=[], label_ids=[-1] * len(listing.names))
+    check_flip(flip, listing.labels)
     if kind == "videos":
         infos, unreadable = examine(root, listing.names, look_at_video, VideoInfo, index_path)
     elif verify == "header":
@@ -252,6 +88,30 @@ def open_data(
     )
 
 
+def _open_cifar(
+    kind: str,
+    place: Path,
+    split: str | None,
+    size: int | tuple[int, int],
+    flip: bool,
+    labelled: bool,
+    report_path: str | Path | None,
+) -> ArraySet:
+    """The pictures of CIFAR-10, all in memory: a training split has 150 MB."""
+    if kind != "images":
+        raise UserError(f"{place} holds CIFAR-10's images, not videos: type data.kind=images data.frames=1")
+    pictures = read_cifar(place, split)
+    count = len(pictures.names)
+    label_ids = pictures.label_ids if labelled else [-1] * count
+    info = ImageInfo(*pictures.pixels.shape[1:3])
+    files = [(name, label, info) for name, label in zip(pictures.names, label_ids, strict=True)]
+    report = Report(str(place), found=count, used=count)
+    if report_path is not None:
+        report.write(report_path)
+    labels = pictures.labels if labelled else []
+    return ArraySet(place, pictures.pixels, files, labels, report, size=size, flip=flip)
+
+
 def look_at_video(path: Path) -> VideoInfo:
     """`probe`, and VideoDecodeError where the file was cut short."""
     info = probe(path)
@@ -275,12 +135,6 @@ def _check(kind: str, frames: int, frame_interval: int, short: str, verify: str)
             raise UserError(f"data.{key} is {value!r}; type a whole number from 1 on")
     if kind == "images" and frames != 1:
         raise UserError(f"data.frames={frames}, but images are clips of one frame: type data.frames=1")
-
-
-def _check_flip(flip: bool, labels: Sequence[str]) -> None:
-    directed = directed_labels(labels) if flip else []
-    if directed:
-        raise UserError(f"labels with a direction ({quote(directed)}) are wrong once mirrored: type data.flip=false")
 
 
 def _check_lengths(infos: dict[str, VideoInfo], report: Report, frames: int, frame_interval: int) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from eqm_video.codec import Codec
-from eqm_video.data.datasets import ClipSet, batch_of
+from eqm_video.data.clips import ClipSet, batch_of
 from eqm_video.data.layout import quote
 from eqm_video.data.video import VideoDecodeError
 from eqm_video.errors import UserError

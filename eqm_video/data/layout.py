@@ -55,6 +55,8 @@ def expected(kind: str, root: Path) -> str:
         (f"{root}/{two}", "or all files in one folder, without labels"),
         (f"{root}/splits/trainlist01.txt", "beside class folders: UCF-101's lists, for data.split=train and test"),
     ]
+    if kind == "images":
+        rows.append(("cifar-10-python.tar.gz", "or CIFAR-10 as it is published, or the folder in it"))
     width = max(len(path) for path, _ in rows)
     lines = [f"  {path.ljust(width)}  {text}" for path, text in rows]
     return "\n".join([f"Expected ({', '.join(EXTENSIONS[kind])}):", *lines])

@@ -1,4 +1,4 @@
-"""Networks: one transformer for images and videos, its presets, and the converter of reference weights."""
+"""Networks: one transformer for images and videos, a U-Net for small images, their presets, and the converter."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 _HOMES = {
     "EqMOutput": "transformer",
     "EqMTransformer": "transformer",
+    "EqMUNet": "unet",
     "PRESETS": "presets",
+    "UNET_PRESETS": "presets",
     "build_model": "presets",
 }
 
-__all__ = ["PRESETS", "EqMOutput", "EqMTransformer", "build_model"]
+__all__ = ["PRESETS", "UNET_PRESETS", "EqMOutput", "EqMTransformer", "EqMUNet", "build_model"]
 
 
 def __getattr__(name: str) -> Any:

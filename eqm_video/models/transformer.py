@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from eqm_video.energy import ENERGIES
+from eqm_video.models.inputs import check_inputs
 from eqm_video.models.layers import EqMBlock, GammaEmbedding, Head, Modulation, position_table, time_rotation
 
 
@@ -111,7 +112,7 @@ class EqMTransformer(ModelMixin, ConfigMixin):
         Raises ValueError for other shapes, and for labels out of range (seen on the CPU only: reading them on a GPU
         would wait for it).
         """
-        self._check(latents, labels, times, gamma)
+        check_inputs(self.config, latents, labels, times, gamma)
         rows, columns = (size // self.config.patch_size for size in latents.shape[-2:])
         tokens = self.patch_embed(self._patches(latents.to(self.dtype)))
         tokens = tokens + position_table(rows, columns, self.config.hidden_size, latents.device, self.dtype)
@@ -152,30 +153,3 @@ class EqMTransformer(ModelMixin, ConfigMixin):
         return time_rotation(
             times.to(device, exact), self.config.hidden_size // self.config.num_heads, self.config.rope_base
         )
-
-    def _check(self, latents: Tensor, labels: Tensor | None, times: Tensor | None, gamma: Tensor | None) -> None:
-        p, channels, count = self.config.patch_size, self.config.in_channels, self.config.num_labels
-        if latents.ndim != 5 or latents.shape[2] != channels:
-            raise ValueError(f"latents must be (B,T,C,H,W) with C = {channels}, not {tuple(latents.shape)}")
-        clips, frames, _, height, width = latents.shape
-        if height % p or width % p:
-            raise ValueError(f"latents of height {height} and width {width} must be divisible by the patch size {p}")
-        for name, given in (("times", times), ("gamma", gamma)):
-            if given is not None and given.shape != (clips, frames):
-                raise ValueError(f"{name} must be (B,T) = ({clips}, {frames}), not {tuple(given.shape)}")
-        if gamma is None and self.config.conditioned_on_gamma:
-            raise ValueError("this network is conditioned on gamma: pass gamma=(B,T), the factor of every frame")
-        if gamma is not None and not self.config.conditioned_on_gamma:
-            raise ValueError(
-                "this network is not told gamma: leave gamma out, or build it with conditioned_on_gamma=True"
-            )
-        if labels is None:
-            return
-        if labels.shape != (clips,) or labels.is_floating_point() or labels.dtype == torch.bool:
-            raise ValueError(f"labels must be ({clips},) integers, not {tuple(labels.shape)} of {labels.dtype}")
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and clips:
-            low, high = labels.min().item(), labels.max().item()
-            if low < 0 or high > count:
-                raise ValueError(
-                    f"labels must lie in 0…{count} ({count} is the null label), but they run from {low} to {high}"
-                )

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from eqm_video.data.index import Substitutes
+from eqm_video.energy import Field
 from eqm_video.objective import EqMObjective, interpolate
 from eqm_video.randomness import fold, generator, normal
 
@@ -68,9 +69,8 @@ class HeldOut:
         noise = normal(tuple(clean.shape[1:]), generators, device=device)
         gammas = torch.tensor(self.gammas, device=device)[:, None].expand(count, clean.shape[1])
         labels, times = clip["labels"].to(device).expand(count), clip["times"].to(device).expand(count, -1)
-        told = gammas if network.config.conditioned_on_gamma else None
         with self.accelerator.autocast():
-            output = network(interpolate(clean, noise, gammas), labels, times=times, gamma=told)
+            output = Field(network)(interpolate(clean, noise, gammas), labels, times=times, gamma=gammas)
         return self.objective.loss(output.sample, clean, noise, gammas).mean(dim=1)
 
     def _clip(self, k: int, null_label: int) -> dict[str, Tensor]:

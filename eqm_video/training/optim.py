@@ -80,6 +80,11 @@ class Muon(torch.optim.Optimizer):
         named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
         hidden = {name for name, p in named if p.ndim == 2 and name.startswith("blocks.") and "modulation" not in name}
         matrices = [p for name, p in named if name in hidden]
+        if not matrices:
+            raise UserError(
+                "train.optimizer=muon steps the matrices of a transformer's blocks, and this network has none: type "
+                "train.optimizer=adamw"
+            )
         rest = nn.ParameterList([p for name, p in named if name not in hidden])
         self.parts = [
             torch.optim.Muon(

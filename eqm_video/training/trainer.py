@@ -22,31 +22,19 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from eqm_video.energy import Field
 from eqm_video.errors import UserError
 from eqm_video.gamma import draw_gamma
 from eqm_video.objective import EqMObjective, dispersive_loss, interpolate
-from eqm_video.randomness import generator, normal
+from eqm_video.randomness import fold, generator, normal
 from eqm_video.training.batches import Batches
 from eqm_video.training.checkpoint import Checkpoints, load_state, read_record, save_state
 from eqm_video.training.ema import Ema
+from eqm_video.training.gather import gather_clips
 from eqm_video.training.optim import set_lr
 from eqm_video.training.tracking import Meter, RunLog, Stopwatch
 
 MAX_SKIPPED = 50  # fp16: consecutive steps without an update before the run gives up
-
-
-class Field(nn.Module):
-    """The network seen as a vector field; the module that is wrapped for several processes."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, noisy: Tensor, labels: Tensor, times: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict the target at noisy (B, T, C, H, W): (sample, hidden). Gamma (B, T) is only told where asked for."""
-        told = gamma if self.network.config.conditioned_on_gamma else None
-        output = self.network(noisy, labels, times=times, gamma=told)
-        return output.sample, output.hidden
 
 
 @dataclass(frozen=True)
@@ -149,6 +137,9 @@ class Trainer:
             batch = next(batches)
             positions = self.batches.plan.positions(micro)
             names += [str(name) for name in batch.get("names", ())]
+            # Dropout draws from torch's global generator, for a whole forward pass: a resumed run draws the same (and
+            # another number of processes others).
+            torch.manual_seed(fold(self.settings.seed, "layers", step, micro, self.batches.plan.rank))
             synchronize = micro == parts - 1 or self.accelerator.num_processes == 1
             with nullcontext() if synchronize else self.accelerator.no_sync(self.field):
                 self.accelerator.backward(self._loss(batch, step, positions) / parts)
@@ -166,10 +157,12 @@ class Trainer:
         labels = batch["labels"].cpu()
         labels = labels.masked_fill(dropped | (labels < 0), self.network.null_label).to(device)
         times = (batch["times"] * self.settings.reference_fps).to(device)
-        sample, hidden = self.field(interpolate(clean, noise, gamma), labels, times, gamma)
-        losses = self.objective.loss(sample, clean, noise, gamma)
+        output = self.field(interpolate(clean, noise, gamma), labels, times=times, gamma=gamma)
+        losses = self.objective.loss(output.sample, clean, noise, gamma)
         loss = losses.mean()
         if self.objective.dispersion_weight:
+            # Of the clips of this forward pass in all processes; accumulated passes are separate batches.
+            hidden = gather_clips(output.hidden, self.accelerator)
             loss = loss + self.objective.dispersion_weight * dispersive_loss(hidden)
         self.meter.add_loss(loss, losses, gamma)
         return loss

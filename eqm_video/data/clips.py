@@ -1,0 +1,221 @@
+"""Sets of clips: videos and photographs give the same `Clip`, an image being one of a single frame.
+
+A training clip is drawn with a generator, so that (seed, step, sample) decide it and nothing else. For evaluation the
+windows are fixed. Sets of files hold names and numbers only: files are opened for each clip, and worker processes get
+copies.
+
+Legend: B clips, T frames, H W height and width in pixels after the crop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eqm_video.data.image import read_image
+from eqm_video.data.index import Report, Substitutes
+from eqm_video.data.layout import quote
+from eqm_video.data.transforms import crop_clip, directed_labels, sides
+from eqm_video.data.video import read_frames
+from eqm_video.errors import UserError
+from eqm_video.randomness import generator as make_generator
+
+
+@dataclass
+class Clip:
+    """One clip: T frames of a video, or an image (T = 1)."""
+
+    pixels: Tensor  # uint8 RGB (T,3,H,W)
+    label: int  # index into the set's labels, -1 without labels
+    times: Tensor  # float32 (T,), seconds from the clip's first frame
+    name: str  # of the file, relative to the data folder
+    start: int  # the clip's first frame in the file
+
+
+def collate(clips: Sequence[Clip]) -> dict[str, Any]:
+    """A batch: pixels uint8 (B,T,3,H,W), labels int64 (B,), times float32 (B,T) in seconds, names."""
+    return batch_of(clips, "pixels")
+
+
+def batch_of(clips: Sequence[Any], content: str) -> dict[str, Any]:
+    """A batch of clips, whose `content` is the attribute that holds what they show: pixels, or moments."""
+    return {
+        content: torch.stack([getattr(clip, content) for clip in clips]),
+        "labels": torch.tensor([clip.label for clip in clips], dtype=torch.int64),
+        "times": torch.stack([clip.times for clip in clips]),
+        "names": [clip.name for clip in clips],
+    }
+
+
+class ClipSet:
+    """What all kinds of sets share. `files` lists (name, label id, info) of every usable file."""
+
+    def __init__(
+        self,
+        root: Path,
+        files: Sequence[tuple[str, int, Any]],
+        labels: Sequence[str],
+        report: Report,
+        *,
+        size: int | tuple[int, int],
+        flip: bool = False,
+        frames: int = 1,
+        frame_interval: int = 1,
+    ) -> None:
+        self.root, self.files, self.labels, self.report = Path(root), list(files), list(labels), report
+        self.size, self.flip, self.frames, self.frame_interval = sides(size), flip, frames, frame_interval
+        self.substitutes = Substitutes(len(self.files))
+        check_flip(flip, self.labels)
+
+    def __len__(self) -> int:
+        """The number of usable files."""
+        return len(self.files)
+
+    def __getitem__(self, request: tuple[int, int]) -> Clip:
+        """The clip of request (index, seed): file `index`, window and flip drawn from the seed.
+
+        Where it does not decode, that of another file, drawn from the seed too, with a warning: see `Substitutes`.
+        """
+        if not isinstance(request, tuple) or len(request) != 2:
+            raise TypeError(f"ask for set[(index, seed)], or call set.clip(index); got set[{request!r}]")
+        index, seed = request[0], int(request[1])
+        return self.substitutes.take(index, seed, lambda one: self.clip(one, make_generator(seed)))
+
+    @property
+    def span(self) -> int:
+        """Source frames from the first to the last frame of a clip, both counted."""
+        return (self.frames - 1) * self.frame_interval + 1
+
+    def clip(self, index: int, generator: torch.Generator | None = None, *, start: int | None = None) -> Clip:
+        """The clip of one file: a random window with a generator, else from `start`, else the central window.
+
+        Raises VideoDecodeError, which names the file, where it cannot be decoded any more.
+        """
+        if generator is not None and start is not None:
+            raise ValueError("give a generator for a random window, or a start, not both")
+        last, mirrored = self._last_start(index), False
+        if generator is not None:
+            start, mirrored = self.draw(index, generator)
+        elif start is None:
+            start = last // 2
+        elif not 0 <= start <= last:
+            raise ValueError(f"start={start}, but windows of this file start at 0 to {last}")
+        frames, seconds = self._read(index, self._rows(index, start))
+        frames = crop_clip(frames, self.size, flip=mirrored).transpose(0, 3, 1, 2)
+        times = self._times(index, start, seconds).astype(np.float32)
+        name, label, _ = self.files[index]
+        return Clip(torch.from_numpy(np.ascontiguousarray(frames)), label, torch.from_numpy(times), name, start)
+
+    def windows(self) -> list[tuple[int, int]]:
+        """(index, start) of windows without overlap, in the order of the files, each for `clip(index, start=start)`.
+
+        Of every file as many as fit, from its first frame on; a single one lies in the middle.
+        """
+        pairs = []
+        for index in range(len(self)):
+            count = self.length(index) // self.span
+            starts = [k * self.span for k in range(count)] if count > 1 else [self._last_start(index) // 2]
+            pairs += [(index, start) for start in starts]
+        return pairs
+
+    def draw(self, index: int, generator: torch.Generator) -> tuple[int, bool]:
+        """A random start and whether to mirror. Both are always drawn: switching flips on changes no window."""
+        start = int(torch.randint(0, self._last_start(index) + 1, (), generator=generator))
+        mirrored = bool(torch.rand((), generator=generator) < 0.5)
+        return start, mirrored and self.flip
+
+    def window(self, index: int, start: int, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of a file's frames a clip shows (T,), and its times (T,); `seconds` (F,) as `whole` gives them."""
+        rows = self._rows(index, start)
+        return rows, self._times(index, start, seconds[rows])
+
+    def whole(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """All frames of a file, cropped, uint8 (F,H,W,3), and their seconds from the first one (F,)."""
+        frames, seconds = self._read(index, np.arange(self.length(index)))
+        return crop_clip(frames, self.size), seconds
+
+    def length(self, index: int) -> int:
+        """The number of frames of a file."""
+        raise NotImplementedError
+
+    def _read(self, index: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Frames (T,H,W,3) at `rows`, uncropped, and their seconds (T,)."""
+        raise NotImplementedError
+
+    def _last_start(self, index: int) -> int:
+        return max(0, self.length(index) - self.span)
+
+    def _rows(self, index: int, start: int) -> np.ndarray:
+        """The frames (T,) of a window; beyond the end the last one is held."""
+        return np.minimum(start + np.arange(self.frames) * self.frame_interval, self.length(index) - 1)
+
+    def _times(self, index: int, start: int, seconds: np.ndarray) -> np.ndarray:
+        """Seconds (T,) from the clip's first frame, given those of its rows; they go on where the last one is held."""
+        return seconds - seconds[0]
+
+
+class VideoSet(ClipSet):
+    """Clips of `frames` frames, every `frame_interval`-th of the source, from videos: see `open_data`."""
+
+    def length(self, index: int) -> int:
+        """The number of frames of a file."""
+        return self.files[index][2].frames
+
+    def _read(self, index: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        name, _, info = self.files[index]
+        return read_frames(self.root / name, rows.tolist(), info=info)
+
+    def _times(self, index: int, start: int, seconds: np.ndarray) -> np.ndarray:
+        info, offsets = self.files[index][2], np.arange(self.frames) * self.frame_interval
+        if info.constant_rate:  # exact, while the times in a file are rounded to its ticks
+            return offsets / info.fps
+        return seconds - seconds[0] + (start + offsets - self._rows(index, start)) / info.fps
+
+
+class ImageSet(ClipSet):
+    """Photographs as clips of one frame, at time 0: see `open_data`."""
+
+    def length(self, index: int) -> int:
+        """1: an image is one frame."""
+        return 1
+
+    def _read(self, index: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return read_image(self.root / self.files[index][0])[None], np.zeros(1)
+
+
+class ArraySet(ClipSet):
+    """Pictures that lie in memory, `pixels` uint8 RGB (N,H,W,3), as clips of one frame, at time 0."""
+
+    def __init__(
+        self,
+        root: Path,
+        pixels: np.ndarray,
+        files: Sequence[tuple[str, int, Any]],
+        labels: Sequence[str],
+        report: Report,
+        *,
+        size: int | tuple[int, int],
+        flip: bool = False,
+    ) -> None:
+        super().__init__(root, files, labels, report, size=size, flip=flip)
+        self.pixels = pixels
+
+    def length(self, index: int) -> int:
+        """1: an image is one frame."""
+        return 1
+
+    def _read(self, index: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.pixels[index][None], np.zeros(1)
+
+
+def check_flip(flip: bool, labels: Sequence[str]) -> None:
+    """UserError where mirrored clips would be under the wrong label."""
+    directed = directed_labels(labels) if flip else []
+    if directed:
+        raise UserError(f"labels with a direction ({quote(directed)}) are wrong once mirrored: type data.flip=false")

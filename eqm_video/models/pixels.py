@@ -1,0 +1,38 @@
+"""Pixel space: an autoencoder whose latents are the pixels, so that small images are trained on without a codec.
+
+B images, H W height and width.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_utils import ModelMixin  # by name: diffusers looks it up in this module when it loads
+from torch import Tensor
+
+
+class PixelAutoencoder(ModelMixin, ConfigMixin):
+    """The identity, with the interface of diffusers' AutoencoderTiny: 3 channels, no downsampling, scaling 1.
+
+    It has no weights. One number without meaning stands in for them, for diffusers reads a model's device and dtype off
+    its tensors, and a saved folder must hold some.
+    """
+
+    @register_to_config
+    def __init__(
+        self, in_channels: int = 3, out_channels: int = 3, latent_channels: int = 3, scaling_factor: float = 1.0
+    ) -> None:
+        super().__init__()
+        if (in_channels, out_channels, latent_channels, scaling_factor) != (3, 3, 3, 1.0):
+            raise ValueError("pixels are 3 channels, and are not scaled: leave the arguments of PixelAutoencoder out")
+        self.register_buffer("place", torch.zeros(1))
+
+    def encode(self, pixels: Tensor) -> AutoencoderTinyOutput:
+        """The pixels (B, 3, H, W) as they are, under `latents`."""
+        return AutoencoderTinyOutput(latents=pixels)
+
+    def decode(self, latents: Tensor) -> DecoderOutput:
+        """The latents (B, 3, H, W) as they are, under `sample`."""
+        return DecoderOutput(sample=latents)
