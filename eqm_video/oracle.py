@@ -12,11 +12,15 @@ exponent is
     log weight = (D - 1) u - (|y - x_i|^2 e^(2u) + 2 <y - x_i, x_i> e^u + |x_i|^2) / 2,
 
 which has one maximum in u. With one gamma for each frame, p(i | y) is the product over frames of these integrals.
+
+A network that is told gamma, as the flow baseline is, has an easier task: `at_gamma` is its exact field, a softmax.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange, reduce
@@ -65,9 +69,9 @@ class OracleField:
 
     def __call__(self, latents: Tensor) -> Tensor:
         """f(latents), of the latents' shape (B, T, C, H, W) or (B, D) and dtype."""
-        data = self._frames(self.data).to(latents.device)
+        data = _frames(self.data.to(latents.device), self.frame_wise)
         fields = []
-        for frames in self._chunks(latents):
+        for frames in _chunks(latents, self.data, self.frame_wise):
             difference = frames[:, None] - data  # (B, M, F, D)
             log_mass, pull = self._integrals(difference, data)
             chosen = log_mass.sum(dim=2).softmax(dim=1)
@@ -76,29 +80,33 @@ class OracleField:
 
     def posterior(self, latents: Tensor) -> Tensor:
         """Probabilities (B, M), float64, that the latents are a noisy version of each data clip."""
-        data = self._frames(self.data).to(latents.device)
-        chunks = [self._integrals(frames[:, None] - data, data)[0] for frames in self._chunks(latents)]
-        return torch.cat(chunks).sum(dim=2).softmax(dim=1)
+        data = _frames(self.data.to(latents.device), self.frame_wise)
+        chunks = _chunks(latents, self.data, self.frame_wise)
+        log_mass = torch.cat([self._integrals(frames[:, None] - data, data)[0] for frames in chunks])
+        return log_mass.sum(dim=2).softmax(dim=1)
 
     def select(self, indices: Tensor) -> OracleField:
         """The field of some clips of a batch: the same one, since it knows nothing of single clips."""
         return self
 
-    def _frames(self, values: Tensor) -> Tensor:
-        """(B, ...) -> (B, F, D)."""
-        if self.frame_wise:
-            return rearrange(values, "b t c h w -> b t (c h w)")
-        return values.reshape(values.shape[0], 1, -1)
+    def at_gamma(self, gamma: float | Tensor) -> KnownGammaField:
+        """The exact field of a network that is told gamma; under a `ConstantDecay`, what flow matching learns.
 
-    def _chunks(self, latents: Tensor) -> Iterator[Tensor]:
-        """Latents as (b, F, D) float64, a few clips at a time."""
-        if latents.shape[1:] != self.data.shape[1:]:
-            raise ValueError(
-                f"latents {tuple(latents.shape)} and data {tuple(self.data.shape)} differ beyond their number"
-            )
-        frames = self._frames(latents.double())
-        per_clip = self.data.shape[0] * frames.shape[1] * max(frames.shape[2], 256)
-        return iter(frames.split(max(1, CHUNK // per_clip)))
+        Args:
+            gamma: in [0, 1]: one number, (B,) one for each clip, or (B, T) one for each frame of clips. `frame_wise`
+                does not matter here: it says how an unknown gamma is drawn.
+
+        Raises:
+            ValueError: gamma of another shape, or outside [0, 1].
+        """
+        known = torch.as_tensor(gamma, dtype=torch.float64)
+        allowed = 2 if self.data.ndim == 5 else 1
+        if known.ndim > allowed or (known.ndim == 2 and known.shape[1] != self.data.shape[1]):
+            frames = f" or (B, {self.data.shape[1]})" if allowed == 2 else ""
+            raise ValueError(f"gamma has shape {tuple(known.shape)}; it must be one number or (B,){frames}")
+        if not bool(((known >= 0) & (known <= 1)).all()):
+            raise ValueError(f"gamma is {gamma!r}; it must lie in [0, 1], from noise to data")
+        return KnownGammaField(self.data, self.decay, known)
 
     def _integrals(self, difference: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
         """For each pair of a clip and a datum and each frame, (B, M, F) each: log of the integral of the weight over
@@ -117,6 +125,75 @@ class OracleField:
         log_terms = log_weight(u) + torch.log(weights[:, None, None, None] * (high - low))
         pull = self.decay(-torch.expm1(-u)) * torch.exp(u)
         return log_terms.logsumexp(dim=0), (log_terms.softmax(dim=0) * pull).sum(dim=0)
+
+
+@dataclass(frozen=True)
+class KnownGammaField:
+    """The exact field where gamma is known, f(y, gamma) = c(gamma) E[eps - x_i | y, gamma]; a gradient for `descend`.
+
+    p(i | y, gamma) ~ exp(-|y - gamma x_i|^2 / (2 (1 - gamma)^2)), a product over frames where each has its own gamma,
+    and eps - x_i = (y - x_i) / (1 - gamma). At gamma = 1 exactly, the latents tell the clip but nothing of the noise,
+    whose mean is 0: f = -c(1) x_i, with the nearest x_i. Under c(1) = 0 data are at rest there; in a flow they move on.
+    """
+
+    data: Tensor  # (M, T, C, H, W) or (M, D), float64
+    decay: Decay
+    gamma: Tensor  # (), (B,) or (B, T), float64
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """f(latents, gamma), of the latents' shape (B, T, C, H, W) or (B, D) and dtype."""
+        fields = []
+        for frames, data, gamma in self._parts(latents):
+            clean = torch.einsum("bm,mfd->bfd", self._chosen(frames, data, gamma), data)
+            line = torch.where(gamma < 1, (frames - clean) / _rest(gamma), -clean)  # E[eps - x_i]
+            fields.append(line * self.decay(gamma))
+        return torch.cat(fields).reshape(latents.shape).to(latents.dtype)
+
+    def posterior(self, latents: Tensor) -> Tensor:
+        """Probabilities (B, M), float64, that the latents are a noisy version of each data clip at this gamma."""
+        return torch.cat([self._chosen(*part) for part in self._parts(latents)])
+
+    def select(self, indices: Tensor) -> KnownGammaField:
+        """The field of some clips of a batch, with their own gammas."""
+        return self if self.gamma.ndim == 0 else replace(self, gamma=self.gamma[indices.to(self.gamma.device)])
+
+    def _parts(self, latents: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """A few clips at a time: latents (b, F, D), data (M, F, D), gamma (b, F, 1)."""
+        frame_wise = self.gamma.ndim == 2
+        gamma = self.gamma.to(latents.device)
+        if gamma.ndim > 0 and len(gamma) != len(latents):
+            raise ValueError(f"gamma {tuple(gamma.shape)} is for {len(gamma)} clips, the latents are {len(latents)}")
+        gamma = gamma.reshape(-1, gamma.shape[1] if frame_wise else 1, 1).expand(len(latents), -1, 1)
+        chunks = _chunks(latents, self.data, frame_wise)
+        data = _frames(self.data.to(latents.device), frame_wise)
+        return [(part, data, known) for part, known in zip(chunks, gamma.split(len(chunks[0])), strict=True)]
+
+    @staticmethod
+    def _chosen(frames: Tensor, data: Tensor, gamma: Tensor) -> Tensor:
+        """p(i | y, gamma): (b, M)."""
+        noise = (frames[:, None] - gamma[:, None] * data) / _rest(gamma)[:, None]  # (b, M, F, D)
+        return (-noise.square().sum(dim=(2, 3)) / 2).softmax(dim=1)
+
+
+def _rest(gamma: Tensor) -> Tensor:
+    """1 - gamma, cut where the integrals are cut: at gamma = 1 the nearest clip alone, rather than 0 / 0."""
+    return (1 - gamma).clamp(min=math.exp(-U_MAX))
+
+
+def _frames(values: Tensor, frame_wise: bool) -> Tensor:
+    """(B, T, C, H, W) or (B, D) -> (B, F, D)."""
+    if frame_wise:
+        return rearrange(values, "b t c h w -> b t (c h w)")
+    return values.reshape(values.shape[0], 1, -1)
+
+
+def _chunks(latents: Tensor, data: Tensor, frame_wise: bool) -> tuple[Tensor, ...]:
+    """Latents as (b, F, D) float64, a few clips at a time."""
+    if latents.shape[1:] != data.shape[1:]:
+        raise ValueError(f"latents {tuple(latents.shape)} and data {tuple(data.shape)} differ beyond their number")
+    frames = _frames(latents.double(), frame_wise)
+    per_clip = data.shape[0] * frames.shape[1] * max(frames.shape[2], 256)
+    return frames.split(max(1, CHUNK // per_clip))
 
 
 def _mode(square: Tensor, cross: Tensor, size: int) -> Tensor:

@@ -70,6 +70,7 @@ ORDER = [
     (3, "training.gather"),
     (3, "training.trainer"),
     (3, "training"),
+    (3, "plane"),
     (4, "recipe"),
     (4, "config"),
     (4, "build"),

@@ -167,6 +167,121 @@ def test_stopping_along_the_oracle_saves_evaluations_and_still_arrives():
     assert ((result.latents[:, None] - data).square().mean((2, 3, 4, 5)).sqrt().amin(1) < 1e-3).all()
 
 
+# ------------------------------------------------------------------------------------------------- where gamma is known
+
+
+def test_the_field_at_a_known_gamma_equals_its_definition():
+    """Each data clip i explains the latents by one noise eps_i, of density exp(-|eps_i|^2 / 2)."""
+    data, points, decay = normal(3, 4, seed=1), normal(6, 4, seed=2), TruncatedDecay()
+    for gamma in (0.0, 0.3, 0.9):
+        noise = (points[:, None] - gamma * data) / (1 - gamma)
+        weight = torch.exp(-noise.square().sum(2) / 2)
+        weight = weight / weight.sum(dim=1, keepdim=True)
+        exact = (weight[:, :, None] * (noise - data)).sum(1) * decay(torch.tensor(gamma, dtype=torch.float64))
+        field = OracleField(data, decay).at_gamma(gamma)
+        torch.testing.assert_close(field.posterior(points), weight, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(field(points), exact, rtol=1e-9, atol=1e-9)
+
+
+def test_the_blind_field_is_the_mean_of_those_at_known_gammas():
+    """f(y) = E[f(y, gamma) | y]: two codes for one thing, quadrature and softmax."""
+    data, points, decay = normal(3, 4, seed=1), normal(5, 4, seed=2), TruncatedDecay()
+    field, grid = OracleField(data, decay), (torch.arange(4000).double() + 0.5) / 4000
+    noise = (points[:, None, None] - grid[:, None, None] * data) / (1 - grid)[:, None, None]  # (B, G, M, D)
+    evidence = (1 - grid) ** -4 * torch.exp(-noise.square().sum(3) / 2).sum(2)  # (B, G)
+    for index in range(5):
+        known = field.at_gamma(grid)(points[index].expand(4000, 4))  # a gamma for each row
+        mean = (evidence[index, :, None] * known).sum(0) / evidence[index].sum()
+        torch.testing.assert_close(field(points[index : index + 1])[0], mean, rtol=1e-4, atol=1e-4)
+
+
+def test_told_gamma_no_field_beats_the_conditional_one():
+    count, objective = 4000, EqMObjective(ConstantDecay())
+    data = normal(3, 2, 1, 1, 3, seed=5)
+    clean, noise = data[torch.arange(count) % 3], normal(count, 2, 1, 1, 3, seed=6)
+    gamma = draw(PerFrameGamma(), 2, [generator("objective", index) for index in range(count)]).double()
+    noisy, target = interpolate(clean, noise, gamma), objective.target(clean, noise, gamma)
+    oracle = OracleField(data, ConstantDecay())
+    exact = oracle.at_gamma(gamma)(noisy)
+    for probe in (noisy, exact, noisy.tanh(), noisy.flip(1)):
+        products = ((target - exact) * probe).flatten(1).sum(1)
+        assert abs(products.mean()) < 4 * products.std() / count**0.5
+    best = objective.loss(exact, clean, noise, gamma).mean()
+    for worse in (0.9 * exact, 1.1 * exact, oracle.at_gamma(gamma.mean(dim=1))(noisy), oracle(noisy)):
+        assert frame_loss(worse, target).mean() > best
+
+
+def test_euler_steps_along_the_flow_end_at_a_data_point():
+    """The last step, from gamma = 1 - 1/N to 1, lands on the posterior mean; for one point the path is straight."""
+    data, start = normal(5, 2, 2, 3, 3), normal(12, 2, 2, 3, 3, seed=1)
+    flow = OracleField(data, ConstantDecay())
+    ends = start
+    for step in range(50):
+        ends = ends - flow.at_gamma(step / 50)(ends) / 50
+    distance = (ends[:, None] - data).abs().amax((2, 3, 4, 5))
+    assert distance.amin(1).max() < 1e-6
+    assert len(distance.argmin(1).unique()) > 2
+    one = OracleField(data[:1], ConstantDecay())
+    middle = 0.3 * data[:1] + 0.7 * start
+    torch.testing.assert_close(one.at_gamma(0.3)(middle), start - data[:1], rtol=1e-9, atol=1e-9)
+
+
+def test_at_gamma_1_data_rest_in_an_equilibrium_and_move_on_in_a_flow():
+    data = normal(4, 3, 2, 2, 2)
+    assert (OracleField(data, TruncatedDecay()).at_gamma(1)(data) == 0).all()
+    flow = OracleField(data, ConstantDecay(gain=2.0)).at_gamma(1.0)
+    torch.testing.assert_close(flow(data), -2 * data, rtol=0, atol=0)
+    torch.testing.assert_close(flow(data + 0.01), -2 * data, rtol=0, atol=0)  # of the nearest
+    assert torch.equal(flow.posterior(data), torch.eye(4).double())
+
+
+def test_clean_frames_decide_which_clip_the_others_are():
+    data = normal(4, 3, 1, 2, 2)
+    latents = normal(4, 3, 1, 2, 2, seed=1)
+    latents[:, 1] = data[:, 1]
+    gamma = torch.tensor([0.2, 1.0, 0.0]).expand(4, 3)
+    field = OracleField(data, TruncatedDecay()).at_gamma(gamma)
+    assert torch.equal(field.posterior(latents), torch.eye(4).double())
+    found = field(latents)
+    assert (found[:, 1] == 0).all()
+    torch.testing.assert_close(found[:, 0], 4 * (latents[:, 0] - data[:, 0]) / 0.8)
+    torch.testing.assert_close(found[:, 2], 4 * (latents[:, 2] - data[:, 2]))
+
+
+def test_known_gammas_go_with_their_clips(monkeypatch):
+    data, points = normal(3, 2, 2, 2, 2), normal(7, 2, 2, 2, 2, seed=1)
+    oracle = OracleField(data, TruncatedDecay())
+    for gamma in (torch.linspace(0, 1, 7), torch.linspace(0, 1, 14).reshape(7, 2)):
+        whole = oracle.at_gamma(gamma)(points)
+        with monkeypatch.context() as patch:
+            patch.setattr("eqm_video.oracle.CHUNK", 1)
+            torch.testing.assert_close(oracle.at_gamma(gamma)(points), whole, rtol=1e-12, atol=1e-12)
+        chosen = torch.tensor([5, 2])
+        part = oracle.at_gamma(gamma).select(chosen)(points[chosen])
+        torch.testing.assert_close(part, whole[chosen], rtol=1e-12, atol=1e-12)
+        alone = oracle.at_gamma(gamma[3:4])(points[3:4])
+        torch.testing.assert_close(alone, whole[3:4], rtol=1e-12, atol=1e-12)
+    same = oracle.at_gamma(torch.full((7, 2), 0.4))(points)
+    torch.testing.assert_close(oracle.at_gamma(0.4)(points), same, rtol=1e-6, atol=1e-6)  # 0.4 is a float32 there
+    assert oracle.at_gamma(0.4).select(torch.tensor([1]))(points.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("gamma", "points", "words"),
+    [
+        (1.1, 4, r"gamma is 1.1; it must lie in \[0, 1\]"),
+        (-0.1, 4, "must lie in"),
+        (float("nan"), 4, "must lie in"),
+        (torch.zeros(4, 3), 4, r"gamma has shape \(4, 3\); it must be one number or \(B,\) or \(B, 2\)"),
+        (torch.zeros(4, 2, 1), 4, "gamma has shape"),
+        (torch.zeros(3), 4, "for 3 clips, the latents are 4"),
+    ],
+)
+def test_wrong_gammas_are_refused(gamma, points, words):
+    with pytest.raises(ValueError, match=words):
+        OracleField(torch.zeros(5, 2, 1, 1, 1), TruncatedDecay()).at_gamma(gamma)(torch.zeros(points, 2, 1, 1, 1))
+
+
 def test_the_result_does_not_depend_on_the_batch_or_its_chunks(monkeypatch):
     data, points = normal(3, 2, 2, 2, 2), normal(7, 2, 2, 2, 2, seed=1)
     field = OracleField(data, TruncatedDecay(), frame_wise=True)
