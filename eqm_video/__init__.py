@@ -1,6 +1,6 @@
 """Video models trained with Equilibrium Matching.
 
-`EqMPipeline`, `EqMTransformer` and `build_model` are imported on first use, so that `import eqm_video` costs nothing.
+`EqMPipeline`, the networks and `build_model` are imported on first use, so that `import eqm_video` costs nothing.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import Any
 _HOMES = {
     "EqMPipeline": "eqm_video.pipeline",
     "EqMTransformer": "eqm_video.models.transformer",
+    "EqMUNet": "eqm_video.models.unet",
     "build_model": "eqm_video.models.presets",
 }
 
-__all__ = ["EqMPipeline", "EqMTransformer", "build_model"]
+__all__ = ["EqMPipeline", "EqMTransformer", "EqMUNet", "build_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,9 @@ from eqm_video.folders import (
     read_json,
 )
 from eqm_video.landscape import Landscape, Term
+from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.models.transformer import EqMTransformer
+from eqm_video.models.unet import EqMUNet
 from eqm_video.objective import interpolate
 from eqm_video.requests import (
     Label,
@@ -76,8 +78,8 @@ class EqMPipeline(Landscape, DiffusionPipeline):
 
     def __init__(
         self,
-        transformer: EqMTransformer,
-        vae: AutoencoderKL | AutoencoderTiny,
+        transformer: EqMTransformer | EqMUNet,
+        vae: AutoencoderKL | AutoencoderTiny | PixelAutoencoder,
         id2label: Mapping[Any, str] | Sequence[str] | None = None,
         decay: Mapping[str, Any] | None = None,
         sampler: Mapping[str, Any] | None = None,

@@ -13,6 +13,7 @@ from eqm_video import codec as module
 from eqm_video.codec import Codec
 from eqm_video.data.stills import dead_leaves
 from eqm_video.errors import UserError
+from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.randomness import generator
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -171,7 +172,7 @@ def break_files(folder, change):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("class", "VQModel.*AutoencoderKL and AutoencoderTiny"),
+        ("class", "VQModel.*AutoencoderKL, AutoencoderTiny and PixelAutoencoder"),
         ("json", "not the JSON configuration"),
         ("no config", "neither config.json nor vae/config.json"),
         ("no weights", "safetensors"),
@@ -239,6 +240,23 @@ def test_wrong_pixels(shape, says):
 def test_nearest_size():
     codec = Codec(tiny_tiny())
     assert [codec.nearest_size(size, 2) for size in (1, 11, 13, 64)] == [8, 8, 16, 64]
+
+
+def test_pixels_are_their_own_latents(pixels, tmp_path):
+    codec = Codec.load("pixels")
+    assert (codec.name, codec.downsampling, codec.latent_channels) == ("pixels", 1, 3)
+    assert torch.equal(codec.moments(pixels)[:, :, :3], pixels)
+    assert torch.equal(codec.encode(pixels), pixels) and torch.equal(codec.decode(pixels), pixels)
+    assert codec.decode(3 * pixels).abs().max() == 1
+    drawn = codec.encode(pixels, [generator(0), generator(1)])
+    assert (drawn - pixels).abs().max() < 5e-6  # far below a step of 8-bit pixels
+    codec.vae.save_pretrained(tmp_path / "vae")
+    for place in (tmp_path, tmp_path / "vae"):
+        loaded = Codec.load(place, torch_dtype=torch.float64)
+        assert isinstance(loaded.vae, PixelAutoencoder) and loaded.decode(pixels.double()).dtype == torch.float64
+    assert loaded.to("cpu", torch.float32).device == torch.device("cpu")
+    with pytest.raises(ValueError, match="leave the arguments"):
+        PixelAutoencoder(scaling_factor=0.5)
 
 
 def test_bundled_codec_reconstructs_procedural_pictures():

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from eqm_video.models.presets import PRESETS, build_model, preset_name
+from eqm_video.build import make_network
+from eqm_video.config import load_config
+from eqm_video.models.presets import PRESETS, UNET_PRESETS, build_model, preset_name
+from eqm_video.models.transformer import EqMTransformer
+from eqm_video.models.unet import EqMUNet
 
 
 def parameters(name: str, **options) -> int:
@@ -16,6 +22,21 @@ def parameters(name: str, **options) -> int:
 @pytest.mark.parametrize(("size", "millions"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
 def test_image_presets_have_the_papers_sizes(size: str, millions: int) -> None:
     assert round(parameters(f"EqM-{size}/2", num_labels=1000, temporal=False) / 1e6) == millions
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "labels", "channels"),
+    [(f"imagenet_{size}2", count, 1000, 4) for size, count in (("s", 33), ("b", 130), ("l", 458), ("xl", 675))]
+    + [("cifar10_unet", 56, 0, 3)],
+)
+def test_the_papers_recipes_build_its_networks(
+    root: Path, name: str, millions: int, labels: int, channels: int
+) -> None:
+    config = load_config(root / "configs" / f"{name}.yaml")
+    with torch.device("meta"):
+        network = make_network(config, labels, channels)
+    assert round(sum(weight.numel() for weight in network.parameters()) / 1e6) == millions
+    assert config.run.dir == f"runs/{name}"
 
 
 def test_temporal_layers_are_counted() -> None:
@@ -47,9 +68,36 @@ def test_names_are_found_again() -> None:
     assert preset_name(384, 12, 12, 2) is None
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("EqM-S2", "EqM-S/2"), ("eqm-xl/2", "EqM-XL/2"), ("EqM-B/3", "EqM-B/")])
+def test_a_name_decides_the_class_and_its_channels() -> None:
+    for name in UNET_PRESETS:
+        with torch.device("meta"):
+            model = build_model(name, num_labels=3, energy="dot")
+            sample = model(torch.empty(2, 1, 3, 8, 16)).sample
+            assert build_model(name, in_channels=4).config.in_channels == 4
+        assert isinstance(model, EqMUNet) and sample.shape == (2, 1, 3, 8, 16)
+        assert (model.config.energy, model.config.num_labels, model.config.patch_size) == ("dot", 3, 4)
+        with pytest.raises(ValueError, match="image network"):
+            build_model(name, temporal=True)
+    assert 0.9e6 < parameters("EqM-UNet-Tiny") < 1.5e6
+    with torch.device("meta"):
+        model = build_model("EqM-Nano/2")
+    assert isinstance(model, EqMTransformer) and model.config.in_channels == 4
+    assert not PRESETS.keys() & UNET_PRESETS.keys()
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("EqM-S2", "EqM-S/2"),
+        ("eqm-xl/2", "EqM-XL/2"),
+        ("EqM-B/3", "EqM-B/"),
+        ("EqM-Unet", "EqM-UNet"),
+        ("unet-tiny", "EqM-UNet-Tiny"),
+    ],
+)
 def test_unknown_names_are_answered_with_the_nearest(typed: str, meant: str) -> None:
-    with pytest.raises(ValueError, match=rf"unknown preset '{typed}'; did you mean {meant}.*EqM-XL/{{2,4,8}}"):
+    listed = r"EqM-XL/\{2,4,8\}, and for images EqM-UNet, EqM-UNet-Tiny$"
+    with pytest.raises(ValueError, match=rf"unknown preset '{typed}'; did you mean {meant}.*{listed}"):
         build_model(typed)
 
 

@@ -63,7 +63,10 @@ class EqMUNet(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         if temporal:
-            raise ValueError("the U-Net is an image network, frames do not see each other in it: use temporal=False")
+            raise ValueError(
+                "the U-Net is an image network, frames do not see each other in it: use temporal=False, in a recipe "
+                "model.temporal=false"
+            )
         if energy not in ENERGIES:
             raise ValueError(f"energy {energy!r} is not one of {', '.join(ENERGIES)}")
         _check_sizes(patch_size, base_channels, multipliers, attention_levels, norm_groups)
