@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,9 +68,17 @@ def results(out: Path) -> tuple[dict, dict]:
     return json.loads((out / "compare.json").read_text()), json.loads((out / "nearest.json").read_text())
 
 
-def test_copies_of_training_clips_are_found(data, tmp_path, capsys):
-    folder, where = copies(data, tmp_path)
-    assert run(folder, "--data", data, "--dimensions", 8, "--stride", 4) == 0
+@pytest.fixture(scope="module")
+def copied(data, tmp_path_factory) -> tuple[Path, list[tuple[str, int]], str]:
+    """Copies that were compared: their folder, where they come from, what was printed."""
+    folder, where = copies(data, tmp_path_factory.mktemp("copied"))
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert run(folder, "--data", data, "--dimensions", 8, "--stride", 4) == 0
+    return folder, where, said.getvalue()
+
+
+def test_copies_of_training_clips_are_found(copied):
+    folder, where, said = copied
     summary, nearest = results(folder / "compare")
     assert [(row["name"], row["start"]) for row in nearest["samples"]] == where
     assert all(row["rms"] == 0 and row["label"] == row["nearest_label"] for row in nearest["samples"])
@@ -94,8 +105,38 @@ def test_copies_of_training_clips_are_found(data, tmp_path, capsys):
     assert frechet["samples"] < frechet["real clips"]["median"]
     grid = Image.open(folder / "compare" / "nearest.gif")
     assert grid.n_frames == FRAMES and 0.7 < grid.width / grid.height < 1.4
-    said = capsys.readouterr().out
     assert "48 of 48 samples are nearer" in said and "nearest.gif" in said
+
+
+def test_copies_count_as_memorised_and_real_clips_hardly_ever(data, copied):
+    folder, _, said = copied
+    summary, nearest = results(folder / "compare")
+    memorised = summary["memorisation"]
+    assert memorised["samples"] == {"memorised": 48, "share": 1.0, "count": 48, "median": 0.0}
+    assert memorised["held-out clips"]["count"] == 24 and memorised["held-out clips"]["memorised"] == 0
+    assert memorised["real clips to another file"]["share"] < 0.05
+    assert summary["nearest"]["held-out clips"]["count"] == 24 and summary["nearest"]["held-out clips"]["min"] > 1
+    windows = Windows(clip_set(data), 4)
+    clips = torch.cat([clips for _, clips in windows.read()]).flatten(1).double()
+    for row in nearest["samples"][::7]:
+        own = next(k for k in range(len(windows)) if windows.place(k)[:2] == (row["name"], row["start"]))
+        apart = (clips - clips[own]).square().mean(1).sqrt()
+        assert row["second_rms"] == pytest.approx(float(apart[windows.files != windows.files[own]].min()))
+    assert "samples: 48 of 48" in said
+    assert Image.open(folder / "compare" / "memorisation.png").width > 400
+
+
+def test_held_out_clips_that_cannot_be_had_are_named(data, tmp_path, capsys):
+    folder, _ = copies(data, tmp_path)
+    root = tmp_path / "train only"
+    shutil.copytree(data, root)
+    (root / "splits" / "testlist01.txt").unlink()
+    words = ("--dimensions", 8, "--stride", 8, "--out", tmp_path / "out")
+    assert run(folder, "--data", root, *words) == 0
+    assert "no held-out clips beside the samples: there is no testlist01.txt" in capsys.readouterr().out
+    assert "held-out clips" not in results(tmp_path / "out")[0]["memorisation"]
+    assert run(folder, "--data", data, "--split", "all", *words) == 0
+    assert "held-out" not in capsys.readouterr().out
 
 
 def test_by_default_every_start_is_looked_at(data, tmp_path):
@@ -128,7 +169,7 @@ def test_noise_is_far_away_and_seeds_repeat(data, tmp_path):
     (one, nearest), (again, _), (other, _) = (results(tmp_path / name) for name in "abc")
     assert one == again and one["frechet"] != other["frechet"] and one["nearest"] == other["nearest"]
     assert one["nearest"]["samples"]["min"] > one["nearest"]["real clips to another file"]["max"]
-    assert one["nearest"]["samples nearer than any real clip"] == 0
+    assert one["nearest"]["samples nearer than any real clip"] == 0 and one["memorisation"]["samples"]["memorised"] == 0
     assert one["frechet"]["samples"] > one["frechet"]["real clips"]["max"]
     assert {row["label"] for row in nearest["samples"]} == {None}
 

@@ -6,7 +6,9 @@ Two measures on pixels, for small sets, each beside the same measure between rea
   training clip has an RMS near 0. The scale is the RMS of a real clip to the nearest one of another file. A small RMS
   alone proves no copy (what is still, dark or blurred is near to everything): look at the pairs in nearest.gif. Fast
   motion makes windows two source frames apart as different as two people, so --stride above 1 misses copies. Windows
-  are not mirrored.
+  are not mirrored. A sample counts as memorised where that RMS is below a third of the RMS to the nearest clip of any
+  other file (`compare_memorisation` names the source); held-out clips show what the criterion says of clips that no
+  model made. See memorisation.png.
 * The Fréchet distance in a few random projections of the pixels, between Gaussians. There are no learned features in
   it: it compares means and covariances of pixels, and says little about quality beyond such low-order statistics. It
   grows as points get fewer, so every row of the table compares equally many of them. Its scale is one half of the data
@@ -32,8 +34,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eqm_video import media
+from eqm_video.cli import compare_memorisation as memorisation
 from eqm_video.cli.compare_report import Samples, describe, spread, summarise_nearest, table, write
-from eqm_video.cli.compare_windows import Search, Windows, halves, look, project, real_searches, thin
+from eqm_video.cli.compare_windows import Search, Windows, halves, look, project, real_searches, some_windows, thin
 from eqm_video.data.datasets import ClipSet, open_data
 from eqm_video.errors import UserError
 from eqm_video.metrics.frechet import frechet_distance, gaussian_of, random_projection
@@ -54,15 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fewest, half = choose_counts(len(samples.pixels), splits, options.dimensions)
     values = samples.pixels[0].numel()
     projection = random_projection(values, options.dimensions, generator("compare projection", options.seed))
-    search, real = Search(NearestClips(samples.pixels)), real_searches(windows, values)
-    features = look(windows, [search, *real.values()], projection)
+    searches = every_search(samples, windows, options)
+    features = look(windows, searches.values(), projection)
+    found = {name: one.nearest for name, one in searches.items()}
     ordered = project(samples.pixels, projection)[by_label(samples.labels)]
     pairs = [(thin(features[one], fewest), thin(features[other], half)) for one, other in splits]
     summary = {
         "samples": {"folder": str(options.samples), "count": len(samples.pixels), "fps": samples.fps},
         "clips": dict(zip(("frames", "height", "width"), samples.shape, strict=True)),
         "data": describe(windows, options),
-        "nearest": summarise_nearest(search.nearest, {name: one.nearest for name, one in real.items()}),
+        "nearest": summarise_nearest(found),
+        "memorisation": memorisation.summarise(found),
         "frechet": {
             "unit": "squared distance of flattened clips, pixels in [-1, 1]",
             "dimensions": options.dimensions,
@@ -75,7 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     print(table(summary))
     out = options.out or options.samples / "compare"
-    write(out, samples, windows, search.nearest, summary, options.columns)
+    media.make_folder(out)
+    memorisation.draw(found, summary["memorisation"], out / "memorisation.png")
+    write(out, samples, windows, found["samples"], summary, options.columns)
     return 0
 
 
@@ -100,7 +108,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--dimensions", type=_whole(1, MOST_DIMENSIONS), default=32, metavar="D", help="of the projection; default: 32")
     add("--seed", type=_whole(0), default=0, metavar="K", help="of the projection and the halves; default: 0")
     add("--columns", type=_whole(1), help="pairs in a row of the grid; default: about as wide as high")
-    add("--out", type=Path, metavar="DIR", help="for nearest.gif, nearest.json, compare.json; default: SAMPLES/compare")
+    add("--out", type=Path, metavar="DIR", help="for the pictures and numbers; default: SAMPLES/compare")
     return parser.parse_args([_as_option(one) for one in (sys.argv[1:] if arguments is None else arguments)])
 
 
@@ -186,6 +194,16 @@ def open_set(samples: Samples, options: argparse.Namespace) -> ClipSet:
         rate = statistics.median(info.fps for _, _, info in data.files)
         data = opened(max(1, round(rate / samples.fps)))
     return data
+
+
+def every_search(samples: Samples, windows: Windows, options: argparse.Namespace) -> dict[str, Search]:
+    """Whose nearest windows are looked for: the samples', held-out clips' where there are any, and real clips'."""
+    values = samples.pixels[0].numel()
+    searches = {"samples": Search(NearestClips(samples.pixels), windows.files)}
+    if (held_out := memorisation.open_held_out(windows.data, options)) is not None:
+        _, queries = some_windows(Windows(held_out, options.stride), values)
+        searches["held-out clips"] = Search(NearestClips(queries), windows.files)
+    return searches | real_searches(windows, values)
 
 
 def choose_counts(samples: int, splits: Sequence[tuple[Tensor, Tensor]], dimensions: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from eqm_video import media
+from eqm_video.cli import compare_memorisation
 from eqm_video.cli.compare_windows import Windows
 from eqm_video.metrics.nearest import NearestClips
 
@@ -59,14 +60,13 @@ def spread(values: Sequence[float]) -> dict[str, float | int]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "count": len(values)}
 
 
-def summarise_nearest(samples: NearestClips, real: Mapping[str, NearestClips]) -> dict[str, Any]:
-    """RMS of the samples, and of real clips to "another file" (and "another group"), which is the scale."""
-    closest = float(real["another file"].rms.min())
+def summarise_nearest(searches: Mapping[str, NearestClips]) -> dict[str, Any]:
+    """RMS of the samples, and of clips that no model made: held-out ones, and real ones to another file or group."""
+    closest = float(searches["real clips to another file"].rms.min())
     return {
         "unit": "root mean squared difference of pixels 0 to 255",
-        "samples": spread(samples.rms.tolist()),
-        **{f"real clips to {name}": spread(one.rms.tolist()) for name, one in real.items()},
-        "samples nearer than any real clip": int((samples.rms < closest).sum()),
+        **{name: spread(one.rms.tolist()) for name, one in searches.items()},
+        "samples nearer than any real clip": int((searches["samples"].rms < closest).sum()),
     }
 
 
@@ -84,6 +84,8 @@ def table(summary: Mapping[str, Any]) -> str:
             *(_row(f"  {name} ({one['count']})", *_three(one)) for name, one in spreads.items()),
             f"  {nearest['samples nearer than any real clip']} of {count} samples are nearer to a training clip than "
             "any real clip is to one of another file",
+            "",
+            *compare_memorisation.table(summary["memorisation"]),
             "",
             _row(f"Fréchet distance of pixels in {distance['dimensions']} random dimensions", "median", "min", "max"),
             _row("  samples, and training clips", f"{distance['samples']:.1f}"),
@@ -103,11 +105,12 @@ def write(
     columns: int | None = None,
 ) -> None:
     """compare.json, nearest.json (a row for each sample) and nearest.gif, or nearest.png for images; says where."""
-    rms, rows = nearest.rms.tolist(), []
+    rms, second, rows = nearest.rms.tolist(), nearest.second_rms.tolist(), []
     for index, (label, number) in enumerate(zip(samples.labels, nearest.indices.tolist(), strict=True)):
         name, start, named = windows.place(number)
+        distances = {"rms": rms[index], "second_rms": second[index] if math.isfinite(second[index]) else None}
         rows.append(
-            {"sample": index, "label": label, "rms": rms[index], "name": name, "start": start, "nearest_label": named}
+            {"sample": index, "label": label, **distances, "name": name, "start": start, "nearest_label": named}
         )
     scale = {name: one for name, one in summary["nearest"].items() if name != "samples"}
     media.write_text(out / "nearest.json", json.dumps({**scale, "samples": rows}, indent=1) + "\n")
@@ -124,7 +127,8 @@ def write(
         picture = out / "nearest.gif"
         media.write_gif(picture, sheet, samples.fps)
     some = f" (of the {SHOWN} nearest samples)" if len(rows) > SHOWN else ""
-    print(f"look at {picture}: sample, and training clip{some}; numbers: {out}/compare.json, {out}/nearest.json")
+    print(f"look at {picture}: sample, and training clip{some}; and at {out}/memorisation.png")
+    print(f"numbers: {out}/compare.json, {out}/nearest.json")
 
 
 def pairs(samples: np.ndarray, clips: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from eqm_video.data.datasets import ClipSet
 from eqm_video.metrics.nearest import NearestClips
 
 CHUNK = 2**24  # pixel values of one chunk, of samples or of windows
-KEPT = 2**29  # pixel values of the windows that are kept as queries, at most
+KEPT = 2**28  # pixel values of the windows that are kept as queries, at most
 QUERIES = 256  # real clips whose own nearest clip is looked for
 SPLITS = 10  # ways to halve the data
 GROUP = re.compile(r"v_.+_g(\d+)_c\d+")  # UCF-101's names: the clips of one group show one person, or one place
@@ -99,13 +99,14 @@ class Search:
     """The nearest windows of `nearest.queries`; where those are windows themselves, of other files (or groups) only."""
 
     nearest: NearestClips
+    files: Tensor  # (W,) of every window: the second-nearest is of another one than the nearest
     numbers: Tensor | None = None  # (N,) the queries' own window numbers
     keys: Tensor | None = None  # (W,) file or group of every window
 
     def update(self, clips: Tensor, numbers: Tensor) -> None:
         """Look at windows (M,T,H,W,3) of these numbers (M,)."""
         allowed = None if self.numbers is None else self.keys[self.numbers][:, None] != self.keys[numbers]
-        self.nearest.update(clips, numbers, allowed)
+        self.nearest.update(clips, numbers, allowed, self.files[numbers])
 
 
 def real_searches(windows: Windows, values: int) -> dict[str, Search]:
@@ -113,10 +114,18 @@ def real_searches(windows: Windows, values: int) -> dict[str, Search]:
 
     At most `QUERIES` real clips, evenly spaced, look among all; `values` is T·H·W·3.
     """
-    numbers = thin(torch.arange(len(windows)), max(1, min(QUERIES, KEPT // values)))
-    queries = torch.cat([clips for _, clips in windows.read(numbers, "clips to search for")])
+    numbers, queries = some_windows(windows, values)
     keys = {"another file": windows.files} | ({"another group": windows.groups} if windows.grouped else {})
-    return {name: Search(NearestClips(queries), numbers, key) for name, key in keys.items()}
+    return {
+        f"real clips to {name}": Search(NearestClips(queries), windows.files, numbers, key)
+        for name, key in keys.items()
+    }
+
+
+def some_windows(windows: Windows, values: int) -> tuple[Tensor, Tensor]:
+    """At most `QUERIES` windows, evenly spaced: numbers (N,) and pixels (N,T,H,W,3); `values` is T·H·W·3."""
+    numbers = thin(torch.arange(len(windows)), max(1, min(QUERIES, KEPT // values)))
+    return numbers, torch.cat([clips for _, clips in windows.read(numbers, "clips to search for")])
 
 
 def look(windows: Windows, searches: Iterable[Search], projection: Tensor) -> Tensor:

@@ -1,0 +1,106 @@
+"""Held-out clips of a folder of videos or images, at the frames, size and rate that a model was trained on.
+
+Legend: N clips, T frames, H W pixels; pixels uint8 RGB, channels last.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eqm_video.data.datasets import ClipSet, open_data
+from eqm_video.data.layout import EXTENSIONS
+from eqm_video.errors import UserError
+from eqm_video.randomness import fold
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Pixels (N, T, H, W, 3), the name of each clip's file, and its label (None: unlabelled)."""
+
+    pixels: np.ndarray
+    files: list[str]
+    labels: list[str | None]
+
+    def partners(self, seed: int) -> list[int]:
+        """For each clip the number of another one, of another file and, where there is one, of another label."""
+        rng, found = np.random.default_rng(fold("partners", seed)), []
+        for file, label in zip(self.files, self.labels, strict=True):
+            others = [k for k, name in enumerate(self.files) if name != file]
+            if not others:
+                raise UserError("clips are compared with clips of another file, and all are of one file: add another")
+            found.append(int(rng.choice([k for k in others if self.labels[k] != label] or others)))
+        return found
+
+
+class Source:
+    """Windows of the files of one folder, without overlap, evenly thinned to `count`; read again in another rhythm.
+
+    Args:
+        root: a folder of videos or of images. Images are held for all frames of a clip.
+        frames, size, fps: of the clips; the frame interval that comes nearest to `fps` is taken, unless it is given.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        frames: int,
+        size: tuple[int, int],
+        fps: float,
+        count: int,
+        frame_interval: int | None = None,
+        **lists: Any,
+    ) -> None:
+        self.frames, kind = frames, kind_of(root)
+        if kind == "images":
+            self.data: ClipSet = open_data(kind, root, frames=1, size=size, **lists)
+        else:
+            self.data = open_at(fps, root, frames=frames, size=size, frame_interval=frame_interval, **lists)
+        windows = self.data.windows()
+        kept = min(count, len(windows))
+        self.windows = [windows[k * len(windows) // kept] for k in range(kept)]
+
+    def read(self, offsets: np.ndarray | None = None) -> Clips | None:
+        """The clips; with `offsets` (T,), ascending from 0, frame k is that many frame intervals after the first.
+
+        A clip that would end after its file starts earlier. None where a file is too short for that.
+        """
+        offsets = np.arange(self.frames) if offsets is None else offsets
+        if self.data.frames == 1:  # pictures, or single frames of videos
+            offsets = np.zeros(self.frames, dtype=int)
+        rows = offsets * self.data.frame_interval
+        if any(self.data.length(index) <= rows[-1] for index, _ in self.windows):
+            return None
+        clips, frames, opened = [], np.empty(0), -1
+        for index, start in self.windows:
+            if index != opened:
+                frames, opened = self.data.whole(index)[0], index
+            clips.append(frames[rows + min(start, len(frames) - 1 - rows[-1])])
+        files = [self.data.files[index] for index, _ in self.windows]
+        labels = [self.data.labels[label] if label >= 0 else None for _, label, _ in files]
+        return Clips(np.stack(clips), [name for name, _, _ in files], labels)
+
+
+def kind_of(root: Path) -> str:
+    """ "videos" or "images", whichever the folder holds. UserError for a folder with both, or with neither."""
+    names = [name.lower() for _, _, inside in os.walk(root) for name in inside]
+    kinds = [kind for kind, endings in EXTENSIONS.items() if any(name.endswith(tuple(endings)) for name in names)]
+    if len(kinds) != 1:
+        found = "videos and images" if kinds else "neither videos nor images"
+        raise UserError(f"{root} holds {found}; give a folder that holds one kind")
+    return kinds[0]
+
+
+def open_at(fps: float, root: Path, *, frame_interval: int | None = None, **settings: Any) -> ClipSet:
+    """Videos as clips of about `fps` frames per second, or of every `frame_interval`-th frame where that is given."""
+    data = open_data("videos", root, frame_interval=frame_interval or 1, short="skip", **settings)
+    if frame_interval is None and data.frames > 1:
+        rate = statistics.median(info.fps for _, _, info in data.files)
+        data = open_data("videos", root, frame_interval=max(1, round(rate / fps)), short="skip", **settings)
+    return data

@@ -1,0 +1,89 @@
+"""What the commands share: options, requests, and the look of figures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_pipeline import tiny_pipeline
+
+from eqm_video.cli import options as module
+from eqm_video.cli import plots
+from eqm_video.errors import UserError
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    module.add_model(parser)
+    module.add_sampling(parser, num_samples=3)
+    return parser.parse_args(["MODEL", "--out", "DIR", *words])
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        (module.whole(1), {"1": 1, "20": 20}, ("0", "1.5", "x", "")),
+        (module.whole(0, 4), {"0": 0, "4": 4}, ("5", "-1")),
+        (module.number(), {"-2": -2.0, "1e3": 1000.0}, ("nan", "inf", "two")),
+        (module.number(0, above=True), {"1e-9": 1e-9}, ("0", "-1")),
+        (module.number(0), {"0": 0.0}, ("-1e-9",)),
+        (module.size, {"8": (8, 8), "8x16": (8, 16)}, ("8x", "8X16", "-8")),
+    ],
+)
+def test_kinds_of_values(kind, good, bad):
+    assert {text: kind(text) for text in good} == good
+    for text in bad:
+        with pytest.raises(argparse.ArgumentTypeError, match="not a"):
+            kind(text)
+
+
+def test_a_request_is_filled_in_from_the_model():
+    pipe = tiny_pipeline()
+    request = module.Request.of(pipe, parsed("--batch-size", "2"))
+    assert request.ids == [0, 1, 2] and request.names == ["up", "down", "left"] and request.seeds == [0, 1, 2]
+    assert (request.frames, request.size, request.guidance_scale) == (3, (16, 16), 1.0)
+    assert request.batches() == [slice(0, 2), slice(2, 4)]
+    words = "--labels left 0 --num-samples 4 --seed 7 --frames 2 --size 8x16 --guidance-scale 2.5"
+    request = module.Request.of(pipe, parsed(*words.split()))
+    assert request.ids == [2, 0, 2, 0] and request.seeds == [7, 8, 9, 10]
+    assert request.settings() == {
+        "num_samples": 4,
+        "labels": ["left", "up"],
+        "seeds": [7, 10],
+        "frames": 2,
+        "size": [8, 16],
+        "guidance_scale": 2.5,
+    }
+    unlabelled = module.Request.of(pipe, parsed("--labels", "none"))
+    assert unlabelled.ids == [None] * 3 and set(unlabelled.names) == {"unlabelled"}
+    with pytest.raises(UserError, match="unknown label"):
+        module.Request.of(pipe, parsed("--labels", "right"))
+
+
+def test_devices():
+    assert module.open_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match="--device cpu"):
+        module.open_device("toaster")
+
+
+def test_figures_are_as_large_as_asked_and_every_style_differs(tmp_path):
+    figure = plots.figure(4.0, 2.0)
+    axes = plots.axes(figure, xlabel="step", ylabel="loss")
+    for index in range(len(plots.PALETTE)):
+        axes.plot([0, 1], [index, 0], label=str(index), **plots.style(index))
+    plots.legend(axes)
+    with Image.open(plots.save(figure, tmp_path / "deep" / "figure.png")) as picture:
+        assert picture.size == (4 * plots.DPI, 2 * plots.DPI)
+        assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > len(plots.PALETTE)
+    looks = [tuple(plots.style(index).values()) for index in range(7)]
+    assert len(set(looks)) == len({look[0] for look in looks}) == len({look[1] for look in looks}) == 7
+
+
+def test_a_missing_matplotlib_is_said_in_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match="pip install"):
+        plots.figure()
