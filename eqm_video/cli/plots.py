@@ -16,6 +16,7 @@ from eqm_video.media import write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe and Ito (2008), without their yellow, which is too pale on white
@@ -51,9 +52,19 @@ def style(index: int) -> dict[str, str]:
     return {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def legend(axes: Axes, **settings: Any) -> None:
-    """A legend on a white ground without a frame."""
-    axes.legend(**{"framealpha": 0.85, "edgecolor": "none", "fontsize": 9, **settings})
+def legend(axes: Axes, *, beside: bool = False, **settings: Any) -> None:
+    """A legend without a frame: on the axes, or to the right of them."""
+    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if beside else {}
+    axes.legend(**{"framealpha": 0.85, "edgecolor": "none", "fontsize": 9, **place, **settings})
+
+
+def ticks_1_2_5(axis: Axis) -> None:
+    """Plain numbers 1, 2 and 5 times powers of ten on a logarithmic axis."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
 
 
 def pixels(figure: Figure) -> np.ndarray:

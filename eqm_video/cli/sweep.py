@@ -1,0 +1,252 @@
+"""`python -m eqm_video sweep MODEL --out DIR`: quality over number of steps, step size and sampler.
+
+Every combination samples the same labels and seeds and becomes a row of sweep.csv, sweep.json and the table on the
+screen; sweep.png draws them (the paper's Figures 6 and 7). A setting that diverges is a row like any other. A sweep
+that was interrupted, or is given more settings, goes on with the rows that are missing.
+
+`--step-size auto` keeps the length of the walk, step_size x steps, at that of the model's own setting, and also takes
+1/4, 1/2 and 2 of it. `--step-schedule even` gives each step the size that moves gamma by 1/steps in the closed form for
+one data point, step_size_k = 1 / (steps c(k / steps)), as the Euler method does with a flow: the fair few-step setting.
+`--against` puts a flow model beside it, with the same number of evaluations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from eqm_video import media
+from eqm_video.cli.options import Request, add_model, add_sampling, machine, number, open_model, whole
+from eqm_video.cli.quality import Judge, add_data
+from eqm_video.cli.sample import fingerprint
+from eqm_video.cli.sweep_plot import draw_sweep
+from eqm_video.cli.walks import decode, walk
+from eqm_video.errors import UserError
+from eqm_video.pipeline import EqMPipeline
+from eqm_video.samplers import RULES, SAMPLERS, SCHEDULES
+
+LENGTHS = (0.25, 0.5, 1.0, 2.0)  # of the walk, in units of the model's own, for --step-size auto
+EVALUATIONS = {"heun": 2}  # of one step, where it is not 1
+COLUMNS = ("model", "sampler", "schedule", "steps", "step_size", "nfe", "diverged", "gradient_rms", "seconds")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row: which model is sampled how. step_size is None for solvers and for the even schedule."""
+
+    model: str  # "model" or "against"
+    sampler: str
+    schedule: str
+    steps: int
+    step_size: float | None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    options = parse(arguments)
+    media.make_folder(options.out)
+    pipelines = {"model": open_model(options)}
+    if options.against is not None:
+        pipelines["against"] = open_model(options, options.against)
+    request = Request.of(pipelines["model"], options)
+    wanted = settings_of(pipelines, options)
+    judge = Judge.of(pipelines["model"], request, options.data)
+    record = Record(options.out / "sweep.json", about(pipelines, request, options), options.overwrite)
+    missing = [one for one in wanted if record.find(one) is None]
+    if len(missing) < len(wanted):
+        print(f"{len(wanted) - len(missing)} of {len(wanted)} settings are there already")
+    for one in tqdm(missing, unit="setting", disable=None):
+        record.add(one, measure(pipelines[one.model], request, one, judge, options.mu))
+    record.write({"machine": machine(pipelines["model"]), **judge.scale})
+    rows = [record.find(one) for one in wanted]
+    media.write_text(options.out / "sweep.csv", as_csv(record.rows))
+    known = {**judge.scale, "limits": limits(pipelines["model"])}
+    draw_sweep(options.out / "sweep.png", record.rows, judge.headline, known)
+    print(as_table(rows))
+    print(f"look at {options.out / 'sweep.png'}; numbers: {options.out}/sweep.csv, {options.out}/sweep.json")
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m eqm_video sweep", description=__doc__.splitlines()[0])
+    add_model(parser)
+    add_sampling(parser, num_samples=64, descent=False)
+    add = parser.add_argument
+    add("--steps", nargs="+", type=whole(1), default=[5, 10, 25, 50], metavar="N", help="default: 5 10 25 50")
+    add("--step-size", nargs="+", type=_step_size, default=["auto"], metavar="E", help="numbers, or auto (default)")
+    add("--sampler", nargs="+", choices=tuple(SAMPLERS), metavar="KIND", help="default: the model's own, and gd")
+    add("--step-schedule", nargs="+", choices=(*SCHEDULES, "even"), default=["constant"], help="default: constant")
+    add("--mu", type=number(0), metavar="M", help="look-ahead of nag, in [0, 1); default: the model's")
+    add("--against", metavar="MODEL2", help="a flow model, sampled with the same number of evaluations")
+    solvers = [name for name in SAMPLERS if name not in RULES]
+    add("--against-sampler", nargs="+", choices=solvers, default=["euler", "heun"], help="default: euler heun")
+    add_data(parser)
+    add("--overwrite", action="store_true", help="throw rows of other settings in DIR away")
+    return parser.parse_args(arguments)
+
+
+def _step_size(text: str) -> float | str:
+    return text if text == "auto" else number(0, above=True)(text)
+
+
+# Settings -----------------------------------------------------------------------------------------------------------
+
+
+def settings_of(pipelines: dict[str, EqMPipeline], options: argparse.Namespace) -> list[Setting]:
+    """The rows that are asked for, each once, in order."""
+    own = pipelines["model"].config.sampler
+    samplers = options.sampler or list(dict.fromkeys([own["kind"], "gd"]))
+    found = []
+    for steps in options.steps:
+        for sampler in samplers:
+            if sampler not in RULES:
+                found.append(Setting("model", sampler, "constant", _solver_steps(sampler, steps), None))
+                continue
+            for schedule in options.step_schedule:
+                found += [
+                    Setting("model", sampler, schedule, steps, size)
+                    for size in _sizes(options.step_size, own["step_size"] * own["steps"] / steps, schedule)
+                ]
+        if "against" in pipelines:
+            found += [
+                Setting("against", one, "constant", _solver_steps(one, steps), None) for one in options.against_sampler
+            ]
+    return list(dict.fromkeys(found))
+
+
+def _solver_steps(sampler: str, evaluations: int) -> int:
+    return max(1, evaluations // EVALUATIONS.get(sampler, 1))
+
+
+def _sizes(given: Sequence[float | str], automatic: float, schedule: str) -> list[float | None]:
+    if schedule == "even":
+        return [None]
+    lists = [[automatic * length for length in LENGTHS] if one == "auto" else [one] for one in given]
+    return sorted({float(f"{size:.6g}") for sizes in lists for size in sizes})
+
+
+def even_schedule(pipeline: EqMPipeline, steps: int) -> tuple[float, Callable[[int, int], float]]:
+    """(step_size, schedule): in the closed form for one data point each step moves gamma by 1 / steps.
+
+    Gamma moves by step_size * c(gamma), so that step_size_k = 1 / (steps c(k / steps)).
+    """
+    if pipeline.decay is None:
+        raise UserError("this model does not say its decay, which --step-schedule even needs: leave that out")
+    strengths = pipeline.decay(torch.arange(steps, dtype=torch.float64) / steps).tolist()
+    return 1 / (steps * strengths[0]), lambda step, _: strengths[0] / strengths[step]
+
+
+def limits(pipeline: EqMPipeline) -> dict[str, float]:
+    """The step size from which on a descent swings around the data for ever, for nag and gd (closed form)."""
+    decay = pipeline.decay
+    if decay is None:
+        return {}
+    near = torch.tensor([1 - 1e-6, 1.0], dtype=torch.float64)
+    values = decay(near).tolist()
+    slope = (values[0] - values[1]) / 1e-6  # c falls like slope * (1 - gamma) to 0
+    if slope <= 0:
+        return {}
+    mu = pipeline.config.sampler.get("mu", 0.0)
+    return {"gd": 2 / slope, "nag": 2 / ((1 + 2 * mu) * slope)}
+
+
+# Rows ---------------------------------------------------------------------------------------------------------------
+
+
+def measure(
+    pipeline: EqMPipeline, request: Request, one: Setting, judge: Judge, mu: float | None = None
+) -> dict[str, Any]:
+    """Sample once and measure; clips that diverged count in the quality, and not in gradient_rms."""
+    how: dict[str, Any] = {}
+    if one.sampler in RULES:
+        size, how["schedule"] = one.step_size, one.schedule
+        if one.schedule == "even":
+            size, how["schedule"] = even_schedule(pipeline, one.steps)
+        sampler = pipeline.rule(one.sampler, size, mu if one.sampler == "nag" else None)
+    else:
+        sampler = pipeline.rule(one.sampler)
+    result = walk(pipeline, request, sampler, steps=one.steps, **how)
+    kept = result.rms.amax(1)[~result.diverged]
+    return {
+        "nfe": float(result.nfe.double().mean()),
+        "diverged": float(result.diverged.double().mean()),
+        "gradient_rms": float(kept.mean()) if len(kept) else None,
+        "seconds": round(result.seconds, 3),
+        **judge(decode(pipeline, result.latents), request.names),
+    }
+
+
+class Record:
+    """sweep.json: what holds for all rows, and the rows; written after each one."""
+
+    def __init__(self, path: Path, about: dict[str, Any], overwrite: bool) -> None:
+        self.path, self.about, self.rows = path, about, []
+        if not path.is_file() or overwrite:
+            return
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            same, self.rows = content["settings"] == about, list(content["rows"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error!r}); type --overwrite to begin anew") from error
+        if not same:
+            raise UserError(
+                f"{path.parent} holds a sweep of another model, other samples or other data: give another --out, or "
+                "--overwrite to throw it away"
+            )
+
+    def find(self, one: Setting) -> dict[str, Any] | None:
+        """The row of a setting, if it is there."""
+        key = asdict(one)
+        return next((row for row in self.rows if key.items() <= row.items()), None)
+
+    def add(self, one: Setting, values: dict[str, Any]) -> None:
+        """Keep a row, on the disk as well."""
+        self.rows.append({**asdict(one), **values})
+        self.write({})
+
+    def write(self, more: dict[str, Any]) -> None:
+        """Write everything, with what is known at the end."""
+        media.write_text(self.path, json.dumps({"settings": self.about, **more, "rows": self.rows}, indent=1) + "\n")
+
+
+def about(pipelines: dict[str, EqMPipeline], request: Request, options: argparse.Namespace) -> dict[str, Any]:
+    """What holds for all rows: a sweep goes on only where all of it is the same."""
+    return {
+        "models": {name: fingerprint(pipeline) for name, pipeline in pipelines.items()},
+        **request.settings(),
+        "mu": pipelines["model"].config.sampler["mu"] if options.mu is None else options.mu,
+        "data": None if options.data is None else str(options.data),
+    }
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """All rows, as a table for other programs."""
+    text = io.StringIO()
+    names = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def as_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows for the screen."""
+    quality = [name for name in ("both_accuracy", "shape_overlap", "frechet") if name in rows[0]]
+    names = [*COLUMNS, *quality]
+    lines = [[_cell(row.get(name)) for name in names] for row in rows]
+    widths = [max(len(name), *(len(line[k]) for line in lines)) for k, name in enumerate(names)]
+    return "\n".join("  ".join(text.rjust(w) for text, w in zip(line, widths, strict=True)) for line in [names, *lines])
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

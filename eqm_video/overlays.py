@@ -1,0 +1,61 @@
+"""Drawing on clips: a small bar below every frame that tells how far it has come.
+
+Arrays are uint8 and channels last: clips are (B, T, H, W, 3). Colours are told apart by colour-blind eyes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+PAPER = (255, 255, 255)
+TRACK = (222, 222, 222)  # what is still to come
+MOVING = (0, 114, 178)  # blue: on its way
+PALE = (150, 198, 226)  # the other half of a hatched bar
+RESTING = (230, 159, 0)  # orange: come to rest
+REST = 0.99  # gamma from which on a frame counts as at rest
+
+
+def draw_gamma_bars(
+    clips: NDArray[np.uint8], gammas: ArrayLike, saturated: ArrayLike | None = None, rest: float = REST
+) -> NDArray[np.uint8]:
+    """Clips (B, T, H, W, 3) with a bar below each frame, as long as its gamma (B, T): (B, T, H + bar, W, 3).
+
+    A bar is blue while its frame moves and orange from gamma `rest` on. Where `saturated` (B, T) is true gamma is known
+    to be at most the given value only: that bar is hatched. Gammas are clamped to [0, 1].
+    Raises ValueError for other shapes, or gammas that are NaN.
+    """
+    clips = np.asarray(clips)
+    if clips.ndim != 5 or clips.shape[-1] != 3 or clips.dtype != np.uint8:
+        raise ValueError(f"clips must be (B, T, H, W, 3) uint8, got {clips.shape} {clips.dtype}")
+    count, frames, height, width, _ = clips.shape
+    values = np.asarray(gammas, dtype=np.float64)
+    hatched = np.zeros((count, frames), bool) if saturated is None else np.asarray(saturated, dtype=bool)
+    for name, given in (("gammas", values), ("saturated", hatched)):
+        if given.shape != (count, frames):
+            raise ValueError(f"{name} must be (B, T) = {(count, frames)}, got {given.shape}")
+    if np.isnan(values).any():
+        raise ValueError("gammas hold NaN")
+    gap, thick = bar_height(height)
+    strip = np.full((count, frames, gap + thick, width, 3), PAPER, np.uint8)
+    inset = max(1, width // 64)  # so that the bars of neighbouring frames do not touch
+    strip[..., gap:, inset : width - inset, :] = _bars(values, hatched, rest, thick, width - 2 * inset)
+    return np.concatenate([clips, strip], axis=2)
+
+
+def bar_height(height: int) -> tuple[int, int]:
+    """(gap above the bar, thickness of the bar) in pixels, for frames of this height."""
+    return max(1, round(height / 40)), max(3, round(height / 16))
+
+
+def _bars(gammas: NDArray, hatched: NDArray, rest: float, thick: int, length: int) -> NDArray[np.uint8]:
+    """The bars (B, T, thick, length, 3). Ends are blended into the track, so that a bar grows by parts of a pixel."""
+    column = np.arange(length)
+    filled = np.clip(gammas.clip(0, 1)[..., None] * length - column, 0, 1)  # (B, T, length), share of each column
+    colour = np.where((gammas >= rest)[..., None], np.array(RESTING, float), np.array(MOVING, float))  # (B, T, 3)
+    colour = np.broadcast_to(colour[:, :, None, None], (*gammas.shape, thick, length, 3)).copy()
+    period = max(2, thick)  # diagonal stripes as wide as they can be told apart
+    stripe = (column[None, :] + np.arange(thick)[:, None]) % (2 * period) >= period  # (thick, length)
+    colour[hatched[:, :, None, None] & stripe] = PALE
+    share = filled[:, :, None, :, None]
+    return np.rint(share * colour + (1 - share) * np.array(TRACK, float)).astype(np.uint8)

@@ -1,0 +1,135 @@
+"""The ablations: recipes that differ in one choice, runs that are found again, measures, tables."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from eqm_video.cli import ablate, ablate_report
+from eqm_video.config import flatten, load_config, to_tree
+from eqm_video.errors import UserError
+
+DECAY, SAMPLER = "objective.decay.", "sampler."
+# what each recipe changes in the base; the folder of its run besides
+CHANGES = {
+    "base": {},
+    "linear": {f"{DECAY}kind": "linear", f"{DECAY}a": None},
+    "piecewise": {f"{DECAY}kind": "piecewise", f"{DECAY}b": 1.4},
+    "flow_untold": {f"{DECAY}kind": "constant", f"{DECAY}a": None, f"{DECAY}gain": 1.0},
+    "flow": {
+        **{f"{DECAY}kind": "constant", f"{DECAY}a": None, f"{DECAY}gain": 1.0},
+        "model.conditioned_on_gamma": True,
+    },
+    "told": {"model.conditioned_on_gamma": True},
+    "a_0.5": {f"{DECAY}a": 0.5},
+    "a_0.9": {f"{DECAY}a": 0.9},
+    "lambda_1": {f"{DECAY}gain": 1.0, f"{SAMPLER}step_size": 0.08},
+    "lambda_2": {f"{DECAY}gain": 2.0, f"{SAMPLER}step_size": 0.04},
+    "lambda_8": {f"{DECAY}gain": 8.0, f"{SAMPLER}step_size": 0.01},
+    "energy_dot": {"model.energy": "dot"},
+    "energy_l2": {"model.energy": "l2", "train.init_from": "runs/ablations/base/export"},
+}
+FLOW_SAMPLER = {f"{SAMPLER}kind": "euler", f"{SAMPLER}step_size": None, f"{SAMPLER}mu": None}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def settings(name: str) -> dict:
+    return dict(flatten(to_tree(load_config(ablate.RECIPES / f"{name}.yaml"))))
+
+
+def test_every_recipe_is_the_base_with_one_change() -> None:
+    assert set(ablate.recipes()) == set(CHANGES) and ablate.recipes()[0] == "base"
+    base = settings("base")
+    for name, change in CHANGES.items():
+        change = {**change, **(FLOW_SAMPLER if name.startswith("flow") else {}), "run.dir": f"runs/ablations/{name}"}
+        expected = {
+            key: value for key, value in {**base, **change}.items() if value is not None or base.get(key) is None
+        }
+        assert settings(name) == expected, name
+
+
+def test_recipes_are_in_the_tables_and_their_steps_go_equally_far() -> None:
+    assert {recipe for table in ablate_report.TABLES.values() for recipe in table.values()} == set(CHANGES)
+    for name in CHANGES:
+        config = load_config(ablate.RECIPES / f"{name}.yaml")
+        if not name.startswith("flow"):
+            assert config.sampler.rule.step_size * config.objective.decay.gain == pytest.approx(ablate.STRIDE)
+        for way in ablate.ways(name, config):
+            if way.sampler in ("nag", "gd"):
+                assert way.numbers["step_size"] * config.objective.decay.gain == pytest.approx(ablate.STRIDE)
+    flow, untold = (load_config(ablate.RECIPES / f"{name}.yaml") for name in ("flow", "flow_untold"))
+    assert [way.sampler for way in ablate.ways("flow", flow)] == ["euler", "heun", "sde"]
+    assert [way.sampler for way in ablate.ways("flow_untold", untold)] == ["euler", "heun", "sde", "gd"]
+    assert {way.sampler: way.steps for way in ablate.ways("flow", flow)} == {"euler": 50, "heun": 25, "sde": 25}
+
+
+def test_interval_is_wilsons() -> None:
+    low, high = ablate_report.interval(0.5, 100)
+    assert (low, high) == pytest.approx((0.40383, 0.59617), abs=1e-5)
+    squared = ablate_report.QUANTILE**2
+    assert ablate_report.interval(0.0, 20) == pytest.approx((0.0, squared / (20 + squared)), abs=1e-12)
+    assert ablate_report.interval(1.0, 20) == pytest.approx((20 / (20 + squared), 1.0), abs=1e-12)
+
+
+def test_held_out_error_is_free_of_the_decay_and_its_gain(tmp_path: Path) -> None:
+    for name in ("base", "linear", "lambda_8", "flow"):
+        config = load_config(ablate.RECIPES / f"{name}.yaml", [f"run.dir={tmp_path}"])
+        gammas = config.held_out.gammas
+        strengths = config.objective.decay(torch.tensor(gammas, dtype=torch.float64)).tolist()
+        losses = {f"{gamma:g}": 0.3 * c**2 for gamma, c in zip(gammas, strengths, strict=True)}
+        lines = [{"step": 1, "seconds": 1.0, "held_out": losses}, {"step": 2, "seconds": 2.0}]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        found = ablate.training_log(config)
+        assert found["held_out_error"] == pytest.approx(dict.fromkeys(("0.1", "0.3", "0.5", "0.7", "0.9"), 0.3))
+        assert (found["training_steps"], found["training_seconds"]) == (2, 2.0)
+
+
+def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    monkeypatch.setattr("eqm_video.cli.demo.VIDEOS", 2)
+    monkeypatch.setattr("eqm_video.cli.demo.HELD_OUT", 1)
+    words = ["--out", tmp_path / "runs", "--data", tmp_path / "data", "--num-samples", 8, "--only", "base", "flow"]
+    words += ["train.steps=2", "train.batch_size=4", "held_out.clips=2", "sampler.steps=4"]
+    words = [str(word) for word in words]
+    assert ablate.main(words) == 0
+    said = capsys.readouterr().out
+    summary = json.loads((tmp_path / "runs" / "ablations.json").read_text())
+    ways = [(line["recipe"], line["sampler"], line["nfe"]) for line in summary["lines"]]
+    expected = [("base", "nag", 4), ("base", "gd", 4), ("base", "adam", 4)]
+    assert ways == [*expected, ("flow", "euler", 4), ("flow", "heun", 4), ("flow", "sde", 3)]
+    for line in summary["lines"]:
+        assert 0 <= line["both_accuracy"] <= line["direction_accuracy"] <= 1 and line["frechet"] > 0
+        assert line["rest"] > 0 and line["diverged"] == 0 and line["training_steps"] == 2
+    assert (tmp_path / "runs" / "ablations.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "runs" / "ablations.md").read_text() in said
+    assert re.search(r"^\| flow, told gamma +\| heun +\|", said, re.MULTILINE)
+
+    monkeypatch.setattr(ablate, "sample", None)
+    monkeypatch.setattr(ablate.training, "main", None)
+    assert ablate.main(words) == 0  # neither trained nor sampled again
+    assert json.loads((tmp_path / "runs" / "ablations.json").read_text())["lines"] == summary["lines"]
+    with pytest.raises(UserError, match=r"base was not trained from base.yaml as it is now: train.steps \(2 there\)"):
+        ablate.main([*words[:-4], "train.steps=3", *words[-3:]])
+
+
+def test_an_unknown_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--only lineal: the recipes are base, "):
+        ablate.chosen(["lineal"])
+
+
+def test_a_run_that_starts_from_another_finds_it_in_the_same_folder(tmp_path: Path) -> None:
+    given = ablate.parse(["--out", str(tmp_path), "--data", "videos", "train.steps=7"])
+    assert ablate.replaced("energy_l2", given) == [
+        *("train.steps=7", "data.root=videos", f"run.dir={tmp_path}/energy_l2"),
+        f"train.init_from={tmp_path}/base/export",
+    ]
