@@ -1,7 +1,7 @@
 """Energies of a network, and the network seen as a gradient field: raw, or the true gradient of an explicit energy.
 
 Legend: B clips, T frames, C channels, H W height and width, N tokens a frame, D width.
-Source: arXiv 2510.02300, section 3.5 (EqM-E), with f pointing from data to noise, so that descent lowers the energy.
+Source: EqM-E of arXiv 2510.02300, with f pointing from data to noise, so that descent lowers the energy.
 """
 
 from __future__ import annotations

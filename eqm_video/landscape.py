@@ -176,7 +176,7 @@ class Landscape:
             return None
         return (
             f"step_size {rule.step_size:g} is beyond {limit:.4g}, the limit measured for this model with {kind}: the "
-            "descent will not come to rest; use a smaller one, or auto"
+            "descent overshoots and ends where no data are; use a smaller one, or auto"
         )
 
     def _scale(self, guidance_scale: float | None) -> float:

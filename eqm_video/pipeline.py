@@ -212,8 +212,10 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         wanted = as_list(labels, num_samples, seeds, generator)
         generators = make_generators(len(wanted), seeds, generator)
         steps = self.config.sampler["steps"] if steps is None else steps
-        rule = self.rule(sampler, step_size, mu, temperature=temperature, steps=steps, guidance_scale=guidance_scale)
-        if composition is None and (wrong := self.step_warning(rule, guidance_scale)):
+        # Of a composition the weights are what guidance is: they say how steep the sum of the fields is.
+        scale = guidance_scale if composition is None else sum(abs(term[1]) for term in composition)
+        rule = self.rule(sampler, step_size, mu, temperature=temperature, steps=steps, guidance_scale=scale)
+        if wrong := self.step_warning(rule, scale):
             warnings.warn(wrong, stacklevel=2)
         timing = {"num_frames": num_frames, "fps": fps}
         try:

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from test_pipeline import tiny_pipeline
-from test_sweep import Bowl, in_a_bowl
+from test_sweep import in_a_bowl
 
 from eqm_video.cli import adaptive
 from eqm_video.errors import UserError
@@ -78,8 +78,3 @@ def test_refusals(export, tmp_path, capsys):
     tiny_pipeline(sampler=settings).save_pretrained(solver)
     with pytest.raises(UserError, match="--sampler"):
         adaptive.main([str(solver), "--out", str(tmp_path)])
-
-
-def test_the_bowl_is_a_bowl():
-    latents = torch.randn(2, 3, 4, 8, 8)
-    assert torch.equal(Bowl()(latents), latents)

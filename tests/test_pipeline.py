@@ -500,6 +500,8 @@ def test_an_automatic_step_needs_the_measured_curvature(pipe):
     assert measured.rule("nag", "auto", steps=400).step_size < 0.01  # the way is short for so many steps
     with pytest.warns(UserWarning, match=r"step_size 0\.2 is beyond 0\.1, the limit measured"):
         measured("up", sampler="gd", step_size=0.2)
+    with pytest.warns(UserWarning, match=r"is beyond 0\.025"):  # the weights of a composition are its guidance
+        measured(composition=[("up", 2.0), ("left", 2.0)], sampler="gd", step_size=0.03)
     with pytest.raises(UserError, match="brings its own step_size"):
         measured("up", sampler=NAG(0.1), step_size="auto")
     with pytest.raises(UserError, match="no step limit"):

@@ -1,4 +1,4 @@
-"""The theory of Equilibrium Matching (arXiv 2510.02300, section 3.4) as tests, each against a closed form.
+"""The theory of Equilibrium Matching (arXiv 2510.02300) as tests, each against a closed form.
 
 The paper argues for three statements about a perfectly trained field in high dimension: (1) it vanishes at the training
 data; (2) its local minima are training data; (3) gradient descent on an L-smooth landscape has

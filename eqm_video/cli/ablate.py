@@ -167,6 +167,10 @@ def ways(name: str, config: Config) -> list[Way]:
     is tried where the network is told no gamma, with the base's stride.
     """
     steps, rule, decay = config.sampler.steps, config.sampler.rule, config.objective.decay
+    if (
+        isinstance(decay, ConstantDecay) and decay.gain != 1
+    ):  # not a velocity: descent as slow as this is Euler's method
+        return [Way("gd", steps, {"step_size": 1 / (steps * decay.gain)})]
     if isinstance(decay, ConstantDecay):
         half = max(1, steps // 2)  # these evaluate twice a step
         solved = [Way("euler", steps), Way("heun", half), Way("sde", half)]

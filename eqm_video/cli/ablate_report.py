@@ -18,7 +18,13 @@ QUANTILE = 1.959964  # of the standard normal: intervals of 95 %
 CHANCE = 1 / 8  # two shapes, four directions
 # title: {name in the table: recipe}; a recipe may stand in several
 TABLES: dict[str, dict[str, str]] = {
-    "objective and sampler": {"EqM": "base", "flow, told gamma": "flow", "flow, not told": "flow_untold"},
+    "objective and sampler": {
+        "EqM, gain 4": "base",
+        "EqM, gain 1": "lambda_1",
+        "flow, told gamma": "flow",
+        "flow, told, gain 4": "flow_4",
+        "flow, not told": "flow_untold",
+    },
     "decay c(gamma)": {
         "truncated": "base",
         "linear": "linear",

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from eqm_video import media
 from eqm_video.cli.adaptive_plot import draw_adaptive
-from eqm_video.cli.options import Request, add_model, add_sampling, machine, number, open_model, whole
+from eqm_video.cli.options import Request, add_model, add_sampling, describe_rule, machine, number, open_model, whole
 from eqm_video.cli.quality import Judge, add_data
 from eqm_video.cli.walks import Walk, decode, walk
 from eqm_video.errors import UserError
@@ -131,7 +131,8 @@ def compare(
         row["fixed with as many"] = {"steps": fewer, **summary(pipeline, request, judge, same, reference)}
         rows.append(row)
     sampler = options.sampler or pipeline.config.sampler["kind"]
-    return {"sampler": sampler, "steps": steps, "step_size": step_size, "all steps": whole_, "adaptive": rows}
+    setting = {"sampler": sampler, "steps": steps, "step_size": step_size, "rule": describe_rule(rule)}
+    return {**setting, "all steps": whole_, "adaptive": rows}
 
 
 def summary(
@@ -158,23 +159,31 @@ def summary(
 
 
 def as_table(results: Sequence[dict[str, Any]], headline: str | None) -> str:
-    """The results for the screen."""
+    """The results for the screen; shares are of all steps."""
     lines = []
     for one in results:
-        whole_, quality = one["all steps"], "" if headline is None else f"  {headline}"
+        names = [
+            "tolerance",
+            "nfe",
+            "seconds",
+            "CPU s",
+            "of nfe",
+            "of time",
+            "of CPU",
+            *([headline] if headline else []),
+        ]
         lines.append(f"{one['sampler']}, {one['steps']} steps of {one['step_size']:g}")
-        lines.append(
-            f"  {'tolerance':>10} {'nfe':>7} {'seconds':>8} {'CPU s':>7} {'of nfe':>7} {'of time':>8}{quality}"
-        )
-        lines.append(_line("-", whole_, 1.0, 1.0, headline))
-        for row in one["adaptive"]:
-            lines.append(_line(f"{row['tolerance']:g}", row, row["nfe_ratio"], row["cpu_seconds_ratio"], headline))
+        lines.append("  ".join(f"{name:>9}" for name in names))
+        lines.append(_line("-", one["all steps"], headline))
+        lines += [_line(f"{row['tolerance']:g}", row, headline) for row in one["adaptive"]]
     return "\n".join(lines)
 
 
-def _line(name: str, row: dict[str, Any], evaluations: float, time: float | None, headline: str | None) -> str:
+def _line(name: str, row: dict[str, Any], headline: str | None) -> str:
+    cells = [name, f"{row['nfe']:.1f}", f"{row['seconds']:.2f}", f"{row['cpu_seconds']:.2f}"]
+    shares = [row.get(f"{each}_ratio", 1.0) for each in ("nfe", "seconds", "cpu_seconds")]
+    cells += ["-" if share is None else f"{share:.0%}" for share in shares]
+    if headline is not None:
+        cells.append(f"{row[headline]:.3g}".rjust(len(headline)))
     far = f"  {row['pixels_from_all_steps']:.1f} of 255 from all steps" if "pixels_from_all_steps" in row else ""
-    quality = "" if headline is None else f"  {row[headline]:.3g}"
-    times = f"{row['seconds']:8.2f} {row['cpu_seconds']:7.2f}"
-    share = "-" if time is None else f"{time:.0%}"
-    return f"  {name:>10} {row['nfe']:7.1f} {times} {evaluations:>7.0%} {share:>8}{quality}{far}"
+    return "  ".join(f"{cell:>9}" for cell in cells) + far

@@ -20,7 +20,6 @@ Legend: N samples, W windows, T frames, H W pixels, D dimensions of the projecti
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import re
 import statistics
@@ -28,7 +27,6 @@ import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +36,7 @@ from eqm_video import media
 from eqm_video.cli import compare_memorisation as memorisation
 from eqm_video.cli.compare_report import Samples, describe, spread, summarise_nearest, table, write
 from eqm_video.cli.compare_windows import Search, Windows, halves, look, project, real_searches, some_windows, thin
+from eqm_video.cli.options import whole
 from eqm_video.data.datasets import ClipSet, open_data
 from eqm_video.errors import UserError
 from eqm_video.metrics.frechet import frechet_distance, gaussian_of, random_projection
@@ -102,12 +101,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--data", type=Path, required=True, metavar="ROOT", help="the folder of the training data")
     add("--kind", choices=("videos", "images"), help="default: videos, and images for samples of one frame")
     add("--split", choices=("train", "test", "all"), default="train", help="all: every file; default: train")
-    add("--fold", type=_whole(1), default=1, metavar="F", help="of the split; default: 1")
-    add("--frame-interval", type=_whole(1), metavar="K", help="default: by the fps of data and samples")
-    add("--stride", type=_whole(1), default=1, metavar="S", help="source frames from window to window; default: 1")
-    add("--dimensions", type=_whole(1, MOST_DIMENSIONS), default=32, metavar="D", help="of the projection; default: 32")
-    add("--seed", type=_whole(0), default=0, metavar="K", help="of the projection and the halves; default: 0")
-    add("--columns", type=_whole(1), help="pairs in a row of the grid; default: about as wide as high")
+    add("--fold", type=whole(1), default=1, metavar="F", help="of the split; default: 1")
+    add("--frame-interval", type=whole(1), metavar="K", help="default: by the fps of data and samples")
+    add("--stride", type=whole(1), default=1, metavar="S", help="source frames from window to window; default: 1")
+    add("--dimensions", type=whole(1, MOST_DIMENSIONS), default=32, metavar="D", help="of the projection; default: 32")
+    add("--seed", type=whole(0), default=0, metavar="K", help="of the projection and the halves; default: 0")
+    add("--columns", type=whole(1), help="pairs in a row of the grid; default: about as wide as high")
     add("--out", type=Path, metavar="DIR", help="for the pictures and numbers; default: SAMPLES/compare")
     return parser.parse_args([_as_option(one) for one in (sys.argv[1:] if arguments is None else arguments)])
 
@@ -122,17 +121,6 @@ def _as_option(argument: str) -> str:
         allowed = ", ".join(f"data.{name}" for name in OVERRIDES)
         raise UserError(f"unknown override {argument!r}; type one of {allowed}: frames and size are the samples' own")
     return f"--{key.replace('_', '-')}={'all' if key == 'split' and value in ('null', 'none') else value}"
-
-
-def _whole(least: int, most: int | None = None) -> Any:
-    def parse_whole(text: str) -> int:
-        with contextlib.suppress(ValueError):
-            if least <= int(text) and (most is None or int(text) <= most):
-                return int(text)
-        limit = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {limit}")
-
-    return parse_whole
 
 
 # Samples and data ---------------------------------------------------------------------------------------------------

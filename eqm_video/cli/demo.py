@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from eqm_video.build import versions
 from eqm_video.cli import sample as sampling
 from eqm_video.cli import train as training
+from eqm_video.cli.options import processor
 from eqm_video.data.shapes import score_motion, write_moving_shapes
 from eqm_video.errors import UserError
 from eqm_video.media import make_folder
@@ -100,14 +100,6 @@ def draw_curve(metrics: Path, out: Path) -> None:
     axes.plot(*zip(*held_out, strict=True), "o-", label="held-out clips, averaged weights")
     axes.legend()
     figure.savefig(out, dpi=150)
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def report(numbers: dict[str, Any], options: argparse.Namespace) -> None:

@@ -181,9 +181,6 @@ def read_gamma(
     for state in states:
         gradient = field(kept[state])
         rms, dot = frame_rms(gradient).cpu(), frame_dot(kept[state], gradient).cpu()
-        # A learned field is a mean, and so a little smaller than its target: by its size alone it would seem nearer to
-        # the data. Where the dot is above 0 gamma is below 1 / S², and the dot tells it whatever the size.
-        rms = rms.masked_fill(dot > 0, torch.inf)
         gammas.append(infer_gamma(rms, decay, scale, dot=dot))
     return torch.stack(gammas)
 

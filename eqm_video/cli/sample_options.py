@@ -185,7 +185,8 @@ def choose_descent(pipeline: EqMPipeline, options: argparse.Namespace) -> tuple[
     steps = pick("steps") or pipeline.config.sampler["steps"]
     guidance = pick("guidance_scale")
     guidance = float(pipeline.config.sampler["guidance_scale"] if guidance is None else guidance)
-    more = {"temperature": options.temperature, "steps": steps, "guidance_scale": guidance}
+    scale = sum(abs(weight) for _, weight in options.compose) if options.compose else guidance
+    more = {"temperature": options.temperature, "steps": steps, "guidance_scale": scale}
     rule = pipeline.rule(kind, pick("step_size"), pick("mu"), **more)
     if options.per_frame and options.tolerance is None:
         raise UserError("--per-frame needs --tolerance, below which a frame stops")
