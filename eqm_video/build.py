@@ -146,7 +146,7 @@ def start_from(network: EqMTransformer | EqMUNet, source: str) -> list[str]:
     its output may mean another energy.
     """
     top = Path(source).expanduser()
-    top = newest_of_run(top) if (top / "checkpoints").is_dir() else top
+    top = newest_of_run(top) if (top / "checkpoints").is_dir() or (top / "export").is_dir() else top
     places = [top / "transformer", top / "ema", top]
     folder = next((place for place in places if (place / "config.json").is_file()), None)
     if folder is None:

@@ -215,7 +215,9 @@ def curvature_at(curvature: Mapping[str, Any], guidance_scale: float | None = No
     known = sorted(pairs.items())
     (first, below), (last, above) = known[0], known[-1]
     if guidance_scale > last:
-        return above * guidance_scale / last if last > 0 else max(pairs.values()) * (1 + 2 * guidance_scale)
+        grown = above * guidance_scale / last if last > 0 else max(pairs.values()) * (1 + 2 * guidance_scale)
+        (left, low), (right, high) = known[-2:] if len(known) > 1 else (known[-1], (last + 1, above))
+        return max(grown, high + (high - low) * (guidance_scale - right) / (right - left))
     if guidance_scale < first:
         return below if guidance_scale >= 0 else max(pairs.values()) * (1 - 2 * guidance_scale)
     for (left, low), (right, high) in itertools.pairwise(known):

@@ -108,7 +108,8 @@ class GuidedField:
 
     def at_progress(self, progress: float) -> GuidedField:
         """The field at a point of the descent, 0 (start) to 1 (end): unguided outside the guidance interval."""
-        if self.interval is None or self.interval[0] <= progress < self.interval[1]:
+        first, last = self.interval or (0, 1)
+        if first <= progress < last or (last == 1 and progress >= first):  # a solver's last evaluation is at 1
             return self
         plain = copy(self)
         plain.guidance_scale = 1.0
@@ -139,7 +140,7 @@ class GuidedField:
         return torch.cat([guided[:, :, : self.channels], labelled[:, :, self.channels :]], dim=2)
 
     def energies(self, latents: Tensor, energy: str | None = None) -> Tensor:
-        """Energy of each frame (B, T), guided as the field is; needs an `energy.Field` as the network.
+        """Energy of each frame (B, T), weighted as guidance weighs the fields; needs an `energy.Field` as the network.
 
         `energy` is "dot" or "l2"; None is the network's own, a ValueError where it learned none.
         """

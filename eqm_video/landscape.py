@@ -31,7 +31,7 @@ from eqm_video.requests import (
     label_ids,
     make_generators,
 )
-from eqm_video.samplers import SAMPLERS, Sampler
+from eqm_video.samplers import SAMPLERS, Sampler, Schedule, step_factors
 
 Term = tuple[Any, ...]  # (label, weight), or (label, weight, pipeline)
 
@@ -101,7 +101,7 @@ class Landscape:
         fields, weights = [], []
         for label, weight, *other in terms:
             pipeline = other[0] if other else self
-            if pipeline.transformer.config.in_channels != self.transformer.config.in_channels:
+            if not _same_codec(pipeline.vae, self.vae):
                 raise UserError(
                     "the models of a composition work on latents of different codecs: they need the same one"
                 )
@@ -141,10 +141,11 @@ class Landscape:
         temperature: float | None = None,
         steps: int | None = None,
         guidance_scale: float | None = None,
+        step_schedule: Schedule = "constant",
     ) -> Sampler:
         """The sampler: the model's recommended one, with what is given here in its place.
 
-        step_size "auto" needs the model's measured curvature, and depends on `steps` and `guidance_scale`.
+        step_size "auto" needs the model's measured curvature, and depends on steps, guidance_scale and step_schedule.
         """
         automatic = step_size == "auto"
         given = {"step_size": None if automatic else step_size, "mu": mu, "temperature": temperature}
@@ -161,7 +162,9 @@ class Landscape:
         kind, steps = sampler or self.config.sampler["kind"], steps or self.config.sampler["steps"]
         look_ahead = getattr(rule, "mu", 0.0)
         try:
-            size = auto_step(self.config.curvature, kind, look_ahead, steps, self.decay, self._scale(guidance_scale))
+            # On a falling schedule the steps add up to less, as fewer whole ones would.
+            whole = max(1, round(sum(step_factors(step_schedule, steps))))
+            size = auto_step(self.config.curvature, kind, look_ahead, whole, self.decay, self._scale(guidance_scale))
         except ValueError as error:
             raise UserError(str(error)) from error
         return replace(rule, step_size=size)
@@ -202,6 +205,19 @@ class Landscape:
         """When the frames of a clip are, in reference frames: (T,)."""
         rate = self.config.fps if fps is None else fps
         return frame_times(self.check_frames(num_frames), rate, self.config.reference_fps)
+
+
+def _same_codec(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """Whether two autoencoders have the same weights and scaling: only then do their latents mean the same."""
+    if one is other:
+        return True
+    scales = ("scaling_factor", "shift_factor", "latent_channels")
+    weights, others = one.state_dict(), other.state_dict()
+    return (
+        all(one.config.get(name) == other.config.get(name) for name in scales)
+        and weights.keys() == others.keys()
+        and all(torch.equal(weight.cpu(), others[name].cpu()) for name, weight in weights.items())
+    )
 
 
 def _output(pixels: Tensor, output_type: str) -> Any:

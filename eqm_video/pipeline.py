@@ -212,9 +212,15 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         wanted = as_list(labels, num_samples, seeds, generator)
         generators = make_generators(len(wanted), seeds, generator)
         steps = self.config.sampler["steps"] if steps is None else steps
+        guided = guidance_scale is not None or guidance_interval is not None or match_norm
+        if composition is not None and (guided or any(one is not None for one in wanted)):
+            raise UserError("a composition takes the place of labels and of guidance (its weights): leave those out")
+        if plain_sum and composition is None:
+            raise UserError("plain_sum says how to compose: give composition=[(label, weight), ...]")
         # Of a composition the weights are what guidance is: they say how steep the sum of the fields is.
         scale = guidance_scale if composition is None else sum(abs(term[1]) for term in composition)
-        rule = self.rule(sampler, step_size, mu, temperature=temperature, steps=steps, guidance_scale=scale)
+        more = {"temperature": temperature, "steps": steps, "guidance_scale": scale, "step_schedule": step_schedule}
+        rule = self.rule(sampler, step_size, mu, **more)
         if wrong := self.step_warning(rule, scale):
             warnings.warn(wrong, stacklevel=2)
         timing = {"num_frames": num_frames, "fps": fps}
@@ -227,6 +233,8 @@ class EqMPipeline(Landscape, DiffusionPipeline):
             start, held = self._start(generators, num_frames, size, clips, start_gamma, known)
             told = None
             if self.transformer.config.conditioned_on_gamma:
+                if per_frame:
+                    raise UserError("this network is told one gamma for all frames: they cannot stop one by one")
                 told = told_gammas(self.decay, rule, steps, step_schedule, start_gamma, held)
             with self.progress_bar(total=steps) as bar:
                 descent = run(
@@ -282,7 +290,8 @@ def _agree_with(
             f"the clips to start from are {count} of {frames} frames, but asked are {asked or count} samples of "
             f"{num_frames or frames} frames: leave those out"
         )
-    if size is not None and (size if isinstance(size, tuple) else (size, size)) != (height, width):
+    asked_size = (size, size) if isinstance(size, int) or size is None else tuple(size)
+    if size is not None and asked_size != (height, width):
         raise UserError(f"the clips to start from have {height}x{width} pixels, but size is {size}: leave it out")
     return None if isinstance(labels, (list, tuple)) else count, frames, (height, width)
 

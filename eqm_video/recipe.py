@@ -170,7 +170,7 @@ def _section(cls: type, tree: Any, path: str, keys: Sequence[str]) -> Any:
 
 
 def _choice(entry: dataclasses.Field, node: Any, path: str) -> Any:
-    """Build the class that `kind` names; a key that the default's class has too starts from the default's value."""
+    """Build the class that `kind` names; of the default's own kind, keys start from the default's values."""
     node = _yaml(node, path)
     if not isinstance(node, Mapping | str | None):
         raise UserError(f"{path} must be a kind or a mapping with a kind, got {node!r}")
@@ -181,7 +181,7 @@ def _choice(entry: dataclasses.Field, node: Any, path: str) -> Any:
         raise UserError(f"{path}.kind: {kind!r} is not one of {', '.join(kinds)}; {_nearest(kind, kinds)}")
     cls = kinds[kind]
     hints, names = typing.get_type_hints(cls), _field_names(cls)
-    values = {name: getattr(entry.default, name) for name in names if hasattr(entry.default, name)}
+    values = {name: getattr(entry.default, name) for name in names} if type(entry.default) is cls else {}
     for name, value in node.items():
         if name not in names:
             legal = f"it has {', '.join(sorted(names))}" if names else "it has no other key"

@@ -149,7 +149,8 @@ def sampler_settings(given: Mapping[str, Any] | None) -> dict[str, Any]:
         raise UserError(
             f"unknown settings {sorted(unknown)} of the sampler {kind!r}; known are {', '.join(sorted(known))}"
         )
-    return {**{name: value for name, value in SAMPLER.items() if name in known}, **given}
+    start = {entry.name: entry.default for entry in fields(SAMPLERS[kind])} | {"kind": kind}
+    return {**start, "steps": SAMPLER["steps"], "guidance_scale": SAMPLER["guidance_scale"], **given}
 
 
 def choose_sampler(settings: Mapping[str, Any], sampler: str | Sampler | None, given: Mapping[str, Any]) -> Sampler:
@@ -164,7 +165,10 @@ def choose_sampler(settings: Mapping[str, Any], sampler: str | Sampler | None, g
     names = {entry.name for entry in fields(SAMPLERS[kind])}
     if surplus := set(given) - names:
         raise UserError(f"sampler {kind!r} has no {' and no '.join(sorted(surplus))}: leave it out")
-    known = {name: value for name, value in settings.items() if name in names}
+    # A step size is one along the gradient for these; Adam's is a distance, and takes its own default.
+    alike = {"gd", "nag", "langevin"}
+    shared = kind == settings["kind"] or {kind, settings["kind"]} <= alike
+    known = {name: value for name, value in settings.items() if name in names and (shared or name != "step_size")}
     try:
         return SAMPLERS[kind](**{**known, **given})
     except ValueError as error:

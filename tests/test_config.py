@@ -195,3 +195,8 @@ def test_the_resolved_tree_is_plain_yaml() -> None:
     tree = yaml.safe_load(to_yaml(load_config(None, ["gamma=mixture", "track.to=wandb"])))
     assert tree["gamma"]["patterns"] == ["prefix"] and tree["track"]["to"] == ["wandb"]
     assert tree["train"]["lr"] == 1e-4 and tree["sampler"]["kind"] == "nag"
+
+
+def test_another_kind_starts_from_its_own_numbers() -> None:
+    assert parse_config({}, ["objective.decay=constant"]).objective.decay.gain == 1.0
+    assert parse_config({}, ["sampler.kind=adam"]).sampler.rule == SAMPLERS["adam"]()

@@ -506,3 +506,31 @@ def test_an_automatic_step_needs_the_measured_curvature(pipe):
         measured("up", sampler=NAG(0.1), step_size="auto")
     with pytest.raises(UserError, match="no step limit"):
         measured("up", sampler="heun", step_size="auto")
+
+
+def test_an_automatic_step_makes_up_for_a_falling_schedule():
+    measured = tiny_pipeline(curvature={"largest": 1e-3, "guidance_scale": 1.0})
+    sizes = [measured.rule("gd", "auto", steps=100, step_schedule=name).step_size for name in ("constant", "linear")]
+    assert sizes[1] == pytest.approx(2 * sizes[0], rel=0.05)
+
+
+def test_numbers_of_one_sampler_are_not_those_of_another(pipe):
+    assert pipe.rule("gd").step_size == pipe.rule("langevin", temperature=0.1).step_size == 0.05
+    assert pipe.rule("adam").step_size == type(pipe.rule("adam"))().step_size != 0.05
+
+
+def test_what_a_composition_would_ignore_is_refused(pipe):
+    for more in ({"labels": ["up"]}, {"guidance_scale": 2.0}, {"match_norm": True}, {"guidance_interval": (0, 0.5)}):
+        with pytest.raises(UserError, match="takes the place of labels and of guidance"):
+            pipe(composition=[("up", 1.0)], seeds=[0], **more)
+    with pytest.raises(UserError, match="give composition="):
+        pipe("up", plain_sum=True)
+    with pytest.raises(UserError, match="same one"):
+        pipe(composition=[("up", 1.0), ("up", 1.0, other_codec())], seeds=[0])
+
+
+def other_codec() -> EqMPipeline:
+    other = tiny_pipeline()
+    with torch.no_grad():
+        other.vae.decoder.conv_in.weight += 1
+    return other

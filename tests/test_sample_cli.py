@@ -409,6 +409,8 @@ def test_every_sampler_by_its_name(export, tmp_path, sampler):
         (("--plain-sum",), "add --compose"),
         (("--compose", "up", "--labels", "up"), "--compose takes the place of --labels"),
         (("--compose", "sideways"), "unknown label 'sideways'"),
+        (("--compose", "up:2", "--match-norm"), "--compose takes the place of --labels and of guidance"),
+        (("compose=up:2",), "--compose is an option, not an override"),
         (("--sampler", "heun", "--tolerance", "0.1"), "stopping at a tolerance is for the rules"),
         (("--sampler", "euler", "--step-size", "0.1"), "'euler' has no step_size"),
         (("--guidance-interval", "0.6", "0.2", "--guidance-scale", "2"), "first < last"),
@@ -416,3 +418,21 @@ def test_every_sampler_by_its_name(export, tmp_path, sampler):
 )
 def test_options_that_do_not_go_together(export, tmp_path, arguments, says, capsys):
     assert says in fails(capsys, export, "--out", tmp_path, "--num-samples", 1, *arguments)
+
+
+@pytest.mark.parametrize("option", [("--match-norm",), ("--guidance-interval", "0.5", "1")])
+def test_guidance_options_change_the_samples(export, tmp_path, option):
+    words = ("--num-samples", 1, "--labels", "up", "--guidance-scale", 4)
+    assert run(export, "--out", tmp_path / "plain", *words) == 0
+    assert run(export, "--out", tmp_path / "other", *words, *option) == 0
+    assert (npz(tmp_path / "plain")[0] != npz(tmp_path / "other")[0]).any()
+
+
+def test_what_is_no_archive_of_samples_is_refused(export, tmp_path, capsys):
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and no more")
+    np.save(tmp_path / "floats.npy", np.zeros((2, 3, 16, 16, 3)))
+    np.savez(tmp_path / "none.npz", arr_0=np.zeros((0, 3, 16, 16, 3), np.uint8))
+    for name in ("empty.npz", "cut.npz", "floats.npy", "none.npz"):
+        said = fails(capsys, export, "--out", tmp_path / "x", "--start-from", tmp_path / name, "--start-gamma", 0.5)
+        assert name in said and ("cannot be read" in said or "not uint8" in said)

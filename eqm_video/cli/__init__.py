@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _warn(message: Warning | str, *unused: object) -> None:
     """Say a warning as a sentence, without the line of code that it comes from."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    from tqdm import tqdm
+
+    tqdm.write(f"warning: {message}", file=sys.stderr)  # above a progress bar, not behind it
 
 
 def _fail(sentence: str) -> int:

@@ -10,10 +10,8 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Sequence
 from datetime import timedelta
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,9 @@ from accelerate import PartialState
 from diffusers.utils import logging as diffusers_logging
 from tqdm import tqdm
 
+from eqm_video.build import versions
 from eqm_video.cli.labels import choose_labels, names
+from eqm_video.cli.options import open_device
 from eqm_video.cli.sample_folder import Look, SampleFolder
 from eqm_video.cli.sample_options import PRECISIONS, Descent, choose_descent, choose_look, parse, read_start
 from eqm_video.errors import UserError
@@ -92,14 +92,7 @@ def choose_device(name: str, state: PartialState) -> torch.device:
         raise UserError(f"--device {name}: with several processes each takes its own device; leave --device out")
     if name == "auto" or state.num_processes > 1:
         return state.device
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"--device {name} cannot be used here ({reason}); give --device cpu, or leave it out"
-        ) from error
-    return torch.device(name)
+    return open_device(name)
 
 
 def resolve(
@@ -143,7 +136,8 @@ def choose_captions(pipeline: EqMPipeline, options: argparse.Namespace) -> tuple
 def fingerprint(pipeline: EqMPipeline) -> str:
     """A hash of all weights and what they mean: samples of two models never mix."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([pipeline.config.id2label, pipeline.config.reference_fps]).encode())
+    told = pipeline.config.decay if pipeline.transformer.config.conditioned_on_gamma else None
+    digest.update(json.dumps([pipeline.config.id2label, pipeline.config.reference_fps, told]).encode())
     for module in (pipeline.transformer, pipeline.vae):
         config = {key: value for key, value in module.config.items() if not key.startswith("_")}
         digest.update(json.dumps(config, sort_keys=True).encode())
@@ -215,11 +209,3 @@ def report(folder: SampleFolder, look: Look) -> None:
     if look.clips < folder.count:
         print(f"files for the first {look.clips} of {folder.count} samples (--clips); samples.npz holds all")
     print(f"look at {', '.join(map(str, grids))}; all samples: {folder.npz}")
-
-
-def versions() -> dict[str, str]:
-    """What the samples were made with."""
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "diffusers", "accelerate")},
-    }

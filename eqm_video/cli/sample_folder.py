@@ -120,7 +120,7 @@ class SampleFolder:
         if not self.finished:
             pieces = (samples[:, 0] if samples.shape[1] == 1 else samples for _, samples in self._parts())
             media.write_npz(self.npz, pieces, np.asarray(self.labels))
-            files = sorted(self.parts_folder.glob("nfe_*.npy"))
+            files = [self.parts_folder / f"nfe_{start:08d}.npy" for start, _ in self._parts()]
             whole = {**record, "nfe": np.concatenate([np.load(file) for file in files]).tolist()}
             media.write_text(self.json, json.dumps({**whole, "settings": self.settings}, indent=1) + "\n")
         shutil.rmtree(self.parts_folder, ignore_errors=True)

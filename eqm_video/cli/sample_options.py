@@ -6,6 +6,7 @@ import argparse
 import difflib
 import re
 import sys
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -123,7 +124,9 @@ def _as_option(argument: str, options: Sequence[str]) -> str:
     section, key, value = match.groups()
     key = "sampler" if section == "sampler." and key == "kind" else key.replace("_", "-")
     switches = ("help", "labels", "overwrite", "compose", "guidance-interval", "plain-sum", "match-norm", "per-frame")
-    if key not in options or key in switches:
+    if key in switches and key in options:
+        raise UserError(f"{argument!r}: --{key} is an option, not an override; see --help for what follows it")
+    if key not in options:
         near = difflib.get_close_matches(key, options, n=1, cutoff=0.4)
         hint = f"did you mean {near[0].replace('-', '_')}={value}? " if near else ""
         raise UserError(f"unknown override {argument!r}; {hint}See --help for the options")
@@ -161,7 +164,8 @@ class Descent:
 
     def call(self) -> dict[str, Any]:
         """As keyword arguments."""
-        named = {name: value for name, value in vars(self).items() if name != "rule"}
+        guidance = {"guidance_scale", "guidance_interval", "match_norm"} if self.composition else set()
+        named = {name: value for name, value in vars(self).items() if name not in {"rule", *guidance}}
         return {**named, "sampler": self.rule}
 
     def settings(self, kind: str) -> dict[str, Any]:
@@ -187,12 +191,14 @@ def choose_descent(pipeline: EqMPipeline, options: argparse.Namespace) -> tuple[
     guidance = float(pipeline.config.sampler["guidance_scale"] if guidance is None else guidance)
     scale = sum(abs(weight) for _, weight in options.compose) if options.compose else guidance
     more = {"temperature": options.temperature, "steps": steps, "guidance_scale": scale}
+    more["step_schedule"] = options.step_schedule
     rule = pipeline.rule(kind, pick("step_size"), pick("mu"), **more)
     if options.per_frame and options.tolerance is None:
         raise UserError("--per-frame needs --tolerance, below which a frame stops")
     if options.plain_sum and not options.compose:
         raise UserError("--plain-sum says how to compose: add --compose LABEL:WEIGHT ...")
-    if options.compose and (options.labels or options.guidance_scale is not None or options.guidance_interval):
+    guided = options.guidance_scale is not None or options.guidance_interval or options.match_norm
+    if options.compose and (options.labels or guided):
         raise UserError(
             "--compose takes the place of --labels and of guidance: the weights are the guidance, leave those out"
         )
@@ -223,15 +229,15 @@ def read_start(options: argparse.Namespace) -> np.ndarray | None:
     if options.start_gamma is None:
         raise UserError("--start-from needs --start-gamma, such as 0.5: how clean the clips start")
     try:
-        with np.load(options.start_from, allow_pickle=False) as arrays:
-            clips = arrays["arr_0"]
-    except (OSError, ValueError, KeyError) as error:
+        loaded = np.load(options.start_from, allow_pickle=False)
+        clips = loaded["arr_0"] if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"--start-from {options.start_from} cannot be read ({error}): give a samples.npz, with arr_0 uint8 "
             "(N, T, height, width, 3), or (N, height, width, 3) of images"
         ) from error
     clips = clips[:, None] if clips.ndim == 4 else clips
-    if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3:
+    if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3 or len(clips) == 0:
         raise UserError(
             f"--start-from {options.start_from}: arr_0 is {clips.dtype} {clips.shape}, not uint8 (N, T, H, W, 3)"
         )

@@ -155,5 +155,5 @@ def _text(value: Any, where: str) -> str:
     """A name, which Python 2 wrote as bytes."""
     text = value.decode("latin-1") if isinstance(value, bytes) else value
     if not isinstance(text, str) or not text.isprintable() or not text:
-        raise UserError(f"{where}: {value!r:.40} is not a name")
+        raise UserError(f"{where}: a value of type {type(value).__name__} is not a printable name")
     return text
