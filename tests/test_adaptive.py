@@ -78,3 +78,5 @@ def test_refusals(export, tmp_path, capsys):
     tiny_pipeline(sampler=settings).save_pretrained(solver)
     with pytest.raises(UserError, match="--sampler"):
         adaptive.main([str(solver), "--out", str(tmp_path)])
+    with pytest.raises(UserError, match=r"'euler' has no step size.*--fixed 4:0.01"):
+        adaptive.main([str(solver), "--out", str(tmp_path), "--sampler", "gd"])

@@ -224,8 +224,8 @@ def changed(name: str = "data_batch_3", **values) -> dict[str, bytes]:
         (changed(labels=[b"1", b"2"]), "labels are not numbers"),
         (changed(labels=[1]), "not as many labels"),
         (changed(filenames=[b"a.png", b"b.png", b"c.png"]), "not as many labels and filenames"),
-        (changed(filenames=[b"a.png", 3]), "3 is not a name"),
-        (changed(filenames=[b"a.png", b"\x1b[31m"]), "is not a name"),
+        (changed(filenames=[b"a.png", 3]), "type int is not a printable name"),
+        (changed(filenames=[b"a.png", b"\x1b[31m"]), "is not a printable name"),
         (
             changed(labels=None, fine_labels=[1, 2]),
             r"holds batch_label, data, filenames, fine_labels, but not CIFAR-10's data",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from test_pipeline import tiny_pipeline, tiny_transformer
 from test_shapes import decode
 from tiny_run import tiny_network, write_codec
 
@@ -18,7 +19,9 @@ from eqm_video.cli.compose import Term, Variant
 from eqm_video.cli.compose_report import Sampled, draw_shares, means
 from eqm_video.data.shapes import DIRECTIONS, attribute_names, measure_motion, render_clip, write_moving_shapes
 from eqm_video.errors import UserError
+from eqm_video.gamma import gamma_path
 from eqm_video.pipeline import EqMPipeline
+from eqm_video.samplers import Euler, GradientDescent
 
 ATTRIBUTES = ["Disc", "Square", "Right", "Left", "Down", "Up"]
 
@@ -178,6 +181,35 @@ def test_a_composition_that_diverges_is_a_row_like_any_other(exports, tmp_path):
     rows = {row["kind"]: row for row in json.loads((tmp_path / "compose.json").read_text())["rows"]}
     assert rows["composed"]["diverged"] == 2 and rows["composed"]["both_accuracy"] == 0
     assert rows["mean"]["diverged"] == 0
+
+
+@pytest.mark.parametrize("sampler", ["langevin", "sde"])
+def test_a_sampler_that_draws_noise_composes_too(exports, tmp_path, sampler):
+    words = [str(exports[0]), "--out", str(tmp_path), "--num-samples", "3", "--batch-size", "2", "--steps", "2"]
+    assert compose.main([*words, "--device", "cpu", "--terms", "Disc:1", "Left:1", "--sampler", sampler]) == 0
+    record = json.loads((tmp_path / "compose.json").read_text())
+    assert all(row["samples"] == 3 for row in record["rows"] if row["target"])
+
+
+def test_networks_that_are_told_gamma_are_told_the_closed_form_of_their_variant(models):
+    told = tiny_pipeline(tiny_transformer(conditioned_on_gamma=True))
+    pair, steps = (Term("up", 1.0), Term("left", 1.0)), 4
+    rule = GradientDescent(0.04)
+    for kind, step_size in (("composed", 0.04), ("mean", 0.04), ("plain sum", 0.08)):
+        found = compose.told_of([told], Variant(kind, pair), rule, steps)
+        assert torch.equal(found, gamma_path(told.decay, step_size, steps))
+    assert compose.told_of([told], Variant("composed", pair), Euler(), steps) is None
+    assert compose.told_of(models, Variant("composed", (Term("Disc", 1.0),)), rule, steps) is None
+    other = tiny_pipeline(decay={"kind": "linear"})
+    with pytest.raises(UserError, match="another decay"):
+        compose.told_of([told, other], Variant("mean", (Term("up", 0.5), Term("left", 0.5, 1))), rule, steps)
+
+
+def test_a_network_that_is_told_gamma_is_descended(tmp_path):
+    tiny_pipeline(tiny_transformer(conditioned_on_gamma=True)).save_pretrained(tmp_path / "told")
+    words = [str(tmp_path / "told"), "--out", str(tmp_path / "out"), "--num-samples", "2", "--device", "cpu"]
+    assert compose.main([*words, "--terms", "up:1", "left:1", "--sampler", "gd"]) == 0
+    assert len(json.loads((tmp_path / "out" / "compose.json").read_text())["rows"]) == 5
 
 
 def test_shares_are_those_of_the_clips(tmp_path):

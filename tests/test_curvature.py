@@ -297,6 +297,14 @@ def test_command_measures_and_writes_what_auto_reads(export, tmp_path, capsys):
     assert rule.step_size == pytest.approx(auto_step(kept, "nag", 0.35, 50, TruncatedDecay(), 2.0))
 
 
+def test_command_descends_with_samplers_that_draw_noise(export, tmp_path):
+    words = f"{export} --out {tmp_path / 'out'} --num-samples 2 --stages 2 --iterations 2 --probes 2 --device cpu"
+    for sampler in ("langevin", "sde"):
+        assert command.main([*words.split(), "--sampler", sampler, "--guidance-scales", "2"]) == 0
+        record = json.loads((tmp_path / "out" / "curvature.json").read_text())
+        assert math.isfinite(record["curvature"]["largest"])
+
+
 def test_command_measures_at_data(export, tmp_path):
     videos = write_videos(tmp_path / "videos", each=1)
     words = [str(export), "--out", str(tmp_path / "out"), "--data", str(videos), "--num-samples", "2", "--stages", "2"]

@@ -127,3 +127,12 @@ def test_an_image_model_and_wrong_names(folders, tmp_path):
     assert model["name"] == "images" and np.shape(model["gamma"]["mean"]) == (5,)
     with pytest.raises(UserError, match="2 names for 1 models"):
         descent.main([folders.eqm, "--out", str(tmp_path), "--names", "a", "b"])
+
+
+def test_what_cannot_be_recorded_is_explained(folders, tmp_path):
+    words = [folders.eqm, folders.flow, "--out", str(tmp_path), "--num-samples", "2"]
+    for option in ("--sampler", "--against-sampler"):
+        with pytest.raises(UserError, match=f"clip after clip.*{option} euler or heun"):
+            descent.main([*words, option, "dopri5"])
+    with pytest.raises(UserError, match=r"eqm: .*diverged"):
+        descent.main([*words, "--step-size", "1e38"])

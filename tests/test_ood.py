@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cifar_files import cifar_files, random_pictures, write_archive, write_folder
 from PIL import Image
 from test_pipeline import tiny_pipeline, tiny_transformer
 
@@ -190,6 +191,10 @@ def test_sources_fit_rate_and_kind(data, tmp_path):
     still = source(tmp_path, split=None).read()
     assert still.pixels.shape == (3, FRAMES, SIZE, SIZE, 3) and still.labels == [None] * 3
     assert (still.pixels == still.pixels[:, :1]).all() and [int(clip.max()) for clip in still.pixels] == [0, 80, 160]
+    files = cifar_files(*random_pictures(12), tests=2)
+    for place in (write_folder(tmp_path / "published", files), write_archive(tmp_path / "cifar.tar.gz", files)):
+        published = source(place)
+        assert len(published.windows) == 2 and published.read().pixels.shape == (2, FRAMES, SIZE, SIZE, 3)
     (tmp_path / "deeper").mkdir()
     (tmp_path / "deeper" / "clip.avi").touch()
     with pytest.raises(UserError, match="videos and images"):

@@ -62,7 +62,7 @@ def test_told_rightly_it_is_the_pipeline(clips, made, labelled):
     pipe = pipeline(**made)
     _, variant = variants({"m": pipe})[0]
     labels = clips.labels if labelled else [None] * 5
-    start = Pairs.of(pipe, clips, seed=7, batch_size=2).start(0.4)
+    pairs = Pairs.of(pipe, clips, seed=7, batch_size=2)
     expected = pipe(
         labels,
         clips=clips.pixels,
@@ -71,23 +71,42 @@ def test_told_rightly_it_is_the_pipeline(clips, made, labelled):
         seeds=range(7, 12),
         output_type="latent",
     ).frames
-    assert torch.allclose(denoise(variant, start, labels, 0.4, OPTIONS), expected, atol=1e-5)
+    assert torch.allclose(denoise(variant, pairs, labels, 0.4, OPTIONS), expected, atol=1e-5)
+
+
+def test_noise_of_a_sampler_is_the_pipelines_at_every_start(clips):
+    rule = {"kind": "langevin", "step_size": 0.05, "temperature": 0.1, "steps": 4, "guidance_scale": 1.0}
+    pipe = pipeline(sampler=rule)
+    ((_, variant),) = variants({"m": pipe})
+    pairs = Pairs.of(pipe, clips, seed=7, batch_size=2)
+    for gamma in (0.4, 0.2):
+        expected = pipe(
+            [None] * 5, clips=clips.pixels, start_gamma=gamma, seeds=range(7, 12), output_type="latent"
+        ).frames
+        assert torch.allclose(denoise(variant, pairs, [None] * 5, gamma, OPTIONS), expected, atol=1e-5)
+
+
+def test_a_descent_that_diverges_is_explained(clips):
+    pipe = pipeline(sampler={"kind": "gd", "step_size": 1e38, "steps": 4, "guidance_scale": 1.0})
+    ((_, variant),) = variants({"m": pipe})
+    with pytest.raises(UserError, match=r"EqM, told nothing, from gamma 0.5: .*diverged"):
+        denoise(variant, Pairs.of(pipe, clips, 0, 2), [None] * 5, 0.5, OPTIONS)
 
 
 def test_a_flow_told_0_is_integrated_from_0(clips):
     pipe = pipeline(**FLOW, told=True)
     right, wrong = (variant for _, variant in variants({"m": pipe}))
-    start = Pairs.of(pipe, clips, 0, 2).start(0.5)
+    pairs = Pairs.of(pipe, clips, 0, 2)
     times, null = torch.arange(4.0).expand(5, -1), torch.full((5,), 8)
     for variant, low in ((right, 0.5), (wrong, 0.0)):
-        latents, step = start, (1 - low) / 4
+        latents, step = pairs.start(0.5), (1 - low) / 4
         for number in range(4):
             gamma = torch.full((5, FRAMES), low + number * step)
             with torch.no_grad():
                 latents = latents - step * pipe.transformer(latents, null, times=times, gamma=gamma).sample
-        assert torch.allclose(denoise(variant, start, [None] * 5, 0.5, OPTIONS), latents, atol=1e-5)
+        assert torch.allclose(denoise(variant, pairs, [None] * 5, 0.5, OPTIONS), latents, atol=1e-5)
     assert not torch.allclose(
-        denoise(right, start, [None] * 5, 0.5, OPTIONS), denoise(wrong, start, [None] * 5, 0.5, OPTIONS), atol=1e-3
+        denoise(right, pairs, [None] * 5, 0.5, OPTIONS), denoise(wrong, pairs, [None] * 5, 0.5, OPTIONS), atol=1e-3
     )
 
 

@@ -104,6 +104,10 @@ def test_limits_of_stability_are_those_of_the_closed_form():
     assert found["gd"] == pytest.approx(0.1) and found["nag"] == pytest.approx(0.1 / 1.7)
     assert sweep.limits(tiny_pipeline(decay={"kind": "constant", "gain": 1.0})) == {}
 
+    from_flow = sweep.limits(tiny_pipeline(sampler={"kind": "gd"}))  # nag comes with its own mu then
+    assert from_flow["nag"] == pytest.approx(0.1 / 1.7)
+    assert sweep.limits(tiny_pipeline(), 0.5)["nag"] == pytest.approx(0.1 / 2)
+
 
 # Walks ----------------------------------------------------------------------------------------------------------------
 
@@ -183,6 +187,30 @@ def test_a_setting_that_diverges_is_a_row(folders, tmp_path, capsys):
     calm, wild = rows_of(tmp_path)
     assert (calm["diverged"], wild["diverged"]) == (0.0, 1.0) and wild["gradient_rms"] is None
     assert "1e+04" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_step_beyond_all_numbers_is_a_row_too(folders, tmp_path):
+    words = f"{folders.eqm} --out {tmp_path} --num-samples 2 --sampler gd --steps 20 --step-size 1e38 1e39"
+    assert sweep.main(words.split()) == 0
+    held, infinite = rows_of(tmp_path)
+    assert held["diverged"] == infinite["diverged"] == 1.0 and infinite["gradient_rms"] is None
+    assert (held["nfe"], infinite["nfe"]) == (20, 16)  # looked for every 16 updates
+
+
+def test_models_whose_sampler_has_no_mu_or_no_step_size(tmp_path):
+    gd = {"kind": "gd", "step_size": 0.05, "steps": 4, "guidance_scale": 1.0}
+    tiny_pipeline(sampler=gd).save_pretrained(tmp_path / "gd")
+    tiny_pipeline(sampler={"kind": "euler", "steps": 4, "guidance_scale": 1.0}).save_pretrained(tmp_path / "euler")
+    rest = ["--num-samples", "2", "--steps", "2"]
+    assert sweep.main([str(tmp_path / "gd"), "--out", str(tmp_path / "a"), *rest]) == 0
+    assert [row["step_size"] for row in rows_of(tmp_path / "a")] == [0.025, 0.05, 0.1, 0.2]
+    assert json.loads((tmp_path / "a" / "sweep.json").read_text())["settings"]["mu"] == 0.35
+    euler = [str(tmp_path / "euler"), "--out", str(tmp_path / "b"), *rest]
+    with pytest.raises(UserError, match="'euler' has none: type --step-size NUMBERS"):
+        sweep.main(euler)
+    assert sweep.main([*euler, "--step-size", "0.1"]) == 0
+    assert [(row["sampler"], row["step_size"]) for row in rows_of(tmp_path / "b")] == [("euler", None), ("gd", 0.1)]
 
 
 def test_a_damaged_record_is_refused(folders, tmp_path):

@@ -94,8 +94,13 @@ def check_sampler(pipeline: EqMPipeline, options: argparse.Namespace) -> None:
 
 
 def own_settings(pipeline: EqMPipeline) -> list[tuple[int, float]]:
-    """The model's own steps and step size, and a finer descent of the same length."""
+    """The model's own steps and step size, and a finer descent of the same length; UserError where it has none."""
     own = pipeline.config.sampler
+    if "step_size" not in own:
+        raise UserError(
+            f"the model's own sampler {own['kind']!r} has no step size: say which descents to compare, such as "
+            f"--fixed {own['steps']}:0.01"
+        )
     return [(own["steps"], own["step_size"]), (4 * own["steps"], own["step_size"] / 4)]
 
 
@@ -140,7 +145,7 @@ def summary(
 ) -> dict[str, Any]:
     """What repeated walks took and made; the walks are equal but for their times."""
     one = walks[0]
-    clips = decode(pipeline, one.latents)
+    clips, kept = decode(pipeline, one.latents), one.rms.amax(1)[~one.diverged]
     found = {
         "nfe": float(one.nfe.double().mean()),
         "nfe_of_clips": one.nfe.tolist(),
@@ -148,7 +153,7 @@ def summary(
         "seconds": statistics.median(each.seconds for each in walks),
         "cpu_seconds": statistics.median(each.cpu_seconds for each in walks),
         "all_seconds": [each.seconds for each in walks],
-        "gradient_rms": float(one.rms.amax(1).mean()),
+        "gradient_rms": float(kept.mean()) if len(kept) else None,
         "diverged": float(one.diverged.double().mean()),
         **judge(clips, request.names),
     }

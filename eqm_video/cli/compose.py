@@ -21,22 +21,25 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from eqm_video import media
 from eqm_video.cli.compose_report import Sampled, draw_grid, draw_shares, report
 from eqm_video.cli.options import Request, add_model, add_sampling, describe_rule, machine, number, open_model
 from eqm_video.cli.walks import FAR
+from eqm_video.composition import ScheduledField
 from eqm_video.data.shapes import DIRECTIONS, SHAPES, score_motion, write_moving_shapes
 from eqm_video.errors import UserError
 from eqm_video.pipeline import EqMPipeline
-from eqm_video.samplers import DivergenceError, run
+from eqm_video.requests import make_generators, told_gammas
+from eqm_video.samplers import NAG, DivergenceError, GradientDescent, Sampler, run
 
 GREY = 128  # the level of clips that diverged
 VIDEOS, HELD_OUT = 118, 12  # of each attribute: as many clips as the demo has in all
@@ -213,10 +216,13 @@ def sample(
     first, clips, lost = models[0], [], 0
     sampler = first.rule(options.sampler, options.step_size, options.mu)
     steps = options.steps or first.config.sampler["steps"]
+    told = told_of(models, variant, sampler, steps)
     for batch in request.batches():
-        noise = first.start_noise(request.seeds[batch], num_frames=request.frames, size=request.size)
+        generators = make_generators(len(request.seeds[batch]), request.seeds[batch], None)
+        noise = first.start_noise(generators, num_frames=request.frames, size=request.size)
+        scheduled = ScheduledField(field(models, request, variant, len(noise)), steps, told)
         try:
-            latents = run(field(models, request, variant, len(noise)), noise, sampler, steps=steps).latents
+            latents = run(scheduled, noise, sampler, steps=steps, generators=generators).latents
         except DivergenceError:
             latents = torch.full_like(noise, torch.inf)
         gone = ~(latents.flatten(1).square().mean(1).sqrt() < FAR)
@@ -225,6 +231,27 @@ def sample(
         pixels[gone.cpu().numpy()] = GREY
         clips.append(pixels)
     return np.concatenate(clips), lost
+
+
+def told_of(models: Sequence[EqMPipeline], variant: Variant, sampler: Sampler, steps: int) -> Tensor | None:
+    """What networks that are told gamma are told at each step, (steps,); None where none is, and for solvers.
+
+    It is the closed form of one decay, along which a plain sum of fields goes as many times faster as it has terms.
+    UserError where models that are composed disagree about the decay, or for a sampler without a closed form.
+    """
+    pipelines = list({term.model: models[term.model] for term in variant.terms}.values())
+    if variant.kind == "composed":
+        pipelines = list({id(one): one for one in (models[0], *pipelines)}.values())  # its unlabelled field fills up
+    if hasattr(sampler, "solve") or not any(one.transformer.config.conditioned_on_gamma for one in pipelines):
+        return None
+    if any(one.config.decay != pipelines[0].config.decay for one in pipelines):
+        raise UserError(
+            "a model that is told gamma cannot be descended together with one of another decay: type --sampler euler, "
+            "or compose models of one decay"
+        )
+    if variant.kind == "plain sum" and isinstance(sampler, (GradientDescent, NAG)):
+        sampler = replace(sampler, step_size=len(variant.terms) * sampler.step_size)
+    return told_gammas(pipelines[0].decay, sampler, steps, "constant", 0.0, None)
 
 
 def field(models: Sequence[EqMPipeline], request: Request, variant: Variant, count: int) -> Any:

@@ -39,6 +39,7 @@ from eqm_video.loading import load_pipeline
 from eqm_video.objective import interpolate
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.randomness import generator
+from eqm_video.requests import make_generators
 from eqm_video.samplers import DivergenceError, run
 
 
@@ -116,12 +117,13 @@ def points_of_descents(
     pipeline: EqMPipeline, request: Request, options: argparse.Namespace
 ) -> tuple[Points, list[float]]:
     """Where the model's own descents are at each stage, and which part of their steps is behind them then, 0 to 1."""
-    noise = pipeline.start_noise(request.seeds, num_frames=request.frames, size=request.size)
     steps = options.steps or pipeline.config.sampler["steps"]
     kept = sorted({round(k * steps / (options.stages - 1)) for k in range(options.stages)})
     sampler = pipeline.rule(options.sampler, options.step_size, options.mu)
 
     def descend(scale: float) -> Tensor:
+        generators = make_generators(len(request.seeds), request.seeds, None)  # their next numbers are the sampler's
+        noise = pipeline.start_noise(generators, num_frames=request.frames, size=request.size)
         states = {0: noise}
 
         def keep(step: int, latents: Tensor, gradient: Tensor) -> None:
@@ -131,7 +133,7 @@ def points_of_descents(
         field = pipeline.field(request.ids, num_frames=request.frames, guidance_scale=scale)
         try:
             with torch.no_grad():
-                run(field, noise, sampler, steps=steps, callback=keep)
+                run(field, noise, sampler, steps=steps, callback=keep, generators=generators)
         except DivergenceError as error:
             raise UserError(f"at guidance {scale:g} {error}") from error
         return torch.stack([states[step] for step in kept])

@@ -33,7 +33,7 @@ from eqm_video.errors import UserError
 from eqm_video.gamma import ConstantDecay, gamma_path
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.readout import calibrate, frame_dot, frame_rms, infer_gamma
-from eqm_video.samplers import NAG, RULES, GradientDescent, Sampler, run
+from eqm_video.samplers import NAG, RULES, DivergenceError, Dopri5, GradientDescent, Sampler, run
 
 STATES = 60  # that are kept of a descent, at most
 FOLLOWERS = (GradientDescent, NAG)  # of the gradient: their gamma has a closed form
@@ -117,16 +117,24 @@ def is_flow(pipeline: EqMPipeline) -> bool:
 
 
 def choose_sampler(pipeline: EqMPipeline, options: argparse.Namespace, *, against: bool) -> Sampler:
-    """As the options say; --step-size and --mu are the first model's, and the second's too if that is descended."""
+    """As the options say; --step-size and --mu are the first model's, and the second's too if that is descended.
+
+    UserError for dopri5, whose steps are each clip's own: no evaluation is one of all clips.
+    """
     kind = (options.against_sampler if against else options.sampler) or ("euler" if is_flow(pipeline) else None)
     if against and kind is not None and kind not in RULES:
-        return pipeline.rule(kind)
-    return pipeline.rule(kind, options.step_size, options.mu)
+        sampler = pipeline.rule(kind)
+    else:
+        sampler = pipeline.rule(kind, options.step_size, options.mu)
+    if isinstance(sampler, Dopri5):
+        option = "--against-sampler" if against else "--sampler"
+        raise UserError(f"dopri5 solves clip after clip, with no evaluations in common: type {option} euler or heun")
+    return sampler
 
 
 @torch.no_grad()
 def trace(pipeline: EqMPipeline, request: Request, name: str, sampler: Sampler, steps: int, shown: int = 3) -> Trace:
-    """Descend once, with everything that is seen on the way; `shown` clips are decoded."""
+    """Descend once, with everything that is seen on the way; `shown` clips are decoded. UserError if it diverges."""
     scheduled, start, generators = begin(pipeline, request, slice(None), sampler, steps)
     explicit = pipeline.transformer.config.energy != "implicit"
     rms, energy = [], []
@@ -145,7 +153,10 @@ def trace(pipeline: EqMPipeline, request: Request, name: str, sampler: Sampler, 
             kept[step + 1] = latents.clone()
 
     watched = Watched(scheduled, torch.arange(len(start), device=start.device), look)
-    result = run(watched, start, sampler, steps=steps, callback=keep, generators=generators)
+    try:
+        result = run(watched, start, sampler, steps=steps, callback=keep, generators=generators)
+    except DivergenceError as error:
+        raise UserError(f"{name}: {error}") from error
     kept[steps] = result.latents
     return Trace(
         name=name,

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from tqdm import tqdm
 
 from eqm_video import media
@@ -36,8 +36,8 @@ from eqm_video.errors import UserError
 from eqm_video.gamma import ConstantDecay
 from eqm_video.objective import interpolate
 from eqm_video.pipeline import EqMPipeline
-from eqm_video.requests import check_fraction, told_gammas
-from eqm_video.samplers import Sampler, run
+from eqm_video.requests import check_fraction, make_generators, told_gammas
+from eqm_video.samplers import DivergenceError, Sampler, run
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,20 @@ class Variant:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What starts are mixed from: clean latents and noise, both (N, T, C, h, w)."""
+    """What starts are mixed from: clean latents and noise, both (N, T, C, h, w), and the generators that drew it."""
 
     clean: Tensor
     noise: Tensor
+    generators: list[Generator]
 
     @classmethod
     def of(cls, pipeline: EqMPipeline, clips: Clips, seed: int, batch_size: int) -> Pairs:
         """Clips encoded by a model's codec; the noise of clip k is that of seed + k."""
         count, frames, *size = clips.pixels.shape[:4]
         parts = [pipeline.encode(clips.pixels[k : k + batch_size]) for k in range(0, count, batch_size)]
-        noise = pipeline.start_noise(range(seed, seed + count), num_frames=frames, size=tuple(size))
-        return cls(torch.cat(parts), noise)
+        generators = make_generators(count, range(seed, seed + count), None)
+        noise = pipeline.start_noise(generators, num_frames=frames, size=tuple(size))
+        return cls(torch.cat(parts), noise, generators)
 
     def start(self, gamma: float) -> Tensor:
         """gamma·clean + (1 - gamma)·noise."""
@@ -84,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path, variant in variants(pipelines):
         rows = []
         for gamma in tqdm(starts, desc=variant.name, unit="start", leave=False, disable=None):
-            latents = denoise(variant, pairs[path].start(gamma), labels, gamma, options)
+            latents = denoise(variant, pairs[path], labels, gamma, options)
             pixels = variant.pipeline.decode(latents)
             rows.append(measure(clips, pixels, latents, pairs[path].clean))
             shown[variant.name, gamma] = pixels[0]
@@ -177,13 +179,14 @@ def variants(pipelines: Mapping[str, EqMPipeline]) -> list[tuple[str, Variant]]:
 
 @torch.no_grad()
 def denoise(
-    variant: Variant, start: Tensor, labels: Sequence[str | None], gamma: float, options: argparse.Namespace
+    variant: Variant, pairs: Pairs, labels: Sequence[str | None], gamma: float, options: argparse.Namespace
 ) -> Tensor:
-    """Sample from `start` (N, T, C, h, w), which stands at `gamma`, with what the variant is told; in batches.
+    """Sample from the start at `gamma`, with what the variant is told; (N, T, C, h, w), in batches.
 
-    As `pipeline(labels, clips=..., start_gamma=gamma)` does it, but for a start that is told wrongly.
+    As `pipeline(labels, clips=..., start_gamma=gamma)` does it, but for a start that is told wrongly. UserError where
+    the descent diverges.
     """
-    pipeline, sampler, found = variant.pipeline, variant.sampler, []
+    pipeline, sampler, start, found = variant.pipeline, variant.sampler, pairs.start(gamma), []
     steps = options.steps or pipeline.config.sampler["steps"]
     told, gammas = 0.0 if variant.told == "0" else gamma, None
     if pipeline.transformer.config.conditioned_on_gamma:
@@ -191,8 +194,13 @@ def denoise(
     for first in range(0, len(start), options.batch_size):
         rows = slice(first, first + options.batch_size)
         field = pipeline.field(list(labels[rows]), num_frames=start.shape[1], guidance_scale=options.guidance_scale)
-        descent = run(ScheduledField(field, steps, gammas), start[rows], sampler, steps=steps, start_gamma=told)
-        found.append(descent.latents)
+        scheduled = ScheduledField(field, steps, gammas)
+        generators = [one.clone_state() for one in pairs.generators[rows]]  # every start meets the same numbers
+        how = {"steps": steps, "start_gamma": told, "generators": generators}
+        try:
+            found.append(run(scheduled, start[rows], sampler, **how).latents)
+        except DivergenceError as error:
+            raise UserError(f"{variant.name}, from gamma {gamma:g}: {error}") from error
     return torch.cat(found)
 
 

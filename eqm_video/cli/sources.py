@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from eqm_video.data.cifar import find_cifar
 from eqm_video.data.datasets import ClipSet, open_data
 from eqm_video.data.layout import EXTENSIONS
 from eqm_video.errors import UserError
@@ -42,7 +43,7 @@ class Source:
     """Windows of the files of one folder, without overlap, evenly thinned to `count`; read again in another rhythm.
 
     Args:
-        root: a folder of videos or of images. Images are held for all frames of a clip.
+        root: a folder of videos or of images, or CIFAR-10 as it is published. Images are held for all frames of a clip.
         frames, size, fps: of the clips; the frame interval that comes nearest to `fps` is taken, unless it is given.
     """
 
@@ -88,7 +89,12 @@ class Source:
 
 
 def kind_of(root: Path) -> str:
-    """ "videos" or "images", whichever the folder holds. UserError for a folder with both, or with neither."""
+    """ "videos" or "images", whichever the folder holds; CIFAR-10, archive or folder, is images.
+
+    UserError for a folder with both, or with neither.
+    """
+    if find_cifar(Path(root)) is not None:
+        return "images"
     names = [name.lower() for _, _, inside in os.walk(root) for name in inside]
     kinds = [kind for kind, endings in EXTENSIONS.items() if any(name.endswith(tuple(endings)) for name in names)]
     if len(kinds) != 1:

@@ -16,7 +16,7 @@ import argparse
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from eqm_video.cli.sweep_plot import draw_sweep
 from eqm_video.cli.walks import decode, walk
 from eqm_video.errors import UserError
 from eqm_video.pipeline import EqMPipeline
-from eqm_video.samplers import RULES, SAMPLERS, SCHEDULES
+from eqm_video.samplers import NAG, RULES, SAMPLERS, SCHEDULES
 
 LENGTHS = (0.25, 0.5, 1.0, 2.0)  # of the walk, in units of the model's own, for --step-size auto
 EVALUATIONS = {"heun": 2}  # of one step, where it is not 1
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record.write({"machine": machine(pipelines["model"]), **judge.scale})
     rows = [record.find(one) for one in wanted]
     media.write_text(options.out / "sweep.csv", as_csv(record.rows))
-    known = {**judge.scale, "limits": limits(pipelines["model"])}
+    known = {**judge.scale, "limits": limits(pipelines["model"], options.mu)}
     draw_sweep(options.out / "sweep.png", record.rows, judge.headline, known)
     print(as_table(rows))
     print(f"look at {options.out / 'sweep.png'}; numbers: {options.out}/sweep.csv, {options.out}/sweep.json")
@@ -115,7 +115,7 @@ def settings_of(pipelines: dict[str, EqMPipeline], options: argparse.Namespace) 
             for schedule in options.step_schedule:
                 found += [
                     Setting("model", sampler, schedule, steps, size)
-                    for size in _sizes(options.step_size, own["step_size"] * own["steps"] / steps, schedule)
+                    for size in _sizes(options.step_size, own, steps, schedule)
                 ]
         if "against" in pipelines:
             found += [
@@ -128,11 +128,21 @@ def _solver_steps(sampler: str, evaluations: int) -> int:
     return max(1, evaluations // EVALUATIONS.get(sampler, 1))
 
 
-def _sizes(given: Sequence[float | str], automatic: float, schedule: str) -> list[float | None]:
+def _sizes(given: Sequence[float | str], own: Mapping[str, Any], steps: int, schedule: str) -> Sequence[float | None]:
     if schedule == "even":
         return [None]
-    lists = [[automatic * length for length in LENGTHS] if one == "auto" else [one] for one in given]
+    lists = [_automatic(own, steps) if one == "auto" else [one] for one in given]
     return sorted({float(f"{size:.6g}") for sizes in lists for size in sizes})
+
+
+def _automatic(own: Mapping[str, Any], steps: int) -> list[float]:
+    """Step sizes whose walks of `steps` are 1/4 to 2 times as long as the model's own; UserError where it has none."""
+    if "step_size" not in own:
+        raise UserError(
+            f"--step-size auto goes by the model's own step size, and its sampler {own['kind']!r} has none: type "
+            f"--step-size NUMBERS, such as 0.01 0.02, or --sampler {own['kind']} alone"
+        )
+    return [own["step_size"] * own["steps"] / steps * length for length in LENGTHS]
 
 
 def even_schedule(pipeline: EqMPipeline, steps: int) -> tuple[float, Callable[[int, int], float]]:
@@ -146,8 +156,16 @@ def even_schedule(pipeline: EqMPipeline, steps: int) -> tuple[float, Callable[[i
     return 1 / (steps * strengths[0]), lambda step, _: strengths[0] / strengths[step]
 
 
-def limits(pipeline: EqMPipeline) -> dict[str, float]:
-    """The step size from which on a descent swings around the data for ever, for nag and gd (closed form)."""
+def look_ahead(pipeline: EqMPipeline, mu: float | None) -> float:
+    """The mu that nag takes: the one given, else the model's, else nag's own."""
+    return float(pipeline.config.sampler.get("mu", NAG.mu) if mu is None else mu)
+
+
+def limits(pipeline: EqMPipeline, mu: float | None = None) -> dict[str, float]:
+    """The step size from which on a descent swings around the data for ever, for gd and nag (closed form).
+
+    `mu`: as in `look_ahead`.
+    """
     decay = pipeline.decay
     if decay is None:
         return {}
@@ -156,8 +174,7 @@ def limits(pipeline: EqMPipeline) -> dict[str, float]:
     slope = (values[0] - values[1]) / 1e-6  # c falls like slope * (1 - gamma) to 0
     if slope <= 0:
         return {}
-    mu = pipeline.config.sampler.get("mu", 0.0)
-    return {"gd": 2 / slope, "nag": 2 / ((1 + 2 * mu) * slope)}
+    return {"gd": 2 / slope, "nag": 2 / ((1 + 2 * look_ahead(pipeline, mu)) * slope)}
 
 
 # Rows ---------------------------------------------------------------------------------------------------------------
@@ -224,7 +241,7 @@ def about(pipelines: dict[str, EqMPipeline], request: Request, options: argparse
     return {
         "models": {name: fingerprint(pipeline) for name, pipeline in pipelines.items()},
         **request.settings(),
-        "mu": pipelines["model"].config.sampler["mu"] if options.mu is None else options.mu,
+        "mu": look_ahead(pipelines["model"], options.mu),
         "data": None if options.data is None else str(options.data),
     }
 

@@ -19,7 +19,7 @@ from eqm_video.composition import ScheduledField
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.readout import frame_rms
 from eqm_video.requests import make_generators, told_gammas
-from eqm_video.samplers import Sampler, Schedule, run
+from eqm_video.samplers import Descent, DivergenceError, Sampler, Schedule, run
 
 FAR = 5.0  # root mean square of a clip's latents that counts as diverged: noise has 1, data about 1
 
@@ -58,8 +58,9 @@ class Walk:
 
     latents (N,T,C,h,w); nfe (N,) and frame_nfe (N,T) int64; rms (N,T), of the gradient where each clip ended (an
     evaluation that nfe does not count); diverged (N,) bool: not finite, or beyond `FAR`, and held where that was seen;
-    seconds of the descents alone, on the clock and (cpu_seconds) of this process's processors, which other work on the
-    machine does not lengthen; forwards: network calls.
+    latents that become infinite end their whole batch, all of it diverged, its latents and rms NaN; seconds of the
+    descents alone, on the clock and (cpu_seconds) of this process's processors, which other work on the machine does
+    not lengthen; forwards: network calls.
     """
 
     latents: Tensor
@@ -105,17 +106,23 @@ def _walk(
 ) -> Walk:
     field, start, generators = begin(pipeline, request, batch, sampler, steps, how.get("schedule", "constant"))
     diverged = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+    taken = torch.zeros(len(start), dtype=torch.long, device=start.device)
 
     def contain(watched: Watched, latents: Tensor, gradient: Tensor) -> Tensor:
         """Hold the clips that have left: one that diverges must not end the descent of the others."""
         rows = watched.rows
+        taken[rows] += 1
         diverged[rows] |= ~_within(latents) | ~gradient.isfinite().flatten(1).all(1)
         return gradient.masked_fill(diverged[rows].view(-1, 1, 1, 1, 1), 0)
 
     watched = Watched(field, torch.arange(len(start), device=start.device), contain)
     synchronise(start.device)
     begun, begun_cpu = time.perf_counter(), time.process_time()
-    result = run(watched, start, sampler, steps=steps, generators=generators, **how)
+    try:
+        result = run(watched, start, sampler, steps=steps, generators=generators, **how)
+    except DivergenceError:  # infinite after a single step: too late to hold a clip
+        frame_nfe = taken[:, None].expand(start.shape[:2])
+        result = Descent(latents=torch.full_like(start, torch.nan), nfe=taken, frame_nfe=frame_nfe)
     synchronise(start.device)
     seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - begun_cpu
     forwards = field.forwards
@@ -132,6 +139,6 @@ def _within(latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode(pipeline: EqMPipeline, latents: Tensor, at_once: int = 32) -> np.ndarray:
-    """Latents (N,T,C,h,w) as clips (N,T,H,W,3) of uint8; what is not finite shows grey."""
-    safe = latents.nan_to_num(0.0, 0.0, 0.0).to(pipeline.device)
+    """Latents (N,T,C,h,w) as clips (N,T,H,W,3) of uint8; what is not finite, or beyond 1e4, shows grey."""
+    safe = latents.where(latents.abs() < 1e4, 0).to(pipeline.device)  # a codec overflows far from its latents
     return np.concatenate([pipeline.decode(part) for part in safe.split(at_once)])
