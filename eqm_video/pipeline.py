@@ -212,11 +212,8 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         wanted = as_list(labels, num_samples, seeds, generator)
         generators = make_generators(len(wanted), seeds, generator)
         steps = self.config.sampler["steps"] if steps is None else steps
-        guided = guidance_scale is not None or guidance_interval is not None or match_norm
-        if composition is not None and (guided or any(one is not None for one in wanted)):
-            raise UserError("a composition takes the place of labels and of guidance (its weights): leave those out")
-        if plain_sum and composition is None:
-            raise UserError("plain_sum says how to compose: give composition=[(label, weight), ...]")
+        guidance = {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "match_norm": match_norm}
+        _check_composition(composition, plain_sum, wanted, guidance)
         # Of a composition the weights are what guidance is: they say how steep the sum of the fields is.
         scale = guidance_scale if composition is None else sum(abs(term[1]) for term in composition)
         more = {"temperature": temperature, "steps": steps, "guidance_scale": scale, "step_schedule": step_schedule}
@@ -228,14 +225,11 @@ class EqMPipeline(Landscape, DiffusionPipeline):
             if composition is not None:
                 field = self.composed_field(composition, len(wanted), plain_sum=plain_sum, **timing)
             else:
-                guidance = {"guidance_interval": guidance_interval, "match_norm": match_norm}
-                field = self.field(wanted, guidance_scale=guidance_scale, **guidance, **timing)
+                field = self.field(wanted, **guidance, **timing)
             start, held = self._start(generators, num_frames, size, clips, start_gamma, known)
             told = None
             if self.transformer.config.conditioned_on_gamma:
-                if per_frame:
-                    raise UserError("this network is told one gamma for all frames: they cannot stop one by one")
-                told = told_gammas(self.decay, rule, steps, step_schedule, start_gamma, held)
+                told = told_gammas(self.decay, rule, steps, step_schedule, start_gamma, held, per_frame)
             with self.progress_bar(total=steps) as bar:
                 descent = run(
                     ScheduledField(field, steps, told),
@@ -277,6 +271,17 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         if held is not None:
             gammas = gammas.masked_fill(held.to(noise.device), 1.0)
         return interpolate(clean, noise, gammas), held
+
+
+def _check_composition(
+    composition: Sequence[Term] | None, plain_sum: bool, wanted: Sequence[Label], guidance: Mapping[str, Any]
+) -> None:
+    """UserError where something is asked for that would be ignored beside a composition, or without one."""
+    guided = guidance["match_norm"] or any(guidance[key] is not None for key in ("guidance_scale", "guidance_interval"))
+    if composition is not None and (guided or any(one is not None for one in wanted)):
+        raise UserError("a composition takes the place of labels and of guidance (its weights): leave those out")
+    if plain_sum and composition is None:
+        raise UserError("plain_sum says how to compose: give composition=[(label, weight), ...]")
 
 
 def _agree_with(

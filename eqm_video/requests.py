@@ -182,14 +182,15 @@ def told_gammas(
     schedule: str | Callable[[int, int], float],
     start_gamma: float,
     known: Tensor | None,
+    per_frame: bool = False,
 ) -> Tensor | None:
     """What a network that is conditioned on gamma is told at each step of a descent; None for solvers, who know."""
     if hasattr(sampler, "solve"):
         return None
-    if known is not None:
+    if known is not None or per_frame:
         raise UserError(
             "this network is told gamma, and a descent tells one gamma to all frames, so that it cannot hold some of "
-            "them: use euler, heun or dopri5"
+            "them: use euler, heun or dopri5, or leave per_frame out"
         )
     if decay is None or not isinstance(sampler, (GradientDescent, NAG)):
         raise UserError(

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -48,6 +49,12 @@ def commands() -> list[str]:
     return [line for line in lines if re.match(r"(accelerate|python|make) ", line)]
 
 
+@cache
+def help_of(command: str) -> str:
+    run = [sys.executable, "-m", "eqm_video", command, "--help"]
+    return subprocess.run(run, capture_output=True, text=True, cwd=ROOT).stdout
+
+
 def test_tree_and_files_agree() -> None:
     named = tree()
     assert [path for path in sorted(named) if not list(ROOT.glob(path))] == []
@@ -81,7 +88,6 @@ def test_commands_are_understood(command: str) -> None:
         assert sample.parse(words[words.index("sample_video.py") + 1 :]).model
     else:
         assert words[:3] == ["python", "-m", "eqm_video"] and words[3] in COMMANDS
-        run = [sys.executable, "-m", "eqm_video", words[3], "--help"]
-        help_text = subprocess.run(run, capture_output=True, text=True, cwd=ROOT).stdout
+        help_text = help_of(words[3])
         for word in words[4:]:
             assert not word.startswith("--") or word in help_text, f"{word} is no option of {words[3]}"
