@@ -130,6 +130,18 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
         ablate.main([*words[:-4], "train.steps=3", *words[-3:]])
 
 
+def test_every_line_is_in_a_table_and_a_table_compares() -> None:
+    def titles(*recipes: str) -> list[str]:
+        lines = [{"recipe": recipe, "sampler": sampler} for recipe in recipes for sampler in ("nag", "adam")]
+        found = ablate_report.rows(lines)
+        assert {row.line["recipe"] for row in found} == set(recipes)
+        return list(dict.fromkeys(row.title for row in found))
+
+    assert titles("base", "linear") == ["decay c(gamma)"]
+    assert titles("base", "lambda_1", "own") == ["objective and sampler", "gain, step size / gain", "others"]
+    assert titles("told") == titles("base") == ["others"]
+
+
 def test_an_unknown_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--only lineal: the recipes are base, "):
         ablate.chosen(["lineal"])

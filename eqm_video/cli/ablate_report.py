@@ -56,20 +56,23 @@ class Row:
 
 
 def rows(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """All rows of all tables that compare something; recipes of no table come last, under "others"."""
-    known = {recipe for table in TABLES.values() for recipe in table.values()}
-    others = {line["recipe"]: line["recipe"] for line in lines if line["recipe"] not in known}
+    """All rows of all tables that compare something; recipes that stand in none of these come last, under "others"."""
     first, found = next(iter(TABLES)), []
-    for title, table in {**TABLES, "others": others}.items():
-        every = title in (first, "others")
-        part = [
-            Row(title, name, line)
-            for name, recipe in table.items()
-            for line in lines
-            if line["recipe"] == recipe and (every or line["sampler"] in DESCENTS)
-        ]
-        found += part if every or len({row.name for row in part}) > 1 else []
-    return found
+    for title, table in TABLES.items():
+        samplers = None if title == first else DESCENTS
+        part = [row for name, recipe in table.items() for row in _rows(title, name, recipe, lines, samplers)]
+        found += part if len({row.name for row in part}) > 1 else []
+    shown = {row.line["recipe"] for row in found}
+    others = dict.fromkeys(line["recipe"] for line in lines if line["recipe"] not in shown)
+    return found + [row for recipe in others for row in _rows("others", recipe, recipe, lines)]
+
+
+def _rows(
+    title: str, name: str, recipe: str, lines: Sequence[Mapping[str, Any]], samplers: Sequence[str] | None = None
+) -> list[Row]:
+    """The rows of one recipe in one table, by these samplers (None: by all)."""
+    chosen = [line for line in lines if line["recipe"] == recipe and (samplers is None or line["sampler"] in samplers)]
+    return [Row(title, name, line) for line in chosen]
 
 
 def interval(share: float, count: int) -> tuple[float, float]:
@@ -166,7 +169,7 @@ def _dots(
         share = row.line.get("both_accuracy")
         if share is not None:
             low, high = interval(share, samples)
-            spread = [[100 * (share - low)], [100 * (high - share)]]
+            spread = [[max(0.0, 100 * (share - low))], [max(0.0, 100 * (high - share))]]  # rounding at 0 and at 1
             left.errorbar(100 * share, height, xerr=spread, elinewidth=1, capsize=0, **look)
         if row.line.get("frechet") is not None:
             right.plot(row.line["frechet"], height, **look)

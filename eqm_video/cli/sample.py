@@ -136,8 +136,9 @@ def choose_captions(pipeline: EqMPipeline, options: argparse.Namespace) -> tuple
 def fingerprint(pipeline: EqMPipeline) -> str:
     """A hash of all weights and what they mean: samples of two models never mix."""
     digest = hashlib.blake2b(digest_size=16)
-    told = pipeline.config.decay if pipeline.transformer.config.conditioned_on_gamma else None
-    digest.update(json.dumps([pipeline.config.id2label, pipeline.config.reference_fps, told]).encode())
+    # A network that is told gamma is sampled along its decay.
+    told = [pipeline.config.decay] if pipeline.transformer.config.conditioned_on_gamma else []
+    digest.update(json.dumps([pipeline.config.id2label, pipeline.config.reference_fps, *told]).encode())
     for module in (pipeline.transformer, pipeline.vae):
         config = {key: value for key, value in module.config.items() if not key.startswith("_")}
         digest.update(json.dumps(config, sort_keys=True).encode())
