@@ -144,11 +144,13 @@ def sampler_settings(given: Mapping[str, Any] | None) -> dict[str, Any]:
     kind = given.get("kind", SAMPLER["kind"])
     if kind not in SAMPLERS:
         raise UserError(f"sampler {kind!r} is not one of {', '.join(SAMPLERS)}")
-    known = {"kind", "steps", "guidance_scale", *(entry.name for entry in fields(SAMPLERS[kind]))}
-    if unknown := set(given) - known:
-        raise UserError(
-            f"unknown settings {sorted(unknown)} of the sampler {kind!r}; known are {', '.join(sorted(known))}"
-        )
+    shared = {"kind", "steps", "guidance_scale"}
+    own = {entry.name for entry in fields(SAMPLERS[kind])}
+    everywhere = {entry.name for sampler in SAMPLERS.values() for entry in fields(sampler)}
+    if unknown := set(given) - shared - everywhere:
+        names = ", ".join(sorted(shared | own))
+        raise UserError(f"unknown settings {sorted(unknown)} of the sampler {kind!r}; known are {names}")
+    given = {name: value for name, value in given.items() if name in shared | own}  # older exports carry mu with gd
     start = {entry.name: entry.default for entry in fields(SAMPLERS[kind])} | {"kind": kind}
     return {**start, "steps": SAMPLER["steps"], "guidance_scale": SAMPLER["guidance_scale"], **given}
 

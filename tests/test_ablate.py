@@ -138,7 +138,7 @@ def test_every_line_is_in_a_table_and_a_table_compares() -> None:
         return list(dict.fromkeys(row.title for row in found))
 
     assert titles("base", "linear") == ["decay c(gamma)"]
-    assert titles("base", "lambda_1", "own") == ["objective and sampler", "gain, step size / gain", "others"]
+    assert titles("base", "lambda_1", "own") == ["objective and sampler", "gain, equal gain x step size", "others"]
     assert titles("told") == titles("base") == ["others"]
 
 

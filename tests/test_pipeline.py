@@ -519,6 +519,11 @@ def test_numbers_of_one_sampler_are_not_those_of_another(pipe):
     assert pipe.rule("adam").step_size == type(pipe.rule("adam"))().step_size != 0.05
 
 
+def test_exports_that_carry_a_number_of_another_sampler_load() -> None:
+    older = tiny_pipeline(sampler={"kind": "gd", "step_size": 0.1, "mu": 0.35, "steps": 4})
+    assert older.rule() == GradientDescent(0.1) and "mu" not in older.config.sampler
+
+
 def test_what_a_composition_would_ignore_is_refused(pipe):
     for more in ({"labels": ["up"]}, {"guidance_scale": 2.0}, {"match_norm": True}, {"guidance_interval": (0, 0.5)}):
         with pytest.raises(UserError, match="takes the place of labels and of guidance"):

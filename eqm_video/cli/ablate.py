@@ -39,7 +39,7 @@ from eqm_video.samplers import NAG, SAMPLERS
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "ablations"
 BASE = "base"
 STRIDE = 0.08  # step_size * gain of all recipes: how far a step goes while the decay is at its full height
-ADAM = {"step_size": 0.05, "beta1": 0.9, "beta2": 0.999}  # the best of six tried on the base, with 48 samples
+ADAM = {"step_size": 0.05, "beta1": 0.9, "beta2": 0.999}  # the best of eight tried on the base, with 48 samples
 FREE = tuple(key for key in training.FREE if key != "train.steps")  # what may differ in a run that is found
 
 

@@ -32,7 +32,7 @@ TABLES: dict[str, dict[str, str]] = {
         "constant (flow)": "flow_untold",
     },
     "where the decay begins": {"a = 0.5": "a_0.5", "a = 0.8": "base", "a = 0.9": "a_0.9"},
-    "gain, step size / gain": {
+    "gain, equal gain x step size": {
         "lambda = 1": "lambda_1",
         "lambda = 2": "lambda_2",
         "lambda = 4": "base",
