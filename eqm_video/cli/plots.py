@@ -55,7 +55,8 @@ def style(index: int) -> dict[str, str]:
 def legend(axes: Axes, *, beside: bool = False, **settings: Any) -> None:
     """A legend without a frame: on the axes, or to the right of them."""
     place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if beside else {}
-    axes.legend(**{"framealpha": 0.85, "edgecolor": "none", "fontsize": 9, **place, **settings})
+    if axes.get_legend_handles_labels()[0]:  # a plot may show nothing, where every row diverged
+        axes.legend(**{"framealpha": 0.85, "edgecolor": "none", "fontsize": 9, **place, **settings})
 
 
 def ticks_1_2_5(axis: Axis) -> None:
