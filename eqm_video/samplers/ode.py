@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -122,42 +122,38 @@ def finished(latents: Tensor, rows: Tensor, unknown: Tensor, nfe: Sequence[int])
     return Descent(latents=latents, nfe=frame_nfe.amax(dim=1), frame_nfe=frame_nfe)
 
 
+class _FixedSteps:
+    """A method with equal steps, by torchdiffeq's name."""
+
+    method: ClassVar[str]
+
+    def solve(
+        self,
+        gradient: Gradient,
+        start: Tensor,
+        *,
+        steps: int,
+        start_gamma: float = 0.0,
+        known: Tensor | None = None,
+        callback: Callback | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> Descent:
+        """As `Solver.solve`."""
+        return _on_grid(self, self.method, gradient, start, steps, start_gamma, known, callback, generators)
+
+
 @dataclass(frozen=True)
-class Euler:
+class Euler(_FixedSteps):
     """x <- x - h f(x), h = (1 - start_gamma) / steps; one evaluation a step."""
 
-    def solve(
-        self,
-        gradient: Gradient,
-        start: Tensor,
-        *,
-        steps: int,
-        start_gamma: float = 0.0,
-        known: Tensor | None = None,
-        callback: Callback | None = None,
-        generators: Sequence[torch.Generator] | None = None,
-    ) -> Descent:
-        """As `Solver.solve`."""
-        return _on_grid(self, "euler", gradient, start, steps, start_gamma, known, callback, generators)
+    method: ClassVar[str] = "euler"
 
 
 @dataclass(frozen=True)
-class Heun:
+class Heun(_FixedSteps):
     """Heun's method of order 2, the mean of the slopes at both ends of an Euler step; two evaluations a step."""
 
-    def solve(
-        self,
-        gradient: Gradient,
-        start: Tensor,
-        *,
-        steps: int,
-        start_gamma: float = 0.0,
-        known: Tensor | None = None,
-        callback: Callback | None = None,
-        generators: Sequence[torch.Generator] | None = None,
-    ) -> Descent:
-        """As `Solver.solve`."""
-        return _on_grid(self, "heun2", gradient, start, steps, start_gamma, known, callback, generators)
+    method: ClassVar[str] = "heun2"
 
 
 @dataclass(frozen=True)
