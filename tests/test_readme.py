@@ -17,6 +17,7 @@ from eqm_video.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf8")
+LANDSCAPE = (ROOT / "docs" / "landscape.md").read_text(encoding="utf8")
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 
 
@@ -43,10 +44,16 @@ def tree() -> set[str]:
 
 
 def commands() -> list[str]:
-    fences = re.findall(r"```(\w*)\n(.*?)```", README.split("## The tree")[0], flags=re.S)
+    fences = re.findall(r"```(\w*)\n(.*?)```", README.split("## The tree")[0] + LANDSCAPE, flags=re.S)
     blocks = [text for language, text in fences if not language]
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if re.match(r"(accelerate|python|make) ", line)]
+    return list(dict.fromkeys(line for line in lines if re.match(r"(accelerate|python|make) ", line)))
+
+
+def test_pictures_are_there() -> None:
+    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", LANDSCAPE)
+    assert len(shown) >= 10 and all((ROOT / "docs" / name).is_file() for name in shown)
+    assert all((ROOT / name).is_file() for name in re.findall(r'<img src="([^"]+)"', README))
 
 
 @cache

@@ -115,7 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(given: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video compose", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m eqm_video compose",
+        description=__doc__.splitlines()[0],
+        epilog="compose --write-data FOLDER writes the moving shapes that configs/attributes.yaml learns.",
+    )
     add_model(parser)
     add_sampling(parser, num_samples=64)
     add = parser.add_argument
