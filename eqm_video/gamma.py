@@ -211,7 +211,7 @@ class ContextGamma:
     """Some frames clean (gamma exactly 1, where the target is 0), the others on one shared draw.
 
     Patterns, one of which is taken at random for each clip:
-        prefix: the first k frames, k uniform in 1..T-1 (image-to-video, continuation);
+        prefix: the first k frames, k uniform in 0..T-1 (generation, image-to-video, continuation);
         ends: the first and the last (in-betweening; at least 3 frames);
         subset: each frame with probability 1/2, but never all of them.
     """
@@ -232,7 +232,7 @@ class ContextGamma:
     def _clean(self, pattern: str, frames: int, generator: torch.Generator) -> Tensor:
         clean = torch.zeros(frames, dtype=torch.bool, device=generator.device)
         if pattern == "prefix":
-            clean[: _integer(1, frames - 1, generator)] = True
+            clean[: _integer(0, frames - 1, generator)] = True
         elif pattern == "ends":
             if frames < 3:
                 raise ValueError(f"pattern 'ends' needs at least 3 frames, the clip has {frames}; use 'prefix'")

@@ -143,8 +143,8 @@ def test_context_prefix_leaves_a_shared_draw_after_k_clean_frames():
     gamma = draws(ContextGamma(("prefix",)), 5)
     clean = gamma == 1
     lengths = clean.sum(1)
-    assert lengths.bincount(minlength=6)[[0, 5]].tolist() == [0, 0]
-    assert lengths.bincount(minlength=6)[1:5].min() > 70  # 100 expected of each
+    assert lengths.max() == 4
+    assert lengths.bincount(minlength=5).min() > 55  # 80 expected of each: none known is generation
     assert (clean == (torch.arange(5) < lengths[:, None])).all()
     rest = gamma[:, -1:].expand(-1, 5)
     assert (gamma[~clean] == rest[~clean]).all()
@@ -169,8 +169,8 @@ def test_mixture_takes_its_modes_with_their_probabilities():
     gamma = draws(MixtureGamma(shared=0.5, context=0.3, per_frame=0.2), 4, count=2000)
     context = (gamma == 1).any(dim=1)
     shared = (gamma == gamma[:, :1]).all(dim=1)
-    assert abs(context.float().mean() - 0.3) < 0.04
-    assert abs(shared.float().mean() - 0.5) < 0.04
+    assert abs(context.float().mean() - 0.3 * 3 / 4) < 0.04  # of the prefixes of 4 frames, one in four is empty
+    assert abs(shared.float().mean() - 0.5 - 0.3 / 4) < 0.04
     assert draws(MixtureGamma(shared=0.0, context=0.0, per_frame=1.0), 4).unique().numel() > 1590
 
 
