@@ -1,7 +1,8 @@
-"""Guidance: a labelled and an unlabelled field in one weighted sum.
+"""Guidance: fields that know more and less, of the label or of the known frames, in one weighted sum.
 
 Legend: B clips, T frames, C channels, H W height and width.
-Classifier-free guidance is f_null + s * (f_label - f_null), the weights 1 - s and s on the two fields.
+Classifier-free guidance is f_null + s * (f_label - f_null), the weights 1 - s and s on the two fields; history guidance
+is f_without + s * (f_with - f_without), of the field with the known frames and the one without them.
 """
 
 from __future__ import annotations
@@ -196,6 +197,65 @@ class GuidedField:
             raise ValueError(f"gamma has shape {tuple(self.gamma.shape)}; it must be (B, T) = {(batch, frames)}")
         if self.channels is not None and self.channels > channels:
             raise ValueError(f"channels={self.channels} are to be guided, but the latents have {channels}")
+
+
+class HistoryField:
+    """A field guided by the frames that are known: f_without + s * (f_with - f_without).
+
+    f_without is the same field where the known frames are replaced by noise, at gamma 0, which a network that was
+    trained with a gamma for each frame takes for frames it knows nothing of (as history guidance in diffusion forcing,
+    arXiv 2502.06764). s = 1 is the field itself, and s above 1 follows the known frames more closely.
+
+    Args:
+        field: a `GuidedField` or a `ComposedField` of B clips.
+        known: (B, T) bool, frames that are held; what the sum says of those means nothing.
+        noise: (B, T, C, H, W) standard normal noise, shown in their places; the same at every evaluation.
+        scale: s, any finite number.
+    """
+
+    def __init__(self, field: Any, known: Tensor, noise: Tensor, scale: float) -> None:
+        if not isinstance(known, Tensor) or known.dtype != torch.bool or known.shape != noise.shape[:2]:
+            found = tuple(known.shape) if isinstance(known, Tensor) else known
+            raise ValueError(f"known is {found!r}; it must be a bool tensor (B, T) = {tuple(noise.shape[:2])}")
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+            raise ValueError(f"history guidance is {scale!r}; it must be a finite number (1 is the field itself)")
+        self.field, self.known, self.noise, self.scale = field, known.to(noise.device), noise, float(scale)
+        self.blind = field  # the field without the known frames: it differs where a gamma is told
+
+    @property
+    def forwards(self) -> int:
+        """Network calls so far."""
+        return self.field.forwards
+
+    def select(self, indices: Tensor) -> HistoryField:
+        """The field of the clips at `indices` (1-D integers)."""
+        chosen = self._with(self.field.select(indices), self.blind.select(indices))
+        places = indices.to(self.noise.device)
+        chosen.known, chosen.noise = self.known[places], self.noise[places]
+        return chosen
+
+    def at_progress(self, progress: float) -> HistoryField:
+        """The field at a point of the descent, 0 (start) to 1 (end)."""
+        return self._with(self.field.at_progress(progress), self.blind.at_progress(progress))
+
+    def at_gamma(self, gamma: Tensor) -> HistoryField:
+        """The field at a solver's time (B, T), which is 1 on the known frames, and told as 0 where they are noise."""
+        there = self.at_progress(float(gamma.min()))
+        return there._with(there.field.tell(gamma), there.blind.tell(gamma.masked_fill(self.known, 0.0)))
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """The guided field at latents (B, T, C, H, W), of the same shape."""
+        informed = self.field(latents)
+        if self.scale == 1:
+            return informed
+        hidden = self.known.reshape(self.known.shape + (1,) * (latents.ndim - 2))
+        blind = self.blind(torch.where(hidden, self.noise.to(latents.dtype), latents))
+        return weighted_sum([blind, informed], [1 - self.scale, self.scale])
+
+    def _with(self, field: Any, blind: Any) -> HistoryField:
+        changed = copy(self)
+        changed.field, changed.blind = field, blind
+        return changed
 
 
 def _frame_norms(field: Tensor) -> Tensor:

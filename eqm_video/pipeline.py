@@ -26,22 +26,14 @@ from eqm_video.folders import (
     local_folder,
     read_json,
 )
+from eqm_video.guidance import HistoryField
 from eqm_video.landscape import Landscape, Term
 from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
-from eqm_video.objective import interpolate
-from eqm_video.requests import (
-    Label,
-    as_list,
-    as_pixels,
-    check_fraction,
-    known_frames,
-    make_generators,
-    sampler_settings,
-    told_gammas,
-)
-from eqm_video.samplers import Sampler, run
+from eqm_video.requests import Label, as_list, make_generators, sampler_settings, told_gammas
+from eqm_video.samplers import Sampler, frame_moves, run
+from eqm_video.starts import Clips, Start
 
 OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -178,6 +170,9 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         clips: Any = None,
         start_gamma: float = 0.0,
         known: Tensor | Sequence[int] | None = None,
+        context_gamma: float = 1.0,
+        history_guidance: float = 1.0,
+        frame_schedule: str | int = "joint",
         tolerance: float | None = None,
         per_frame: bool = False,
         output_type: str = "pil",
@@ -196,19 +191,26 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         `GuidedField`. composition, plain_sum: terms instead of labels, see `composed_field`.
         seeds: one for each sample; a seed gives the same start noise whatever the batch or the device. generator:
         torch's instead of seeds, one or a list. Neither: fresh seeds from torch's global generator.
-        clips: uint8 (B, T, H, W, 3), with start_gamma: start at start_gamma * clip + (1 - start_gamma) * noise (partial
-        denoising), and with known: frames, by number or as bool (B, T), that stay as they are in `clips`.
+        clips: uint8 (B, T, H, W, 3), or latents (B, T, C, h, w), with start_gamma: start at start_gamma * clip +
+        (1 - start_gamma) * noise (partial denoising), and with known: frames, by number (-1 is the last) or as bool
+        (B, T), that stay as they are in `clips`, while the others descend: the first one for image-to-video, the first
+        k for continuation, the first and the last for in-betweening. context_gamma: what the network sees of known
+        frames, as start_gamma; a little below 1 it forgives their faults. history_guidance: s of `HistoryField`.
+        frame_schedule: "joint", "pyramid", "autoregressive", or the steps between the starts of two unknown frames;
+        every frame makes `steps` updates of its own.
         tolerance: a clip stops once the gradient's RMS is below it in every frame; with per_frame each frame by itself.
         callback(step, latents, gradient). output_type: see EqMPipelineOutput. decode_chunk_size: frames at once.
         Raises UserError for whatever cannot be sampled, and when the descent diverges.
         """
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
-        if clips is not None:
-            clips = as_pixels(clips)
-            num_samples, num_frames, size = _agree_with(clips, labels, num_samples, num_frames, size)
+        given = None if clips is None else Clips.of(clips)
+        if given is not None:
+            num_samples, num_frames, size = given.agree(self, labels, num_samples, num_frames, size)
         elif start_gamma or known is not None:
             raise UserError("start_gamma and known need clips to start from: give clips=")
+        if known is None and (context_gamma != 1 or history_guidance != 1):
+            raise UserError("context_gamma and history_guidance are about known frames: give known=")
         wanted = as_list(labels, num_samples, seeds, generator)
         generators = make_generators(len(wanted), seeds, generator)
         steps = self.config.sampler["steps"] if steps is None else steps
@@ -226,18 +228,28 @@ class EqMPipeline(Landscape, DiffusionPipeline):
                 field = self.composed_field(composition, len(wanted), plain_sum=plain_sum, **timing)
             else:
                 field = self.field(wanted, **guidance, **timing)
-            start, held = self._start(generators, num_frames, size, clips, start_gamma, known)
+            noise = self.start_noise(generators, num_frames=num_frames, size=size)
+            around = {"gamma": start_gamma, "known": known, "context_gamma": context_gamma}
+            start = Start.of(noise, self.codec, given, **around)
+            if history_guidance != 1:
+                field = HistoryField(field, start.known, noise, history_guidance)
+            moves = frame_moves(frame_schedule, steps, start.unknown)
+            if moves is not None and guidance_interval is not None:
+                raise UserError("guidance_interval is a part of a joint descent: leave it or frame_schedule out")
             told = None
             if self.transformer.config.conditioned_on_gamma:
-                told = told_gammas(self.decay, rule, steps, step_schedule, start_gamma, held, per_frame)
-            with self.progress_bar(total=steps) as bar:
+                alone = per_frame or moves is not None
+                told = told_gammas(self.decay, rule, steps, step_schedule, start_gamma, start.known, alone)
+            total = steps if moves is None else len(moves)
+            with self.progress_bar(total=total) as bar:
                 descent = run(
-                    ScheduledField(field, steps, told),
-                    start,
+                    ScheduledField(field, total, told),
+                    start.latents,
                     rule,
-                    steps=steps,
+                    steps=total,
                     start_gamma=start_gamma,
-                    known=held,
+                    known=start.known,
+                    moves=moves,
                     schedule=step_schedule,
                     tolerance=tolerance,
                     per_frame=per_frame,
@@ -246,31 +258,9 @@ class EqMPipeline(Landscape, DiffusionPipeline):
                 )
         except ValueError as error:  # wrong numbers and divergence; the message says which
             raise UserError(str(error)) from error
-        result = self.decode(descent.latents, output_type, decode_chunk_size)
+        result = self.decode(start.finish(descent.latents), output_type, decode_chunk_size)
         self.maybe_free_model_hooks()
         return EqMPipelineOutput(frames=result, nfe=descent.nfe.cpu(), frame_nfe=descent.frame_nfe.cpu())
-
-    def _start(
-        self,
-        generators: list[Generator],
-        num_frames: int | None,
-        size: Any,
-        clips: Tensor | None,
-        gamma: float,
-        known: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Where a descent starts, (B, T, C, h, w), and the frames (B, T) that stay there."""
-        noise = self.start_noise(generators, num_frames=num_frames, size=size)
-        if clips is None:
-            return noise, None
-        gamma = check_fraction("start_gamma", gamma)
-        self.check_size(tuple(clips.shape[-2:]))
-        clean = self.codec.encode(clips.to(noise.device)).to(noise.dtype)
-        held = known_frames(known, tuple(clean.shape[:2]))
-        gammas = torch.full(clean.shape[:2], gamma, dtype=noise.dtype, device=noise.device)
-        if held is not None:
-            gammas = gammas.masked_fill(held.to(noise.device), 1.0)
-        return interpolate(clean, noise, gammas), held
 
 
 def _check_composition(
@@ -282,23 +272,6 @@ def _check_composition(
         raise UserError("a composition takes the place of labels and of guidance (its weights): leave those out")
     if plain_sum and composition is None:
         raise UserError("plain_sum says how to compose: give composition=[(label, weight), ...]")
-
-
-def _agree_with(
-    clips: Tensor, labels: Any, num_samples: int | None, num_frames: int | None, size: Any
-) -> tuple[int | None, int, tuple[int, int]]:
-    """What clips (B, T, 3, H, W) to start from say about the request; UserError where it says otherwise."""
-    count, frames, _, height, width = clips.shape
-    asked = len(labels) if isinstance(labels, (list, tuple)) else num_samples
-    if asked not in (None, count) or num_frames not in (None, frames):
-        raise UserError(
-            f"the clips to start from are {count} of {frames} frames, but asked are {asked or count} samples of "
-            f"{num_frames or frames} frames: leave those out"
-        )
-    asked_size = (size, size) if isinstance(size, int) or size is None else tuple(size)
-    if size is not None and asked_size != (height, width):
-        raise UserError(f"the clips to start from have {height}x{width} pixels, but size is {size}: leave it out")
-    return None if isinstance(labels, (list, tuple)) else count, frames, (height, width)
 
 
 def _both(first: Callable[..., Any], second: Callable[..., Any] | None) -> Callable[..., Any]:

@@ -192,7 +192,7 @@ def told_gammas(
     if known is not None or per_frame:
         raise UserError(
             "this network is told gamma, and a descent tells one gamma to all frames, so that it cannot hold some of "
-            "them: use euler, heun or dopri5, or leave per_frame out"
+            "them: use euler, heun or dopri5, or leave per_frame and frame_schedule out"
         )
     if decay is None or not isinstance(sampler, (GradientDescent, NAG)):
         raise UserError(

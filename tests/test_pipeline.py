@@ -402,7 +402,7 @@ def test_partial_denoising_starts_between_noise_and_clip(pipe):
         pipe(start_gamma=0.5)
     with pytest.raises(UserError, match="2 of 3 frames, but asked are 1 samples"):
         pipe(["up"], clips=clips, start_gamma=0.5)
-    with pytest.raises(UserError, match="16x16 pixels, but size is 8"):
+    with pytest.raises(UserError, match="but size is 8x8"):
         pipe(clips=clips, start_gamma=0.5, size=8)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from eqm_video.samplers.checks import Callback, DivergenceError, Gradient
 from eqm_video.samplers.descent import Descent, descend
+from eqm_video.samplers.frames import FRAME_SCHEDULES, frame_moves
 from eqm_video.samplers.ode import Dopri5, Euler, Heun, Solver
 from eqm_video.samplers.presets import SAMPLER_PRESETS
 from eqm_video.samplers.rules import NAG, RULES, Adam, GradientDescent, Langevin, Rule
@@ -19,6 +20,7 @@ Sampler = Rule | Solver
 SAMPLERS: dict[str, type] = {**RULES, "euler": Euler, "heun": Heun, "dopri5": Dopri5, "sde": SDE}
 
 __all__ = [
+    "FRAME_SCHEDULES",
     "NAG",
     "RULES",
     "SAMPLERS",
@@ -40,6 +42,7 @@ __all__ = [
     "Schedule",
     "Solver",
     "descend",
+    "frame_moves",
     "run",
     "step_factors",
 ]
@@ -53,6 +56,7 @@ def run(
     steps: int,
     start_gamma: float = 0.0,
     known: Tensor | None = None,
+    moves: Tensor | None = None,
     tolerance: float | None = None,
     per_frame: bool = False,
     schedule: Schedule | None = None,
@@ -61,8 +65,8 @@ def run(
 ) -> Descent:
     """Sample with any sampler: rules through `descend`, solvers through their own `solve`.
 
-    `start_gamma` is for solvers, which begin there; rules do not know gamma. `tolerance`, `per_frame` and `schedule`
-    are for rules. Everything else is as in `descend` and `Solver.solve`.
+    `start_gamma` is for solvers, which begin there; rules do not know gamma. `moves`, `tolerance`, `per_frame`
+    and `schedule` are for rules. Everything else is as in `descend` and `Solver.solve`.
 
     Raises:
         ValueError: a wrong argument, or one that this sampler does not have.
@@ -79,6 +83,7 @@ def run(
             sampler,
             steps=steps,
             known=known,
+            moves=moves,
             tolerance=tolerance,
             per_frame=per_frame,
             schedule=schedule,
@@ -88,6 +93,11 @@ def run(
     if tolerance is not None or per_frame:
         raise ValueError(
             f"{sampler!r} goes all the way: stopping at a tolerance is for the rules {rules}; leave it out"
+        )
+    if moves is not None:
+        raise ValueError(
+            f"{sampler!r} carries all frames together: frames that move in turn are for the rules {rules}; leave moves "
+            "out (a frame schedule that is joint)"
         )
     if schedule not in (None, "constant"):
         raise ValueError(f"{sampler!r} has no step_size: a schedule is for the rules {rules}; leave it out")

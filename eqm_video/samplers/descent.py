@@ -20,6 +20,7 @@ from eqm_video.samplers.checks import (
     check_finite,
     is_number,
 )
+from eqm_video.samplers.frames import Turns
 from eqm_video.samplers.moving import Moving, frame_rms
 from eqm_video.samplers.rules import Rule
 from eqm_video.samplers.schedules import Schedule, scaled, step_factors
@@ -43,6 +44,7 @@ def descend(
     *,
     steps: int,
     known: Tensor | None = None,
+    moves: Tensor | None = None,
     tolerance: float | None = None,
     per_frame: bool = False,
     schedule: Schedule | None = None,
@@ -60,6 +62,9 @@ def descend(
         steps: number of updates, >= 0.
         known: (B, T) bool, frames that stay as they are in `start`, bit for bit. A clip known as a whole takes no
             evaluation.
+        moves: (steps, T) or (steps, B, T) bool, the frames that move at each step (`frames.frame_moves` makes them);
+            the others stand still, where the gradient sees them, and start later without momentum. A clip stops after
+            its last move. None: all move at every step.
         tolerance: a clip stops before the update when the largest root mean square, over its unknown frames, of the
             gradient just evaluated is below this; that evaluation counts. None: all clips take all steps.
         per_frame: with a tolerance, each frame comes to rest alone: from the evaluation that finds its own root mean
@@ -67,8 +72,8 @@ def descend(
             its frames rest. Sound where a frame at rest stays data, as for fields trained with a gamma for each frame.
         schedule: "constant" (or None), "linear", "cosine", or a callable (step, steps) -> factor on the step size.
         callback: `callback(step, latents, gradient)` after each update, step = 0, 1, ...: the latents after it and the
-            gradient that made it (0 on known frames), of the whole batch; a stopped clip shows its last ones. To be
-            read, not written. Not called once no clip moves.
+            gradient that made it (0 on frames that stand still), of the whole batch; a stopped clip shows its last
+            ones. To be read, not written. Not called once no clip moves.
         generators: one for each clip, handed to rules with randomness.
 
     Gradients are not recorded through the walk unless `start.requires_grad`; the caller's grad mode stays as it is, so
@@ -80,29 +85,36 @@ def descend(
             at every evaluation.
     """
     known = check_arguments(gradient, start, steps, known, generators)
-    _check_rule(start, rule, tolerance, per_frame)
+    turns = Turns.of(moves, steps, start)
+    _check_rule(start, rule, turns, schedule, tolerance, per_frame)
     factors, advice = step_factors(schedule, steps), _advice(rule)
     moving = Moving.all_of(gradient, start, known, generators)
     moving = replace(moving, state=rule.start(moving.latents))
-    frame_nfe = torch.zeros(start.shape[: 2 if start.ndim > 2 else 1], dtype=torch.long, device=start.device)
-    frame_nfe = frame_nfe.reshape(len(start), -1)  # (B, 1) for points without frames
+    nfe = torch.zeros(len(start), dtype=torch.long, device=start.device)
+    frame_nfe = nfe.new_zeros(len(start), start.shape[1] if start.ndim > 2 else 1)  # points without frames are one
     resting = start  # latents of the clips that have stopped; rows of moving clips are out of date
     seen = torch.zeros_like(start)  # the last gradient of each clip, kept for the callback
 
     for step in range(steps):
+        if turns is not None:
+            resting = moving.spread(moving.latents, over=resting)
+            moving = moving.keep(_some_left(moving, turns, step), resting)
         if moving.count == 0:
             break
         now = scaled(rule, factors[step])
+        if turns is not None:
+            moving = moving.wait(~turns.at(step, moving.rows))
         slope = moving.evaluate(now.point(moving.latents, moving.state), step=step, keep_graph=start.requires_grad)
-        frame_nfe[moving.rows] += moving.unknown
+        nfe[moving.rows] += 1
+        frame_nfe[moving.rows] += moving.walking
         stops = None
         if tolerance is not None:
             size = frame_rms(slope)
             check_finite(size, moving.rows, rule, f"the gradient at step {step} of {steps}", advice)
             if per_frame:
-                moving = moving.rest(size < tolerance)
+                moving = moving.rest((size < tolerance) & moving.walking)
                 slope = moving.hide(slope)
-            stops = (size < tolerance).all(dim=1)
+            stops = (size < tolerance).all(dim=1) if turns is None else ~_some_left(moving, turns, step)
         if callback is not None:
             seen = moving.spread(slope, over=seen)
         if stops is not None and stops.any():
@@ -119,20 +131,41 @@ def descend(
     latents = moving.spread(moving.latents, over=resting)
     everyone = torch.arange(len(latents))
     check_finite(latents, everyone, rule, f"the latents after the last of {steps} steps", advice)
-    # a clip moves as long as one of its frames does
-    return Descent(latents=latents, nfe=frame_nfe.amax(dim=1), frame_nfe=frame_nfe)
+    return Descent(latents=latents, nfe=nfe, frame_nfe=frame_nfe)
+
+
+def _some_left(moving: Moving, turns: Turns, step: int) -> Tensor:
+    """(b,) bool: clips with a frame that is not at rest and moves at this step or later."""
+    return (moving.unknown & turns.to_come(step, moving.rows)).any(dim=1)
 
 
 def _advice(rule: Rule) -> str:
     return f"use a step_size smaller than {getattr(rule, 'step_size', 'this one')}"
 
 
-def _check_rule(start: Tensor, rule: Rule, tolerance: float | None, per_frame: bool) -> None:
+def _check_rule(
+    start: Tensor,
+    rule: Rule,
+    turns: Turns | None,
+    schedule: Schedule | None,
+    tolerance: float | None,
+    per_frame: bool,
+) -> None:
     """Raise a ValueError for the first wrong argument of those only rules take."""
     if not all(hasattr(rule, name) for name in ("start", "point", "update")):
         raise ValueError(f"rule must be such as GradientDescent(step_size=0.003), got {rule!r}")
     if tolerance is not None and (not is_number(tolerance) or tolerance <= 0):
         raise ValueError(f"tolerance is {tolerance!r}; it must be a number above 0, or None to take all steps")
+    if turns is not None and tolerance is not None and not per_frame:
+        raise ValueError(
+            "frames that move in turn come to rest one by one: with moves (a frame schedule that is not joint) a "
+            "tolerance needs per_frame=True"
+        )
+    if turns is not None and schedule not in (None, "constant"):
+        raise ValueError(
+            f"schedule {schedule!r} is one of the whole descent, but frames that move in turn (moves, a frame schedule "
+            "that is not joint) each begin at another step: leave one of the two out"
+        )
     if not isinstance(per_frame, bool):
         raise ValueError(f"per_frame is {per_frame!r}; it must be True or False")
     if per_frame and tolerance is None:

@@ -36,6 +36,11 @@ def frame_rms(slope: Tensor) -> Tensor:
     return (squares.flatten(2).mean(dim=2) if slope.ndim > 2 else squares.mean(dim=1, keepdim=True)).sqrt()
 
 
+def _spread_over(frames: Tensor, values: Tensor) -> Tensor:
+    """(b, T) as (b, T, 1, ...), to stand beside values (b, T, ...)."""
+    return frames.reshape(frames.shape + (1,) * (values.ndim - 2))
+
+
 @dataclass(frozen=True)
 class Moving:
     """Everything that has a row for each clip that still moves."""
@@ -47,6 +52,7 @@ class Moving:
     state: State  # tensors (b, ...)
     known: Tensor | None  # (b, T, 1, ...) frames that do not move
     generators: list[torch.Generator] | None
+    waiting: Tensor | None = None  # (b, T, 1, ...) frames that do not move at this step
 
     @classmethod
     def all_of(
@@ -69,15 +75,30 @@ class Moving:
         return self.rows.shape[0]
 
     @property
+    def still(self) -> Tensor | None:
+        """(b, T, 1, ...) frames that do not move now: known, or waiting for their turn; None where all move."""
+        if self.known is None or self.waiting is None:
+            return self.waiting if self.known is None else self.known
+        return self.known | self.waiting
+
+    @property
     def unknown(self) -> Tensor:
-        """(b, T) bool: the frames that move."""
-        frames = self.latents.shape[1] if self.latents.ndim > 2 else 1
-        if self.known is None:
-            return torch.ones(self.count, frames, dtype=torch.bool, device=self.latents.device)
-        return ~self.known.reshape(self.count, frames)
+        """(b, T) bool: the frames that are not known, whether they move at this step or not."""
+        return self._others(self.known)
+
+    @property
+    def walking(self) -> Tensor:
+        """(b, T) bool: the frames that move now."""
+        return self._others(self.still)
+
+    def _others(self, frames: Tensor | None) -> Tensor:
+        count = self.latents.shape[1] if self.latents.ndim > 2 else 1
+        if frames is None:
+            return torch.ones(self.count, count, dtype=torch.bool, device=self.latents.device)
+        return ~frames.reshape(self.count, count)
 
     def evaluate(self, point: Tensor, *, step: int, gamma: float | None = None, keep_graph: bool = False) -> Tensor:
-        """The gradient (b, T, ...) at `point`, in its dtype, 0 on known frames.
+        """The gradient (b, T, ...) at `point`, in its dtype, 0 on frames that do not move.
 
         A field that offers `at_gamma` is told `gamma`; where frames are known, as a tensor (b, T) that is 1 on those.
         """
@@ -90,19 +111,27 @@ class Moving:
         return self.hide((slope if keep_graph else slope.detach()).to(point.dtype))
 
     def hide(self, slope: Tensor) -> Tensor:
-        """The gradient (b, T, ...) with 0 on known frames."""
-        return slope if self.known is None else slope.masked_fill(self.known, 0)
+        """The gradient (b, T, ...) with 0 on frames that do not move."""
+        return slope if self.still is None else slope.masked_fill(self.still, 0)
 
     def move(self, latents: Tensor, state: State | None = None) -> Moving:
-        """With new latents (b, T, ...), of which known frames are not taken over, and a new state."""
-        if self.known is not None:  # a zero gradient is not enough for samplers with randomness, nor for -0.0
-            latents = torch.where(self.known, self.latents, latents)
+        """With new latents (b, T, ...), taken over by the frames that move, and a new state."""
+        if self.still is not None:  # a zero gradient is not enough for samplers with randomness, nor for -0.0
+            latents = torch.where(self.still, self.latents, latents)
         return replace(self, latents=latents, state=self.state if state is None else state)
 
     def rest(self, frames: Tensor) -> Moving:
         """With `frames` (b, T) known too from now on."""
-        frames = frames.reshape(frames.shape + (1,) * (self.latents.ndim - 2))
+        frames = _spread_over(frames, self.latents)
         return replace(self, known=frames if self.known is None else self.known | frames)
+
+    def wait(self, frames: Tensor) -> Moving:
+        """With `frames` (b, T), and no others, that wait: they stand still for now, without any momentum."""
+        state = {
+            name: value.masked_fill(_spread_over(frames, value), 0) if value.shape[:2] == frames.shape else value
+            for name, value in self.state.items()
+        }
+        return replace(self, waiting=_spread_over(frames, self.latents), state=state)
 
     def keep(self, chosen: Tensor, resting: Tensor) -> Moving:
         """Only the clips at which `chosen` (b,) is true; the others are at rest where `resting` (B, ...) says."""
@@ -120,6 +149,7 @@ class Moving:
             {name: value[indices] for name, value in self.state.items()},
             None if self.known is None else self.known[indices],
             None if self.generators is None else [self.generators[index] for index in indices.tolist()],
+            None if self.waiting is None else self.waiting[indices],
         )
 
     def spread(self, values: Tensor, *, over: Tensor) -> Tensor:

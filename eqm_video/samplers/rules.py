@@ -1,6 +1,7 @@
 """Update rules of the descent x <- x - step_size * f: a rule says where to evaluate the field and how to step.
 
-Legend: B clips. Every tensor of a rule's state has the batch first, so that the loop can let stopped clips go.
+Legend: B clips, T frames. Every tensor of a rule's state has the batch first, so that the loop can let stopped clips
+go; what belongs to a frame is (B, T, ...), so that it can be zero again while the frame stands still.
 A rule is a frozen dataclass with three methods; stopping, known frames, step schedules and counting belong to the loop
 (descent.py).
 """
@@ -25,7 +26,7 @@ class Rule(Protocol):
     """What the loop needs of a rule; `generators` (one for each clip, or None) is for rules with randomness."""
 
     def start(self, latents: Tensor) -> State:
-        """The state before the first update: tensors (B, ...)."""
+        """The state before the first update: tensors (B, ...), 0 where nothing has moved yet."""
 
     def point(self, latents: Tensor, state: State) -> Tensor:
         """Where the gradient is to be evaluated, of the latents' shape."""
@@ -130,9 +131,11 @@ class Adam:
             raise ValueError(f"Adam: epsilon is {self.epsilon!r}; it must be a finite number above 0, such as 1e-8")
 
     def start(self, latents: Tensor) -> State:
-        """No means yet, and no updates counted: (B, 1, ...), for a state has the batch first."""
+        """No means yet, and no updates counted, of every frame by itself: (B, T, 1, ...)."""
         dtype = torch.promote_types(latents.dtype, torch.float32)
-        count = torch.zeros(len(latents), *[1] * (latents.ndim - 1), dtype=dtype, device=latents.device)
+        counted = latents.shape[: 2 if latents.ndim > 2 else 1]
+        shape = counted + (1,) * (latents.ndim - len(counted))
+        count = torch.zeros(shape, dtype=dtype, device=latents.device)
         return {"mean": torch.zeros_like(latents), "square": torch.zeros_like(latents), "count": count}
 
     def point(self, latents: Tensor, state: State) -> Tensor:

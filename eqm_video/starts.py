@@ -1,0 +1,122 @@
+"""Where a descent starts: noise, clips partly noised, and frames that are known.
+
+Shapes: B samples, T frames, C latent channels, H W pixels, h w latents.
+"""
+
+from __future__ import annotations
+
+import numbers
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eqm_video.codec import Codec
+from eqm_video.errors import UserError
+from eqm_video.landscape import Landscape
+from eqm_video.objective import interpolate
+from eqm_video.requests import as_pixels, check_fraction, known_frames
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips to start from: pixels (B, T, 3, H, W) in [-1, 1], or latents (B, T, C, h, w)."""
+
+    values: Tensor
+    latent: bool
+
+    @classmethod
+    def of(cls, given: Any) -> Clips:
+        """Of uint8 (B, T, H, W, 3), or of a float tensor, which is latents; UserError for anything else."""
+        if not isinstance(given, Tensor) or not given.is_floating_point():
+            return cls(as_pixels(given), latent=False)
+        if given.ndim != 5 or not bool(given.isfinite().all()):
+            found = f"have the shape {tuple(given.shape)}" if given.ndim != 5 else "hold infinite or NaN values"
+            raise UserError(f"clips of floating point are latents, finite and (B, T, C, h, w), but these {found}")
+        return cls(given, latent=True)
+
+    def size(self, codec: Codec) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        scale = codec.downsampling if self.latent else 1
+        return self.values.shape[-2] * scale, self.values.shape[-1] * scale
+
+    def encode(self, codec: Codec, like: Tensor) -> Tensor:
+        """Their latents, on the device and in the precision of `like`, the noise of these samples."""
+        values = self.values.to(like.device)
+        latents = (values if self.latent else codec.encode(values)).to(like.dtype)
+        if latents.shape != like.shape:
+            raise UserError(
+                f"the clips are latents {tuple(latents.shape)}, and this model's are {tuple(like.shape)}: give latents "
+                "of its own codec, or pixels as uint8 (B, T, H, W, 3)"
+            )
+        return latents
+
+    def agree(
+        self, model: Landscape, labels: Any, num_samples: int | None, num_frames: int | None, size: Any
+    ) -> tuple[int | None, int, tuple[int, int]]:
+        """(num_samples, num_frames, size) of a call that starts from these; UserError where it says otherwise."""
+        (count, frames), own = self.values.shape[:2], self.size(model.codec)
+        asked = len(labels) if isinstance(labels, (list, tuple)) else num_samples
+        if asked not in (None, count) or num_frames not in (None, frames):
+            raise UserError(
+                f"the clips to start from are {count} of {frames} frames, but asked are {asked or count} samples of "
+                f"{num_frames or frames} frames: leave those out"
+            )
+        trained = model.config.size if size is None else size
+        wanted = (trained, trained) if isinstance(trained, int) or trained is None else tuple(trained)
+        if trained is not None and wanted != own:
+            hint = "leave size out" if size is not None else f"resize them, or say size={own} if that is what you want"
+            raise UserError(
+                f"the clips to start from have {own[0]}x{own[1]} pixels (height x width), but "
+                f"{'size is' if size is not None else 'this model is for'} {wanted[0]}x{wanted[1]}: {hint}"
+            )
+        return None if isinstance(labels, (list, tuple)) else count, frames, own
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a descent starts; `finish` gives its end."""
+
+    latents: Tensor  # (B, T, C, h, w)
+    noise: Tensor  # (B, T, C, h, w): the start noise of every frame, of known ones too
+    known: Tensor | None = None  # (B, T) bool: frames that stay as they start
+    clean: Tensor | None = None  # (B, T, C, h, w): the clips that were given
+
+    @classmethod
+    def of(
+        cls, noise: Tensor, codec: Codec, clips: Clips | None, *, gamma: float, known: Any, context_gamma: float
+    ) -> Start:
+        """Clips mixed with their noise: known frames at `context_gamma`, the others at `gamma`; noise without clips.
+
+        UserError for numbers out of range, frames that are not there, and latents that are not this codec's.
+        """
+        if clips is None:
+            return cls(noise, noise)
+        gamma, shown = check_fraction("start_gamma", gamma), _check_context(context_gamma)
+        held = known_frames(known, tuple(noise.shape[:2]))
+        clean = clips.encode(codec, noise)
+        gammas = torch.full(clean.shape[:2], gamma, dtype=noise.dtype, device=noise.device)
+        if held is not None:
+            held = held.to(noise.device)
+            gammas = gammas.masked_fill(held, shown)
+        return cls(interpolate(clean, noise, gammas), noise, held, clean)
+
+    @property
+    def unknown(self) -> Tensor:
+        """(B, T) bool: the frames that descend."""
+        shape = self.latents.shape[:2]
+        return torch.ones(shape, dtype=torch.bool, device=self.latents.device) if self.known is None else ~self.known
+
+    def finish(self, latents: Tensor) -> Tensor:
+        """The end of a descent (B, T, C, h, w), known frames as they were given."""
+        if self.known is None:
+            return latents
+        return torch.where(self.known[:, :, None, None, None], self.clean, latents)
+
+
+def _check_context(value: Any) -> float:
+    """A number in (0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value <= 1:
+        raise UserError(f"context_gamma is {value!r}; it must be a number above 0 and at most 1 (1 shows known frames)")
+    return float(value)
