@@ -1,4 +1,4 @@
-"""Drawing on clips: a small bar below every frame that tells how far it has come.
+"""Drawing on clips: a bar below every frame that tells how far it has come, a border around the frames that are known.
 
 Arrays are uint8 and channels last: clips are (B, T, H, W, 3). Colours are told apart by colour-blind eyes.
 """
@@ -12,7 +12,7 @@ PAPER = (255, 255, 255)
 TRACK = (222, 222, 222)  # what is still to come
 MOVING = (0, 114, 178)  # blue: on its way
 PALE = (150, 198, 226)  # the other half of a hatched bar
-RESTING = (230, 159, 0)  # orange: come to rest
+RESTING = (230, 159, 0)  # orange: come to rest, and known frames, which rest from the start
 REST = 0.99  # gamma from which on a frame counts as at rest
 
 
@@ -41,6 +41,31 @@ def draw_gamma_bars(
     inset = max(1, width // 64)  # so that the bars of neighbouring frames do not touch
     strip[..., gap:, inset : width - inset, :] = _bars(values, hatched, rest, thick, width - 2 * inset)
     return np.concatenate([clips, strip], axis=2)
+
+
+def draw_known_borders(clips: NDArray[np.uint8], known: ArrayLike) -> NDArray[np.uint8]:
+    """Clips (B, T, H, W, 3) in a border, orange where `known` (T,) or (B, T) is true: (B, T, H + 2b, W + 2b, 3).
+
+    The border lies around the picture and covers nothing; of the other frames it is white. Raises ValueError for other
+    shapes.
+    """
+    clips = np.asarray(clips)
+    if clips.ndim != 5 or clips.shape[-1] != 3 or clips.dtype != np.uint8:
+        raise ValueError(f"clips must be (B, T, H, W, 3) uint8, got {clips.shape} {clips.dtype}")
+    count, frames, height, width, _ = clips.shape
+    held = np.asarray(known, dtype=bool)
+    if held.shape not in ((frames,), (count, frames)):
+        raise ValueError(f"known must be (T,) = {(frames,)} or (B, T) = {(count, frames)}, got {held.shape}")
+    edge = border_width(height)
+    framed = np.full((count, frames, height + 2 * edge, width + 2 * edge, 3), PAPER, np.uint8)
+    framed[np.broadcast_to(held, (count, frames))] = RESTING
+    framed[:, :, edge : edge + height, edge : edge + width] = clips
+    return framed
+
+
+def border_width(height: int) -> int:
+    """Thickness of a border in pixels, for frames of this height."""
+    return max(1, round(height / 32))
 
 
 def bar_height(height: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eqm_video.errors import UserError
 from eqm_video.guidance import GuidedField
-from eqm_video.pipeline import EqMPipeline
+from eqm_video.pipeline import OUTPUT_TYPES, EqMPipeline
 from eqm_video.randomness import fold
 from eqm_video.requests import Label, as_list, known_frames
 from eqm_video.samplers.moving import frame_rms
@@ -94,6 +94,8 @@ def roll_out(
     Raises:
         UserError: as a call does, and for a length or an overlap that windows cannot have.
     """
+    if output_type not in OUTPUT_TYPES:
+        raise UserError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
     if clips is not None:
         num_frames = Clips.of(clips).values.shape[1] if num_frames is None else num_frames
     frames = pipeline.check_frames(num_frames)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from eqm_video.cli import ablate, ablate_report
+from eqm_video.cli import ablate, ablate_report, recipes
 from eqm_video.config import flatten, load_config, to_tree
 from eqm_video.errors import UserError
 
@@ -50,11 +50,11 @@ def fresh_accelerator():
 
 
 def settings(name: str) -> dict:
-    return dict(flatten(to_tree(load_config(ablate.RECIPES / f"{name}.yaml"))))
+    return dict(flatten(to_tree(load_config(ablate.RECIPES.folder / f"{name}.yaml"))))
 
 
 def test_every_recipe_is_the_base_with_one_change() -> None:
-    assert set(ablate.recipes()) == set(CHANGES) and ablate.recipes()[0] == "base"
+    assert set(ablate.RECIPES.names()) == set(CHANGES) and ablate.RECIPES.names()[0] == "base"
     base = settings("base")
     for name, change in CHANGES.items():
         change = {**change, **(FLOW_SAMPLER if name in FLOWS else {}), "run.dir": f"runs/ablations/{name}"}
@@ -67,7 +67,7 @@ def test_every_recipe_is_the_base_with_one_change() -> None:
 def test_recipes_are_in_the_tables_and_their_steps_go_equally_far() -> None:
     assert {recipe for table in ablate_report.TABLES.values() for recipe in table.values()} == set(CHANGES)
     for name in CHANGES:
-        config = load_config(ablate.RECIPES / f"{name}.yaml")
+        config = load_config(ablate.RECIPES.folder / f"{name}.yaml")
         if name == "flow_4":
             assert [way.numbers for way in ablate.ways(name, config)] == [{"step_size": 1 / 200}]
             continue
@@ -76,7 +76,7 @@ def test_recipes_are_in_the_tables_and_their_steps_go_equally_far() -> None:
         for way in ablate.ways(name, config):
             if way.sampler in ("nag", "gd"):
                 assert way.numbers["step_size"] * config.objective.decay.gain == pytest.approx(ablate.STRIDE)
-    flow, untold = (load_config(ablate.RECIPES / f"{name}.yaml") for name in ("flow", "flow_untold"))
+    flow, untold = (load_config(ablate.RECIPES.folder / f"{name}.yaml") for name in ("flow", "flow_untold"))
     assert [way.sampler for way in ablate.ways("flow", flow)] == ["euler", "heun", "sde"]
     assert [way.sampler for way in ablate.ways("flow_untold", untold)] == ["euler", "heun", "sde", "gd"]
     assert {way.sampler: way.steps for way in ablate.ways("flow", flow)} == {"euler": 50, "heun": 25, "sde": 25}
@@ -92,7 +92,7 @@ def test_interval_is_wilsons() -> None:
 
 def test_held_out_error_is_free_of_the_decay_and_its_gain(tmp_path: Path) -> None:
     for name in ("base", "linear", "lambda_8", "flow"):
-        config = load_config(ablate.RECIPES / f"{name}.yaml", [f"run.dir={tmp_path}"])
+        config = load_config(ablate.RECIPES.folder / f"{name}.yaml", [f"run.dir={tmp_path}"])
         gammas = config.held_out.gammas
         strengths = config.objective.decay(torch.tensor(gammas, dtype=torch.float64)).tolist()
         losses = {f"{gamma:g}": 0.3 * c**2 for gamma, c in zip(gammas, strengths, strict=True)}
@@ -123,7 +123,7 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
     assert re.search(r"^\| flow, told gamma +\| heun +\|", said, re.MULTILINE)
 
     monkeypatch.setattr(ablate, "sample", None)
-    monkeypatch.setattr(ablate.training, "main", None)
+    monkeypatch.setattr(recipes.training, "main", None)
     assert ablate.main(words) == 0  # neither trained nor sampled again
     assert json.loads((tmp_path / "runs" / "ablations.json").read_text())["lines"] == summary["lines"]
     with pytest.raises(UserError, match=r"base was not trained from base.yaml as it is now: train.steps \(2 there\)"):
@@ -144,12 +144,12 @@ def test_every_line_is_in_a_table_and_a_table_compares() -> None:
 
 def test_an_unknown_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--only lineal: the recipes are base, "):
-        ablate.chosen(["lineal"])
+        ablate.RECIPES.chosen(["lineal"])
 
 
 def test_a_run_that_starts_from_another_finds_it_in_the_same_folder(tmp_path: Path) -> None:
     given = ablate.parse(["--out", str(tmp_path), "--data", "videos", "train.steps=7"])
-    assert ablate.replaced("energy_l2", given) == [
+    assert ablate.RECIPES.replaced("energy_l2", given) == [
         *("train.steps=7", "data.root=videos", f"run.dir={tmp_path}/energy_l2"),
         f"train.init_from={tmp_path}/base/export",
     ]

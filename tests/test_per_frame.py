@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -129,6 +131,47 @@ def test_frames_of_one_clip_are_each_what_they_are_alone(rule):
     # all came to rest, and near the data: RMS 0.3 is a distance of 0.3 * 0.2 / 4 = 0.015, for NAG of its look-ahead
     assert result.frame_nfe.max() < 120
     assert (result.latents - data).flatten(2).square().mean(dim=2).sqrt().max() < 0.019
+
+
+def steps_to_rest(gamma: float, eta: float, size: float) -> int:
+    """Evaluations until the closed form of gradient descent has size * c(gamma) below 0.3, that one included.
+
+    1 - gamma falls by eta * gain a step until gamma reaches a, then by the factor 1 - eta * gain / (1 - a).
+    """
+    straight = max(0, math.ceil((DECAY.a - gamma) / (eta * DECAY.gain)))
+    rest = 1 - gamma - straight * eta * DECAY.gain
+    slope = DECAY.gain / (1 - DECAY.a)
+    geometric = math.log(0.3 / (size * slope * rest)) / math.log(1 - eta * slope)
+    return straight + max(0, math.ceil(geometric)) + 1
+
+
+@pytest.mark.parametrize("eta", [0.003, 0.02])
+def test_the_evaluation_that_finds_a_frame_at_rest_is_the_closed_forms(eta):
+    """Six frames of one clip from six gammas; the oracle is not told gamma, and may be one evaluation off."""
+    gamma = torch.tensor([[0.0, 0.35, 0.6, 0.8, 0.93, 0.999]]).double()
+    data, noise = gaussian(1, 6, 4, 16, 16, seed=5), gaussian(3, 6, 4, 16, 16, seed=6)
+    start = gamma[..., None, None, None] * data + (1 - gamma[..., None, None, None]) * noise
+    result = descend(
+        OracleField(data, DECAY, frame_wise=True),
+        start,
+        GradientDescent(eta),
+        steps=200,
+        tolerance=0.3,
+        per_frame=True,
+    )
+    size = (noise - data).flatten(2).square().mean(dim=2).sqrt()
+    expected = [
+        [steps_to_rest(float(gamma[0, frame]), eta, float(size[clip, frame])) for frame in range(6)]
+        for clip in range(3)
+    ]
+    difference = result.frame_nfe - torch.tensor(expected)
+    assert difference.abs().max() <= 1
+    assert (difference == 0).double().mean() > 0.6
+    assert expected[0][0] > 1.5 * expected[0][2] and expected[0][-1] == 1
+    assert torch.equal(result.nfe, result.frame_nfe[:, 0])  # the clip stops with the frame of the most noise
+    # a frame at rest has gone the closed form's way: gain / (1 - a) times its distance is below the tolerance
+    away = (result.latents - data).flatten(2).square().mean(dim=2).sqrt()
+    assert away.max() < 1.05 * 0.3 / 20
 
 
 def test_frames_at_rest_keep_telling_the_others_which_clip_it_is():

@@ -383,9 +383,13 @@ def test_partial_denoising_starts_from_samples(export, tmp_path, capsys):
     expected = tiny_pipeline()([0, 1], clips=first[:2], start_gamma=0.6, seeds=[5, 6], output_type="uint8")
     assert (npz(tmp_path / "second")[0] == expected.frames).all()
     assert "start_from" in settings_of(tmp_path / "second")
-    assert "holds 3 clips" in fails(capsys, export, "--out", tmp_path / "x", *words[:4], "--num-samples", 4)
+    assert run(export, "--out", tmp_path / "third", *words[:4], "--num-samples", 4) == 0  # after the last, the first
+    expected = tiny_pipeline()(
+        [0, 1, 2, 0], clips=first[[0, 1, 2, 0]], start_gamma=0.6, seeds=range(4), output_type="uint8"
+    )
+    assert (npz(tmp_path / "third")[0] == expected.frames).all()
     assert "add --start-from" in fails(capsys, export, "--out", tmp_path / "x", "--start-gamma", 0.5)
-    assert "needs --start-gamma" in fails(capsys, export, "--out", tmp_path / "x", *words[:2])
+    assert "or --start-gamma" in fails(capsys, export, "--out", tmp_path / "x", *words[:2])
     assert "cannot be read" in fails(capsys, export, "--out", tmp_path / "x", "--start-from", "no.npz", *words[2:4])
 
 

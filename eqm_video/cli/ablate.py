@@ -25,22 +25,20 @@ import torch
 from eqm_video import media
 from eqm_video.build import versions
 from eqm_video.cli import ablate_report, options
-from eqm_video.cli import train as training
 from eqm_video.cli.demo import write_videos
 from eqm_video.cli.quality import Judge
+from eqm_video.cli.recipes import CONFIGS, Recipes, split_overrides
 from eqm_video.cli.sample import fingerprint
 from eqm_video.cli.walks import decode, walk
-from eqm_video.config import Config, flatten, load_config, to_tree
-from eqm_video.errors import UserError
+from eqm_video.config import Config
 from eqm_video.gamma import ConstantDecay
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.samplers import NAG, SAMPLERS
 
-RECIPES = Path(__file__).resolve().parents[2] / "configs" / "ablations"
 BASE = "base"
+RECIPES = Recipes(CONFIGS / "ablations", BASE)
 STRIDE = 0.08  # step_size * gain of all recipes: how far a step goes while the decay is at its full height
 ADAM = {"step_size": 0.05, "beta1": 0.9, "beta2": 0.999}  # the best of eight tried on the base, with 48 samples
-FREE = tuple(key for key in training.FREE if key != "train.steps")  # what may differ in a run that is found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,9 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
     media.make_folder(given.out)
     write_videos(given.data)
-    names = chosen(given.only)
+    names = RECIPES.chosen(given.only)
     for name in names:
-        train(name, given)
+        RECIPES.train(name, given)
     lines = [line for name in names for line in measure(name, given)]
     summary = {
         "command": shlex.join(["python", "-m", "eqm_video", "ablate", *map(str, arguments or [])]),
@@ -73,79 +71,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Train the recipes of configs/ablations on moving shapes, each once, sample them all, and compare.",
     )
     add = parser.add_argument
-    add("--only", nargs="+", metavar="NAME", help=f"these recipes alone: {', '.join(recipes())}; default: all")
+    add("--only", nargs="+", metavar="NAME", help=f"these recipes alone: {', '.join(RECIPES.names())}; default: all")
     add("--data", type=Path, default=Path("data/moving_shapes"), help="the videos, written where they are missing")
     add("--again", action="store_true", help="measure again what was measured before")
     add("overrides", nargs="*", metavar="section.key=value", help="replace values in all recipes")
     options.add_model(parser, positional=False)
     options.add_sampling(parser, num_samples=128, descent=False)
-    given = parser.parse_intermixed_args(arguments)
-    if given.only is not None:  # overrides may stand behind the names
-        given.overrides += [word for word in given.only if "=" in word]
-        given.only = [word for word in given.only if "=" not in word]
+    given = split_overrides(parser.parse_intermixed_args(arguments))
+    given.runs = given.out
     return given
-
-
-# Recipes and runs ---------------------------------------------------------------------------------------------------
-
-
-def recipes() -> list[str]:
-    """Names of the recipes, the base first."""
-    return sorted((path.stem for path in RECIPES.glob("*.yaml")), key=lambda name: (name != BASE, name))
-
-
-def chosen(only: Sequence[str] | None) -> list[str]:
-    """The recipes that are asked for; UserError where one of them is unknown."""
-    names = recipes()
-    if not names:
-        raise UserError(f"there are no recipes in {RECIPES}: run this from a clone of the repository")
-    if unknown := sorted(set(only or ()) - set(names)):
-        raise UserError(f"--only {unknown[0]}: the recipes are {', '.join(names)}")
-    return [name for name in names if only is None or name in only]
-
-
-def replaced(name: str, given: argparse.Namespace) -> list[str]:
-    """What `--out`, `--data` and the command line put in the place of a recipe's values."""
-    words = [*given.overrides, f"data.root={given.data}", f"run.dir={given.out / name}"]
-    source = origin(name)
-    return words if source is None else [*words, f"train.init_from={given.out / source / 'export'}"]
-
-
-def origin(name: str) -> str | None:
-    """The recipe whose run this one starts from."""
-    source = load_config(RECIPES / f"{name}.yaml").train.init_from  # runs/ablations/base/export
-    return None if source is None else Path(source).parent.name
-
-
-def train(name: str, given: argparse.Namespace) -> None:
-    """Train a recipe, or continue, or find its run finished; first the run that it starts from."""
-    recipe, words, source = RECIPES / f"{name}.yaml", replaced(name, given), origin(name)
-    config = load_config(recipe, words)
-    if (config.run.folder / "export").is_dir():
-        check_same(config, recipe)
-        return
-    if source is not None:
-        train(source, given)
-    print(f"training {name}", flush=True)
-    status = training.main(["--config", str(recipe), "--resume", *words])
-    if status != 0 or not (config.run.folder / "export").is_dir():
-        raise UserError(f"the training of {name} did not finish; type the same command again to continue")
-
-
-def check_same(config: Config, recipe: Path) -> None:
-    """Raise UserError where a finished run was trained from something else than its recipe says now."""
-    then, now = (dict(flatten(to_tree(one))) for one in (load_config(config.run.folder / "config.yaml"), config))
-    paths = ("train.init_from",)  # the same run, from another working folder
-    changed = [
-        f"{key} ({then.get(key)} there)"
-        for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and key not in paths and not any(f"{key}.".startswith(f"{k}.") for k in FREE)
-    ]
-    if changed:
-        raise UserError(
-            f"{config.run.folder} was not trained from {recipe.name} as it is now: {', '.join(changed)}; give another "
-            "--out, or remove that folder"
-        )
 
 
 # Sampling -----------------------------------------------------------------------------------------------------------
@@ -183,7 +117,7 @@ def ways(name: str, config: Config) -> list[Way]:
 
 def measure(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
     """Sample one model in all its ways; a line of the table for each. What was measured before is read."""
-    config = load_config(RECIPES / f"{name}.yaml", replaced(name, given))
+    config = RECIPES.config(name, given)
     pipeline = options.open_model(given, config.run.folder / "export")
     request = options.Request.of(pipeline, given)
     asked = {"weights": fingerprint(pipeline), **request.settings(), "data": str(given.data)}

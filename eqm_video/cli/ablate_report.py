@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eqm_video import media
 from eqm_video.cli import plots
+from eqm_video.cli.tables import aligned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,18 +89,7 @@ def tables(summary: Mapping[str, Any]) -> str:
     found, parts = rows(summary["lines"]), [legend(summary)]
     for title in dict.fromkeys(row.title for row in found):
         cells = [(title, *HEADS[1:]), *(_cells(row, summary["samples"]) for row in found if row.title == title)]
-        widths = [max(len(line[column]) for line in cells) for column in range(len(HEADS))]
-        ruler = ["-" * width for width in widths[:2]] + ["-" * (width - 1) + ":" for width in widths[2:]]
-        lines = [
-            "| "
-            + " | ".join(
-                text.ljust(width) if column < 2 else text.rjust(width)
-                for column, (text, width) in enumerate(zip(line, widths, strict=True))
-            )
-            + " |"
-            for line in [cells[0], ruler, *cells[1:]]
-        ]
-        parts.append("\n".join(lines))
+        parts.append(aligned(cells, left=2))
     return "\n\n".join(parts) + "\n"
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from eqm_video import media
 from eqm_video.cli import compare_memorisation
 from eqm_video.cli.compare_windows import Windows
+from eqm_video.grids import PAPER
 from eqm_video.metrics.nearest import NearestClips
 
 SHOWN = 32  # pairs in the picture
@@ -134,7 +135,7 @@ def write(
 def pairs(samples: np.ndarray, clips: np.ndarray) -> np.ndarray:
     """Samples and their nearest clips, both (N,T,H,W,3), side by side on white: (N,T,H,2·W + SEAM + MARGIN,3)."""
     shape, width = samples.shape, samples.shape[3]
-    canvas = np.full((*shape[:3], 2 * width + SEAM + MARGIN, 3), media.PAPER, np.uint8)
+    canvas = np.full((*shape[:3], 2 * width + SEAM + MARGIN, 3), PAPER, np.uint8)
     canvas[:, :, :, :width], canvas[:, :, :, width + SEAM : 2 * width + SEAM] = samples, clips
     return canvas
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from eqm_video import media
 from eqm_video.cli import plots
+from eqm_video.grids import PAPER
 
 KINDS = ("alone", "shape alone", "direction alone", "composed", "mean", "plain sum")
 SHARES = {
@@ -87,8 +88,7 @@ def draw_grid(path: Path, found: Sequence[Sampled], fps: float, columns: int) ->
         pictures.append(media.grid(clips, captions, columns=len(clips), scale=scale))
     width = max(picture.shape[2] for picture in pictures)
     padded = [
-        np.pad(one, ((0, 0), (0, 0), (0, width - one.shape[2]), (0, 0)), constant_values=media.PAPER)
-        for one in pictures
+        np.pad(one, ((0, 0), (0, 0), (0, width - one.shape[2]), (0, 0)), constant_values=PAPER) for one in pictures
     ]
     media.write_gif(path, np.concatenate(padded, axis=1), fps)
 

@@ -54,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def write_videos(root: Path) -> None:
+def write_videos(root: Path, *, endless: bool = False) -> None:
     """Write the moving shapes, unless they are there."""
     if not root.exists():
         print(f"writing moving shapes as videos to {root}")
-        write_moving_shapes(root, shapes=SHAPES, videos=VIDEOS, held_out=HELD_OUT)
+        write_moving_shapes(root, shapes=SHAPES, videos=VIDEOS, held_out=HELD_OUT, endless=endless)
 
 
 def train(options: argparse.Namespace) -> dict[str, float]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from eqm_video import media
 from eqm_video.cli import plots
+from eqm_video.grids import PAPER
 from eqm_video.overlays import draw_gamma_bars
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def draw_strip(path: Path, traces: Sequence[Trace], shown: Sequence[int], column
         chosen = [round((k / (columns - 1)) ** 1.5 * (len(one.states) - 1)) for k in range(columns)]
         for axes, place in zip(grid[row], chosen, strict=True):
             picture = one.pixels[place, clip][frames]
-            gap = np.full((picture.shape[1], max(1, picture.shape[2] // 16), 3), media.PAPER, np.uint8)
+            gap = np.full((picture.shape[1], max(1, picture.shape[2] // 16), 3), PAPER, np.uint8)
             parts = [part for frame in picture for part in (frame, gap)][:-1]
             axes.imshow(np.concatenate(parts, axis=1), interpolation="nearest")
             axes.set_xticks([])

@@ -20,6 +20,12 @@ def choose_labels(pipeline: EqMPipeline, wanted: Sequence[str] | None, count: in
     return [pool[index % len(pool)] for index in range(count)]
 
 
+def clip_labels(pipeline: EqMPipeline, given: Sequence[str | int | None], count: int) -> list[int | None]:
+    """One label for each sample: those of the clips that they start from, in turn (None: unlabelled)."""
+    found = [None if label is None else pipeline.label_ids([label])[0] for label in given]
+    return [found[index % len(found)] for index in range(count)]
+
+
 def names(pipeline: EqMPipeline, labels: Sequence[int | None]) -> list[str] | None:
     """Captions of the samples; None where no sample has a label."""
     if all(label is None for label in labels):

@@ -13,6 +13,7 @@ import numpy as np
 
 from eqm_video import media
 from eqm_video.cli import plots
+from eqm_video.grids import PAPER
 
 START = "the start itself"
 TITLES = {
@@ -65,7 +66,7 @@ def draw_examples(clip: np.ndarray, shown: Mapping[tuple[str, float], np.ndarray
     names = sorted(dict.fromkeys(name for name, _ in shown), key=lambda name: name != START)
     gammas = list(dict.fromkeys(gamma for _, gamma in shown))
     frames = np.linspace(0, len(clip) - 1, min(FRAMES, len(clip))).round().astype(int)
-    clips = [clip] + [np.full_like(clip, media.PAPER)] * (len(names) - 1)
+    clips = [clip] + [np.full_like(clip, PAPER)] * (len(names) - 1)
     captions = ["held-out clip", *(" " * k for k in range(1, len(names)))]  # blank, and each its own
     for gamma in gammas:
         clips += [shown[name, gamma] for name in names]

@@ -14,20 +14,21 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from diffusers.utils import logging as diffusers_logging
-from tqdm import tqdm
 
 from eqm_video.build import versions
-from eqm_video.cli.labels import choose_labels, names
+from eqm_video.cli.labels import choose_labels, clip_labels, names
 from eqm_video.cli.options import open_device
-from eqm_video.cli.sample_folder import Look, SampleFolder
-from eqm_video.cli.sample_options import PRECISIONS, Descent, choose_descent, choose_look, parse, read_start
+from eqm_video.cli.sample_descent import choose_descent, choose_look
+from eqm_video.cli.sample_folder import SampleFolder
+from eqm_video.cli.sample_long import Long, summarise
+from eqm_video.cli.sample_options import parse
+from eqm_video.cli.sample_start import Start, open_start
+from eqm_video.cli.sample_work import Work, describe, report
 from eqm_video.errors import UserError
 from eqm_video.loading import load_pipeline
-from eqm_video.media import gif_fps
 from eqm_video.pipeline import EqMPipeline
 
 
@@ -37,12 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     state = start_processes(options.device)
     device = choose_device(options.device, state)
     diffusers_logging.disable_progress_bar()
-    start = read_start(options)
-    options.num_samples = options.num_samples or (16 if start is None else len(start))
     pipeline, source = load_pipeline(options.model, codec=options.codec)
+    start = open_start(pipeline, options)
+    options.num_samples = options.num_samples or (16 if start is None else len(start.clips))
     descent, kind = choose_descent(pipeline, options)
-    settings = resolve(pipeline, options, descent.settings(kind), start)
-    labels, captions = choose_captions(pipeline, options)
+    long = Long.of(options, start.frames if start else options.frames or pipeline.config.frames)
+    settings = resolve(pipeline, options, descent.settings(kind), start, long)
+    labels, captions = choose_captions(pipeline, options, start)
     look = choose_look(options, settings)
     folder = SampleFolder(options.out, settings, [-1 if one is None else one for one in labels], captions)
     if state.is_main_process and options.overwrite:
@@ -52,22 +54,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     state.wait_for_everyone()  # nobody writes before everybody has looked
     if state.is_main_process:
         print(f"{source} -> {options.out}: {describe(settings)}")
+        if start:
+            print(describe_start(start, options, labels, pipeline))
         folder.start()
     batches = folder.missing(options.batch_size, state.num_processes)
     state.wait_for_everyone()
     if state.is_main_process and sum(map(len, batches)) < folder.count:
         print(f"{folder.count - sum(map(len, batches))} of {folder.count} samples are there already")
     pipeline.to(device)
-    mine = batches[state.process_index :: state.num_processes]
-    sample(pipeline, folder, mine, labels, look, state, descent, start)
+    work = Work(pipeline, folder, labels, look, descent, start, long)
+    work.run(batches[state.process_index :: state.num_processes], state)
     state.wait_for_everyone()
     if state.is_main_process:
-        seeds = [options.seed + index for index in range(folder.count)]
-        folder.finish({"model": source, "labels": folder.names, "seeds": seeds, "versions": versions()})
+        finish(folder, source, options.seed, long)
         report(folder, look)
     state.wait_for_everyone()
     state.destroy_process_group()
     return 0
+
+
+def finish(folder: SampleFolder, source: str, seed: int, long: Long | None) -> None:
+    """Join the parts, and write down what they are."""
+    record = {"model": source, "labels": folder.names, "seeds": [seed + index for index in range(folder.count)]}
+    if long and (meters := folder.kept("drift")) is not None:
+        record["drift"] = summarise(meters, long)
+    folder.finish({**record, "versions": versions()})
 
 
 # Choices ------------------------------------------------------------------------------------------------------------
@@ -96,41 +107,60 @@ def choose_device(name: str, state: PartialState) -> torch.device:
 
 
 def resolve(
-    pipeline: EqMPipeline, options: argparse.Namespace, descent: dict[str, Any], start: np.ndarray | None
+    pipeline: EqMPipeline, options: argparse.Namespace, descent: dict[str, Any], start: Start | None, long: Long | None
 ) -> dict[str, Any]:
     """Everything that decides the samples, with the model's own settings filled in; checked before any work."""
     config = pipeline.config
     if options.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--mixed-precision fp16 needs a GPU; give bf16 or no")
-    if start is not None and (options.frames or options.size):
-        raise UserError("--start-from: frames and size are those of the clips; leave --frames and --size out")
-    frames, fps = options.frames or config.frames, options.fps or config.fps
-    size, clips = options.size, {}
-    if start is not None:
-        frames, size = start.shape[1], start.shape[2:4]
-        clips = {"start_from": hashlib.blake2b(np.ascontiguousarray(start), digest_size=16).hexdigest()}
-    pipeline.check_frames(frames)
+    for name in ("context_gamma", "history_guidance"):
+        if name in descent and not (long or (start and start.known)):
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} is about known frames: add --start-from with --known, --keyframes, or --length")
     words = [f"{label}:{weight:g}" for label, weight in options.compose or ()]
+    if not (words or options.labels) and start and start.labels is not None:
+        words = ["of the clips"]
     return {
         "model": fingerprint(pipeline),
         "labels": words or options.labels or ["all"],
         "num_samples": options.num_samples,
-        "frames": frames,
-        "fps": float(fps),
-        "size": list(pipeline.check_size(size)),
+        "frames": start.frames if start else pipeline.check_frames(options.frames),
+        "fps": float(options.fps or config.fps),
+        "size": list(start.size if start else pipeline.check_size(options.size)),
         **descent,
         "seed": options.seed,
         "mixed_precision": options.mixed_precision,
-        **clips,
+        **(start.settings() if start else {}),
+        **(long.settings() if long else {}),
     }
 
 
-def choose_captions(pipeline: EqMPipeline, options: argparse.Namespace) -> tuple[list[int | None], list[str] | None]:
+def choose_captions(
+    pipeline: EqMPipeline, options: argparse.Namespace, start: Start | None
+) -> tuple[list[int | None], list[str] | None]:
     """The label of each sample, and its caption; composed samples have no label of their own."""
+    count = options.num_samples
     if options.compose:
-        return [None] * options.num_samples, ["+".join(label for label, _ in options.compose)] * options.num_samples
-    labels = choose_labels(pipeline, options.labels, options.num_samples, options.seed)
+        return [None] * count, ["+".join(label for label, _ in options.compose)] * count
+    if options.labels is None and start and start.labels is not None:
+        labels = clip_labels(pipeline, start.labels, count)
+    else:
+        labels = choose_labels(pipeline, options.labels, count, options.seed)
     return labels, names(pipeline, labels)
+
+
+def describe_start(
+    start: Start, options: argparse.Namespace, labels: Sequence[int | None], pipeline: EqMPipeline
+) -> str:
+    """What was read, and where the labels come from."""
+    if options.compose or options.labels or start.labels is None or pipeline.transformer.null_label == 0:
+        return start.said
+    named = sum(label is not None for label in labels)
+    if named == 0:
+        return f"{start.said}; unlabelled (--labels NAME says what is shown)"
+    some = "" if named == len(labels) else f", {len(labels) - named} have none that the model knows"
+    own = f"label {names(pipeline, labels)[0]}, its folder's" if len(start.labels) == 1 else "each its own label"
+    return f"{start.said}; {own}{some} (--labels none or NAME says otherwise)"
 
 
 def fingerprint(pipeline: EqMPipeline) -> str:
@@ -146,67 +176,3 @@ def fingerprint(pipeline: EqMPipeline) -> str:
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-# Work ---------------------------------------------------------------------------------------------------------------
-
-
-def sample(
-    pipeline: EqMPipeline,
-    folder: SampleFolder,
-    batches: Sequence[range],
-    labels: Sequence[int | None],
-    look: Look,
-    state: PartialState,
-    descent: Descent,
-    start: np.ndarray | None,
-) -> None:
-    """Sample the batches of this process, and keep each as soon as it is there."""
-    settings = folder.settings
-    precision = PRECISIONS[settings["mixed_precision"]]
-    pipeline.set_progress_bar_config(disable=True)
-    done, mine, steps = 0, sum(map(len, batches)), settings["steps"]
-    shape = {"num_frames": settings["frames"], "size": tuple(settings["size"])}
-    with tqdm(total=len(batches) * steps, unit="step", disable=not (batches and state.is_main_process)) as bar:
-        for count, batch in enumerate(batches, 1):
-            bar.set_description(f"samples {done}-{done + len(batch)} of {mine}")
-            clips = {} if start is None else {"clips": start[batch.start : batch.stop]}
-            with torch.autocast(pipeline.device.type, precision, enabled=precision is not None):
-                result = pipeline(
-                    [labels[index] for index in batch],
-                    fps=settings["fps"],
-                    seeds=[settings["seed"] + index for index in batch],
-                    output_type="uint8",
-                    callback=lambda *_: bar.update(),
-                    **(clips or shape),
-                    **descent.call(),
-                )
-            folder.write_part(batch.start, result.frames, look, result.nfe.numpy())
-            done += len(batch)
-            bar.update(count * steps - bar.n)  # clips that came to rest took fewer
-
-
-def describe(settings: dict[str, Any]) -> str:
-    """The settings in one line."""
-    height, width = settings["size"]
-    what = "images" if settings["frames"] == 1 else f"clips of {settings['frames']} frames at {settings['fps']:g} fps"
-    rule = ", ".join(f"{key} {value}" for key, value in settings["sampler"].items())
-    composed = "composition" in settings
-    guidance = " + ".join(settings["labels"]) if composed else f"guidance {settings['guidance_scale']:g}"
-    return (
-        f"{settings['num_samples']} {what}, {height}x{width} pixels, {settings['steps']} steps ({rule}), "
-        f"{guidance}, seeds from {settings['seed']}"
-    )
-
-
-def report(folder: SampleFolder, look: Look) -> None:
-    """Write the pictures and say where to look."""
-    grids = folder.show(look)
-    if (nfe := folder.nfe()) is not None and nfe.min() != nfe.max():
-        print(f"evaluations of the field: {nfe.mean():.1f} a sample, from {nfe.min()} to {nfe.max()}")
-    real = gif_fps(look.fps)
-    if "gif" in look.formats and abs(real - look.fps) > 1e-6:
-        print(f"GIFs play at {real:.2f} fps instead of {look.fps:g}: their delays are multiples of 10 ms")
-    if look.clips < folder.count:
-        print(f"files for the first {look.clips} of {folder.count} samples (--clips); samples.npz holds all")
-    print(f"look at {', '.join(map(str, grids))}; all samples: {folder.npz}")

@@ -2,7 +2,7 @@
 
     samples.npz      arr_0 uint8 (N, T, H, W, 3), for images (N, H, W, 3); labels int64 (N,), -1 = unlabelled
     samples.json     labels and seeds of the samples, and all settings
-    grid.gif         labelled clips side by side (images: grid.png)
+    grid.gif         labelled clips side by side (images: grid.png), known frames in an orange border
     clips/000000.gif one file for each of the first clips
     parts/           finished batches, and the settings they were made with; gone when samples.npz is there
 
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ import numpy as np
 
 from eqm_video import media
 from eqm_video.errors import UserError
+from eqm_video.grids import Grid
+from eqm_video.overlays import draw_known_borders
 
 GRID_CLIPS = 64  # at most this many clips in the grid
 
@@ -36,6 +39,7 @@ class Look:
     clips: int  # how many get files of their own
     scale: int | None = None  # pixels of the grid for each pixel of a clip; None: enough to read the labels
     columns: int | None = None
+    known: tuple[int, ...] = ()  # frames with a border in the grid
 
 
 class SampleFolder:
@@ -109,19 +113,39 @@ class SampleFolder:
 
         nfe: (n,) evaluations of the field that each took.
         """
-        media.write_npy(self.parts_folder / f"nfe_{start:08d}.npy", nfe)
-        media.write_npy(self.parts_folder / f"{start:08d}.npy", samples)
-        for index, clip in enumerate(samples, start):
+        with self.open_part(start, samples.shape, look) as file:
+            self.keep("nfe", start, nfe)
+            for index, clip in enumerate(samples):
+                file.write(index, 0, clip)
+
+    @contextmanager
+    def open_part(self, start: int, shape: tuple[int, ...], look: Look) -> Iterator[media.NpyFile]:
+        """The file of samples number start, start + 1, ... of `shape` (n, T, H, W, 3), to fill and `keep` numbers of.
+
+        It counts as finished when the block ends without an error; then the samples are shown as by `write_part`.
+        """
+        path = self.parts_folder / f"{start:08d}.npy"
+        with media.NpyFile(path, shape) as file:
+            yield file
+        for index, clip in enumerate(np.load(path, mmap_mode="r"), start):
             if index < look.clips:
                 self._show(index, clip, look)
+
+    def keep(self, kind: str, start: int, values: np.ndarray) -> None:
+        """Keep numbers (n, ...) of the samples of a part."""
+        media.write_npy(self.parts_folder / f"{kind}_{start:08d}.npy", values)
+
+    def kept(self, kind: str) -> np.ndarray | None:
+        """The numbers (N, ...) that the finished parts keep; None where there are none."""
+        files = [self.parts_folder / f"{kind}_{start:08d}.npy" for start, _ in self._parts()]
+        return np.concatenate([np.load(file) for file in files]) if files and files[0].is_file() else None
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Join the parts into samples.npz and write samples.json; the parts go."""
         if not self.finished:
             pieces = (samples[:, 0] if samples.shape[1] == 1 else samples for _, samples in self._parts())
             media.write_npz(self.npz, pieces, np.asarray(self.labels))
-            files = [self.parts_folder / f"nfe_{start:08d}.npy" for start, _ in self._parts()]
-            whole = {**record, "nfe": np.concatenate([np.load(file) for file in files]).tolist()}
+            whole = {**record, "nfe": self.kept("nfe").tolist()}
             media.write_text(self.json, json.dumps({**whole, "settings": self.settings}, indent=1) + "\n")
         shutil.rmtree(self.parts_folder, ignore_errors=True)
 
@@ -132,22 +156,20 @@ class SampleFolder:
 
     def show(self, look: Look) -> list[Path]:
         """Write the grid, and the clips that have no file yet; returns the grid's files."""
-        shown = []
-        for index, clip in enumerate(media.iterate_npz(self.npz, min(self.count, max(look.clips, GRID_CLIPS)))):
-            clip = clip[None] if clip.ndim == 3 else clip
-            if index < look.clips:
-                self._show(index, clip, look)
-            if index < GRID_CLIPS:
-                shown.append(clip)
-        clips, names = np.stack(shown), self.names[: len(shown)] if self.names else None
-        scale = look.scale or max(1, round(128 / clips.shape[3]))
-        files = []
+        samples = media.open_npz(self.npz)
+        samples = samples[:, None] if samples.ndim == 4 else samples
+        for index in range(min(self.count, look.clips)):
+            self._show(index, samples[index], look)
+        clips, names = samples[:GRID_CLIPS], self.names[:GRID_CLIPS] if self.names else None
+        scale, files = look.scale or max(1, round(128 / clips.shape[3])), []
+        held = np.isin(np.arange(clips.shape[1]), look.known)
         for kind in look.formats:
             file = self.path / f"grid.{kind}"
             if kind == "png" and clips.shape[1] > 1:
-                media.write_png(file, media.grid(media.filmstrips(clips), names, look.columns or 1, scale)[0])
+                framed = draw_known_borders(clips, held) if look.known else clips
+                media.write_png(file, media.grid(media.filmstrips(framed), names, look.columns or 1, scale)[0])
             else:
-                _write(file, media.grid(clips, names, look.columns, scale), look.fps)
+                _write(file, Grid(clips, names, look.columns, scale, _border(held) if look.known else None), look.fps)
             files.append(file)
         return files
 
@@ -168,7 +190,12 @@ class SampleFolder:
         return [file for file in grids if file.exists()] + clips
 
 
-def _write(file: Path, frames: np.ndarray, fps: float) -> None:
+def _border(held: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
+    """What a grid draws around the frames (N, H, W, 3) of one time."""
+    return lambda frames, index: draw_known_borders(frames[:, None], held[index : index + 1])[:, 0]
+
+
+def _write(file: Path, frames: np.ndarray | Grid, fps: float) -> None:
     if file.suffix == ".gif":
         media.write_gif(file, frames, fps)
     elif file.suffix == ".mp4":

@@ -1,4 +1,4 @@
-"""The command line of `sample_video.py`, and everything that decides the samples, filled in and checked."""
+"""The command line of `sample_video.py`: its options, their kinds of values, and examples."""
 
 from __future__ import annotations
 
@@ -6,26 +6,33 @@ import argparse
 import difflib
 import re
 import sys
-import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from eqm_video.cli.options import number, size, whole
-from eqm_video.cli.sample_folder import Look
+from eqm_video.cli.sample_known import parse_keyframe, parse_known
+from eqm_video.cli.sample_sources import END
 from eqm_video.errors import UserError
-from eqm_video.pipeline import EqMPipeline
-from eqm_video.samplers import SAMPLER_PRESETS, SAMPLERS, SCHEDULES, Sampler
+from eqm_video.samplers import SAMPLER_PRESETS, SAMPLERS, SCHEDULES
+from eqm_video.samplers.frames import FRAME_SCHEDULES
 
 FORMATS = ("gif", "mp4", "png")
+SWITCHES = (  # without a value, or with several
+    *("help", "labels", "overwrite", "compose", "guidance-interval", "plain-sum", "match-norm", "per-frame"),
+    *("keyframes", "no-marks"),
+)
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 EXAMPLES = """examples:
   python sample_video.py runs/demo/export --out samples --labels DiscLeft SquareUp --num-samples 16 --guidance-scale 2
   python sample_video.py runs/demo/export --out samples --tolerance 0.3 --steps 200      (clips stop when they rest)
+  python sample_video.py runs/demo --out moving --start-from photo.jpg --num-samples 4      (image to video)
+  python sample_video.py runs/demo --out future --start-from clip.mp4 --known 0-3 --at 2.5  (continuation)
+  python sample_video.py runs/demo --out future --start-from videos/ --split test --known first:4 --at end
+  python sample_video.py runs/demo --out between --start-from clip.mp4 --known ends         (in-betweening)
+  python sample_video.py runs/demo --out between --keyframes 0=start.png -1=end.png
+  python sample_video.py runs/demo --out long --length 160 --overlap 4                      (sliding windows)
   python sample_video.py runs/attributes --out samples --compose Disc:2 Left:2
   python sample_video.py runs/imagenet --out samples frames=1 --labels random --num-samples 50000 --batch-size 64
   torchrun --standalone --nproc_per_node 2 sample_video.py runs/demo --out samples     (several processes)"""
@@ -43,11 +50,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_what(parser)
+    _add_start(parser)
+    _add_long(parser)
     _add_how(parser)
     _add_files(parser)
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = [name[2:] for action in parser._actions for name in action.option_strings if name.startswith("--")]
-    return parser.parse_args([_as_option(one, options) for one in given])
+    return parser.parse_args([_as_value(_as_option(one, options)) for one in given])
 
 
 def _add_what(parser: argparse.ArgumentParser) -> None:
@@ -67,14 +76,48 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compose as the paper does: the fields' sum, without the unlabelled one",
     )
+
+
+def _add_start(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("start from clips or pictures")
+    add = group.add_argument
+    add("--start-from", type=Path, metavar="PATH", help="a video, an image, a folder of one kind, or a samples.npz")
     add(
-        "--start-from", type=Path, metavar="NPZ", help="partial denoising: clips (arr_0 of a samples.npz) to start from"
+        "--known",
+        type=parse_known,
+        metavar="FRAMES",
+        help="frames of PATH that stay: first, first:4, last:4, ends, 0-3, 0,-1 ...; of an image default: first",
+    )
+    add(
+        "--keyframes",
+        nargs="+",
+        type=parse_keyframe,
+        metavar="FRAME=IMAGE",
+        help="known frames from pictures: 0=a.png -1=b.png, instead of --start-from",
     )
     add(
         "--start-gamma",
         type=number(0),
         metavar="G",
-        help="how clean they start: 0 = noise, towards 1 = the clip itself",
+        help="how clean the unknown frames start: 0 = noise (default), towards 1 = the clip itself",
+    )
+    add("--at", type=_seconds, metavar="SECONDS", help="of a video: where a clip begins, or end; default: 0")
+    add("--frame-interval", type=whole(1), metavar="K", help="take every K-th frame; default: by the model's fps")
+    add("--split", choices=("train", "test"), help="of a folder with UCF-101's lists; default: every file")
+    add("--fold", type=whole(1), metavar="F", help="of the split; default: 1")
+    add("--frame-schedule", type=_schedule, metavar="KIND", help="joint (default), pyramid, autoregressive, or a delay")
+    add("--context-gamma", type=number(0), metavar="G", help="show the network known frames this clean; default: 1")
+    add("--history-guidance", type=number(), metavar="S", help="weight of what known frames say; default: 1")
+
+
+def _add_long(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("long videos").add_argument
+    add("--length", type=whole(1), metavar="N", help="frames of the video, made in windows of --frames")
+    add(
+        "--overlap",
+        type=whole(1),
+        metavar="K",
+        help="known frames of each next window; default: 4, at most half a window",
     )
 
 
@@ -109,6 +152,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     add("--clips", type=whole(0), metavar="M", help="clips that get files of their own; default: the first 64")
     add("--scale", type=whole(1), help="pixels of the grid for each pixel; default: clips about 128 wide")
     add("--columns", type=whole(1), help="of the grid; default: a row for each label")
+    add("--no-marks", action="store_true", help="no borders around known frames in the grid")
     add("--overwrite", action="store_true", help="delete samples of other settings in DIR first")
     add("--batch-size", type=whole(1), default=16, metavar="B", help="samples of each process at once; default: 16")
     add("--codec", metavar="NAME", help="use this codec: bundled, a folder or a hub id")
@@ -123,14 +167,28 @@ def _as_option(argument: str, options: Sequence[str]) -> str:
         return argument
     section, key, value = match.groups()
     key = "sampler" if section == "sampler." and key == "kind" else key.replace("_", "-")
-    switches = ("help", "labels", "overwrite", "compose", "guidance-interval", "plain-sum", "match-norm", "per-frame")
-    if key in switches and key in options:
+    if key in SWITCHES and key in options:
         raise UserError(f"{argument!r}: --{key} is an option, not an override; see --help for what follows it")
     if key not in options:
         near = difflib.get_close_matches(key, options, n=1, cutoff=0.4)
         hint = f"did you mean {near[0].replace('-', '_')}={value}? " if near else ""
         raise UserError(f"unknown override {argument!r}; {hint}See --help for the options")
     return f"--{key}={value}"
+
+
+def _as_value(argument: str) -> str:
+    """Frame numbers from the end, such as -1=end.png or -2,-1, are values, though they begin like options."""
+    return f" {argument}" if re.match(r"-\d+[^\d.]", argument) else argument
+
+
+def _seconds(text: str) -> float | str:
+    return END if text == END else number(0)(text)
+
+
+def _schedule(text: str) -> str | int:
+    if text not in FRAME_SCHEDULES and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(FRAME_SCHEDULES)}, or a number of steps")
+    return text if text in FRAME_SCHEDULES else int(text)
 
 
 def _step_size(text: str) -> float | str:
@@ -141,119 +199,3 @@ def _term(text: str) -> tuple[str, float]:
     """LABEL:WEIGHT, a label of any name and a number; without :WEIGHT the weight is 1."""
     label, colon, weight = text.rpartition(":")
     return (label, number()(weight)) if colon else (text, 1.0)
-
-
-# Choices ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Descent:
-    """How the samples of a call are made: the arguments of `EqMPipeline.__call__` that are the same for all."""
-
-    rule: Sampler
-    steps: int
-    guidance_scale: float
-    step_schedule: str = "constant"
-    guidance_interval: tuple[float, float] | None = None
-    match_norm: bool = False
-    composition: list[tuple[str, float]] | None = None
-    plain_sum: bool = False
-    tolerance: float | None = None
-    per_frame: bool = False
-    start_gamma: float = 0.0
-
-    def call(self) -> dict[str, Any]:
-        """As keyword arguments."""
-        guidance = {"guidance_scale", "guidance_interval", "match_norm"} if self.composition else set()
-        named = {name: value for name, value in vars(self).items() if name not in {"rule", *guidance}}
-        return {**named, "sampler": self.rule}
-
-    def settings(self, kind: str) -> dict[str, Any]:
-        """For samples.json; what is not used is left out."""
-        plain = Descent(self.rule, self.steps, self.guidance_scale)
-        more = {k: v for k, v in vars(self).items() if v != getattr(plain, k)}
-        sampler = {"kind": kind, **asdict(self.rule)}
-        return {"steps": self.steps, "sampler": sampler, "guidance_scale": self.guidance_scale, **more}
-
-
-def choose_descent(pipeline: EqMPipeline, options: argparse.Namespace) -> tuple[Descent, str]:
-    """How to sample, and the sampler's name: options first, then the preset, then the model's own settings."""
-    preset = SAMPLER_PRESETS[options.preset] if options.preset else {}
-    kind = options.sampler or preset.get("kind") or pipeline.config.sampler["kind"]
-    same = kind == preset.get("kind")  # another sampler than the preset's takes none of its numbers
-
-    def pick(name: str) -> Any:
-        given = getattr(options, name)
-        return preset.get(name) if given is None and (same or name in ("steps", "guidance_scale")) else given
-
-    steps = pick("steps") or pipeline.config.sampler["steps"]
-    guidance = pick("guidance_scale")
-    guidance = float(pipeline.config.sampler["guidance_scale"] if guidance is None else guidance)
-    scale = sum(abs(weight) for _, weight in options.compose) if options.compose else guidance
-    more = {"temperature": options.temperature, "steps": steps, "guidance_scale": scale}
-    more["step_schedule"] = options.step_schedule
-    rule = pipeline.rule(kind, pick("step_size"), pick("mu"), **more)
-    if options.per_frame and options.tolerance is None:
-        raise UserError("--per-frame needs --tolerance, below which a frame stops")
-    if options.plain_sum and not options.compose:
-        raise UserError("--plain-sum says how to compose: add --compose LABEL:WEIGHT ...")
-    guided = options.guidance_scale is not None or options.guidance_interval or options.match_norm
-    if options.compose and (options.labels or guided):
-        raise UserError(
-            "--compose takes the place of --labels and of guidance: the weights are the guidance, leave those out"
-        )
-    if options.compose:
-        pipeline.label_ids([label for label, _ in options.compose])
-    interval = tuple(options.guidance_interval) if options.guidance_interval else None
-    return Descent(
-        rule=rule,
-        steps=steps,
-        guidance_scale=guidance,
-        step_schedule=options.step_schedule,
-        guidance_interval=interval,
-        match_norm=options.match_norm,
-        composition=options.compose,
-        plain_sum=options.plain_sum,
-        tolerance=options.tolerance,
-        per_frame=options.per_frame,
-        start_gamma=options.start_gamma or 0.0,
-    ), kind
-
-
-def read_start(options: argparse.Namespace) -> np.ndarray | None:
-    """The clips uint8 (N, T, H, W, 3) to start from, as many as samples are asked for; None to start from noise."""
-    if options.start_from is None:
-        if options.start_gamma is not None:
-            raise UserError("--start-gamma needs clips to start from: add --start-from FILE.npz")
-        return None
-    if options.start_gamma is None:
-        raise UserError("--start-from needs --start-gamma, such as 0.5: how clean the clips start")
-    try:
-        loaded = np.load(options.start_from, allow_pickle=False)
-        clips = loaded["arr_0"] if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"--start-from {options.start_from} cannot be read ({error}): give a samples.npz, with arr_0 uint8 "
-            "(N, T, height, width, 3), or (N, height, width, 3) of images"
-        ) from error
-    clips = clips[:, None] if clips.ndim == 4 else clips
-    if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3 or len(clips) == 0:
-        raise UserError(
-            f"--start-from {options.start_from}: arr_0 is {clips.dtype} {clips.shape}, not uint8 (N, T, H, W, 3)"
-        )
-    if options.num_samples is not None and options.num_samples > len(clips):
-        raise UserError(f"--num-samples {options.num_samples}, but {options.start_from} holds {len(clips)} clips")
-    return clips[: options.num_samples]
-
-
-def choose_look(options: argparse.Namespace, settings: dict[str, Any]) -> Look:
-    """How the samples are shown."""
-    still = settings["frames"] == 1
-    formats = tuple(dict.fromkeys((options.format or ("png" if still else "gif")).split(",")))
-    for kind in formats:
-        if kind not in FORMATS or (still and kind != "png"):
-            allowed = "png, for images (frames=1)" if still else ", ".join(FORMATS)
-            raise UserError(f"--format {kind!r}: allowed is {allowed}")
-    many = options.num_samples
-    clips = (many if many <= 64 else 64) if options.clips is None else min(options.clips, many)
-    return Look(formats, settings["fps"], clips, options.scale, options.columns)

@@ -41,6 +41,14 @@ def _spread_over(frames: Tensor, values: Tensor) -> Tensor:
     return frames.reshape(frames.shape + (1,) * (values.ndim - 2))
 
 
+def _forget(state: State, frames: Tensor) -> State:
+    """The state with 0 on `frames` (b, T) bool, in what belongs to frames."""
+    return {
+        name: value.masked_fill(_spread_over(frames, value), 0) if value.shape[:2] == frames.shape else value
+        for name, value in state.items()
+    }
+
+
 @dataclass(frozen=True)
 class Moving:
     """Everything that has a row for each clip that still moves."""
@@ -118,7 +126,10 @@ class Moving:
         """With new latents (b, T, ...), taken over by the frames that move, and a new state."""
         if self.still is not None:  # a zero gradient is not enough for samplers with randomness, nor for -0.0
             latents = torch.where(self.still, self.latents, latents)
-        return replace(self, latents=latents, state=self.state if state is None else state)
+        state = self.state if state is None else state
+        if self.waiting is not None:  # rules count updates: those during which a frame waits are not its own
+            state = _forget(state, self.waiting.reshape(self.waiting.shape[:2]))
+        return replace(self, latents=latents, state=state)
 
     def rest(self, frames: Tensor) -> Moving:
         """With `frames` (b, T) known too from now on."""
@@ -127,11 +138,7 @@ class Moving:
 
     def wait(self, frames: Tensor) -> Moving:
         """With `frames` (b, T), and no others, that wait: they stand still for now, without any momentum."""
-        state = {
-            name: value.masked_fill(_spread_over(frames, value), 0) if value.shape[:2] == frames.shape else value
-            for name, value in self.state.items()
-        }
-        return replace(self, waiting=_spread_over(frames, self.latents), state=state)
+        return replace(self, waiting=_spread_over(frames, self.latents), state=_forget(self.state, frames))
 
     def keep(self, chosen: Tensor, resting: Tensor) -> Moving:
         """Only the clips at which `chosen` (b,) is true; the others are at rest where `resting` (B, ...) says."""

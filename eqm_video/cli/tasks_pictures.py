@@ -1,0 +1,49 @@
+"""What `tasks` writes to look at: the truth above each task's predictions, known frames in an orange border.
+
+Legend: N clips, T frames, H W pixels; uint8, channels last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eqm_video import media
+from eqm_video.overlays import draw_known_borders
+
+COLUMNS = 8  # clips side by side
+Rows = Mapping[str, tuple[NDArray[np.uint8], Sequence[int]]]  # name: clips (N, T, H, W, 3), and which frames are known
+
+
+def draw_clips(path: Path, truth: NDArray[np.uint8], rows: Rows, fps: float) -> Path:
+    """A GIF: clips of the truth (N, T, H, W, 3), and under them what was made of them, row by row."""
+    parts, labels = [], []
+    for name, clips in framed(truth, rows).items():
+        parts.append(clips[:COLUMNS])
+        labels += [name] * len(clips[:COLUMNS])
+    media.write_gif(path, media.grid(np.concatenate(parts), labels, columns=COLUMNS, scale=2), fps)
+    return path
+
+
+def draw_strips(path: Path, truth: NDArray[np.uint8], rows: Rows) -> Path:
+    """The same as a PNG: of two clips, the truth and what was made of it, as strips of frames."""
+    names, parts = [], []
+    for name, clips in framed(truth, rows).items():
+        strips = media.filmstrips(clips[:2])
+        parts.append(strips)
+        names += [name] * len(strips)
+    media.write_png(path, media.grid(np.concatenate(parts), names, columns=2, scale=2)[0])
+    return path
+
+
+def framed(truth: NDArray[np.uint8], rows: Rows) -> dict[str, NDArray[np.uint8]]:
+    """All rows, the truth first, every frame in a border that tells whether it is known."""
+    frames = truth.shape[1]
+    every = {"the truth": (truth, range(frames)), **rows}
+    return {
+        name: draw_known_borders(clips, np.isin(np.arange(frames), list(known)))
+        for name, (clips, known) in every.items()
+    }

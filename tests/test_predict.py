@@ -1,0 +1,86 @@
+"""Predictions against the truth: errors and baselines by hand, and the whole command on real encoded videos."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_partial import FRAMES, SIZE, pipeline
+
+from eqm_video.cli.predict import compare, fade, hold, main, motion, rms
+from eqm_video.data.shapes import write_moving_shapes
+from eqm_video.errors import UserError
+
+
+def ramp(slope: int = 10) -> np.ndarray:
+    """Two clips of 5 frames, each of one grey that grows by `slope` a frame."""
+    greys = 50 + slope * np.arange(5)[None, :] + np.array([[0], [3]])
+    return np.broadcast_to(greys[..., None, None, None], (2, 5, 4, 4, 3)).astype(np.uint8)
+
+
+def test_baselines_of_a_ramp():
+    clips = ramp()
+    assert (fade(clips, [0, 4]) == clips).all()  # a straight line is what fading predicts
+    assert rms(hold(clips, [0]), clips).tolist() == [[0, 10, 20, 30, 40]] * 2
+    assert rms(hold(clips, [0, 4]), clips)[0].tolist() == [0, 10, 20, 10, 0]  # of two, the earlier
+    assert rms(fade(clips, [1, 2]), clips)[0].tolist() == [10, 0, 0, 10, 20]  # held outside
+
+
+def test_errors_are_those_of_the_unknown_frames_and_the_best_sample_is_chosen_by_clip():
+    truth = ramp()
+    one, other = truth.copy(), truth.copy()
+    one[0, 2:] += 6
+    other[1, 2:] += 4
+    found = compare(np.stack([one, other]), truth, [0, 1])
+    assert found["error"]["mean"] == pytest.approx((6 + 0 + 0 + 4) / 4)
+    assert found["error"]["best"] == 0
+    assert found["error by frame"]["mean"] == pytest.approx([0, 0, 2.5, 2.5, 2.5])
+    assert found["error"]["held"] == pytest.approx(20)
+    assert compare(truth[None], truth, [0])["motion"] == 1
+    still = np.repeat(truth[:, :1], 5, axis=1)
+    assert motion(truth) == 10 and compare(still[None], truth, [0])["motion"] == 0
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("predict")
+    write_moving_shapes(root / "videos", videos=2, held_out=1, frames=FRAMES, size=SIZE)
+    pipeline(sampler={"steps": 3}).save_pretrained(root / "model")
+    return root
+
+
+def test_the_command(folders, capsys):
+    words = [str(folders / "model"), "--data", str(folders / "videos"), "--split", "test", "--clips", "5"]
+    words += ["--batch-size", "2", "--samples", "2", "--known", "first", "0,-1", "--device", "cpu"]
+    assert main([*words, "--out", str(folders / "out")]) == 0
+    record = json.loads((folders / "out" / "predict.json").read_text())
+    assert record["clips"] == 5 and record["labelled"] == 5
+    assert list(record["predictions"]) == ["first", "0,-1"]
+    ends = record["predictions"]["0,-1"]
+    assert ends["known"] == [0, FRAMES - 1]
+    by_frame = ends["error by frame"]
+    assert all(by_frame["mean"][frame] < 0.6 for frame in (0, -1))  # the known ones, as the codec keeps them
+    assert all(by_frame["mean"][frame] > 1 for frame in (1, 2))  # an untrained network knows nothing
+    assert ends["error"]["best"] <= ends["error"]["mean"]
+    printed = capsys.readouterr().out
+    assert "| 0,-1" in printed and "predict.gif" in printed
+    with Image.open(folders / "out" / "predict.gif") as picture:
+        assert picture.n_frames == FRAMES
+    for name in ("predict.png", "predict_strips.png"):
+        assert (folders / "out" / name).stat().st_size > 1000
+
+
+def test_frames_that_are_not_there(folders):
+    words = [str(folders / "model"), "--data", str(folders / "videos"), "--out", str(folders / "other")]
+    with pytest.raises(UserError, match=r"--known first:9.*numbers go from 0 to 3"):
+        main([*words, "--known", "first:9", "--device", "cpu"])
+
+
+def test_images_have_no_frames_to_predict(folders):
+    (folders / "images").mkdir()
+    Image.new("RGB", (SIZE, SIZE)).save(folders / "images" / "one.png")
+    words = [str(folders / "model"), "--data", str(folders / "images"), "--out", str(folders / "other")]
+    with pytest.raises(UserError, match="holds images"):
+        main([*words, "--device", "cpu"])
