@@ -1,10 +1,10 @@
-"""From a configuration to its parts: accelerator, codec, network, data; `run.py` composes them."""
+"""From a configuration to its parts: accelerator, codec, network; `run.py` composes them."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eqm_video.codec import BUNDLED, BUNDLED_FOLDER, PIXELS, Codec
 from eqm_video.config import Config
-from eqm_video.data.datasets import open_data
 from eqm_video.energy import Field
 from eqm_video.errors import UserError
 from eqm_video.folders import load_transformer, newest_of_run, read_json
@@ -139,11 +138,13 @@ def make_network(config: Config, num_labels: int, channels: int) -> nn.Module:
         raise UserError(f"model.preset: {error}") from error
 
 
-def start_from(network: EqMTransformer | EqMUNet, source: str) -> list[str]:
+def start_from(network: EqMTransformer | EqMUNet, source: str, labels: Sequence[str] = ()) -> list[str]:
     """Load weights of a run, an export, a checkpoint's `ema` or a converted network; returns notes on what starts anew.
 
     Three things may differ: the source may be without temporal layers (an image network), may know other labels, and
-    its output may mean another energy.
+    its output may mean another energy. `labels` are the names of this run's; where the source has names too, a label
+    keeps what it learned wherever it stands now, and one that the source does not know starts anew. Without names the
+    labels are taken over by number, and start anew where their numbers differ.
     """
     top = Path(source).expanduser()
     top = newest_of_run(top) if (top / "checkpoints").is_dir() or (top / "export").is_dir() else top
@@ -161,13 +162,19 @@ def start_from(network: EqMTransformer | EqMUNet, source: str) -> list[str]:
     if wrong:
         raise UserError(f"train.init_from={source} is another architecture: {'; '.join(wrong)}")
     weights, notes = other.state_dict(), []
-    if other.config.num_labels != network.config.num_labels:
+    known, count = label_names(top), network.config.num_labels
+    same = known == list(labels) if known and labels else True  # no names: by number
+    if other.config.num_labels != count or not same:
         embedding = network.label_embed.weight.detach().clone()
+        kept = [label for label in labels if label in known]
+        for label in kept:
+            embedding[labels.index(label)] = weights["label_embed.weight"][known.index(label)]
         embedding[-1] = weights["label_embed.weight"][-1]  # the null label
         weights["label_embed.weight"] = embedding
+        named = f"{len(kept)} of the same name are kept, {count - len(kept)}" if kept else "labels"
         notes.append(
-            f"{source} has {other.config.num_labels} labels, this run {network.config.num_labels}: labels start anew, "
-            "the null label is kept"
+            f"{source} has {other.config.num_labels} labels, this run {count}: {named} start anew, the null label is "
+            "kept"
         )
     if network.config.temporal and not other.config.temporal:
         weights |= {name: value for name, value in network.state_dict().items() if ".temporal" in name}
@@ -176,6 +183,15 @@ def start_from(network: EqMTransformer | EqMUNet, source: str) -> list[str]:
         notes.append(f"{source} has the energy {other.config.energy!r}, this run trains {network.config.energy!r}")
     network.load_state_dict(weights, strict=True)
     return notes
+
+
+def label_names(folder: Path) -> list[str]:
+    """The labels that an export or a checkpoint names, by number; none where it does not."""
+    for file in (folder / "model_index.json", folder / "pipeline.json"):
+        names = read_json(file).get("id2label") if file.is_file() else None
+        if names:
+            return [names[key] for key in sorted(names, key=int)]
+    return []
 
 
 def check_start(network: EqMTransformer | EqMUNet) -> None:
@@ -212,28 +228,6 @@ def count_labels(config: Config, labels: list[str]) -> int:
             f"model.num_labels={len(labels)}, or model.num_labels=null to count them"
         )
     return stated if stated is not None else len(labels)
-
-
-def load_data(config: Config, split: str | None, index: Path, report: Path | None = None) -> Any:
-    """The data set of a split; `index` remembers what its files are, `report` names the unreadable ones."""
-    data = config.data
-    if not data.root:
-        raise UserError("data.root is not set: add data.root=FOLDER, the folder of your videos or images")
-    return open_data(
-        data.kind,
-        Path(data.root).expanduser(),
-        split=split,
-        fold=data.fold,
-        frames=data.frames,
-        frame_interval=data.frame_interval,
-        size=data.size,
-        flip=data.flip,
-        short=data.short,
-        report_path=report,
-        index_path=index,
-        verify=data.verify,
-        labelled=data.labelled,
-    )
 
 
 def make_encode(codec: Codec, device: torch.device) -> Callable[[dict[str, Any], Any], Tensor]:

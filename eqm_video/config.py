@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import yaml
 
 from eqm_video import recipe
+from eqm_video.data.buckets import Bucket
 from eqm_video.errors import UserError
 from eqm_video.gamma import DECAYS, GAMMA_DRAWS, SharedGamma, TruncatedDecay
 from eqm_video.recipe import choice, flatten, to_tree
@@ -53,6 +54,11 @@ class DataConfig:
     fold: int = 1
     frames: int = 16  # 1: image mode
     frame_interval: int = 3  # source frames between two frames of a clip
+    # Shapes of training clips, one of which is drawn for each step: FRAMESxINTERVAL, and :WEIGHT for how often, such as
+    # [16x3, 16x1, 32x3:0.5]. None: frames x frame_interval, which previews, held-out loss and the export have anyway.
+    buckets: tuple[str, ...] = ()
+    images: str | None = None  # a folder of images to train on beside the videos
+    image_fraction: float = 0.0  # of the samples of a step that are images; without a folder, frames of the videos
     size: int = 256  # pixels
     flip: bool = False
     labelled: bool = True  # false: labels that the data have are forgotten
@@ -61,6 +67,11 @@ class DataConfig:
     reference_fps: float = 8.0  # the network's unit of time is 1 / reference_fps seconds
     workers: int = 4  # decoding processes of each training process
     latents: Literal["online", "memory"] = "online"  # memory: encode the whole set once, for small sets
+
+    @property
+    def shapes(self) -> tuple[Bucket, ...]:
+        """The shapes of training clips."""
+        return tuple(map(Bucket.parse, self.buckets)) or (Bucket(self.frames, self.frame_interval),)
 
 
 @dataclass(frozen=True)
@@ -171,6 +182,12 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_ranges(self)
+        _check_samples(self)
+
+    @property
+    def images(self) -> int:
+        """How many of the samples of an optimizer step are images, over all processes."""
+        return round(self.data.image_fraction * self.train.batch_size)
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -223,17 +240,52 @@ def _check_ranges(config: Config) -> None:
             f"model.temporal is false, so {data.frames} frames would not see each other: add model.temporal=true, or "
             "frames=1 for an image model"
         )
-    if data.frames == 2 and "ends" in getattr(config.gamma, "patterns", ()):
-        raise UserError(
-            "gamma.patterns has 'ends', where the first and the last frame are given: with 2 frames none is left to "
-            "learn; add gamma.patterns=prefix, or frames=3 or more"
-        )
     if train.compile and config.model.energy != "implicit":
         raise UserError(
             f"train.compile=true does not go with model.energy={config.model.energy}: compiled blocks have no double "
             "backward; add train.compile=false"
         )
-    if train.batch_size % train.accumulation:
+
+
+def _check_samples(config: Config) -> None:
+    """Refuse shapes of clips, and shares of images, that no step could be made of."""
+    data, train = config.data, config.train
+    for place, text in enumerate(data.buckets):
+        try:
+            shape = Bucket.parse(text)
+        except ValueError as error:
+            raise UserError(f"data.buckets[{place}]: {error}") from error
+        if shape.frames < 2:
+            raise UserError(
+                f"data.buckets has {text}, clips of one frame: leave it out, and add data.image_fraction=0.25 for the "
+                "share of the samples that are to be single frames"
+            )
+    if data.frames == 1 and (data.buckets or data.images or data.image_fraction):
+        key = "buckets" if data.buckets else "images" if data.images else "image_fraction"
         raise UserError(
-            f"train.batch_size={train.batch_size} cannot be cut into train.accumulation={train.accumulation} parts"
+            f"data.frames=1 is the image mode, where every sample is one frame: data.{key} belongs to videos; leave it "
+            "out, or give data.kind=videos and frames=2 or more"
+        )
+    if "ends" in getattr(config.gamma, "patterns", ()) and any(shape.frames == 2 for shape in data.shapes):
+        where, more = "2 frames", "frames=3 or more"
+        if data.buckets:
+            where, more = f"the 2 frames of data.buckets={','.join(data.buckets)}", "3 frames or more in every bucket"
+        raise UserError(
+            f"gamma.patterns has 'ends', where the first and the last frame are given: with {where} none is left to "
+            f"learn; add gamma.patterns=prefix, or {more}"
+        )
+    if not 0 <= data.image_fraction < 1:
+        raise UserError(f"data.image_fraction is {data.image_fraction}: it must be at least 0 and below 1")
+    if data.images is not None and data.image_fraction == 0:
+        raise UserError("data.images is given, but data.image_fraction is 0: add for instance data.image_fraction=0.25")
+    if data.image_fraction and not 0 < config.images < train.batch_size:
+        raise UserError(
+            f"data.image_fraction={data.image_fraction:g} of train.batch_size={train.batch_size} samples are "
+            f"{config.images} images: both kinds need at least one sample in a step; change one of the two numbers"
+        )
+    if train.batch_size % train.accumulation or config.images % train.accumulation:
+        images = f", {config.images} of them images (data.image_fraction)," if config.images else ""
+        raise UserError(
+            f"train.batch_size={train.batch_size}{images} cannot be cut into train.accumulation={train.accumulation} "
+            "parts"
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 Decay = Callable[[Tensor], Tensor]
 
 PATTERNS = ("prefix", "ends", "subset")
+MODES = ("shared", "context", "per_frame")  # how the gammas of a clip may look
 
 
 def _check_number(owner: object, name: str, low: float, high: float, *, low_open: bool = True) -> None:
@@ -125,8 +126,7 @@ def check_decay(decay: Decay, *, allow_constant: bool = False) -> Decay:
         raise ValueError(f"decay {decay!r} is {values[where]:g} at gamma {grid[where]:g}; it must be finite and >= 0")
     if rounding == 0:
         raise ValueError(f"decay {decay!r} is 0 everywhere on [0, 1]: there is nothing to learn")
-    exempt = allow_constant and isinstance(decay, ConstantDecay)
-    if values[-1] > rounding and not exempt:
+    if values[-1] > rounding and not (allow_constant and isinstance(decay, ConstantDecay)):
         raise ValueError(
             f"decay {decay!r} is {values[-1]:g} at gamma 1; it must be 0 there, so that data are at rest "
             "(use TruncatedDecay, LinearDecay or PiecewiseDecay; a constant one is for the flow baseline alone)"
@@ -259,9 +259,7 @@ class MixtureGamma:
             _check_number(self, name, 0, math.inf, low_open=False)
         total = self.shared + self.context + self.per_frame
         if abs(total - 1) > 1e-6:
-            raise ValueError(
-                f"MixtureGamma: shared + context + per_frame is {total:g}; the probabilities must sum to 1"
-            )
+            raise ValueError(f"MixtureGamma: shared + context + per_frame is {total:g}; they must sum to 1")
 
     def draw(self, frames: int, generator: torch.Generator) -> Tensor:
         """Gammas (T,), float32: 1 for clean frames, else in [0, 1). A single frame takes one uniform draw."""
@@ -283,12 +281,20 @@ GAMMA_DRAWS: dict[str, type] = {
 }
 
 
-def draw_gamma(
-    rule: SharedGamma | PerFrameGamma | ContextGamma | MixtureGamma,
-    frames: int,
-    generators: Sequence[torch.Generator],
-) -> Tensor:
+GammaDraw = SharedGamma | PerFrameGamma | ContextGamma | MixtureGamma
+
+
+def draw_gamma(rule: GammaDraw, frames: int, generators: Sequence[torch.Generator]) -> Tensor:
     """Gammas (B, T), float32 on the generators' device: row k comes from `generators[k]` alone, whatever B is."""
     if len(generators) == 0:
         raise ValueError("draw_gamma needs one generator for each clip, got none")
     return torch.stack([rule.draw(frames, one) for one in generators])
+
+
+def gamma_modes(gamma: Tensor) -> Tensor:
+    """How the gammas (B, T) of every clip look, as indices into MODES: (B,) int64.
+
+    A frame at exactly 1: context. Else all equal: shared, as where a context has no clean frame. Else per_frame.
+    """
+    given, equal = (gamma == 1).any(dim=1), (gamma == gamma[:, :1]).all(dim=1)
+    return torch.where(given, 1, torch.where(equal, 0, 2))

@@ -20,13 +20,13 @@ from eqm_video.data.datasets import collate
 from eqm_video.energy import Field, checkpoint_block
 from eqm_video.errors import UserError
 from eqm_video.objective import EqMObjective
-from eqm_video.training.batches import Batches, BatchPlan
 from eqm_video.training.checkpoint import Checkpoints, write_folder
 from eqm_video.training.ema import Ema
 from eqm_video.training.held_out import HeldOut
 from eqm_video.training.optim import OPTIMIZERS, Schedule
 from eqm_video.training.tracking import RunLog
 from eqm_video.training.trainer import Hook, Settings, Trainer
+from eqm_video.training_data import TrainingData, open_split, open_training_data
 
 
 class Run:
@@ -35,36 +35,30 @@ class Run:
     def __init__(self, config: Config, accelerator: Accelerator, resuming: bool = False) -> None:
         self.config, self.accelerator = config, accelerator
         self.folder = config.run.folder
-        data = self._data(config.data.split, self.folder / "data_report.json")
-        self.labels: list[str] = list(data.labels)
+        data = open_training_data(config, accelerator)
+        self.labels, self.video_labels = data.labels, data.labels[: data.video_labels]
         self.codec = Codec.load(config.codec.name, chunk=config.codec.chunk)
         self.codec.vae.to(accelerator.device)
         self.encode = build.make_encode(self.codec, accelerator.device)
         network = build.make_network(config, build.count_labels(config, self.labels), self.codec.latent_channels)
         build.check_size(config, self.codec.downsampling, network.config.patch_size)
         source = None if resuming else config.train.init_from
-        self.notes = build.start_from(network, source) if source else []
+        self.notes = build.start_from(network, source, self.labels) if source else []
         if not resuming:
             build.check_start(network)
         self.notes += build.note_sampler(config)
         if config.held_out.split is None:
             self.notes.append("note: held_out.split is not set, so there will be no loss on held-out clips")
-        self.fps = playback_fps(data, config.data.reference_fps)
+        self.fps = playback_fps(data.videos, config.data.reference_fps)
         self.ema = Ema(network.to(accelerator.device), config.train.ema)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.train.keep)
         self.log = RunLog(self.folder, accelerator, config.track.to)
         self.objective = EqMObjective(config.objective.decay, config.objective.dispersion_weight)
-        self.data_record, self.data_report = {"size": len(data), "labels": self.labels}, data.report
+        self.data_record, self.data_notes = data.record, data.notes
         self.trainer = self._trainer(network, data)
 
-    def _data(self, split: str | None, report: Path | None = None) -> Any:
-        """Every file is looked at by the main process alone; the others read what it found."""
-        index = self.folder / f"data_index{'_' + split if split else ''}.json"
-        with self.accelerator.main_process_first():
-            return build.load_data(self.config, split, index, report if self.accelerator.is_main_process else None)
-
-    def _trainer(self, network: nn.Module, data: Any) -> Trainer:
-        config, train = self.config, self.config.train
+    def _trainer(self, network: nn.Module, data: TrainingData) -> Trainer:
+        config, train, accelerator = self.config, self.config.train, self.accelerator
         if train.gradient_checkpointing:
             network.enable_gradient_checkpointing(checkpoint_block if config.model.energy != "implicit" else None)
         if train.compile:
@@ -74,12 +68,12 @@ class Run:
             Field(network),
             self.objective,
             config.gamma,
-            self._batches(data),
+            data.batches(accelerator, self.codec),
             encode=self.encode,
             optimizer=make_optimizer(network, train),
             schedule=Schedule(train.lr, train.steps, train.warmup, train.schedule, train.min_lr_factor),
             ema=self.ema,
-            accelerator=self.accelerator,
+            accelerator=accelerator,
             settings=Settings(
                 steps=train.steps,
                 seed=train.seed,
@@ -97,33 +91,15 @@ class Run:
             describe=self._describe,
         )
 
-    def _batches(self, data: Any) -> Batches:
-        train, accelerator = self.config.train, self.accelerator
-        plan = BatchPlan(
-            size=len(data),
-            batch_size=train.batch_size,
-            seed=train.seed,
-            accumulation=train.accumulation,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-        )
-        if self.config.data.latents == "memory":
-            from eqm_video.data.latents import LatentSet, collate_latents
-
-            quiet = not accelerator.is_local_main_process
-            return Batches(LatentSet(data, self.codec, accelerator.device, quiet=quiet), collate_latents, plan)
-        pin = accelerator.device.type == "cuda"
-        return Batches(data, collate, plan, workers=self.config.data.workers, pin_memory=pin)
-
     def _evaluations(self) -> list[Hook]:
         held_out, data = self.config.held_out, self.config.data
         if held_out.split is None:
             return []
-        clips = self._data(held_out.split)
-        if list(clips.labels) != self.labels:
+        clips = open_split(self.config, held_out.split, self.accelerator)
+        if list(clips.labels) != self.video_labels:
             raise UserError(
                 f"the labels of data.split={data.split} and held_out.split={held_out.split} differ in "
-                f"{', '.join(sorted(set(clips.labels) ^ set(self.labels))[:4])}: both need the same class folders"
+                f"{', '.join(sorted(set(clips.labels) ^ set(self.video_labels))[:4])}: both need the same class folders"
             )
         evaluation = HeldOut(
             clips,
@@ -168,7 +144,7 @@ class Run:
         Every process makes its share: were one to make all, the others would wait until their communication times out.
         """
         accelerator, count = self.accelerator, self.config.preview.samples
-        labels = spread(count, len(self.labels))
+        labels = spread(count, len(self.video_labels))  # a label that only images have shows in no clip
         mine = list(range(accelerator.process_index, count, accelerator.num_processes))
         parts = [self._sample(mine, [labels[k] for k in mine] if labels else None)]
         if accelerator.num_processes > 1:
@@ -240,5 +216,6 @@ def spread(count: int, num_labels: int) -> list[int]:
 
 def playback_fps(data: Any, reference_fps: float) -> float:
     """Frames a second at which a clip of the data plays in real time."""
-    seconds = data[(0, 0)].times  # through the rule that replaces files which stop decoding
+    # Through the rule that replaces files which stop decoding.
+    seconds = data.substitutes.take(0, 0, data.clip).times
     return round(1 / float(seconds.diff().median()), 3) if len(seconds) > 1 else reference_fps

@@ -11,6 +11,7 @@ from reference_network import expected
 from eqm_video.gamma import (
     DECAYS,
     GAMMA_DRAWS,
+    MODES,
     ConstantDecay,
     ContextGamma,
     LinearDecay,
@@ -21,6 +22,7 @@ from eqm_video.gamma import (
     TruncatedDecay,
     check_decay,
     draw_gamma,
+    gamma_modes,
 )
 from eqm_video.randomness import generator
 
@@ -191,3 +193,15 @@ def test_a_clip_has_its_gammas_whatever_its_batch(kind):
     alone = draw_gamma(rule, 6, [generator(3, 5)])
     assert torch.equal(batch[5:6], alone)
     assert batch.unique(dim=0).shape[0] == 8
+
+
+def test_the_mode_of_a_clip_is_read_from_its_gammas():
+    rows = [[0.5, 0.5, 0.5], [1.0, 0.5, 0.5], [0.5, 0.2, 1.0], [0.1, 0.2, 0.3], [0.0, 0.0, 0.0], [0.5, 0.5, 0.4]]
+    modes = [MODES[mode] for mode in gamma_modes(torch.tensor(rows))]
+    assert modes == ["shared", "context", "context", "per_frame", "shared", "per_frame"]
+    assert gamma_modes(torch.rand(4, 1)).tolist() == [0] * 4
+    generators = [torch.Generator().manual_seed(seed) for seed in range(400)]
+    drawn = gamma_modes(draw_gamma(MixtureGamma(shared=0.5, context=0.3, per_frame=0.2), 4, generators))
+    counts = torch.bincount(drawn, minlength=3) / 400
+    # A prefix of no frame at all, one context in four, is a clip of shared gammas.
+    assert torch.allclose(counts, torch.tensor([0.5 + 0.075, 0.225, 0.2]), atol=0.06)

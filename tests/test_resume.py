@@ -1,4 +1,7 @@
-"""Real processes, killed at any moment: what is resumed ends with the weights of the run that was left alone."""
+"""Real processes, killed at any moment: what is resumed ends with the weights of the run that was left alone.
+
+The run is one with everything in it: a mixture of gammas, clips of several shapes, and images beside them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_run import ROOT, command, read_metrics, run_command, write_codec, write_videos
+from tiny_run import ROOT, command, read_metrics, run_command, write_codec, write_images, write_videos
 
 STEPS = 40
 
@@ -22,10 +25,12 @@ def recipe(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("recipe")
     write_codec(folder / "codec")
     write_videos(folder / "videos", size=16)
+    write_images(folder / "images")
     return [
         f"data.root={folder / 'videos'}",
         f"codec.name={folder / 'codec'}",
         *("model.preset=EqM-Nano/4", "data.size=16", "frames=3", "data.frame_interval=2", "data.workers=1"),
+        *("data.buckets=3x2,5x1,2x3:0.5", f"data.images={folder / 'images'}", "data.image_fraction=0.5"),
         *("gamma=mixture", f"train.steps={STEPS}", "train.batch_size=2", "train.save_every=2", "train.log_every=1"),
         *("train.schedule=cosine", "train.warmup=5", "train.ema=0.95", "preview.every=0", "train.label_dropout=0.3"),
     ]
@@ -84,7 +89,9 @@ def test_killed_twice_while_training_and_while_writing_then_resumed(recipe, stra
     assert not list((folder / "checkpoints").glob(".incomplete*"))
     lines, expected = read_metrics(folder), read_metrics(straight)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    assert [line["loss"] for line in lines] == [line["loss"] for line in expected]
+    for key in ("loss", "loss_by_gamma", "loss_by_mode"):
+        assert [line[key] for line in lines] == [line[key] for line in expected]
+    assert {"image"} < {mode for line in lines for mode in line["loss_by_mode"]}
 
 
 def test_sigterm_ends_cleanly_with_a_checkpoint_and_resumes(recipe, straight, tmp_path) -> None:

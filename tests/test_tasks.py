@@ -141,7 +141,7 @@ def test_long_videos_are_measured_window_by_window(truth: tasks_clips.Truth) -> 
     windows = found["windows"]
     assert windows["both"] == windows["direction"] == windows["shape"] == [1] * 5
     assert max(windows["position"]) < 0.05 and windows["speed"] == pytest.approx([1] * 5, abs=0.05)
-    assert windows["drift"] == [0, 1, 2, 3, 4] and found["mean"]["drift"] == 2
+    assert windows["colour"] == [0] * 5 and windows["drift"] == [0, 1, 2, 3, 4] and found["mean"]["drift"] == 2
     line = tasks_long.extrapolated(truth, truth.clips[:, :4], starts, 24)
     assert line[0] < 0.5 and line == sorted(line)  # a small error of the slope grows
 
@@ -152,19 +152,29 @@ def test_long_videos_are_measured_window_by_window(truth: tasks_clips.Truth) -> 
     assert windows["shape"] == [1] * 5 and windows["speed"][2:] == pytest.approx([0] * 3, abs=1e-9)
     missed = truth.speeds.mean() * np.arange(1, 9)
     assert windows["position"][1:3] == pytest.approx([missed[:4].mean(), missed[4:].mean()], abs=0.15)
+    darker = truth.clips.copy()
+    darker[:, 16:] -= 20
+    windows = tasks_long.measure(tasks_long.Video(darker, starts, drift, video.nfe, 2.0), truth, 8)["windows"]
+    assert windows["colour"] == [0, 0, 0, 20, 20] and windows["both"][0] == 1
 
 
 def test_ways_change_one_choice_at_a_time() -> None:
     usual = tasks_long.usual(8)
-    assert usual == tasks_long.Way(4) and usual.name(8) == "usual (overlap 4)"
+    assert usual == tasks_long.Way(4) and usual.name(8) == "usual"
     names = []
     for listed in tasks_long.ways(8).values():
         assert listed[0] == usual
         for way in listed[1:]:
-            assert sum(way.settings()[key] != value for key, value in usual.settings().items()) == 1
+            assert len(dict(way.settings().items() - usual.settings().items())) == 1
             names.append(way.name(8))
-    assert len(set(names)) == len(names) == 10
-    assert {"frame schedule pyramid", "context gamma 0.9", "history guidance 2.0", "overlap 6"} <= set(names)
+    assert len(set(names)) == len(names) == 11
+    assert {
+        "frame schedule pyramid",
+        "context gamma 0.9",
+        "history guidance 2.0",
+        "guidance scale 1.0",
+        "overlap 6",
+    } <= set(names)
 
 
 # The command --------------------------------------------------------------------------------------------------------

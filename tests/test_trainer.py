@@ -34,7 +34,7 @@ def fresh_accelerator():
 
 def test_an_epoch_meets_every_item_once_and_epochs_differ() -> None:
     plan = BatchPlan(size=10, batch_size=4, seed=1)
-    walk = [index for step in range(5) for index, _ in plan.requests(step, 0)]
+    walk = [index for step in range(5) for _, index, _ in plan.requests(step, 0)]
     assert sorted(walk[:10]) == sorted(walk[10:]) == list(range(10))
     assert walk[:10] != walk[10:]
 
@@ -43,7 +43,7 @@ def test_requests_depend_on_seed_and_step_alone_and_windows_differ() -> None:
     plan = BatchPlan(size=10, batch_size=4, seed=1)
     assert plan.requests(7, 0) == BatchPlan(size=10, batch_size=4, seed=1).requests(7, 0)
     assert plan.requests(7, 0) != BatchPlan(size=10, batch_size=4, seed=2).requests(7, 0)
-    seeds = [seed for step in range(20) for _, seed in plan.requests(step, 0)]
+    seeds = [seed for step in range(20) for *_, seed in plan.requests(step, 0)]
     assert len(set(seeds)) == len(seeds)
 
 
@@ -102,7 +102,7 @@ def test_one_step_is_the_objective_written_out(tmp_path, energy) -> None:
     trainer.run()
     clips, decay, losses = MemoryClips(), TruncatedDecay(a=0.8, gain=4.0), []
     for position, request in enumerate(BatchPlan(size=6, batch_size=4, seed=seed).requests(0, 0)):
-        batch = clips.collate([clips[request]])
+        batch = clips.collate([clips[request[1:]]])
         small, large = generator(seed, "gamma", 1, position), generator(seed, "noise", 1, position)
         label = batch["labels"].clone()
         if torch.rand((), generator=small) < 0.5:

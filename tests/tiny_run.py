@@ -33,6 +33,7 @@ class Moments:
 
     index: int
     seed: int
+    frames: int = 3
 
 
 class MemoryClips:
@@ -47,20 +48,20 @@ class MemoryClips:
         return self.size
 
     def __getitem__(self, request: tuple[int, int]) -> Moments:
-        return Moments(*request)
+        return Moments(*request, self.frames)
 
     def clip(self, index: int, generator: torch.Generator | None) -> Moments:
-        return Moments(index, 0)
+        return Moments(index, 0, self.frames)
 
     def collate(self, clips: list[Moments]) -> dict:
         moments = []
         for clip in clips:
             generator = torch.Generator().manual_seed(clip.index * 1000 + clip.seed % 7)
-            moments.append(torch.randn(self.frames, 4, 4, 4, generator=generator))
+            moments.append(torch.randn(clip.frames, 4, 4, 4, generator=generator))
         return {
             "moments": torch.stack(moments),
             "labels": torch.tensor([clip.index % 2 for clip in clips]),
-            "times": torch.arange(self.frames).float().expand(len(clips), -1) / 8,
+            "times": torch.arange(clips[0].frames).float().expand(len(clips), -1) / 8,
             "names": [f"clip-{clip.index}" for clip in clips],
         }
 
@@ -81,10 +82,15 @@ def tiny_network(seed: int = 0, **options: object) -> EqMTransformer:
 
 
 def tiny_trainer(folder: Path, network: EqMTransformer | None = None, **options: object) -> Trainer:
-    """A trainer on `MemoryClips`; keywords replace its settings or parts."""
+    """A trainer on `MemoryClips`; keywords replace its settings or parts.
+
+    `clips` may be a list of sets, one for each shape; `images` of the samples of a step are of one frame.
+    """
     network = network if network is not None else tiny_network()
     accelerator = options.pop("accelerator", None) or Accelerator(cpu=True)
     clips = options.pop("clips", None) or MemoryClips()
+    sets = list(clips) if isinstance(clips, list) else [clips]
+    clips, images = sets[0], options.pop("images", 0)
     names = ("steps", "seed", "clip_norm", "label_dropout", "log_every", "save_every")
     settings = Settings(**{"steps": 4, "log_every": 2, **{k: options.pop(k) for k in names if k in options}})
     plan = BatchPlan(
@@ -94,14 +100,18 @@ def tiny_trainer(folder: Path, network: EqMTransformer | None = None, **options:
         accumulation=options.pop("accumulation", 1),
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        weights=(1.0,) * len(sets),
+        images=images,
+        image_size=5 if images else 0,
     )
+    sets += [MemoryClips(size=5, frames=1)] if images else []
     lr = options.pop("lr", 1e-3)
     folder.mkdir(parents=True, exist_ok=True)
     return Trainer(
         Field(network),
         options.pop("objective", EqMObjective(TruncatedDecay(a=0.8, gain=4.0))),
         options.pop("gamma", SharedGamma()),
-        Batches(clips, clips.collate, plan),
+        Batches(sets, clips.collate, plan),
         encode=options.pop("encode", encode),
         optimizer=OPTIMIZERS[options.pop("optimizer", "adamw")](network, lr=lr),
         schedule=options.pop("schedule", Schedule(lr, settings.steps)),
@@ -152,6 +162,18 @@ def write_videos(folder: Path, size: int = 32, frames: int = 10, each: int = 3) 
                 place = (8 + 2 * direction * frame) % size
                 video[frame, :, place : place + 6] = 220
             write_mp4(folder / label / f"{index}.mp4", video, 8)
+    return folder
+
+
+def write_images(folder: Path, labels: tuple[str, ...] = ("right", "still"), each: int = 2, size: int = 20) -> Path:
+    """Class folders of noise."""
+    from PIL import Image
+
+    for label in labels:
+        (folder / label).mkdir(parents=True)
+        for index in range(each):
+            pixels = np.random.default_rng(index).integers(0, 255, (size, size + 4, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{index}.png")
     return folder
 
 

@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.data, frames=frames, size=size, fps=fps, count=given.clips, split=given.split, fold=given.fold
     )
     if source.data.frames == 1:
-        raise UserError(f"--data {given.data} holds images: predictions are of frames of videos, give a folder of those")
+        raise UserError(
+            f"--data {given.data} holds images: predictions are of frames of videos, give a folder of those"
+        )
     clips = source.read()
     truth = rebuild(pipeline, clips.pixels, given.batch_size)
     labels = [label if given.labels == "own" and label in pipeline.labels.values() else None for label in clips.labels]

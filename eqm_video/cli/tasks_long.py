@@ -31,16 +31,17 @@ class Way:
     frame_schedule: str | int = "joint"
     context_gamma: float = 1.0
     history_guidance: float = 1.0
+    guidance_scale: float | None = None  # None: as everywhere else
 
     def settings(self) -> dict[str, Any]:
         """Keywords of `roll_out`."""
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
     def name(self, frames: int) -> str:
         """What differs from the usual way for windows of T frames."""
         plain = asdict(usual(frames))
         changed = {key.replace("_", " "): value for key, value in asdict(self).items() if value != plain[key]}
-        return ", ".join(f"{key} {value}" for key, value in changed.items()) or f"usual (overlap {self.overlap})"
+        return ", ".join(f"{key} {value}" for key, value in changed.items()) or "usual"
 
 
 def usual(frames: int) -> Way:
@@ -51,11 +52,12 @@ def usual(frames: int) -> Way:
 def ways(frames: int) -> dict[str, list[Way]]:
     """What can be chosen of a roll-out, one choice at a time, by title; the usual way stands first in each."""
     plain = usual(frames)
+    guidances = (replace(plain, guidance_scale=1.0), *(replace(plain, history_guidance=one) for one in (1.5, 2.0)))
     overlaps = sorted({1, frames // 4, 3 * frames // 4} - {0, plain.overlap})
     return {
         "frame schedule": [plain, *(replace(plain, frame_schedule=one) for one in ("pyramid", "autoregressive"))],
         "context gamma": [plain, *(replace(plain, context_gamma=one) for one in (0.95, 0.9, 0.8))],
-        "history guidance": [plain, *(replace(plain, history_guidance=one) for one in (1.5, 2.0))],
+        "guidance": [plain, *guidances],
         "overlap": [plain, *(replace(plain, overlap=one) for one in overlaps)],
     }
 
@@ -103,8 +105,9 @@ def measure(video: Video, truth: Truth, frames: int) -> dict[str, Any]:
     """What the windows show, each with the frames before it that fill T: a list for each measure, one value a window.
 
     direction, shape, both: shares that show the label; overlap: with the best shape (IoU); speed: over the true one,
-    median of the clips; position: pixels of the new frames from the true ones, mean, median and share of near ones;
-    drift: of the meter, mean over the clips. Then the means of all that, and evaluations for each new frame.
+    median of the clips; position: pixels of the new frames from the true ones, mean and median; colour: grey levels
+    between their ground and the true one's; drift: of the meter, mean over the clips. Then the means of all that, and
+    evaluations for each new frame.
     """
     length = video.clips.shape[1]
     ends = [*video.starts[1:], length]
@@ -125,6 +128,7 @@ def _window(part: NDArray[np.uint8], truth: Truth, start: int, end: int) -> dict
     scores = score_motion(part, truth.names, truth.shapes, endless=True)
     places = tracks(part)
     errors = errors_of(places, truth, range(start, end), end - part.shape[1])
+    grounds = [np.median(clips[:, start - end :], axis=(1, 2, 3)) for clips in (part, truth.clips[:, :end])]
     found = {name: float(scores[f"{name}_accuracy"]) for name in ("direction", "shape", "both")}
     return {
         **found,
@@ -132,6 +136,7 @@ def _window(part: NDArray[np.uint8], truth: Truth, start: int, end: int) -> dict
         "speed": float(np.median(forward(places, truth.names, truth.size) / truth.speeds)),
         "position": float(errors.mean()),
         "position median": float(np.median(errors)),
+        "colour": float(np.abs(grounds[0] - grounds[1]).mean()),
     }
 
 

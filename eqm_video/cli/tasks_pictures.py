@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from eqm_video import media
 from eqm_video.overlays import draw_known_borders
 
-COLUMNS = 8  # clips side by side
+COLUMNS = 6  # clips side by side
 Rows = Mapping[str, tuple[NDArray[np.uint8], Sequence[int]]]  # name: clips (N, T, H, W, 3), and which frames are known
 
 
@@ -29,7 +29,7 @@ def draw_clips(path: Path, truth: NDArray[np.uint8], rows: Rows, fps: float) -> 
 
 
 def draw_strips(path: Path, truth: NDArray[np.uint8], rows: Rows) -> Path:
-    """The same as a PNG: of two clips, the truth and what was made of it, as strips of frames."""
+    """The same as a PNG: of two clips, the truth and what was made of them, as strips of frames."""
     names, parts = [], []
     for name, clips in framed(truth, rows).items():
         strips = media.filmstrips(clips[:2])
@@ -40,9 +40,9 @@ def draw_strips(path: Path, truth: NDArray[np.uint8], rows: Rows) -> Path:
 
 
 def framed(truth: NDArray[np.uint8], rows: Rows) -> dict[str, NDArray[np.uint8]]:
-    """All rows, the truth first, every frame in a border that tells whether it is known."""
+    """All rows, the truth first, every frame in a border that tells whether a model knew it."""
     frames = truth.shape[1]
-    every = {"the truth": (truth, range(frames)), **rows}
+    every = {"the truth": (truth, ()), **rows}
     return {
         name: draw_known_borders(clips, np.isin(np.arange(frames), list(known)))
         for name, (clips, known) in every.items()

@@ -26,7 +26,7 @@ DASHES = {"codec alone": ":", "straight line": "--", "last frame held": "-."}
 MEASURES = {  # of a long video by window, and their axes
     "both": "share that shows its label",
     "position": "mean error (px)",
-    "speed": "speed over the true one",
+    "colour": "ground from the true one's\n(grey levels)",
     "drift": "gradient on known frames, RMS",
 }
 
@@ -69,8 +69,9 @@ def tables(found: Mapping[str, Any]) -> str:
     if all("long" in one for one in models.values()):
         parts += [
             f"{settings['long clips']} clips continued to {settings['length']} frames, told their labels: the share "
-            "that shows its label in the first window, the last, all; the median error in px of first and last; "
-            "the last one's speed over the true one; the RMS gradient on known frames; evaluations for a frame.",
+            "that shows its label in the first window, the last, all; the median error in px of first and last; of the "
+            "last, the speed over the true one, and the ground's grey levels from the true one's; the RMS gradient on "
+            "known frames; evaluations for a frame.",
             long_table({name: one["long"] for name, one in models.items()}, "gamma in training"),
         ]
     if "ways" in found:
@@ -110,7 +111,7 @@ def task_table(models: Mapping[str, Any]) -> str:
 
 def long_table(rows: Mapping[str, Any], title: str) -> str:
     """A line for each long video: the first window, the last one, and the mean of all."""
-    heads = ("first", "last", "all", "px first", "px last", "speed last", "drift first", "drift last", "nfe")
+    heads = ("first", "last", "all", "px first", "px last", "speed", "grey", "drift first", "drift last", "nfe")
     cells: list[Sequence[str]] = [(title, *heads)]
     for name, found in rows.items():
         windows = found["windows"]
@@ -120,6 +121,7 @@ def long_table(rows: Mapping[str, Any], title: str) -> str:
                 name,
                 *(_percent(value) for value in (both[0], both[-1], found["mean"]["both"])),
                 *(f"{value:.2f}" for value in (error[0], error[-1], windows["speed"][-1])),
+                f"{windows['colour'][-1]:.0f}",
                 *(f"{value:.3f}" for value in (drift[0], drift[-1])),
                 f"{found['nfe a frame']:.1f}",
             ]
@@ -164,7 +166,7 @@ def draw_tasks(models: Mapping[str, Any], path: Path) -> Path:
         _by_frame(axes, models, task)
         plots.ticks_1_2_5(axes.yaxis)
     handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return plots.save(figure, path)
 
 
@@ -197,8 +199,6 @@ def draw_long(models: Mapping[str, Any], path: Path) -> Path:
         elif key == "both":
             axes.set_ylim(0, 1.02)
             axes.axhline(1 / 8, color=plots.GREY, linestyle=":")
-        elif key == "speed":
-            axes.axhline(1, color=plots.GREY, linestyle=":")
     figure.legend(handles, names, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     return plots.save(figure, path)
 

@@ -22,13 +22,13 @@ NEWEST = "newest"  # what `--resume` without a path stands for
 # What may not change when a run continues: with another value here the checkpoint would belong to another run.
 FIXED = (
     *("model", "codec.name", "objective", "gamma", "data.kind", "data.split", "data.fold", "data.frames", "data.size"),
-    *("data.frame_interval", "data.flip", "data.short", "data.reference_fps", "train.batch_size", "train.seed"),
-    *("train.optimizer", "train.ema", "train.label_dropout", "train.init_from"),
+    *("data.frame_interval", "data.buckets", "data.image_fraction", "data.flip", "data.short", "data.reference_fps"),
+    *("train.batch_size", "train.seed", "train.optimizer", "train.ema", "train.label_dropout", "train.init_from"),
 )
 # What may change without a word: none of it touches the weights.
 FREE = (
     *("train.steps", "train.log_every", "train.save_every", "train.keep", "held_out", "preview", "sampler", "track"),
-    *("run", "data.workers", "data.root", "data.verify"),
+    *("run", "data.workers", "data.root", "data.images", "data.verify"),
 )
 
 
@@ -141,7 +141,7 @@ def _train(config: Config, resume: str | None, checkpoint: Path | None, notes: l
     if config.track.to:
         names = dict(flatten(to_tree(config)))
         start_trackers(accelerator, folder, config.track.to, names, config.track.project, config.track.name)
-    for note in (*notes, *run.notes, run.data_report.summary()):
+    for note in (*notes, *run.notes, *run.data_notes):
         say(note)
     say(summary(run))
     finished = run.trainer.run()
@@ -209,23 +209,31 @@ def compare_data(checkpoint: Path, data: dict[str, Any]) -> None:
     old = read_record(checkpoint)["data"]
     if old != data:
         raise UserError(
-            f"the data changed: {old['size']} items with {len(old['labels'])} labels when {checkpoint} was written, "
-            f"{data['size']} with {len(data['labels'])} now; resume with the same data, or start a new run from its "
-            f"weights with train.init_from={checkpoint}"
+            f"the data changed: {_items(old)} when {checkpoint} was written, {_items(data)} now; resume with the same "
+            f"data, or start a new run from its weights with train.init_from={checkpoint}"
         )
+
+
+def _items(data: dict[str, Any]) -> str:
+    images = f", {data['images']} images beside them" if "images" in data else ""
+    return f"{data['size']} items with {len(data['labels'])} labels{images}"
 
 
 def summary(run: Any) -> str:
     """The run in one paragraph."""
-    config, train = run.config, run.config.train
+    config, train, data = run.config, run.config.train, run.config.data
     count = sum(parameter.numel() for parameter in run.trainer.network.parameters())
     plan = run.trainer.batches.plan
+    shapes = f"{data.frames} frames" if not data.buckets else f"{', '.join(map(str, data.shapes))} (frames x interval)"
+    samples = f"{plan.batch_size} clips"
+    if plan.images:
+        samples = f"{plan.batch_size} samples ({plan.clips} clips, {plan.images} images)"
     return (
-        f"{config.model.preset}, {count / 1e6:.1f} M parameters; {run.data_record['size']} {config.data.kind} with "
-        f"{len(run.labels)} labels; clips of {config.data.frames} frames, {config.data.size} px, {run.fps:g} fps\n"
-        f"step {run.trainer.step} of {train.steps}; {plan.batch_size} clips a step = {plan.world} processes x "
-        f"{plan.accumulation} accumulated x {plan.micro_batch}; {run.accelerator.device}, mixed precision: "
-        f"{train.mixed_precision}; writing to {run.folder}"
+        f"{config.model.preset}, {count / 1e6:.1f} M parameters; {run.data_record['size']} {data.kind} with "
+        f"{len(run.labels)} labels; clips of {shapes}, {data.size} px, {run.fps:g} fps\n"
+        f"step {run.trainer.step} of {train.steps}; {samples} a step = {plan.world} processes x "
+        f"{plan.accumulation} accumulated x {plan.batch_size // plan.world // plan.accumulation}; "
+        f"{run.accelerator.device}, mixed precision: {train.mixed_precision}; writing to {run.folder}"
     )
 
 

@@ -9,6 +9,7 @@ Legend: B clips, T frames, H W height and width in pixels after the crop.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eqm_video.data.buckets import Bucket
 from eqm_video.data.image import read_image
 from eqm_video.data.index import Report, Substitutes
 from eqm_video.data.layout import quote
@@ -71,6 +73,7 @@ class ClipSet:
         self.root, self.files, self.labels, self.report = Path(root), list(files), list(labels), report
         self.size, self.flip, self.frames, self.frame_interval = sides(size), flip, frames, frame_interval
         self.substitutes = Substitutes(len(self.files))
+        self._long: list[int] | None = None  # files as long as a clip, once they were asked for
         check_flip(flip, self.labels)
 
     def __len__(self) -> int:
@@ -81,16 +84,49 @@ class ClipSet:
         """The clip of request (index, seed): file `index`, window and flip drawn from the seed.
 
         Where it does not decode, that of another file, drawn from the seed too, with a warning: see `Substitutes`.
+        Where it is too short for this view and short files are skipped: see `stand_in`.
         """
         if not isinstance(request, tuple) or len(request) != 2:
             raise TypeError(f"ask for set[(index, seed)], or call set.clip(index); got set[{request!r}]")
         index, seed = request[0], int(request[1])
-        return self.substitutes.take(index, seed, lambda one: self.clip(one, make_generator(seed)))
+        return self.substitutes.take(index, seed, lambda one: self.clip(self.stand_in(one, seed), make_generator(seed)))
 
     @property
     def span(self) -> int:
         """Source frames from the first to the last frame of a clip, both counted."""
-        return (self.frames - 1) * self.frame_interval + 1
+        return Bucket(self.frames, self.frame_interval).span
+
+    def view(self, shape: Bucket) -> ClipSet:
+        """The same files, cut into clips of another shape; nothing is read or copied."""
+        other = copy.copy(self)
+        other.frames, other.frame_interval, other._long = shape.frames, shape.frame_interval, None
+        return other
+
+    def relabel(self, labels: Sequence[str]) -> ClipSet:
+        """The same files, their labels numbered as in `labels`, which holds all of them."""
+        places = {label: number for number, label in enumerate(labels)}
+        numbers = [places[label] for label in self.labels]
+        other = copy.copy(self)
+        other.labels = list(labels)
+        other.files = [(name, numbers[label] if label >= 0 else -1, info) for name, label, info in self.files]
+        return other
+
+    def long_enough(self) -> list[int]:
+        """The files that are at least as long as a clip."""
+        if self._long is None:
+            self._long = [index for index in range(len(self)) if self.length(index) >= self.span]
+        return self._long
+
+    def stand_in(self, index: int, seed: int) -> int:
+        """The file of a request: `index`, or in place of one that is too short and to be skipped, another.
+
+        That one is drawn from the seed among those that are long enough, so that all of these come equally often.
+        (Files too short for every shape are not in the set in the first place; see `open_data`.)
+        """
+        if self.report.policy != "skip" or self.length(index) >= self.span:
+            return index
+        long = self.long_enough()
+        return long[int(torch.randint(len(long), (), generator=make_generator(seed, "long enough", index)))]
 
     def clip(self, index: int, generator: torch.Generator | None = None, *, start: int | None = None) -> Clip:
         """The clip of one file: a random window with a generator, else from `start`, else the central window.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from eqm_video.data.buckets import Bucket
 from eqm_video.data.cifar import find_cifar, read_cifar
 from eqm_video.data.clips import ArraySet, Clip, ClipSet, ImageSet, VideoSet, batch_of, check_flip, collate
 from eqm_video.data.image import ImageInfo, decode_image, probe_image, probe_size
@@ -36,6 +38,7 @@ def open_data(
     index_path: str | Path | None = None,
     verify: Literal["header", "size"] = "header",
     labelled: bool = True,
+    buckets: Sequence[Bucket] = (),
 ) -> VideoSet | ImageSet | ArraySet:
     """Find the files of a data folder, look at each one once, and make a set of those that can be read.
 
@@ -43,6 +46,10 @@ def open_data(
     as it is published, archive or folder, with its own splits. `labelled=False` forgets the labels. `short` says what
     happens to videos shorter than a clip, which spans (frames - 1)·frame_interval + 1 source frames: "repeat" holds the
     last frame, "skip" leaves them out, "error" refuses them. `size` is in pixels, one number or (height, width).
+
+    `buckets` are shapes of clips that the set is meant for, through `set.view(bucket)`; where there are any, they and
+    not `frames` decide which videos are too short. "skip" then leaves out those that are too short for all of them, and
+    of the others each view takes those that are long enough for it; "error" refuses those that are too short for one.
 
     Files that cannot be read are left out and named with the reason in `set.report`, and in the JSON file
     `report_path`. `index_path` remembers what was found, for a quick second start. Images are decoded at this first
@@ -68,7 +75,8 @@ def open_data(
     report = Report(
         str(root), len(listing.names), 0, unreadable, list(listing.missing), policy=short, ignored=list(listing.ignored)
     )
-    span = (frames - 1) * frame_interval + 1
+    shapes = sorted(buckets or [Bucket(frames, frame_interval)], key=lambda shape: shape.span)
+    span = shapes[0 if short == "skip" else -1].span
     if kind == "videos":
         report.short = {name: info.frames for name, info in infos.items() if info.frames < span}
     skipped = report.short if short == "skip" else {}
@@ -82,7 +90,7 @@ def open_data(
         raise UserError(f"none of the {len(named)} {kind} in {root} can be read: {quote(named)}")
     if kind == "images":
         return ImageSet(root, files, listing.labels, report, size=size, flip=flip)
-    _check_lengths(infos, report, frames, frame_interval)
+    _check_lengths(infos, report, shapes[-1], bool(buckets))
     return VideoSet(
         root, files, listing.labels, report, size=size, flip=flip, frames=frames, frame_interval=frame_interval
     )
@@ -137,11 +145,17 @@ def _check(kind: str, frames: int, frame_interval: int, short: str, verify: str)
         raise UserError(f"data.frames={frames}, but images are clips of one frame: type data.frames=1")
 
 
-def _check_lengths(infos: dict[str, VideoInfo], report: Report, frames: int, frame_interval: int) -> None:
-    """UserError where no video is as long as a clip, or where one is not and `short` refuses that."""
-    span = (frames - 1) * frame_interval + 1
+def _check_lengths(infos: dict[str, VideoInfo], report: Report, shape: Bucket, is_bucket: bool) -> None:
+    """UserError where no video is as long as the longest clip, or where one is not and `short` refuses that."""
+    frames, frame_interval, span = shape.frames, shape.frame_interval, shape.span
     name, longest = max(((name, info.frames) for name, info in infos.items()), key=lambda pair: pair[1])
     fewer, closer = (longest - 1) // frame_interval + 1, (longest - 1) // max(1, frames - 1)
+    if longest < span and is_bucket:
+        raise UserError(
+            f"every video in {report.root} is shorter than the clips of {shape} in data.buckets, which span {span} "
+            f"source frames; the longest video ({name}) has {longest}: leave that bucket out, or take "
+            f"{fewer}x{frame_interval}" + (f" or {frames}x{closer}" if closer >= 1 else "")
+        )
     if longest < span:
         advice = f"data.frames={fewer}" + (f" or data.frame_interval={closer}" if closer >= 1 else "")
         raise UserError(

@@ -9,6 +9,7 @@ Legend: B clips, T frames, F frames of a whole file, C channels, h w height and 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from eqm_video.codec import Codec
+from eqm_video.data.buckets import Bucket
 from eqm_video.data.clips import ClipSet, batch_of
 from eqm_video.data.layout import quote
 from eqm_video.data.video import VideoDecodeError
@@ -49,13 +51,24 @@ class LatentSet:
     A file with a frame that does not decode is left out, with a warning: requests for it get another one, drawn from
     their seed.
 
+    `taken` bytes are what other sets of the run hold already; `bytes` is that and what this one adds.
+
     Raises:
         UserError: the moments would take more than 8 GiB, or no file decodes.
     """
 
-    def __init__(self, data: ClipSet, codec: Codec, device: str | torch.device, *, quiet: bool = False) -> None:
+    def __init__(
+        self, data: ClipSet, codec: Codec, device: str | torch.device, *, quiet: bool = False, taken: int = 0
+    ) -> None:
         self.data = data
-        self._check_size(codec)
+        self.bytes = taken + self._size(codec)
+        if self.bytes > LIMIT:
+            frames = sum(data.length(index) for index in range(len(data)))
+            raise UserError(
+                f"the latents of the {frames} frames in {data.root} would take "
+                f"{self.bytes / 2**30:.1f} GiB of memory{' with those of the videos' if taken else ''} (the limit is "
+                f"{LIMIT // 2**30}): type data.latents=online"
+            )
         self.files: dict[int, tuple[list[Tensor], Any]] = {}
         self.unreadable: dict[int, str] = {}
         for index in tqdm(range(len(data)), desc="encoding", unit="file", disable=quiet or None):
@@ -81,8 +94,15 @@ class LatentSet:
         index, seed = request[0], int(request[1])
         return self.data.substitutes.take(index, seed, lambda one: self._clip(one, seed))
 
+    def view(self, shape: Bucket) -> LatentSet:
+        """The same latents, cut into clips of another shape; nothing is encoded or copied."""
+        other = copy.copy(self)
+        other.data = self.data.view(shape)
+        return other
+
     def _clip(self, index: int, seed: int) -> LatentClip:
         """The clip of one file. VideoDecodeError where it was left out."""
+        index = self.data.stand_in(index, seed)
         if index in self.unreadable:
             raise VideoDecodeError(self.unreadable[index])
         name, label, _ = self.data.files[index]
@@ -93,13 +113,9 @@ class LatentSet:
             mirrorings[int(mirrored)][torch.from_numpy(rows)], label, torch.from_numpy(times).float(), name, start
         )
 
-    def _check_size(self, codec: Codec) -> None:
+    def _size(self, codec: Codec) -> int:
+        """Bytes that the moments of the set take."""
         height, width = self.data.size
         values = 2 * codec.latent_channels * (height // codec.downsampling) * (width // codec.downsampling)
         frames = sum(self.data.length(index) for index in range(len(self.data)))
-        size = 4 * values * frames * (2 if self.data.flip else 1)
-        if size > LIMIT:
-            raise UserError(
-                f"the latents of {frames} frames would take {size / 2**30:.1f} GiB of memory (the limit is "
-                f"{LIMIT // 2**30}): type data.latents=online"
-            )
+        return 4 * values * frames * (2 if self.data.flip else 1)

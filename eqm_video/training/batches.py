@@ -1,67 +1,119 @@
 """Which clips an optimizer step trains on: computed from (seed, step) alone, so resuming has no position to restore.
 
-The data are walked in epochs, each a fresh permutation. Global position p of step s is clip number s x batch_size + p
-of that endless walk; a request is (index of the video, seed of its random window). A process takes a contiguous part of
-every micro-batch, so any number of processes and any accumulation train on the same clips with the same randomness.
+The data are walked in epochs, each a fresh permutation. Of `batch_size` samples in a step the first are clips and the
+others images, each kind on its own walk: position p of step s is clip number s x clips + p of an endless walk. A
+process takes a contiguous part of every micro-batch, so any number of processes and any accumulation train on the same
+samples with the same randomness. All clips of a step have one shape, drawn for the step: nothing is ever padded.
+
+A step is made of forward passes. Those of images come first: they leave the temporal layers out, and gradients are
+averaged over processes during the last pass, in which every weight must take part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
+from eqm_video.data.buckets import Views
 from eqm_video.errors import UserError
 from eqm_video.randomness import fold, generator
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The clips of one process; `batch_size` is the global number of clips in one optimizer step."""
+    """The samples of one process; `batch_size` is the global number of samples in one optimizer step.
 
-    size: int  # videos or images in the set
+    A request is (view, index, seed): which shape of clips, or after these the images; which file; and the seed of its
+    random window.
+    """
+
+    size: int  # videos in the set (or images, where all samples are)
     batch_size: int
     seed: int
     accumulation: int = 1
     rank: int = 0
     world: int = 1
+    weights: tuple[float, ...] = (1.0,)  # how often each shape of clips comes
+    images: int = 0  # of the samples of a step, beside its clips
+    image_size: int = 0  # images in their set
 
     def __post_init__(self) -> None:
-        if self.size < 1:
+        if self.size < 1 or (self.images and self.image_size < 1):
             raise UserError("the data set is empty: nothing to train on")
-        if self.batch_size % (self.world * self.accumulation):
+        shares = self.world * self.accumulation
+        divided = f"must be divisible by processes x accumulation = {self.world} x {self.accumulation} = {shares}"
+        if self.batch_size % shares:
+            raise UserError(f"train.batch_size={self.batch_size} is the global batch: it {divided}")
+        if self.images % shares:
+            near = min(range(shares, self.batch_size, shares), key=lambda one: abs(one - self.images), default=None)
+            advice = f"data.image_fraction={near / self.batch_size:g}" if near else "a larger train.batch_size"
             raise UserError(
-                f"train.batch_size={self.batch_size} is the global batch: it must be divisible by processes x "
-                f"accumulation = {self.world} x {self.accumulation} = {self.world * self.accumulation}"
+                f"data.image_fraction makes {self.images} of train.batch_size={self.batch_size} samples images: their "
+                f"number {divided}; type for instance {advice}"
             )
+
+    @property
+    def clips(self) -> int:
+        """Clips of one optimizer step, over all processes."""
+        return self.batch_size - self.images
 
     @property
     def micro_batch(self) -> int:
         """Clips in one forward pass of one process."""
-        return self.batch_size // (self.world * self.accumulation)
+        return self.clips // (self.world * self.accumulation)
 
-    def positions(self, micro: int) -> range:
-        """Positions in the global batch that this process loads for forward pass `micro` of a step."""
-        start = (micro * self.world + self.rank) * self.micro_batch
-        return range(start, start + self.micro_batch)
+    @property
+    def passes(self) -> int:
+        """Forward passes of one process in one optimizer step: those of images, then those of clips."""
+        return self.accumulation * (2 if self.images else 1)
 
-    def requests(self, step: int, micro: int) -> list[tuple[int, int]]:
-        """(index, seed) of every clip of one forward pass; `step` counts from 0."""
-        requests = []
-        for position in self.positions(micro):
-            epoch, place = divmod(step * self.batch_size + position, self.size)
-            index = _permutation(self.seed, epoch, self.size)[place]
-            requests.append((index, fold(self.seed, "window", step, position)))
+    def pieces(self, number: int) -> float:
+        """How many passes like pass `number` would make up this process's part of a step.
+
+        The mean loss of a pass counts one over this in the step's, which is the mean over its samples.
+        """
+        return self.batch_size / (self.world * len(self.positions(number)))
+
+    def view(self, step: int, number: int) -> int:
+        """Which set pass `number` of a step takes its samples from: the shape drawn for the step, or images."""
+        if self._of_images(number):
+            return len(self.weights)
+        drawn = float(torch.rand((), generator=generator(self.seed, "shape", step))) * sum(self.weights)
+        return next((k for k, edge in enumerate(accumulate(self.weights)) if drawn < edge), len(self.weights) - 1)
+
+    def positions(self, number: int) -> range:
+        """Positions in the global batch that this process loads for forward pass `number` of a step."""
+        of_images = self._of_images(number)
+        count = self.images // (self.world * self.accumulation) if of_images else self.micro_batch
+        start = (number % self.accumulation * self.world + self.rank) * count + (self.clips if of_images else 0)
+        return range(start, start + count)
+
+    def requests(self, step: int, number: int) -> list[tuple[int, int, int]]:
+        """(view, index, seed) of every sample of one forward pass; `step` counts from 0."""
+        view, requests = self.view(step, number), []
+        for position in self.positions(number):
+            if self._of_images(number):
+                name, size, walked = "image epoch", self.image_size, step * self.images + position - self.clips
+            else:
+                name, size, walked = "epoch", self.size, step * self.clips + position
+            epoch, place = divmod(walked, size)
+            index = _permutation(self.seed, name, epoch, size)[place]
+            requests.append((view, index, fold(self.seed, "window", step, position)))
         return requests
+
+    def _of_images(self, number: int) -> bool:
+        return bool(self.images) and number < self.accumulation
 
 
 @lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, size: int) -> list[int]:
-    return torch.randperm(size, generator=generator(seed, "epoch", epoch)).tolist()
+def _permutation(seed: int, name: str, epoch: int, size: int) -> list[int]:
+    return torch.randperm(size, generator=generator(seed, name, epoch)).tolist()
 
 
 class Requests:
@@ -71,32 +123,33 @@ class Requests:
         self.plan, self.start, self.stop = plan, start, stop
 
     def __len__(self) -> int:
-        return (self.stop - self.start) * self.plan.accumulation
+        return (self.stop - self.start) * self.plan.passes
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         for step in range(self.start, self.stop):
-            for micro in range(self.plan.accumulation):
-                yield self.plan.requests(step, micro)
+            for number in range(self.plan.passes):
+                yield self.plan.requests(step, number)
 
 
 @dataclass(frozen=True)
 class Batches:
     """The batches of one process, decoded ahead of time in `workers` processes.
 
-    `dataset[(index, seed)]` is a clip and `collate(clips)` a mapping with `labels` (B,), -1 for none, `times` (B, T) in
-    seconds, `names`, and either `pixels` (B, T, 3, H, W) uint8 or `moments` (B, T, 2C, h, w).
+    `sets` are one for each shape of clips, and the images after them: `set[(index, seed)]` is a clip. `collate(clips)`
+    is a mapping with `labels` (B,), -1 for none, `times` (B, T) in seconds, `names`, and either `pixels`
+    (B, T, 3, H, W) uint8 or `moments` (B, T, 2C, h, w).
     """
 
-    dataset: Any
+    sets: Sequence[Any]
     collate: Callable[[list[Any]], dict[str, Any]]
     plan: BatchPlan
     workers: int = 0
     pin_memory: bool = False
 
     def between(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
-        """The batches of steps [start, stop) in order, `accumulation` of them for every step."""
+        """The batches of steps [start, stop) in order, `plan.passes` of them for every step."""
         loader = DataLoader(
-            self.dataset,
+            Views(self.sets),
             batch_sampler=Requests(self.plan, start, stop),
             collate_fn=self.collate,
             num_workers=self.workers,

@@ -17,8 +17,10 @@ from accelerate.tracking import WandBTracker
 from torch import Tensor
 
 from eqm_video.errors import UserError
+from eqm_video.gamma import MODES, gamma_modes
 
 BINS = 11  # gamma in [0, 0.1), ... [0.9, 1), and the clean frames at exactly 1
+KINDS = (*MODES, "image")  # of clips, in the log: how their gammas look, or that they are single frames
 
 
 class Meter:
@@ -31,46 +33,60 @@ class Meter:
     def __init__(self, device: torch.device) -> None:
         exact = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(2 + 2 * BINS, dtype=exact, device=device)  # loss, forward passes, bins, counts
+        self.kinds = torch.zeros(2, len(KINDS), dtype=exact, device=device)  # losses and counts of clips
         self.norms: list[float] = []
 
     @torch.no_grad()
-    def add_loss(self, loss: Tensor, losses: Tensor, gamma: Tensor) -> None:
-        """One forward pass: its scalar loss, and per frame the losses and gammas, both (B, T)."""
+    def add_loss(self, loss: Tensor, losses: Tensor, gamma: Tensor, weight: float = 1.0) -> None:
+        """One forward pass: its scalar loss, and per frame the losses and gammas, both (B, T).
+
+        `weight` of the pass in the mean loss: where passes differ in their number of clips.
+        """
         bins = (gamma.flatten() * (BINS - 1)).long().clamp(0, BINS - 1)
-        self.sums[0] += loss.detach()
-        self.sums[1] += 1
+        self.sums[0] += loss.detach() * weight
+        self.sums[1] += weight
         self.sums[2 : 2 + BINS].index_add_(0, bins, losses.detach().flatten().to(self.sums.dtype))
         self.sums[2 + BINS :].index_add_(0, bins, torch.ones_like(bins, dtype=self.sums.dtype))
+        kinds = gamma_modes(gamma) if gamma.shape[1] > 1 else torch.full_like(bins, KINDS.index("image"))
+        self.kinds[0].index_add_(0, kinds, losses.detach().mean(dim=1).to(self.kinds.dtype))
+        self.kinds[1].index_add_(0, kinds, torch.ones_like(kinds, dtype=self.kinds.dtype))
 
     def gather(self, accelerator: Accelerator) -> None:
         """Move the sums of all processes to the main one."""
-        if accelerator.num_processes > 1:
-            total = accelerator.reduce(self.sums, reduction="sum")
-            self.sums = total if accelerator.is_main_process else torch.zeros_like(total)
+        for sums in (self.sums, self.kinds) if accelerator.num_processes > 1 else ():
+            total = accelerator.reduce(sums, reduction="sum")
+            sums.copy_(total if accelerator.is_main_process else torch.zeros_like(total))
 
     def read(self, accelerator: Accelerator) -> dict[str, Any]:
-        """Loss, gradient norm and loss by gamma (lower edge of each bin) since the last reading; then start afresh."""
+        """Loss, gradient norm, loss by gamma (lower edge of each bin) and by kind of clip since the last reading.
+
+        Then it starts afresh. A clip's loss is the mean over its frames, the given ones among them.
+        """
         self.gather(accelerator)
-        values = self.sums.tolist()
+        values, kinds = self.sums.tolist(), zip(KINDS, *self.kinds.tolist(), strict=True)
         loss, passes, sums, counts = values[0], values[1], values[2 : 2 + BINS], values[2 + BINS :]
         result = {
             "loss": loss / passes if passes else None,
             "grad_norm": sum(self.norms) / len(self.norms) if self.norms else None,
             "loss_by_gamma": {f"{k / 10:.1f}": sums[k] / counts[k] for k in range(BINS) if counts[k]},
+            "loss_by_mode": {kind: total / count for kind, total, count in kinds if count},
         }
         self.sums.zero_()
+        self.kinds.zero_()
         self.norms.clear()
         return result
 
-    def state(self) -> dict[str, list[float]]:
+    def state(self) -> dict[str, list]:
         """What `load` continues from."""
-        return {"sums": self.sums.tolist(), "norms": list(self.norms)}
+        return {"sums": self.sums.tolist(), "norms": list(self.norms), "kinds": self.kinds.tolist()}
 
-    def load(self, state: Mapping[str, list[float]], main_process: bool) -> None:
-        """Continue; the sums are the main process's."""
+    def load(self, state: Mapping[str, list], main_process: bool) -> None:
+        """Continue; the sums are the main process's. A checkpoint from before kinds were counted starts them at 0."""
         self.norms = list(state["norms"])
         if main_process:
             self.sums.copy_(torch.tensor(state["sums"], dtype=self.sums.dtype))
+            if "kinds" in state:
+                self.kinds.copy_(torch.tensor(state["kinds"], dtype=self.kinds.dtype))
 
 
 class Stopwatch:

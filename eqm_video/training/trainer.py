@@ -132,21 +132,26 @@ class Trainer:
 
     def _forward_backward(self, step: int, batches: Any) -> list[str]:
         """Add up the gradient of the mean loss over the global batch; returns the names of this process's clips."""
-        names, parts = [], self.batches.plan.accumulation
-        for micro in range(parts):
+        names, plan = [], self.batches.plan
+        for number in range(plan.passes):
             batch = next(batches)
-            positions = self.batches.plan.positions(micro)
             names += [str(name) for name in batch.get("names", ())]
             # Dropout draws from torch's global generator, for a whole forward pass: a resumed run draws the same (and
             # another number of processes others).
-            torch.manual_seed(fold(self.settings.seed, "layers", step, micro, self.batches.plan.rank))
-            synchronize = micro == parts - 1 or self.accelerator.num_processes == 1
+            torch.manual_seed(fold(self.settings.seed, "layers", step, number, plan.rank))
+            # Gradients of all passes are averaged over processes in the last one. It is one of clips, so that every
+            # weight takes part: a single frame skips the temporal layers, and their average would be waited for.
+            synchronize = number == plan.passes - 1 or self.accelerator.num_processes == 1
             with nullcontext() if synchronize else self.accelerator.no_sync(self.field):
-                self.accelerator.backward(self._loss(batch, step, positions) / parts)
+                loss = self._loss(batch, step, plan.positions(number), plan.accumulation / plan.pieces(number))
+                self.accelerator.backward(loss / plan.pieces(number))
         return names
 
-    def _loss(self, batch: dict[str, Any], step: int, positions: Sequence[int]) -> Tensor:
-        """The training loss of some clips, with the noise, gamma and label dropout of their places in the batch."""
+    def _loss(self, batch: dict[str, Any], step: int, positions: Sequence[int], weight: float) -> Tensor:
+        """The training loss of some clips, with the noise, gamma and label dropout of their places in the batch.
+
+        `weight` is that of the forward pass in the logged mean.
+        """
         device, seed = self.accelerator.device, self.settings.seed
         small = [generator(seed, "gamma", step, position) for position in positions]  # on the CPU: no synchronization
         large = [generator(seed, "noise", step, position, device=device) for position in positions]
@@ -164,7 +169,7 @@ class Trainer:
             # Of the clips of this forward pass in all processes; accumulated passes are separate batches.
             hidden = gather_clips(output.hidden, self.accelerator)
             loss = loss + self.objective.dispersion_weight * dispersive_loss(hidden)
-        self.meter.add_loss(loss, losses, gamma)
+        self.meter.add_loss(loss, losses, gamma, weight)
         return loss
 
     def _clip(self) -> float:

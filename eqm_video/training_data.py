@@ -1,0 +1,136 @@
+"""What a run trains on: its videos and images, the labels of both, and the batches that are drawn from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from eqm_video.codec import Codec
+from eqm_video.config import Config
+from eqm_video.data.buckets import Bucket
+from eqm_video.data.datasets import collate, open_data
+from eqm_video.errors import UserError
+from eqm_video.training.batches import Batches, BatchPlan
+
+STILL = Bucket(1, 1)  # a single frame of a video
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The sets of a run, whose labels are numbered alike.
+
+    `labels` are those of the videos, then further ones that only images have; the first `video_labels` are the videos'.
+    `images` is None where there is no folder of images.
+    """
+
+    config: Config
+    videos: Any
+    images: Any | None
+    labels: list[str]
+    video_labels: int
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What must stay the same for a run to go on: the order of the samples and the rows of labels hang on it."""
+        images = {} if self.images is None else {"images": len(self.images)}
+        return {"size": len(self.videos), "labels": self.labels, **images}
+
+    @property
+    def notes(self) -> list[str]:
+        """What became of the files, and which of them the buckets leave out."""
+        notes = [self.videos.report.summary()]
+        if self.images is not None:
+            own = len(self.labels) - self.video_labels
+            notes += [self.images.report.summary(), f"{own} of the labels are those of images alone"]
+        for shape in self.config.data.shapes if self.config.data.short == "skip" else ():
+            few = len(self.videos.view(shape).long_enough())
+            if few < len(self.videos):
+                notes.append(f"clips of {shape} come from {few} of {len(self.videos)} videos: the others are too short")
+        return notes
+
+    def batches(self, accelerator: Accelerator, codec: Codec) -> Batches:
+        """The batches of this process; with `data.latents=memory` everything is encoded first, once."""
+        config, data = self.config, self.config.data
+        plan = BatchPlan(
+            size=len(self.videos),
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            accumulation=config.train.accumulation,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            weights=tuple(shape.weight for shape in data.shapes),
+            images=config.images,
+            image_size=len(self.images if self.images is not None else self.videos) if config.images else 0,
+        )
+        if data.latents == "online":
+            pin = accelerator.device.type == "cuda"
+            return Batches(self._views(self.videos, self.images), collate, plan, workers=data.workers, pin_memory=pin)
+        from eqm_video.data.latents import LatentSet, collate_latents
+
+        quiet = not accelerator.is_local_main_process
+        videos = LatentSet(self.videos, codec, accelerator.device, quiet=quiet)
+        images = self.images
+        if images is not None:
+            images = LatentSet(images, codec, accelerator.device, quiet=quiet, taken=videos.bytes)
+        return Batches(self._views(videos, images), collate_latents, plan)
+
+    def _views(self, videos: Any, images: Any | None) -> list[Any]:
+        """One set for each shape of clips, then that of single frames where the plan has any."""
+        if self.config.data.kind == "images":
+            return [videos]
+        stills = [videos.view(STILL) if images is None else images] if self.config.images else []
+        return [videos.view(shape) for shape in self.config.data.shapes] + stills
+
+
+def open_training_data(config: Config, accelerator: Accelerator) -> TrainingData:
+    """The videos (or the images of an image model) of `data.root`, and the images of `data.images` beside them."""
+    folder = config.run.folder
+    videos = open_split(config, config.data.split, accelerator, folder / "data_report.json", config.data.buckets)
+    labels = list(videos.labels)
+    if config.data.images is None:
+        return TrainingData(config, videos, None, labels, len(labels))
+    folderful = {"kind": "images", "root": config.data.images, "split": None, "frames": 1, "buckets": ()}
+    with accelerator.main_process_first():
+        report = folder / "data_report_images.json" if accelerator.is_main_process else None
+        images = _open(replace(config.data, **folderful), folder / "data_index_images.json", report)
+    labels += [label for label in images.labels if label not in set(labels)]
+    return TrainingData(config, videos, images.relabel(labels), labels, len(videos.labels))
+
+
+def open_split(
+    config: Config,
+    split: str | None,
+    accelerator: Accelerator,
+    report: Path | None = None,
+    buckets: tuple[str, ...] = (),
+) -> Any:
+    """The set of a split. Every file is looked at by the main process alone; the others read what it found."""
+    if not config.data.root:
+        raise UserError("data.root is not set: add data.root=FOLDER, the folder of your videos or images")
+    index = config.run.folder / f"data_index{'_' + split if split else ''}.json"
+    data = replace(config.data, split=split, buckets=buckets)
+    with accelerator.main_process_first():
+        return _open(data, index, report if accelerator.is_main_process else None)
+
+
+def _open(data: Any, index: Path, report: Path | None) -> Any:
+    """`open_data` with the settings of a `DataConfig`; `index` remembers the files, `report` names unreadable ones."""
+    return open_data(
+        data.kind,
+        Path(data.root).expanduser(),
+        split=data.split,
+        fold=data.fold,
+        frames=data.frames,
+        frame_interval=data.frame_interval,
+        size=data.size,
+        flip=data.flip,
+        short=data.short,
+        report_path=report,
+        index_path=index,
+        verify=data.verify,
+        labelled=data.labelled,
+        buckets=[Bucket.parse(text) for text in data.buckets],
+    )
