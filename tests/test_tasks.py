@@ -17,7 +17,7 @@ from eqm_video.data.shapes import label_names
 from eqm_video.errors import UserError
 
 NAMES = label_names(("Disc", "Square"))
-GAMMAS = {"shared", "per_frame", "context", "context_any", "mixture"}
+GAMMAS = {"shared", "per_frame", "context", "context_any", "mixture", "mixture_half"}
 
 
 @pytest.fixture(autouse=True)
@@ -159,15 +159,15 @@ def test_long_videos_are_measured_window_by_window(truth: tasks_clips.Truth) -> 
 
 
 def test_ways_change_one_choice_at_a_time() -> None:
-    usual = tasks_long.usual(8)
-    assert usual == tasks_long.Way(4) and usual.name(8) == "usual"
+    usual = tasks_long.Way(4)
+    assert usual.name(usual) == "usual"
     names = []
-    for listed in tasks_long.ways(8).values():
+    for listed in tasks_long.ways(usual, 8).values():
         assert listed[0] == usual
         for way in listed[1:]:
             assert len(dict(way.settings().items() - usual.settings().items())) == 1
-            names.append(way.name(8))
-    assert len(set(names)) == len(names) == 11
+            names.append(way.name(usual))
+    assert len(set(names)) == len(names) == 12
     assert {
         "frame schedule pyramid",
         "context gamma 0.9",
@@ -207,8 +207,8 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
     monkeypatch.setattr("eqm_video.cli.demo.VIDEOS", 2)
     monkeypatch.setattr("eqm_video.cli.demo.HELD_OUT", 1)
     monkeypatch.setattr(tasks_short, "TOLERANCES", (1.0,))
-    ways = {"overlap": [tasks_long.usual(8), tasks_long.Way(6)]}
-    monkeypatch.setattr(tasks_long, "ways", lambda frames: ways)
+    ways = {"overlap": [tasks_long.Way(4), tasks_long.Way(6)]}
+    monkeypatch.setattr(tasks_long, "ways", lambda plain, frames: ways)
     words = ["--out", tmp_path / "out", "--runs", tmp_path / "runs", "--data", tmp_path / "data"]
     words += ["--clips", 3, "--long-clips", 2, "--length", 12, "--steps", 2, "--only", "shared", "per_frame"]
     words = [str(word) for word in [*words, "train.steps=2", "train.batch_size=4", "held_out.clips=2"]]

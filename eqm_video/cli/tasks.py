@@ -80,6 +80,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--long-clips", type=options.whole(2), default=32, metavar="N", help="of the long videos; default: 32")
     add("--way-clips", type=options.whole(2), default=16, metavar="N", help="where ways are varied; default: 16")
     add("--length", type=options.whole(8), metavar="L", help="frames of a long video; default: ten times T")
+    add("--overlap", type=options.whole(1), metavar="K", help="frames that windows share; default: half of T")
+    add("--context-gamma", type=options.number(), default=1.0, metavar="G", help="of shared frames; default: 1")
     add("--context", type=options.whole(2), default=3, metavar="K", help="known frames in continuation; default: 3")
     add("--best", metavar="NAME", help="vary the ways of this model; default: the one that does best over long videos")
     add("--steps", type=options.whole(1), metavar="N", help="updates; default: each model's own")
@@ -127,6 +129,9 @@ class Measurer:
         self.length = given.length or 10 * self.frames
         if given.context >= self.frames:
             raise UserError(f"--context {given.context}: clips of {self.frames} frames continue from fewer")
+        self.way = tasks_long.Way(given.overlap or max(1, self.frames // 2), context_gamma=given.context_gamma)
+        if self.way.overlap >= self.frames:
+            raise UserError(f"--overlap {self.way.overlap}: windows of {self.frames} frames share fewer")
         self.names = names_of(first, max(given.clips, given.long_clips, given.way_clips))
         self._truth: Truth | None = None
 
@@ -157,7 +162,7 @@ class Measurer:
         """For the record."""
         keys = ("clips", "long_clips", "way_clips", "context", "steps", "guidance_scale", "seed")
         own = {key.replace("_", " "): getattr(self.given, key) for key in keys}
-        return {"frames": self.frames, "size": self.size, "length": self.length, **own}
+        return {"frames": self.frames, "size": self.size, "length": self.length, **self.way.settings(), **own}
 
     def asked(self, name: str, count: int) -> dict[str, Any]:
         """What every measurement of `count` clips depends on, its own settings aside."""
@@ -190,17 +195,17 @@ class Measurer:
 
     def long(self, name: str) -> dict[str, Any]:
         """The usual roll-out of one model."""
-        return {"long": self.roll(name, tasks_long.usual(self.frames), self.given.long_clips)}
+        return {"long": self.roll(name, self.way, self.given.long_clips)}
 
     def ways(self, name: str) -> dict[str, Any]:
         """Roll-outs that differ in one choice each."""
         return {
             "ways": {
                 title: {
-                    way.name(self.frames): {**way.settings(), **self.roll(name, way, self.given.way_clips)}
+                    way.name(self.way): {**way.settings(), **self.roll(name, way, self.given.way_clips)}
                     for way in listed
                 }
-                for title, listed in tasks_long.ways(self.frames).items()
+                for title, listed in tasks_long.ways(self.way, self.frames).items()
             }
         }
 
@@ -240,7 +245,7 @@ class Measurer:
             tasks_pictures.draw_clips(out / "tasks.gif", truth[:, : self.frames], rows, fps)
             tasks_pictures.draw_strips(out / "tasks_strips.png", truth[:, : self.frames], rows)
         if "long" in self.given.parts:
-            way = tasks_long.usual(self.frames)
+            way = self.way
             rows = {
                 name: (self.shown(name, _long(way, self.given.long_clips)), range(way.overlap)) for name in self.paths
             }

@@ -37,26 +37,20 @@ class Way:
         """Keywords of `roll_out`."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
-    def name(self, frames: int) -> str:
-        """What differs from the usual way for windows of T frames."""
-        plain = asdict(usual(frames))
-        changed = {key.replace("_", " "): value for key, value in asdict(self).items() if value != plain[key]}
+    def name(self, plain: Way) -> str:
+        """What differs from another way."""
+        usual = asdict(plain)
+        changed = {key.replace("_", " "): value for key, value in asdict(self).items() if value != usual[key]}
         return ", ".join(f"{key} {value}" for key, value in changed.items()) or "usual"
 
 
-def usual(frames: int) -> Way:
-    """Half of each window's T frames come from the window before; all else as a call has it."""
-    return Way(max(1, frames // 2))
-
-
-def ways(frames: int) -> dict[str, list[Way]]:
-    """What can be chosen of a roll-out, one choice at a time, by title; the usual way stands first in each."""
-    plain = usual(frames)
+def ways(plain: Way, frames: int) -> dict[str, list[Way]]:
+    """What windows of T frames can do else than `plain`, one choice at a time, by title; `plain` is first in each."""
     guidances = (replace(plain, guidance_scale=1.0), *(replace(plain, history_guidance=one) for one in (1.5, 2.0)))
-    overlaps = sorted({1, frames // 4, 3 * frames // 4} - {0, plain.overlap})
+    overlaps = sorted({1, frames // 4, frames // 2, 3 * frames // 4} - {0, plain.overlap})
     return {
         "frame schedule": [plain, *(replace(plain, frame_schedule=one) for one in ("pyramid", "autoregressive"))],
-        "context gamma": [plain, *(replace(plain, context_gamma=one) for one in (0.95, 0.9, 0.8))],
+        "context gamma": [plain, *(replace(plain, context_gamma=one) for one in (1.0, 0.9, 0.8, 0.6, 0.4) if one != plain.context_gamma)],
         "guidance": [plain, *guidances],
         "overlap": [plain, *(replace(plain, overlap=one) for one in overlaps)],
     }
