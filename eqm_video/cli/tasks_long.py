@@ -46,14 +46,19 @@ class Way:
 
 def ways(plain: Way, frames: int) -> dict[str, list[Way]]:
     """What windows of T frames can do else than `plain`, one choice at a time, by title; `plain` is first in each."""
-    guidances = (replace(plain, guidance_scale=1.0), *(replace(plain, history_guidance=one) for one in (1.5, 2.0)))
-    overlaps = sorted({1, frames // 4, frames // 2, 3 * frames // 4} - {0, plain.overlap})
-    return {
-        "frame schedule": [plain, *(replace(plain, frame_schedule=one) for one in ("pyramid", "autoregressive"))],
-        "context gamma": [plain, *(replace(plain, context_gamma=one) for one in (1.0, 0.9, 0.8, 0.6, 0.4) if one != plain.context_gamma)],
-        "guidance": [plain, *guidances],
-        "overlap": [plain, *(replace(plain, overlap=one) for one in overlaps)],
+    options: dict[str, list[Any]] = {
+        "frame_schedule": ["pyramid", "autoregressive"],
+        "context_gamma": [1.0, 0.9, 0.8, 0.6, 0.4],
+        "guidance_scale": [1.0],
+        "history_guidance": [1.5, 2.0],
+        "overlap": sorted({1, frames // 4, frames // 2, 3 * frames // 4} - {0}),
     }
+    titles = {"history_guidance": "guidance", "guidance_scale": "guidance"}
+    found: dict[str, list[Way]] = {}
+    for key, values in options.items():
+        others = [replace(plain, **{key: value}) for value in values if value != getattr(plain, key)]
+        found.setdefault(titles.get(key, key.replace("_", " ")), [plain]).extend(others)
+    return found
 
 
 @dataclass(frozen=True)
