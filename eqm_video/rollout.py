@@ -92,7 +92,8 @@ def roll_out(
     where frames are known. options: everything else of a call: steps, guidance_scale, frame_schedule, tolerance ...
 
     Raises:
-        UserError: as a call does, and for a length or an overlap that windows cannot have.
+        UserError: as a call does, and for a length or an overlap that windows cannot have; at the first window, for a
+            generator does nothing before.
     """
     if output_type not in OUTPUT_TYPES:
         raise UserError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
