@@ -193,7 +193,7 @@ def test_wrong_files_are_sentences(tmp_path) -> None:
 
 def test_the_resolved_tree_is_plain_yaml() -> None:
     tree = yaml.safe_load(to_yaml(load_config(None, ["gamma=mixture", "track.to=wandb"])))
-    assert tree["gamma"]["patterns"] == ["prefix"] and tree["track"]["to"] == ["wandb"]
+    assert tree["gamma"]["patterns"] == ["prefix", "ends", "subset"] and tree["track"]["to"] == ["wandb"]
     assert tree["train"]["lr"] == 1e-4 and tree["sampler"]["kind"] == "nag"
 
 

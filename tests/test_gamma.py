@@ -201,7 +201,9 @@ def test_the_mode_of_a_clip_is_read_from_its_gammas():
     assert modes == ["shared", "context", "context", "per_frame", "shared", "per_frame"]
     assert gamma_modes(torch.rand(4, 1)).tolist() == [0] * 4
     generators = [torch.Generator().manual_seed(seed) for seed in range(400)]
-    drawn = gamma_modes(draw_gamma(MixtureGamma(shared=0.5, context=0.3, per_frame=0.2), 4, generators))
+    drawn = gamma_modes(
+        draw_gamma(MixtureGamma(shared=0.5, context=0.3, per_frame=0.2, patterns=("prefix",)), 4, generators)
+    )
     counts = torch.bincount(drawn, minlength=3) / 400
     # A prefix of no frame at all, one context in four, is a clip of shared gammas.
     assert torch.allclose(counts, torch.tensor([0.5 + 0.075, 0.225, 0.2]), atol=0.06)

@@ -125,7 +125,13 @@ def test_temporal_weights_have_the_gradient_of_the_clips_alone(tmp_path) -> None
 def test_training_on_all_of_it_is_repeatable_and_goes_on_exactly(tmp_path) -> None:
     def make(folder, **more):
         sets = [MemoryClips(frames=frames) for frames in (2, 5)]
-        options = {"gamma": MixtureGamma(), "images": 2, "batch_size": 6, "save_every": 3, "log_every": 4}
+        options = {
+            "gamma": MixtureGamma(patterns=("prefix",)),
+            "images": 2,
+            "batch_size": 6,
+            "save_every": 3,
+            "log_every": 4,
+        }
         AcceleratorState._reset_state(reset_partial_state=True)
         return tiny_trainer(tmp_path / folder, tiny_network(), clips=sets, steps=8, **options, **more)
 
