@@ -43,14 +43,19 @@ class SelectableBowls(Bowls):
 @pytest.mark.parametrize("schedule", ["joint", "pyramid", "autoregressive", 0, 1, 3, 8])
 def test_every_unknown_frame_makes_exactly_its_steps_one_after_the_other(schedule):
     steps, unknown = 8, ~KNOWN
-    delay = {"joint": 0, "pyramid": 1, "autoregressive": 8}.get(schedule, schedule)  # pyramid: 8 steps over 5 frames
-    assert frame_delay(schedule, steps, 5) == delay
+    counts = [int(count) for count in unknown.sum(dim=1)]
+    pyramid = [8 // count if count else 8 for count in counts]  # a clip's own: 8 steps over its unknown frames
+    delays = {"joint": [0] * 4, "pyramid": pyramid, "autoregressive": [8] * 4}.get(schedule, [schedule] * 4)
+    assert [frame_delay(schedule, steps, count) for count in counts] == delays
     moves = frame_moves(schedule, steps, unknown)
-    if delay == 0:
+    if not any(delays):
         assert moves is None
         return
-    assert moves.shape == (steps + 4 * delay, 4, 5) and moves.dtype == torch.bool
-    for clip in range(4):
+    longest = max(delay * (count - 1) for delay, count in zip(delays, counts, strict=True))
+    assert moves.shape == (steps + longest, 4, 5) and moves.dtype == torch.bool
+    for clip, delay in enumerate(delays):
+        alone = frame_moves(schedule, steps, unknown[clip : clip + 1])
+        assert alone is None or torch.equal(moves[: len(alone), clip], alone[:, 0])  # whatever else is in the batch
         order = unknown[clip].nonzero().flatten().tolist()
         for frame in range(5):
             found = moves[:, clip, frame].nonzero().flatten().tolist()
@@ -101,9 +106,10 @@ def test_each_frame_walks_bit_for_bit_as_it_would_alone(rule, kind, schedule):
         assert torch.equal(result.latents[:, frame], expected)
     assert torch.equal(result.frame_nfe, torch.where(KNOWN, 0, steps))
     # a clip is evaluated from its first frame's first step to its last frame's last
-    delay = frame_delay(schedule, steps, 5)
-    unknown = (~KNOWN).sum(dim=1)
-    assert result.nfe.tolist() == [steps + delay * (int(count) - 1) if count else 0 for count in unknown]
+    counts = [int(count) for count in (~KNOWN).sum(dim=1)]
+    assert result.nfe.tolist() == [
+        steps + frame_delay(schedule, steps, count) * (count - 1) if count else 0 for count in counts
+    ]
     before = start
     for step, (latents, slope) in enumerate(seen):
         still = ~moves[step]
@@ -180,8 +186,19 @@ def test_frames_in_turn_stop_as_they_would_alone(kind):
             assert torch.equal(result.latents[free, frame], alone.latents[free, 0])
             assert torch.equal(result.frame_nfe[free, frame], alone.frame_nfe[free, 0])
         assert (result.frame_nfe[KNOWN] == 0).all()
-        assert (result.nfe >= result.frame_nfe.amax(dim=1)).all()
-        assert result.nfe[2] == 0 and result.nfe.max() < len(moves)
+        assert result.nfe[2] == 0 and (result.frame_nfe[~KNOWN] < 20).sum() == 8  # the ninth takes all its steps
+        if schedule == "autoregressive":  # a frame at rest hands its turn on: nothing is evaluated for nobody
+            assert torch.equal(result.nfe, result.frame_nfe.sum(dim=1))
+        else:
+            assert (result.nfe >= result.frame_nfe.amax(dim=1)).all() and result.nfe.max() < len(moves)
+
+
+def test_steps_at_which_no_frame_moves_cost_nothing():
+    start, moves = gaussian(2, 3, 1, 2, 2), torch.zeros(12, 3, dtype=torch.bool)
+    moves[2:4, 0], moves[9:12, 1] = True, True
+    calls = []
+    result = descend(lambda x: calls.append(len(x)) or x, start, GradientDescent(0.1), steps=12, moves=moves)
+    assert calls == [2] * 5 and result.nfe.tolist() == [5, 5] and result.frame_nfe.tolist() == [[2, 3, 0]] * 2
 
 
 @pytest.mark.parametrize(

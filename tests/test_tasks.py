@@ -247,3 +247,17 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
     given = tasks.parse(["--out", str(tmp_path), "--models", "runs/a/export", "runs/b/export", "--best", "c"])
     with pytest.raises(UserError, match="--best c: the models are a, b"):
         tasks.models(given)
+    # refused before the hours that training takes
+    for words, says in {
+        "--overlap 8": "--overlap 8: clips of 8 frames leave 1 to 7",
+        "--context 8": "--context 8: clips of 8 frames leave 1 to 7",
+        "--context-gamma 0": "--context-gamma 0: it must be above 0",
+        "--best nobody": "--best nobody: the models are shared, ",
+        "--parts ways": "--parts ways is of one model: add long, or --best",
+    }.items():
+        given = tasks.parse(
+            ["--out", str(tmp_path), "--runs", str(tmp_path), "--data", str(tmp_path / "d"), *words.split()]
+        )
+        with pytest.raises(UserError, match=says):
+            tasks.models(given)
+    assert not (tmp_path / "d").exists()

@@ -98,7 +98,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def models(given: argparse.Namespace) -> dict[str, Path]:
-    """Where the models are, by name: those that are given, or the recipes', trained where they are missing."""
+    """Where the models are, by name: those that are given, or the recipes', trained where missing, after all checks."""
     if given.models:
         paths = [Path(one) for one in given.models]
         short = [path.parent.name if path.name == "export" else path.name for path in paths]
@@ -106,13 +106,28 @@ def models(given: argparse.Namespace) -> dict[str, Path]:
         found = dict(zip(names, paths, strict=True))
     else:
         names = RECIPES.chosen(given.only)
-        write_videos(given.data, endless=True)
-        for name in names:
-            RECIPES.train(name, given)
         found = {name: given.runs / name / "export" for name in names}
+        check_windows(given, RECIPES.config(names[0], given).data.frames)
     if given.best not in (None, *found):
         raise UserError(f"--best {given.best}: the models are {', '.join(found)}")
+    if given.best is None and len(found) > 1 and not {"short", "long"} & set(given.parts):
+        raise UserError(
+            f"--parts {' '.join(given.parts)} is of one model: add long, or --best and one of {', '.join(found)}"
+        )
+    if not given.models:
+        write_videos(given.data, endless=True)
+        for name in found:
+            RECIPES.train(name, given)
     return found
+
+
+def check_windows(given: argparse.Namespace, frames: int) -> None:
+    """Raise UserError where windows of T frames cannot share, or clips continue from, as many as the options say."""
+    for option, value in (("--context", given.context), ("--overlap", given.overlap)):
+        if value is not None and value >= frames:
+            raise UserError(f"{option} {value}: clips of {frames} frames leave 1 to {frames - 1}")
+    if not 0 < given.context_gamma <= 1:
+        raise UserError(f"--context-gamma {given.context_gamma:g}: it must be above 0 and at most 1")
 
 
 # Measuring ----------------------------------------------------------------------------------------------------------
@@ -127,11 +142,8 @@ class Measurer:
         first = self.open(next(iter(paths)))
         self.frames, self.size = first.check_frames(), first.check_size()[0]
         self.length = given.length or 10 * self.frames
-        if given.context >= self.frames:
-            raise UserError(f"--context {given.context}: clips of {self.frames} frames continue from fewer")
+        check_windows(given, self.frames)
         self.way = tasks_long.Way(given.overlap or max(1, self.frames // 2), context_gamma=given.context_gamma)
-        if self.way.overlap >= self.frames:
-            raise UserError(f"--overlap {self.way.overlap}: windows of {self.frames} frames share fewer")
         self.names = names_of(first, max(given.clips, given.long_clips, given.way_clips))
         self._truth: Truth | None = None
 

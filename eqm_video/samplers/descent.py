@@ -63,8 +63,8 @@ def descend(
         known: (B, T) bool, frames that stay as they are in `start`, bit for bit. A clip known as a whole takes no
             evaluation.
         moves: (steps, T) or (steps, B, T) bool, the frames that move at each step (`frames.frame_moves` makes them);
-            the others stand still, where the gradient sees them, and start later without momentum. A clip stops after
-            its last move. None: all move at every step.
+            the others stand still, where the gradient sees them, and start later without momentum. A clip passes over
+            steps at which none of its frames moves, and stops after its last move. None: all move at every step.
         tolerance: a clip stops before the update when the largest root mean square, over its unknown frames, of the
             gradient just evaluated is below this; that evaluation counts. None: all clips take all steps.
         per_frame: with a tolerance, each frame comes to rest alone: from the evaluation that finds its own root mean
@@ -92,18 +92,20 @@ def descend(
     moving = replace(moving, state=rule.start(moving.latents))
     nfe = torch.zeros(len(start), dtype=torch.long, device=start.device)
     frame_nfe = nfe.new_zeros(len(start), start.shape[1] if start.ndim > 2 else 1)  # points without frames are one
+    clock = torch.zeros_like(nfe)  # (B,) the next row of `moves` of each clip
     resting = start  # latents of the clips that have stopped; rows of moving clips are out of date
     seen = torch.zeros_like(start)  # the last gradient of each clip, kept for the callback
 
     for step in range(steps):
         if turns is not None:
+            clock[moving.rows] = turns.next(clock[moving.rows], moving.rows, moving.unknown)
             resting = moving.spread(moving.latents, over=resting)
-            moving = moving.keep(_some_left(moving, turns, step), resting)
+            moving = moving.keep(clock[moving.rows] < steps, resting)
         if moving.count == 0:
             break
         now = scaled(rule, factors[step])
         if turns is not None:
-            moving = moving.wait(~turns.at(step, moving.rows))
+            moving = moving.wait(~turns.at(clock[moving.rows], moving.rows))
         slope = moving.evaluate(now.point(moving.latents, moving.state), step=step, keep_graph=start.requires_grad)
         nfe[moving.rows] += 1
         frame_nfe[moving.rows] += moving.walking
@@ -114,7 +116,9 @@ def descend(
             if per_frame:
                 moving = moving.rest((size < tolerance) & moving.walking)
                 slope = moving.hide(slope)
-            stops = (size < tolerance).all(dim=1) if turns is None else ~_some_left(moving, turns, step)
+            stops = (size < tolerance).all(dim=1)
+            if turns is not None:
+                stops = turns.next(clock[moving.rows], moving.rows, moving.unknown) == steps
         if callback is not None:
             seen = moving.spread(slope, over=seen)
         if stops is not None and stops.any():
@@ -123,6 +127,7 @@ def descend(
             if moving.count == 0:
                 break
         moving = moving.move(*now.update(moving.latents, slope, moving.state, moving.generators))
+        clock += 1
         if (step + 1) % CHECK_EVERY == 0:
             check_finite(moving.latents, moving.rows, rule, f"the latents after step {step} of {steps}", advice)
         if callback is not None:
@@ -132,11 +137,6 @@ def descend(
     everyone = torch.arange(len(latents))
     check_finite(latents, everyone, rule, f"the latents after the last of {steps} steps", advice)
     return Descent(latents=latents, nfe=nfe, frame_nfe=frame_nfe)
-
-
-def _some_left(moving: Moving, turns: Turns, step: int) -> Tensor:
-    """(b,) bool: clips with a frame that is not at rest and moves at this step or later."""
-    return (moving.unknown & turns.to_come(step, moving.rows)).any(dim=1)
 
 
 def _advice(rule: Rule) -> str:

@@ -19,8 +19,8 @@ FRAME_SCHEDULES = ("joint", "pyramid", "autoregressive")
 def frame_delay(schedule: str | int, steps: int, unknown: int) -> int:
     """Steps from the start of one unknown frame to that of the next.
 
-    "joint" is 0, "autoregressive" is `steps`, "pyramid" spreads the starts of the `unknown` frames over `steps`, so
-    that the whole takes less than twice as many; a number is the delay itself.
+    "joint" is 0, "autoregressive" is `steps`, "pyramid" spreads the starts of the `unknown` frames over `steps`, at
+    least one apart, so that the whole takes less than twice as many; a number is the delay itself.
 
     Raises:
         ValueError: another schedule, or a number outside 0..steps.
@@ -41,12 +41,13 @@ def frame_moves(schedule: str | int, steps: int, unknown: Tensor) -> Tensor | No
 
     None for a joint descent, where nothing needs to be said. Raises ValueError as `frame_delay` does.
     """
-    most = int(unknown.sum(dim=1).max()) if unknown.numel() else 0
-    delay = frame_delay(schedule, steps, most)
-    if delay <= 0 or most < 2:
+    counts = unknown.sum(dim=1).tolist()  # a clip's own turns: they do not depend on the others of the batch
+    delays = [frame_delay(schedule, steps, count) for count in counts]
+    longest = max((delay * (count - 1) for delay, count in zip(delays, counts, strict=True)), default=0)
+    if longest <= 0:
         return None
-    start = delay * (unknown.cumsum(dim=1) - 1)  # (B, T)
-    step = torch.arange(steps + delay * (most - 1), device=unknown.device)[:, None, None]
+    start = torch.tensor(delays, device=unknown.device)[:, None] * (unknown.cumsum(dim=1) - 1)  # (B, T)
+    step = torch.arange(steps + longest, device=unknown.device)[:, None, None]
     return unknown & (start <= step) & (step < start + steps)
 
 
@@ -55,7 +56,6 @@ class Turns:
     """Masks of steps as the loop asks for them."""
 
     moves: Tensor  # (S, B, T) bool
-    left: Tensor  # (S, B, T) bool: the frame moves at this step or a later one
 
     @classmethod
     def of(cls, moves: Tensor | None, steps: int, start: Tensor) -> Turns | None:
@@ -71,12 +71,14 @@ class Turns:
             )
         moves = moves.to(start.device)
         moves = moves if moves.ndim == 3 else moves[:, None].expand(steps, *frames)
-        return cls(moves, moves.flip(0).cummax(dim=0).values.flip(0) if steps else moves)
+        return cls(moves)
 
-    def at(self, step: int, rows: Tensor) -> Tensor:
-        """The frames (b, T) of the clips `rows` that move at a step."""
-        return self.moves[step, rows]
+    def at(self, clock: Tensor, rows: Tensor) -> Tensor:
+        """The frames (b, T) of the clips `rows` (b,) that move at step `clock` (b,) of each."""
+        return self.moves[clock, rows]
 
-    def to_come(self, step: int, rows: Tensor) -> Tensor:
-        """The frames (b, T) that move at a step or later."""
-        return self.left[step, rows]
+    def next(self, clock: Tensor, rows: Tensor, unknown: Tensor) -> Tensor:
+        """The first step (b,) from `clock` (b,) on at which one of the `unknown` (b, T) frames moves; S where none."""
+        steps = torch.arange(len(self.moves), device=clock.device)[:, None]
+        some = (self.moves[:, rows] & unknown).any(dim=2) & (steps >= clock)  # (S, b)
+        return steps.expand_as(some).masked_fill(~some, len(self.moves)).amin(dim=0)
