@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -144,14 +144,9 @@ def start_from(network: EqMTransformer | EqMUNet, source: str, labels: Sequence[
     Three things may differ: the source may be without temporal layers (an image network), may know other labels, and
     its output may mean another energy. `labels` are the names of this run's; where the source has names too, a label
     keeps what it learned wherever it stands now, and one that the source does not know starts anew. Without names the
-    labels are taken over by number, and start anew where their numbers differ.
+    labels are taken over by number, with a note, and start anew where their numbers differ.
     """
-    top = Path(source).expanduser()
-    top = newest_of_run(top) if (top / "checkpoints").is_dir() or (top / "export").is_dir() else top
-    places = [top / "transformer", top / "ema", top]
-    folder = next((place for place in places if (place / "config.json").is_file()), None)
-    if folder is None:
-        raise UserError(f"train.init_from={source} is no export, checkpoint or network folder (no config.json in it)")
+    folder, settings = find_start(source)
     other = load_transformer(folder, torch.float32)
     free = {"temporal", "num_labels", "energy"}
     ours = {key: value for key, value in network.config.items() if not key.startswith("_") and key not in free}
@@ -162,9 +157,11 @@ def start_from(network: EqMTransformer | EqMUNet, source: str, labels: Sequence[
     if wrong:
         raise UserError(f"train.init_from={source} is another architecture: {'; '.join(wrong)}")
     weights, notes = other.state_dict(), []
-    known, count = label_names(top), network.config.num_labels
-    same = known == list(labels) if known and labels else True  # no names: by number
-    if other.config.num_labels != count or not same:
+    known, count = label_names(settings), network.config.num_labels
+    nameless = source if not known else "this run" if not labels else None  # then by number
+    if other.config.num_labels == count and nameless and count:
+        notes.append(f"{nameless} names no labels: the {count} label embeddings are taken over by number")
+    elif other.config.num_labels != count or (not nameless and known != list(labels)):
         embedding = network.label_embed.weight.detach().clone()
         kept = [label for label in labels if label in known]
         for label in kept:
@@ -185,13 +182,29 @@ def start_from(network: EqMTransformer | EqMUNet, source: str, labels: Sequence[
     return notes
 
 
-def label_names(folder: Path) -> list[str]:
-    """The labels that an export or a checkpoint names, by number; none where it does not."""
-    for file in (folder / "model_index.json", folder / "pipeline.json"):
-        names = read_json(file).get("id2label") if file.is_file() else None
-        if names:
-            return [names[key] for key in sorted(names, key=int)]
-    return []
+def find_start(source: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of the network that `train.init_from` names, and how it was trained: {} where nothing says so.
+
+    The network is the source itself, or that of the export or of the newest checkpoint that it is or holds. The
+    settings are the pipeline's, with `codec`: its name, or the folder of an export's own.
+    """
+    top = Path(source).expanduser()
+    top = newest_of_run(top) if (top / "checkpoints").is_dir() or (top / "export").is_dir() else top
+    places = [top / "transformer", top / "ema", top]
+    folder = next((place for place in places if (place / "config.json").is_file()), None)
+    if folder is None:
+        raise UserError(f"train.init_from={source} is no export, checkpoint or network folder (no config.json in it)")
+    whole = folder.absolute().parent if folder.absolute().name in ("transformer", "ema") else folder
+    files = [whole / name for name in ("model_index.json", "pipeline.json")]
+    settings = next((read_json(file) for file in files if file.is_file()), {})
+    own = {"codec": str(whole / "vae")} if (whole / "vae" / "config.json").is_file() else {}
+    return folder, {**own, **settings}
+
+
+def label_names(settings: Mapping[str, Any]) -> list[str]:
+    """The labels that the settings of an export or a checkpoint name, by number; none where they do not."""
+    names = settings.get("id2label") or {}
+    return [names[key] for key in sorted(names, key=int)]
 
 
 def check_start(network: EqMTransformer | EqMUNet) -> None:

@@ -62,7 +62,8 @@ class DataConfig:
     size: int = 256  # pixels
     flip: bool = False
     labelled: bool = True  # false: labels that the data have are forgotten
-    short: Literal["repeat", "skip", "error"] = "repeat"  # videos shorter than a clip: hold the last frame, or ...
+    # Videos shorter than a clip (with buckets: than every one): hold the last frame, leave them out, or stop.
+    short: Literal["repeat", "skip", "error"] = "repeat"
     verify: Literal["header", "size"] = "header"  # size: images are not opened at the start, for sets of a million
     reference_fps: float = 8.0  # the network's unit of time is 1 / reference_fps seconds
     workers: int = 4  # decoding processes of each training process
@@ -90,7 +91,10 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The optimization; `batch_size` counts the clips of one optimizer step over all processes."""
+    """The optimization; `batch_size` counts the samples of one optimizer step over all processes.
+
+    A sample is a clip, or with `data.image_fraction` an image: that share of the samples are images, the others clips.
+    """
 
     steps: int = 100_000
     batch_size: int = 64
@@ -266,13 +270,14 @@ def _check_samples(config: Config) -> None:
             f"data.frames=1 is the image mode, where every sample is one frame: data.{key} belongs to videos; leave it "
             "out, or give data.kind=videos and frames=2 or more"
         )
-    if "ends" in getattr(config.gamma, "patterns", ()) and any(shape.frames == 2 for shape in data.shapes):
+    patterns, context = getattr(config.gamma, "patterns", ()), getattr(config.gamma, "context", 1)
+    if set(patterns) == {"ends"} and context > 0 and any(shape.frames == 2 for shape in data.shapes):
         where, more = "2 frames", "frames=3 or more"
         if data.buckets:
             where, more = f"the 2 frames of data.buckets={','.join(data.buckets)}", "3 frames or more in every bucket"
         raise UserError(
-            f"gamma.patterns has 'ends', where the first and the last frame are given: with {where} none is left to "
-            f"learn; add gamma.patterns=prefix, or {more}"
+            f"gamma.patterns has 'ends' alone, where the first and the last frame are given: with {where} none is left "
+            f"to learn; add gamma.patterns=prefix,ends, or {more}"
         )
     if not 0 <= data.image_fraction < 1:
         raise UserError(f"data.image_fraction is {data.image_fraction}: it must be at least 0 and below 1")

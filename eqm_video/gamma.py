@@ -212,7 +212,7 @@ class ContextGamma:
 
     Patterns, one of which is taken at random for each clip:
         prefix: the first k frames, k uniform in 0..T-1 (generation, image-to-video, continuation);
-        ends: the first and the last (in-betweening; at least 3 frames);
+        ends: the first and the last (in-betweening; never taken for 2 frames, of which none would be left);
         subset: each frame with probability 1/2, but never all of them.
     """
 
@@ -226,7 +226,10 @@ class ContextGamma:
         gamma = SharedGamma().draw(frames, generator)
         if frames == 1:
             return gamma
-        pattern = self.patterns[_integer(0, len(self.patterns) - 1, generator)]
+        fitting = [name for name in self.patterns if name != "ends" or frames > 2]
+        if not fitting:
+            raise ValueError(f"pattern 'ends' needs at least 3 frames, the clip has {frames}; use 'prefix'")
+        pattern = fitting[_integer(0, len(fitting) - 1, generator)]
         return gamma.masked_fill(self._clean(pattern, frames, generator), 1.0)
 
     def _clean(self, pattern: str, frames: int, generator: torch.Generator) -> Tensor:
@@ -234,8 +237,6 @@ class ContextGamma:
         if pattern == "prefix":
             clean[: _integer(0, frames - 1, generator)] = True
         elif pattern == "ends":
-            if frames < 3:
-                raise ValueError(f"pattern 'ends' needs at least 3 frames, the clip has {frames}; use 'prefix'")
             clean[[0, -1]] = True
         else:
             clean = _uniform(frames, generator) < 0.5

@@ -223,8 +223,8 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
 
 def _coerce_tuple(args: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
     if isinstance(value, _Text):
-        parsed = _yaml(value, path)
-        value = parsed if isinstance(parsed, list) else str(value).split(",") if value else []
+        parsed = _yaml(value, path)  # null and nothing at all are no values, as null is in a recipe
+        value = parsed if isinstance(parsed, list | None) else str(value).split(",")
     if not isinstance(value, list | tuple):
         value = [] if value is None else [value]
     if args[-1] is not Ellipsis and len(args) != len(value):

@@ -14,12 +14,14 @@ from safetensors import SafetensorError
 from torch import nn
 
 from eqm_video import build
-from eqm_video.codec import Codec
+from eqm_video.codec import BUNDLED, PIXELS, Codec
 from eqm_video.config import Config, TrainConfig, to_tree
 from eqm_video.data.datasets import collate
 from eqm_video.energy import Field, checkpoint_block
 from eqm_video.errors import UserError
+from eqm_video.folders import read_json
 from eqm_video.objective import EqMObjective
+from eqm_video.randomness import generator
 from eqm_video.training.checkpoint import Checkpoints, write_folder
 from eqm_video.training.ema import Ema
 from eqm_video.training.held_out import HeldOut
@@ -44,6 +46,7 @@ class Run:
         build.check_size(config, self.codec.downsampling, network.config.patch_size)
         source = None if resuming else config.train.init_from
         self.notes = build.start_from(network, source, self.labels) if source else []
+        self.notes += note_start(source, config, self.codec) if source else []
         if not resuming:
             build.check_start(network)
         self.notes += build.note_sampler(config)
@@ -197,6 +200,35 @@ class Run:
                 ) from error
         self.accelerator.wait_for_everyone()
         return final
+
+
+def note_start(source: str, config: Config, codec: Codec) -> list[str]:
+    """Notes where the weights of `train.init_from` come from training with another codec, unit of time or decay."""
+    folder, settings = build.find_start(source)
+    notes, tree = [], to_tree(config)
+    name = settings.get("codec")
+    if name is not None and not same_codec(name, codec):
+        notes.append(f"{source} has the codec {name}, this run {codec.name}: the same frames may be other latents")
+    theirs, ours = settings.get("reference_fps"), config.data.reference_fps
+    if theirs not in (None, ours) and read_json(folder / "config.json").get("temporal"):
+        notes.append(f"{source} has the reference_fps {theirs:g}, this run {ours:g}: the same times are other seconds")
+    theirs, ours = settings.get("decay"), tree["objective"]["decay"]
+    if theirs not in (None, ours):
+        spelled = [", ".join(f"{key} {one[key]}" for key in sorted(one)) for one in (theirs, ours)]
+        notes.append(f"{source} was trained with another decay: {spelled[0]} there; {spelled[1]} here")
+    return notes
+
+
+@torch.no_grad()
+def same_codec(name: str, codec: Codec) -> bool:
+    """Whether a codec gives the latents that `codec` gives. One that would have to be fetched is told by its name."""
+    if name == codec.name:
+        return True
+    if name not in (BUNDLED, PIXELS) and not Path(name).expanduser().is_dir():
+        return False
+    pixels = 2 * torch.rand(1, 1, 3, 64, 64, generator=generator("same codec")) - 1
+    theirs, ours = (one.encode(pixels).cpu() for one in (Codec.load(name), codec))
+    return theirs.shape == ours.shape and float((theirs - ours).abs().mean()) < 0.02  # of about 1; TF32 rounds
 
 
 def make_optimizer(network: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:

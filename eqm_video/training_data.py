@@ -12,6 +12,7 @@ from eqm_video.codec import Codec
 from eqm_video.config import Config
 from eqm_video.data.buckets import Bucket
 from eqm_video.data.datasets import collate, open_data
+from eqm_video.data.layout import quote
 from eqm_video.errors import UserError
 from eqm_video.training.batches import Batches, BatchPlan
 
@@ -40,15 +41,23 @@ class TrainingData:
 
     @property
     def notes(self) -> list[str]:
-        """What became of the files, and which of them the buckets leave out."""
+        """What became of the files, which of them the buckets leave out, and which are too short for all of these."""
         notes = [self.videos.report.summary()]
         if self.images is not None:
-            own = len(self.labels) - self.video_labels
-            notes += [self.images.report.summary(), f"{own} of the labels are those of images alone"]
-        for shape in self.config.data.shapes if self.config.data.short == "skip" else ():
-            few = len(self.videos.view(shape).long_enough())
+            notes.append(self.images.report.summary())
+            if own := self.labels[self.video_labels :]:
+                notes.append(f"labels that only images have: {quote(own)}")
+        shapes = self.config.data.shapes if self.config.data.buckets else ()
+        for shape in shapes:
+            few = len(self.videos.view(shape).members())
             if few < len(self.videos):
                 notes.append(f"clips of {shape} come from {few} of {len(self.videos)} videos: the others are too short")
+        held = len(self.videos.report.short) if shapes and self.config.data.short == "repeat" else 0
+        if held:
+            least = min(shapes, key=lambda shape: shape.span)
+            notes.append(
+                f"too short for every shape: {held} of these videos; in clips of {least} their last frame is held"
+            )
         return notes
 
     def batches(self, accelerator: Accelerator, codec: Codec) -> Batches:
@@ -95,7 +104,10 @@ def open_training_data(config: Config, accelerator: Accelerator) -> TrainingData
     folderful = {"kind": "images", "root": config.data.images, "split": None, "frames": 1, "buckets": ()}
     with accelerator.main_process_first():
         report = folder / "data_report_images.json" if accelerator.is_main_process else None
-        images = _open(replace(config.data, **folderful), folder / "data_index_images.json", report)
+        try:
+            images = _open(replace(config.data, **folderful), folder / "data_index_images.json", report, beside=True)
+        except UserError as error:
+            raise UserError(f"data.images: {error}") from error
     labels += [label for label in images.labels if label not in set(labels)]
     return TrainingData(config, videos, images.relabel(labels), labels, len(videos.labels))
 
@@ -116,7 +128,7 @@ def open_split(
         return _open(data, index, report if accelerator.is_main_process else None)
 
 
-def _open(data: Any, index: Path, report: Path | None) -> Any:
+def _open(data: Any, index: Path, report: Path | None, beside: bool = False) -> Any:
     """`open_data` with the settings of a `DataConfig`; `index` remembers the files, `report` names unreadable ones."""
     return open_data(
         data.kind,
@@ -133,4 +145,5 @@ def _open(data: Any, index: Path, report: Path | None) -> Any:
         verify=data.verify,
         labelled=data.labelled,
         buckets=[Bucket.parse(text) for text in data.buckets],
+        beside=beside,
     )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from numbered import numbers, write_numbered
 from PIL import Image
 from tiny_run import write_codec
@@ -21,6 +24,7 @@ from eqm_video.errors import UserError
 from eqm_video.requests import frame_times
 from eqm_video.run import playback_fps
 from eqm_video.training.batches import Batches, BatchPlan
+from eqm_video.training_data import open_training_data
 
 SIZE = (32, 48)
 SHAPES = [Bucket(1, 1), Bucket(2, 1), Bucket(4, 3), Bucket(5, 7), Bucket(8, 2), Bucket(16, 1)]
@@ -32,6 +36,13 @@ def open_videos(root: Path, **options: object) -> object:
 
 def seen(clip: Clip) -> list[int]:
     return numbers(clip.pixels.permute(0, 2, 3, 1).numpy())
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
@@ -152,12 +163,14 @@ def test_a_view_leaves_the_set_as_it_is(videos: Path) -> None:
 # -------------------------------------------------------------------------------------------- videos that are too short
 
 
-def test_skipped_videos_are_those_too_short_for_every_shape_and_others_stand_in(videos: Path) -> None:
+@pytest.mark.parametrize("short", ["skip", "repeat"])
+def test_a_video_too_short_for_a_shape_has_no_part_in_it_and_others_stand_in(videos: Path, short: str) -> None:
     shapes = [Bucket(6, 3), Bucket(9, 4)]  # 16 and 33 frames
-    data = open_videos(videos, short="skip", buckets=shapes, frames=50)  # what `frames` says does not matter
-    assert [name for name, _, _ in data.files] == ["a.mp4", "b.mp4", "c.mp4"] and data.report.short == {"d.mp4": 12}
+    data = open_videos(videos, short=short, buckets=shapes, frames=50)  # what `frames` says does not matter
+    names = ["a.mp4", "b.mp4", "c.mp4"] + (["d.mp4"] if short == "repeat" else [])
+    assert [name for name, _, _ in data.files] == names and data.report.short == {"d.mp4": 12}
     small, large = (data.view(shape) for shape in shapes)
-    assert small.long_enough() == [0, 1, 2] and large.long_enough() == [0, 1]
+    assert small.members() == list(range(len(names))) and large.members() == [0, 1]
     assert [small[(index, 3)].name for index in range(3)] == ["a.mp4", "b.mp4", "c.mp4"]
     assert [large[(index, 3)].name for index in range(2)] == ["a.mp4", "b.mp4"]
     clips = [large[(2, seed)] for seed in range(40)]
@@ -168,18 +181,44 @@ def test_skipped_videos_are_those_too_short_for_every_shape_and_others_stand_in(
         assert seen(clip) == list(range(clip.start, clip.start + 33, 4))
 
 
-def test_short_videos_are_held_or_refused_by_the_longest_shape(videos: Path) -> None:
-    shapes = [Bucket(9, 4), Bucket(2, 1)]
-    held = open_videos(videos, buckets=shapes)
-    assert len(held) == 4 and held.report.short == {"c.mp4": 20, "d.mp4": 12}
-    assert seen(held.view(shapes[0])[(2, 0)])[-4:] == [19, 19, 19, 19]
-    with pytest.raises(UserError, match=r"2 of 4 videos .* shorter than a clip of 33 source frames"):
+@pytest.mark.parametrize("latents", [False, True])
+def test_only_videos_too_short_for_every_shape_are_held_and_in_the_shortest_alone(
+    videos: Path, tmp_path: Path, latents: bool
+) -> None:
+    shapes = [Bucket(9, 4), Bucket(5, 5), Bucket(11, 2)]  # 33, 21 and 21 frames; c has 20, d 12
+    data = open_videos(videos, buckets=shapes)
+    assert len(data) == 4 and data.report.short == {"c.mp4": 20, "d.mp4": 12}
+    assert seen(data.view(shapes[1])[(3, 0)]) == [0, 5, 10, 11, 11]
+    assert seen(data.view(shapes[2])[(2, 0)])[-2:] == [18, 19]
+    large = data.view(shapes[0])
+    sets = LatentSet(data, Codec.load(str(write_codec(tmp_path / "codec"))), "cpu", quiet=True).view(shapes[0])
+    found = {(sets if latents else large)[(index, seed)].name for index in range(4) for seed in range(8)}
+    assert found == {"a.mp4", "b.mp4"}
+    assert {seen(large[(index, 1)])[-1] - seen(large[(index, 1)])[0] for index in range(4)} == {32}  # nothing is held
+    with pytest.raises(UserError, match=r"2 of 4 .* shorter than every clip of data.buckets, the shortest of 21 sou"):
         open_videos(videos, buckets=shapes, short="error")
+
+
+def test_too_short_for_one_shape_is_no_error_and_too_long_for_every_video_is(videos: Path) -> None:
+    data = open_videos(videos, buckets=[Bucket(9, 4), Bucket(2, 1)], short="error")
+    assert len(data) == 4 and data.report.short == {} and data.view(Bucket(9, 4)).members() == [0, 1]
     for short in ("repeat", "skip", "error"):
         with pytest.raises(
             UserError, match=r"clips of 9x8 in data.buckets.*65 source.*a.mp4\) has 60.*take 8x8 or 9x7"
         ):
             open_videos(videos, buckets=[Bucket(2, 1), Bucket(9, 8)], short=short)
+
+
+def test_the_notes_of_a_run_count_what_its_shapes_leave_out_and_hold(videos: Path, tmp_path: Path) -> None:
+    def notes(*more: str) -> list[str]:
+        words = [f"data.root={videos}", f"run.dir={tmp_path / 'run'}", "data.size=32", *more]
+        return open_training_data(load_config(None, words), Accelerator(cpu=True)).notes[1:]
+
+    left_out = "clips of 9x4 come from 2 of {} videos: the others are too short"
+    held = "too short for every shape: 1 of these videos; in clips of 6x3 their last frame is held"
+    assert notes("data.buckets=9x4,6x3") == [left_out.format(4), held]
+    assert notes("data.buckets=9x4,6x3", "data.short=skip") == [left_out.format(3)]
+    assert notes("data.buckets=4x3,2x1") == notes("frames=9", "data.frame_interval=4") == []
 
 
 # ----------------------------------------------------------------------------------------------------------- batches

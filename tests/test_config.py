@@ -51,6 +51,18 @@ def test_every_kind_of_value_from_yaml_and_from_overrides(tmp_path) -> None:
     assert load_config(tmp_path / "r.yaml", ["data.split=null", "track.to="]).track.to == ()
 
 
+def test_null_on_the_command_line_is_null_in_a_recipe(tmp_path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("data: {buckets: [16x3]}\ntrack: {to: wandb}\n")
+    for null in ("null", "~", "[]", ""):
+        config = load_config(recipe, [f"data.buckets={null}", f"track.to={null}"])
+        assert config.data.buckets == () and config.track.to == ()
+    recipe.write_text("gamma: {kind: context, patterns: null}")
+    for arguments in ((recipe, []), (None, ["gamma.kind=context", "gamma.patterns=null"])):
+        with pytest.raises(UserError, match=r"gamma: patterns are \(\); give one or more of prefix, ends, subset"):
+            load_config(*arguments)
+
+
 def test_bare_frames_sets_the_datas() -> None:
     assert load_config(None, ["frames=1"]).data.frames == 1
 
@@ -174,10 +186,15 @@ def test_every_sampler_can_be_recommended() -> None:
 
 @pytest.mark.parametrize("kind", ["context", "mixture"])
 def test_two_frames_have_none_between_their_ends(kind) -> None:
-    gamma = [f"gamma.kind={kind}", "gamma.patterns=prefix,ends"]
-    assert load_config(None, [*gamma, "frames=3"]).gamma.patterns == ("prefix", "ends")
-    with pytest.raises(UserError, match=r"add gamma.patterns=prefix, or frames=3"):
+    """Refused where no other pattern can be drawn in their place; the default has others."""
+    gamma = [f"gamma.kind={kind}", "gamma.patterns=ends"]
+    assert load_config(None, [*gamma, "frames=3"]).gamma.patterns == ("ends",)
+    with pytest.raises(UserError, match=r"add gamma.patterns=prefix,ends, or frames=3"):
         load_config(None, [*gamma, "frames=2"])
+    assert load_config(None, [gamma[0], "gamma.patterns=prefix,ends", "frames=2"]).data.frames == 2
+    assert load_config(None, [gamma[0], "frames=2"]).data.frames == 2
+    never = ["gamma={kind: mixture, shared: 0.5, context: 0, per_frame: 0.5, patterns: ends}", "frames=2"]
+    assert load_config(None, never).gamma.context == 0
 
 
 def test_wrong_files_are_sentences(tmp_path) -> None:

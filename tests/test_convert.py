@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -267,6 +268,20 @@ def test_the_command_prints_a_summary(tmp_path: Path, capsys: pytest.CaptureFixt
     save_file({key: value.contiguous() for key, value in reference_layout(128, 4).items()}, tmp_path / "n.safetensors")
     assert not main([str(tmp_path / "n.safetensors"), str(tmp_path / "nano")])
     assert "preset      EqM-Nano/2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["", "transformer", "ema", "export/transformer", "checkpoints/step_00000002/ema"])
+def test_a_model_of_ours_needs_no_conversion(tmp_path: Path, place: str) -> None:
+    """A network, an export, a checkpoint, a run; and the file of weights in a network's folder."""
+    source = tmp_path / "source"
+    convert(FIXTURE, source / place, num_heads=4)
+    for given in (source, source / place / "diffusion_pytorch_model.safetensors"):
+        with pytest.raises(UserError, match=r"holds a model of this project.* give train.init_from=.*nothing needs"):
+            main([str(given), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+    shutil.copy(FIXTURE, tmp_path / "EqM.safetensors")  # beside a run of ours
+    main([str(tmp_path / "EqM.safetensors"), str(tmp_path / "out"), "--num-heads", "4"])
+    assert (tmp_path / "out" / "config.json").is_file()
 
 
 def test_a_mistake_on_the_command_line_ends_with_one_sentence(tmp_path: Path) -> None:

@@ -167,8 +167,25 @@ def test_context_takes_each_of_its_patterns():
     assert 130 < clean[:, -1].sum() < 270  # only "ends" keeps the last frame; 200 expected
 
 
+def test_two_frames_never_take_the_pattern_that_would_leave_none():
+    """Patterns that fit share out the draws; from 3 frames on every pattern does, and nothing changes."""
+    for patterns in (("prefix", "ends"), ("ends", "prefix", "ends")):
+        assert torch.equal(draws(ContextGamma(patterns), 2) == 1, draws(ContextGamma(("prefix",)), 2) == 1)
+    assert not (draws(MixtureGamma(), 2) == 1).all(dim=1).any()
+    gammas = []
+    for index in range(50):
+        source = generator("test", index)
+        shared, place = torch.rand(1, generator=source), int(torch.randint(0, 2, (1,), generator=source))
+        clean = torch.zeros(5, dtype=torch.bool)
+        clean[[0, -1]] = place == 1
+        if place == 0:
+            clean[: int(torch.randint(0, 5, (1,), generator=source))] = True
+        gammas.append(torch.where(clean, 1.0, shared))
+    assert torch.equal(torch.stack(gammas), draws(ContextGamma(("prefix", "ends")), 5, count=50))
+
+
 def test_mixture_takes_its_modes_with_their_probabilities():
-    gamma = draws(MixtureGamma(shared=0.5, context=0.3, per_frame=0.2), 4, count=2000)
+    gamma = draws(MixtureGamma(shared=0.5, context=0.3, per_frame=0.2, patterns=("prefix",)), 4, count=2000)
     context = (gamma == 1).any(dim=1)
     shared = (gamma == gamma[:, :1]).all(dim=1)
     assert abs(context.float().mean() - 0.3 * 3 / 4) < 0.04  # of the prefixes of 4 frames, one in four is empty

@@ -126,7 +126,7 @@ def test_training_on_all_of_it_is_repeatable_and_goes_on_exactly(tmp_path) -> No
     def make(folder, **more):
         sets = [MemoryClips(frames=frames) for frames in (2, 5)]
         options = {
-            "gamma": MixtureGamma(patterns=("prefix",)),
+            "gamma": MixtureGamma(),
             "images": 2,
             "batch_size": 6,
             "save_every": 3,

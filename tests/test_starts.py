@@ -129,6 +129,54 @@ def test_labels_keep_what_they_learned_by_their_names(made, tmp_path, capsys) ->
     assert (new[0] - old).abs().amax(dim=1).min() > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["export", "export/transformer", "checkpoint/ema", "network", "moved/ema"])
+def test_labels_are_joined_by_name_wherever_the_source_lies_or_by_number_with_a_note(tmp_path, kind) -> None:
+    """[right, still] into [left, right]: the names of an export or a checkpoint count for the folder in it, too."""
+    names, source = {"id2label": {"0": "right", "1": "still"}}, tmp_path / kind
+    place = tmp_path / kind if kind != "export" else source / "transformer"
+    old = tiny_network(temporal=False)
+    old.save_pretrained(place)
+    if kind.startswith("export"):
+        (tmp_path / "export" / "model_index.json").write_text(json.dumps(names))
+    elif kind.startswith("checkpoint"):
+        (tmp_path / "checkpoint" / "pipeline.json").write_text(json.dumps(names))
+    new = tiny_network(seed=1)
+    start = new.label_embed.weight.detach().clone()
+    notes = start_from(new, str(source), ["left", "right"])
+    table, theirs = new.label_embed.weight, old.label_embed.weight
+    if kind in ("network", "moved/ema"):
+        assert torch.equal(table, theirs)
+        assert f"{source} names no labels: the 2 label embeddings are taken over by number" in notes
+    else:
+        assert torch.equal(table[0], start[0]) and torch.equal(table[1], theirs[0]) and torch.equal(table[2], theirs[2])
+        assert any("1 of the same name are kept, 1 start anew" in note for note in notes)
+        assert not any("by number" in note for note in notes)
+
+
+def test_another_codec_unit_of_time_or_decay_is_told(made, tmp_path, capsys) -> None:
+    first, twin, other = tmp_path / "first", tmp_path / "twin", tmp_path / "other"
+    shutil.copytree(made / "codec", twin)
+    write_codec(other, seed=1)
+    assert train(made, first) == 0
+    checkpoint = first / "checkpoints" / "step_00000004"
+
+    def told(source: Path, *more: str) -> list[str]:
+        run = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        capsys.readouterr()
+        assert train(made, run, f"train.init_from={source}", "train.steps=1", *more) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(source))]
+
+    for source in (first, checkpoint / "ema"):
+        assert told(source) == told(source, f"codec.name={twin}") == []
+        codec, unit, decay = told(source, f"codec.name={other}", "data.reference_fps=4", "objective.decay=linear")
+        assert codec.endswith(f"this run {other}: the same frames may be other latents")
+        assert unit.endswith("has the reference_fps 8, this run 4: the same times are other seconds")
+        assert decay.endswith("another decay: a 0.8, gain 4.0, kind truncated there; gain 4.0, kind linear here")
+    image = tmp_path / "image"
+    assert train(made, image, "data.reference_fps=4", kind="images") == 0
+    assert not any("reference_fps" in note for note in told(image))  # without temporal layers times are nothing to it
+
+
 # -------------------------------------------------------------------------------------------- clips and images together
 
 
@@ -141,7 +189,9 @@ def test_a_joint_run_knows_its_labels_and_resumes_on_the_same_images_alone(made,
     assert train(made, run, *joint(made), "preview.every=4", "preview.samples=3") == 0
     said = capsys.readouterr().out
     assert "clips of 3x2, 2x3 (frames x interval)" in said and "4 samples (2 clips, 2 images) a step" in said
-    assert "6 of 6 files in " in said and "2 of the labels are those of images alone" in said
+    assert "6 of 6 files in " in said and "labels that only images have: cat, tree" in said
+    assert "6 videos with 2 labels and 6 images beside them with 2 further labels; clips of" in said
+    assert "a step = 1 process x 1 accumulated x 4" in said
     pipeline = EqMPipeline.from_pretrained(run / "export")
     assert pipeline.labels == {0: "left", 1: "right", 2: "cat", 3: "tree"}
     assert pipeline.config.frames == 3 and pipeline.config.fps == 4.0
@@ -158,7 +208,7 @@ def test_a_joint_run_knows_its_labels_and_resumes_on_the_same_images_alone(made,
     Image.fromarray(pixels).save(elsewhere / "cat" / "9.png")
     assert train(made, run, *images) == 2
     error = capsys.readouterr().err
-    assert "6 items with 4 labels, 6 images beside them when" in error and "7 images beside them now" in error
+    assert "6 items and 6 images beside them with 4 labels when" in error and "7 images beside them with 4" in error
     (elsewhere / "cat" / "9.png").unlink()
     assert train(made, run, *images, "data.image_fraction=0.25") == 2
     assert "data.image_fraction (0.5 there, 0.25 here)" in capsys.readouterr().err
@@ -196,5 +246,17 @@ def test_forgotten_labels_and_flat_folders_of_images(made, tmp_path, capsys) -> 
     assert train(made, tmp_path / "flat_run", *joint(made)[1:], f"data.images={flat}") == 0
     assert EqMPipeline.from_pretrained(tmp_path / "flat_run" / "export").labels == {0: "left", 1: "right"}
     capsys.readouterr()
-    assert train(made, tmp_path / "wrong", *joint(made)[1:], f"data.images={tmp_path / 'nowhere'}") == 2
-    assert f"the data folder {tmp_path / 'nowhere'} does not exist" in capsys.readouterr().err
+
+
+def test_errors_about_the_images_name_their_key_and_advise_what_it_understands(made, tmp_path, capsys) -> None:
+    videos, nowhere, empty = made / "videos", tmp_path / "nowhere", tmp_path / "empty"
+    empty.mkdir()
+    for folder, sentence in (
+        (videos, f"data.images: there are no images in {videos}, but videos: give a folder of images"),
+        (nowhere, f"data.images: the folder {nowhere} does not exist"),
+        (empty, f"data.images: there are no images in {empty}."),
+    ):
+        assert train(made, tmp_path / "wrong", *joint(made)[1:], f"data.images={folder}") == 2
+        error = capsys.readouterr().err
+        assert f"error: {sentence}" in error and f"{folder}/CLASS/n01443537_goldfish.JPEG" in error
+        assert "data.kind" not in error and "data.split" not in error and "data folder" not in error

@@ -105,6 +105,17 @@ def test_dry_run_counts_the_derivative_of_an_explicit_energy(capsys, tmp_path, m
     assert 1.9 < costs["dot"]["flops"] / costs["implicit"]["flops"] < 2.1
 
 
+def test_dry_run_counts_a_clip_of_every_bucket(capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    costs = []
+    for more in (["frames=4", "data.buckets=4x3,9x1:0.5,4x1"], ["frames=4"], ["frames=9"]):
+        assert main(["--dry-run", "--config", str(ROOT / "configs" / "demo.yaml"), *more]) == 0
+        costs.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    buckets, four, nine = costs
+    assert buckets.pop("flops_of_buckets") == {"4x3": four["flops"], "9x1": nine["flops"], "4x1": four["flops"]}
+    assert buckets == four and nine["flops"] > 2 * four["flops"]
+
+
 def test_dry_run_reads_a_local_codecs_shape_or_says_that_it_cannot(made, capsys) -> None:
     assert main(["--dry-run", f"codec.name={made / 'codec'}", "data.size=64", "model.num_labels=3"]) == 0
     assert main(["--dry-run", "codec.name=nowhere"]) == 2

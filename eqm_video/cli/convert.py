@@ -13,6 +13,7 @@ def main(arguments: list[str] | None = None) -> None:
     from eqm_video.models.convert import convert  # after parsing: --help need not wait for torch
     from eqm_video.models.presets import preset_name
 
+    _refuse_ours(options.source)
     model = convert(
         options.source,
         options.out,
@@ -30,6 +31,24 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"temporal    {'yes: new layers, gates at zero' if config.temporal else 'no'}")
     print(f"gamma       {'told to the network' if config.conditioned_on_gamma else 'not told to the network'}")
     print(f"written to  {options.out}")
+
+
+def _refuse_ours(source: Path) -> None:
+    """UserError where the source is a run, an export, a checkpoint or a network of this project, or a file of one."""
+    from eqm_video.errors import UserError
+    from eqm_video.folders import NETWORKS, class_in
+
+    folder = source if source.is_dir() else source.parent
+    places = [folder, folder / "ema"]
+    if source.is_dir():  # a reference file may lie anywhere, beside a run too
+        places += [folder / "transformer", folder / "export" / "transformer", *folder.glob("checkpoints/step_*/ema")]
+    elif source.suffix != ".safetensors":
+        return
+    if any(class_in(place / "config.json") in NETWORKS for place in places):
+        raise UserError(
+            f"{source} holds a model of this project, not weights of the reference code: give "
+            f"train.init_from={folder}; nothing needs converting"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from eqm_video import media
 from eqm_video.overlays import draw_known_borders
 
-COLUMNS = 6  # clips side by side
+COLUMNS = 6  # clips side by side, at most
 Rows = Mapping[str, tuple[NDArray[np.uint8], Sequence[int]]]  # name: clips (N, T, H, W, 3), and which frames are known
 
 
@@ -24,7 +24,8 @@ def draw_clips(path: Path, truth: NDArray[np.uint8], rows: Rows, fps: float) -> 
     for name, clips in framed(truth, rows).items():
         parts.append(clips[:COLUMNS])
         labels += [name] * len(clips[:COLUMNS])
-    media.write_gif(path, media.grid(np.concatenate(parts), labels, columns=COLUMNS, scale=2), fps)
+    columns = min(COLUMNS, len(truth))
+    media.write_gif(path, media.grid(np.concatenate(parts), labels, columns=columns, scale=2), fps)
     return path
 
 

@@ -83,7 +83,10 @@ def separate_resume(words: Sequence[str]) -> list[str]:
 
 
 def dry_run(config: Config) -> int:
-    """Print the resolved recipe, then one line of JSON: parameters, and the operations of one clip's forward."""
+    """Print the resolved recipe, then one line of JSON: parameters, and the operations of one clip's forward.
+
+    That is a clip of `data.frames` frames; with `data.buckets` there are those of a clip of each shape beside it.
+    """
     downsampling, channels = build.codec_shape(config.codec.name)
     labels = config.model.num_labels
     if labels is None and not config.data.labelled:
@@ -94,7 +97,12 @@ def dry_run(config: Config) -> int:
     with torch.device("meta"):
         network = build.make_network(config, labels, channels)
     size = build.check_size(config, downsampling, network.config.patch_size)
-    cost = build.measure(network, (1, config.data.frames, channels, size, size))
+    cost: dict[str, Any] = build.measure(network, (1, config.data.frames, channels, size, size))
+    if config.data.buckets:
+        shapes = {f"{shape.frames}x{shape.frame_interval}": shape.frames for shape in config.data.shapes}
+        lengths = set(shapes.values())
+        each = {frames: build.measure(network, (1, frames, channels, size, size))["flops"] for frames in lengths}
+        cost["flops_of_buckets"] = {shape: each[frames] for shape, frames in shapes.items()}
     print(to_yaml(config), end="")
     print(json.dumps(cost))
     return 0
@@ -215,8 +223,12 @@ def compare_data(checkpoint: Path, data: dict[str, Any]) -> None:
 
 
 def _items(data: dict[str, Any]) -> str:
-    images = f", {data['images']} images beside them" if "images" in data else ""
-    return f"{data['size']} items with {len(data['labels'])} labels{images}"
+    images = f" and {_counted(data['images'], 'image')} beside them" if "images" in data else ""
+    return f"{_counted(data['size'], 'item')}{images} with {_counted(len(data['labels']), 'label')}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
 def summary(run: Any) -> str:
@@ -227,11 +239,16 @@ def summary(run: Any) -> str:
     shapes = f"{data.frames} frames" if not data.buckets else f"{', '.join(map(str, data.shapes))} (frames x interval)"
     samples = f"{plan.batch_size} clips"
     if plan.images:
-        samples = f"{plan.batch_size} samples ({plan.clips} clips, {plan.images} images)"
+        clips, images = _counted(plan.clips, "clip"), _counted(plan.images, "image")
+        samples = f"{plan.batch_size} samples ({clips}, {images})"
+    found = f"{_counted(run.data_record['size'], data.kind[:-1])} with {_counted(len(run.video_labels), 'label')}"
+    if "images" in run.data_record:
+        further = _counted(len(run.labels) - len(run.video_labels), "further label")
+        found += f" and {_counted(run.data_record['images'], 'image')} beside them with {further}"
     return (
-        f"{config.model.preset}, {count / 1e6:.1f} M parameters; {run.data_record['size']} {data.kind} with "
-        f"{len(run.labels)} labels; clips of {shapes}, {data.size} px, {run.fps:g} fps\n"
-        f"step {run.trainer.step} of {train.steps}; {samples} a step = {plan.world} processes x "
+        f"{config.model.preset}, {count / 1e6:.1f} M parameters; {found}; "
+        f"clips of {shapes}, {data.size} px, {run.fps:g} fps\n"
+        f"step {run.trainer.step} of {train.steps}; {samples} a step = {_counted(plan.world, 'process')} x "
         f"{plan.accumulation} accumulated x {plan.batch_size // plan.world // plan.accumulation}; "
         f"{run.accelerator.device}, mixed precision: {train.mixed_precision}; writing to {run.folder}"
     )

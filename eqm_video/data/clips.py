@@ -56,7 +56,11 @@ def batch_of(clips: Sequence[Any], content: str) -> dict[str, Any]:
 
 
 class ClipSet:
-    """What all kinds of sets share. `files` lists (name, label id, info) of every usable file."""
+    """What all kinds of sets share. `files` lists (name, label id, info) of every usable file.
+
+    `shortest` is for sets that are meant for several shapes of clips: the span of the shortest of them, in source
+    frames. A file has then a part in the views for which it is long enough, or, too short for all, in the shortest one.
+    """
 
     def __init__(
         self,
@@ -69,11 +73,13 @@ class ClipSet:
         flip: bool = False,
         frames: int = 1,
         frame_interval: int = 1,
+        shortest: int | None = None,
     ) -> None:
         self.root, self.files, self.labels, self.report = Path(root), list(files), list(labels), report
         self.size, self.flip, self.frames, self.frame_interval = sides(size), flip, frames, frame_interval
+        self.shortest = shortest
         self.substitutes = Substitutes(len(self.files))
-        self._long: list[int] | None = None  # files as long as a clip, once they were asked for
+        self._members: list[int] | None = None  # what `members` found, once it was asked for
         check_flip(flip, self.labels)
 
     def __len__(self) -> int:
@@ -84,7 +90,7 @@ class ClipSet:
         """The clip of request (index, seed): file `index`, window and flip drawn from the seed.
 
         Where it does not decode, that of another file, drawn from the seed too, with a warning: see `Substitutes`.
-        Where it is too short for this view and short files are skipped: see `stand_in`.
+        Where it has no part in this view, being too short for it: see `stand_in`.
         """
         if not isinstance(request, tuple) or len(request) != 2:
             raise TypeError(f"ask for set[(index, seed)], or call set.clip(index); got set[{request!r}]")
@@ -99,7 +105,7 @@ class ClipSet:
     def view(self, shape: Bucket) -> ClipSet:
         """The same files, cut into clips of another shape; nothing is read or copied."""
         other = copy.copy(self)
-        other.frames, other.frame_interval, other._long = shape.frames, shape.frame_interval, None
+        other.frames, other.frame_interval, other._members = shape.frames, shape.frame_interval, None
         return other
 
     def relabel(self, labels: Sequence[str]) -> ClipSet:
@@ -111,22 +117,28 @@ class ClipSet:
         other.files = [(name, numbers[label] if label >= 0 else -1, info) for name, label, info in self.files]
         return other
 
-    def long_enough(self) -> list[int]:
-        """The files that are at least as long as a clip."""
-        if self._long is None:
-            self._long = [index for index in range(len(self)) if self.length(index) >= self.span]
-        return self._long
+    def members(self) -> list[int]:
+        """The files that have a part in this view."""
+        if self._members is None:
+            self._members = [index for index in range(len(self)) if self._has_part(index)]
+        return self._members
 
     def stand_in(self, index: int, seed: int) -> int:
-        """The file of a request: `index`, or in place of one that is too short and to be skipped, another.
+        """The file of a request: `index`, or in place of one that has no part in this view, another.
 
-        That one is drawn from the seed among those that are long enough, so that all of these come equally often.
-        (Files too short for every shape are not in the set in the first place; see `open_data`.)
+        That one is drawn from the seed among those that have one, so that all of these come equally often.
         """
-        if self.report.policy != "skip" or self.length(index) >= self.span:
+        if self._has_part(index):
             return index
-        long = self.long_enough()
-        return long[int(torch.randint(len(long), (), generator=make_generator(seed, "long enough", index)))]
+        members = self.members()
+        return members[int(torch.randint(len(members), (), generator=make_generator(seed, "long enough", index)))]
+
+    def _has_part(self, index: int) -> bool:
+        """Whether a file is as long as a clip of this view, or is to hold its last frame in it."""
+        if self.length(index) >= self.span:
+            return True
+        # Too short for every shape (where such files are skipped, they are not in the set): held where least is held.
+        return self.span <= self.shortest if self.shortest is not None else self.report.policy != "skip"
 
     def clip(self, index: int, generator: torch.Generator | None = None, *, start: int | None = None) -> Clip:
         """The clip of one file: a random window with a generator, else from `start`, else the central window.

@@ -39,6 +39,7 @@ def open_data(
     verify: Literal["header", "size"] = "header",
     labelled: bool = True,
     buckets: Sequence[Bucket] = (),
+    beside: bool = False,
 ) -> VideoSet | ImageSet | ArraySet:
     """Find the files of a data folder, look at each one once, and make a set of those that can be read.
 
@@ -48,20 +49,22 @@ def open_data(
     last frame, "skip" leaves them out, "error" refuses them. `size` is in pixels, one number or (height, width).
 
     `buckets` are shapes of clips that the set is meant for, through `set.view(bucket)`; where there are any, they and
-    not `frames` decide which videos are too short. "skip" then leaves out those that are too short for all of them, and
-    of the others each view takes those that are long enough for it; "error" refuses those that are too short for one.
+    not `frames` decide which videos are too short. Each view takes the videos that are long enough for it. `short` is
+    about those that are too short for all of them: "repeat" holds their last frame in the view of the shortest shape.
 
     Files that cannot be read are left out and named with the reason in `set.report`, and in the JSON file
     `report_path`. `index_path` remembers what was found, for a quick second start. Images are decoded at this first
-    look, of more than 20,000 the headers alone are read; `verify="size"` opens none, for sets of a million. UserError
-    where nothing can be used, and for every setting out of range.
+    look, of more than 20,000 the headers alone are read; `verify="size"` opens none, for sets of a million.
+
+    UserError where nothing can be used, and for every setting out of range. `beside` says that these are images beside
+    videos: errors then advise no other kind and no split.
     """
     _check(kind, frames, frame_interval, short, verify)
     sides(size)
     root = Path(root)
     if (place := find_cifar(root)) is not None:
         return _open_cifar(kind, place, split, size, flip, labelled, report_path)
-    listing = list_files(kind, root, split=split, fold=fold)
+    listing = list_files(kind, root, split=split, fold=fold, beside=beside)
     if not labelled:
         listing = replace(listing, labels=[], label_ids=[-1] * len(listing.names))
     check_flip(flip, listing.labels)
@@ -76,9 +79,8 @@ def open_data(
         str(root), len(listing.names), 0, unreadable, list(listing.missing), policy=short, ignored=list(listing.ignored)
     )
     shapes = sorted(buckets or [Bucket(frames, frame_interval)], key=lambda shape: shape.span)
-    span = shapes[0 if short == "skip" else -1].span
     if kind == "videos":
-        report.short = {name: info.frames for name, info in infos.items() if info.frames < span}
+        report.short = {name: info.frames for name, info in infos.items() if info.frames < shapes[0].span}
     skipped = report.short if short == "skip" else {}
     labelled = zip(listing.names, listing.label_ids, strict=True)
     files = [(name, label, infos[name]) for name, label in labelled if name in infos and name not in skipped]
@@ -90,10 +92,10 @@ def open_data(
         raise UserError(f"none of the {len(named)} {kind} in {root} can be read: {quote(named)}")
     if kind == "images":
         return ImageSet(root, files, listing.labels, report, size=size, flip=flip)
-    _check_lengths(infos, report, shapes[-1], bool(buckets))
-    return VideoSet(
-        root, files, listing.labels, report, size=size, flip=flip, frames=frames, frame_interval=frame_interval
-    )
+    _check_lengths(infos, report, shapes, bool(buckets))
+    shortest = shapes[0].span if buckets else None
+    clip = {"frames": frames, "frame_interval": frame_interval, "shortest": shortest}
+    return VideoSet(root, files, listing.labels, report, size=size, flip=flip, **clip)
 
 
 def _open_cifar(
@@ -145,8 +147,12 @@ def _check(kind: str, frames: int, frame_interval: int, short: str, verify: str)
         raise UserError(f"data.frames={frames}, but images are clips of one frame: type data.frames=1")
 
 
-def _check_lengths(infos: dict[str, VideoInfo], report: Report, shape: Bucket, is_bucket: bool) -> None:
-    """UserError where no video is as long as the longest clip, or where one is not and `short` refuses that."""
+def _check_lengths(infos: dict[str, VideoInfo], report: Report, shapes: Sequence[Bucket], is_bucket: bool) -> None:
+    """UserError where no video is as long as the longest clip, or one is shorter than all and `short` refuses that.
+
+    `shapes` are ordered by their spans.
+    """
+    shape = shapes[-1]
     frames, frame_interval, span = shape.frames, shape.frame_interval, shape.span
     name, longest = max(((name, info.frames) for name, info in infos.items()), key=lambda pair: pair[1])
     fewer, closer = (longest - 1) // frame_interval + 1, (longest - 1) // max(1, frames - 1)
@@ -165,7 +171,8 @@ def _check_lengths(infos: dict[str, VideoInfo], report: Report, shape: Bucket, i
         )
     if report.policy == "error" and report.short:
         named = [f"{name} ({count} frames)" for name, count in report.short.items()]
+        clip = f"every clip of data.buckets, the shortest of {shapes[0].span}" if is_bucket else f"a clip of {span}"
         raise UserError(
-            f"{len(named)} of {len(infos)} videos in {report.root} are shorter than a clip of {span} source frames: "
+            f"{len(named)} of {len(infos)} videos in {report.root} are shorter than {clip} source frames: "
             f"{quote(named)}; type data.short=repeat to hold their last frame, or data.short=skip to leave them out"
         )

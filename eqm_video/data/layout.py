@@ -27,11 +27,14 @@ class Listing:
     ignored: tuple[str, ...] = ()  # folders that hold files of the kind only deeper down
 
 
-def list_files(kind: str, root: Path, *, split: str | None = None, fold: int = 1) -> Listing:
-    """Find the files of `kind` ("videos" or "images") under `root`. UserError where there are none, or too deep."""
+def list_files(kind: str, root: Path, *, split: str | None = None, fold: int = 1, beside: bool = False) -> Listing:
+    """Find the files of `kind` ("videos" or "images") under `root`. UserError where there are none, or too deep.
+
+    `beside`: these are images beside videos, so that errors advise neither another kind nor a split.
+    """
     if not root.is_dir():
         problem = "is a file, not a folder" if root.exists() else "does not exist"
-        raise UserError(f"the data folder {root} {problem}.\n{expected(kind, root)}")
+        raise UserError(f"the {'' if beside else 'data '}folder {root} {problem}.\n{expected(kind, root, beside)}")
     if split not in (None, "train", "test"):
         raise UserError(f"data.split is {split!r}; type train, test, or null for every file")
     lists = next((root / name for name in LIST_FOLDERS if _has_lists(root / name)), None)
@@ -42,19 +45,21 @@ def list_files(kind: str, root: Path, *, split: str | None = None, fold: int = 1
                 f"{root / 'splits'} or {root / 'ucfTrainTestlist'}; type data.split=null to use every file"
             )
         return _listed(root, lists, f"{split}list0{fold}.txt")
-    listing = _found(kind, root)
+    listing = _found(kind, root, beside)
     numbered = lists is not None and (lists / "classInd.txt").is_file() and listing.labels
     return _official(listing, lists) if numbered else listing
 
 
-def expected(kind: str, root: Path) -> str:
-    """The layouts that are understood, as text for an error message."""
+def expected(kind: str, root: Path, beside: bool = False) -> str:
+    """The layouts that are understood, as text for an error message; `beside` as in `list_files`."""
     one, two = ("run.avi", "jump.mp4") if kind == "videos" else ("n01443537_goldfish.JPEG", "cat.png")
     rows = [
         (f"{root}/CLASS/{one}", "a folder for each class"),
         (f"{root}/{two}", "or all files in one folder, without labels"),
-        (f"{root}/splits/trainlist01.txt", "beside class folders: UCF-101's lists, for data.split=train and test"),
     ]
+    if not beside:
+        lists = "beside class folders: UCF-101's lists, for data.split=train and test"
+        rows.append((f"{root}/splits/trainlist01.txt", lists))
     if kind == "images":
         rows.append(("cifar-10-python.tar.gz", "or CIFAR-10 as it is published, or the folder in it"))
     width = max(len(path) for path, _ in rows)
@@ -81,7 +86,7 @@ def _deeper(folder: Path, extensions: Sequence[str]) -> bool:
     return any(name.lower().endswith(tuple(extensions)) for _, _, names in os.walk(folder) for name in names)
 
 
-def _found(kind: str, root: Path) -> Listing:
+def _found(kind: str, root: Path, beside: bool) -> Listing:
     """Class folders or a flat folder."""
     extensions = EXTENSIONS[kind]
     flat = _files(root, extensions)
@@ -96,13 +101,13 @@ def _found(kind: str, root: Path) -> Listing:
             "folders to have labels, or into one folder to have none"
         )
     if not flat and not labels:
-        raise UserError(_nothing(kind, root, ignored))
+        raise UserError(_nothing(kind, root, ignored, beside))
     names = flat or [f"{label}/{name}" for label in labels for name in inside[label]]
     label_ids = [-1] * len(flat) or [i for i, label in enumerate(labels) for _ in inside[label]]
     return Listing(names, label_ids, labels, ignored=ignored)
 
 
-def _nothing(kind: str, root: Path, deeper: Sequence[str]) -> str:
+def _nothing(kind: str, root: Path, deeper: Sequence[str], beside: bool) -> str:
     """Why there is no data in `root`: too deep, of the other kind, or none at all."""
     other = "images" if kind == "videos" else "videos"
     if deeper:
@@ -110,10 +115,12 @@ def _nothing(kind: str, root: Path, deeper: Sequence[str]) -> str:
             f"the {kind} in {root} lie more than one folder deep (in {quote(deeper)}): only FOLDER/CLASS/file is read; "
             f"perhaps {root / deeper[0]} is the folder to give"
         )
+    layouts = expected(kind, root, beside)
     if _deeper(root, EXTENSIONS[other]):
         more = " data.frames=1" if other == "images" else ""
-        return f"there are no {kind} in {root}, but {other}: type data.kind={other}{more}\n{expected(kind, root)}"
-    return f"there are no {kind} in {root}.\n{expected(kind, root)}"
+        advice = f"give a folder of {kind}" if beside else f"type data.kind={other}{more}"
+        return f"there are no {kind} in {root}, but {other}: {advice}\n{layouts}"
+    return f"there are no {kind} in {root}.\n{layouts}"
 
 
 # ---- UCF-101's lists -------------------------------------------------------------------------------------------------
