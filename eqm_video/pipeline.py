@@ -31,9 +31,9 @@ from eqm_video.landscape import Landscape, Term
 from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
-from eqm_video.requests import Label, as_list, make_generators, sampler_settings, told_gammas
+from eqm_video.requests import Label, as_list, check_rates, check_turns, make_generators, sampler_settings, told_gammas
 from eqm_video.samplers import Sampler, frame_moves, run
-from eqm_video.starts import Clips, Start
+from eqm_video.starts import Clips, Start, check_start
 
 OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -165,7 +165,7 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         plain_sum: bool = False,
         seeds: Sequence[int] | None = None,
         generator: Generator | Sequence[Generator] | None = None,
-        fps: float | None = None,
+        fps: float | Sequence[float] | None = None,
         size: int | tuple[int, int] | None = None,
         clips: Any = None,
         start_gamma: float = 0.0,
@@ -182,7 +182,8 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         """Sample one clip for each label. What is not given comes from the model's own settings.
 
         labels: a list of names or numbers (None: unlabelled), or one for all `num_samples` samples.
-        num_frames: T. fps: frames per second of the clip; frame k is at time k * reference_fps / fps for the network.
+        num_frames: T. fps: frames per second, one number or one for each sample: frame k of a clip is at time
+        k * reference_fps / fps for the network. Known frames of a real video are at its true rate.
         size: pixels, or (height, width); a multiple of the codec's downsampling times the patch size.
         steps: number of updates. sampler: a name in `samplers.SAMPLERS`, or an object such as `NAG(0.003, 0.35)`, which
         brings its own numbers. step_size: eta, or "auto" where the model's curvature was measured. mu: of nag.
@@ -207,10 +208,8 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         given = None if clips is None else Clips.of(clips)
         if given is not None:
             num_samples, num_frames, size = given.agree(self, labels, num_samples, num_frames, size)
-        elif start_gamma or known is not None:
-            raise UserError("start_gamma and known need clips to start from: give clips=")
-        if known is None and (context_gamma != 1 or history_guidance != 1):
-            raise UserError("context_gamma and history_guidance are about known frames: give known=")
+        told = self.transformer.config.conditioned_on_gamma
+        known = check_start(given, start_gamma, known, context_gamma, history_guidance, told=told)
         wanted = as_list(labels, num_samples, seeds, generator)
         generators = make_generators(len(wanted), seeds, generator)
         steps = self.config.sampler["steps"] if steps is None else steps
@@ -222,7 +221,7 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         rule = self.rule(sampler, step_size, mu, **more)
         if wrong := self.step_warning(rule, scale):
             warnings.warn(wrong, stacklevel=2)
-        timing = {"num_frames": num_frames, "fps": fps}
+        timing = {"num_frames": num_frames, "fps": check_rates(fps, len(wanted))}
         try:
             if composition is not None:
                 field = self.composed_field(composition, len(wanted), plain_sum=plain_sum, **timing)
@@ -234,16 +233,16 @@ class EqMPipeline(Landscape, DiffusionPipeline):
             if history_guidance != 1:
                 field = HistoryField(field, start.known, noise, history_guidance)
             moves = frame_moves(frame_schedule, steps, start.unknown)
-            if moves is not None and guidance_interval is not None:
-                raise UserError("guidance_interval is a part of a joint descent: leave it or frame_schedule out")
-            told = None
-            if self.transformer.config.conditioned_on_gamma:
+            if moves is not None:
+                check_turns(rule, guidance_interval)
+            gammas = None
+            if told:
                 alone = per_frame or moves is not None
-                told = told_gammas(self.decay, rule, steps, step_schedule, start_gamma, start.known, alone)
+                gammas = told_gammas(self.decay, rule, steps, step_schedule, start_gamma, start.known, alone)
             total = steps if moves is None else len(moves)
             with self.progress_bar(total=total) as bar:
                 descent = run(
-                    ScheduledField(field, total, told),
+                    ScheduledField(field, total, gammas),
                     start.latents,
                     rule,
                     steps=total,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -84,11 +84,21 @@ def label_ids(labels: Sequence[Label], names: Mapping[int, str], null: int) -> l
     return found
 
 
-def frame_times(frames: int, fps: float, reference_fps: float) -> Tensor:
-    """When the frames of a clip are, in the network's reference frames: (T,)."""
-    if not (isinstance(fps, numbers.Real) and math.isfinite(fps) and fps > 0):
-        raise UserError(f"fps is {fps!r}; it must be a number above 0, such as {reference_fps:g}")
-    return torch.arange(frames, dtype=torch.float32) * (reference_fps / fps)
+def frame_times(frames: int, fps: float | Sequence[float], reference_fps: float) -> Tensor:
+    """When the frames of a clip are, in the network's reference frames: (T,), or (B, T) where each clip has its fps."""
+    many = isinstance(fps, (list, tuple, np.ndarray))
+    for rate in fps if many else [fps]:
+        if not (isinstance(rate, numbers.Real) and math.isfinite(rate) and rate > 0):
+            raise UserError(f"fps is {rate!r}; it must be a number above 0, such as {reference_fps:g}")
+    units = torch.arange(frames, dtype=torch.float32)
+    return torch.stack([units * (reference_fps / rate) for rate in fps]) if many else units * (reference_fps / fps)
+
+
+def check_rates(fps: Any, count: int) -> Any:
+    """`fps` as it is: a number, None for the model's, or a list of one for each of `count` samples."""
+    if isinstance(fps, (list, tuple, np.ndarray)) and len(fps) != count:
+        raise UserError(f"{count} samples but {len(fps)} fps; give one for each sample, or one number for all")
+    return fps
 
 
 def as_pixels(clips: Any) -> Tensor:
@@ -102,20 +112,44 @@ def as_pixels(clips: Any) -> Tensor:
 
 
 def known_frames(known: Any, shape: tuple[int, int]) -> Tensor | None:
-    """Frames held fixed, (B, T) bool, from such a tensor or from frame numbers (negative ones count from the end)."""
+    """Frames held fixed, (B, T) bool: from such a tensor or array, or from frame numbers, the same for all samples.
+
+    Negative numbers count from the end. UserError for anything else, a single number among it: it might be a frame, or
+    how many are known.
+    """
     if known is None:
         return None
-    if isinstance(known, Tensor) and known.dtype == torch.bool:
+    array = isinstance(known, (Tensor, np.ndarray))
+    if array and known.dtype in (torch.bool, np.bool_):
         if tuple(known.shape) != shape:
             raise UserError(f"known has shape {tuple(known.shape)}; it must be (B, T) = {shape}")
-        return known
-    frames = shape[1]
-    held = torch.zeros(shape, dtype=torch.bool)
-    for frame in known:
-        if isinstance(frame, bool) or not isinstance(frame, int) or not -frames <= frame < frames:
-            raise UserError(f"known frame {frame!r} is not a number of a frame from 0 to {frames - 1}")
+        return known if isinstance(known, Tensor) else torch.from_numpy(known.copy())
+    given = known.tolist() if array else known
+    given = list(given) if isinstance(given, Iterable) else [None]
+    if not all(isinstance(frame, numbers.Integral) and not isinstance(frame, bool) for frame in given):
+        found = f"{known.dtype} {tuple(known.shape)}" if array else repr(known)
+        raise UserError(
+            f"known is {found}; it must be a list of frame numbers, such as [0, -1], or bool (B, T) = {shape}"
+        )
+    held, frames = torch.zeros(shape, dtype=torch.bool), shape[1]
+    for frame in map(int, given):
+        if not -frames <= frame < frames:
+            raise UserError(
+                f"known frame {frame} is not there: frames are 0 to {frames - 1}, or -{frames} to -1 from the end"
+            )
         held[:, frame] = True
     return held
+
+
+def check_turns(rule: Sampler, guidance_interval: Any) -> None:
+    """UserError where frames cannot move in turn: with a solver, and guided for a part of a joint descent."""
+    if hasattr(rule, "solve"):
+        raise UserError(
+            f"{rule!r} carries all frames together, and frames that move in turn are for the rules gd, nag, adam and "
+            "langevin: take one of these, or leave frame_schedule (--frame-schedule) out"
+        )
+    if guidance_interval is not None:
+        raise UserError("guidance_interval is a part of a joint descent: leave it or frame_schedule out")
 
 
 def check_fraction(name: str, value: Any) -> float:

@@ -17,9 +17,9 @@ from eqm_video.errors import UserError
 from eqm_video.guidance import GuidedField
 from eqm_video.pipeline import OUTPUT_TYPES, EqMPipeline
 from eqm_video.randomness import fold
-from eqm_video.requests import Label, as_list, known_frames
+from eqm_video.requests import Label, as_list, check_rates, known_frames
 from eqm_video.samplers.moving import frame_rms
-from eqm_video.starts import Clips
+from eqm_video.starts import Clips, check_context
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,12 @@ class Window:
 def window_starts(length: int, frames: int, overlap: int) -> list[int]:
     """The places of the windows' first frames in a video of `length` frames; the last window may reach beyond its end.
 
-    Raises UserError unless 1 <= overlap < frames.
+    Raises UserError unless 1 <= overlap < frames; a video of one window may name any overlap of at least 1.
     """
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise UserError(f"length is {length!r}; it must be a whole number of frames, at least 1")
-    if length > frames and (isinstance(overlap, bool) or not isinstance(overlap, int) or not 1 <= overlap < frames):
+    whole = isinstance(overlap, int) and not isinstance(overlap, bool)
+    if not whole or overlap < 1 or (length > frames and overlap >= frames):
         raise UserError(
             f"overlap is {overlap!r}; windows of {frames} frames need 1 to {frames - 1} frames of the window before"
         )
@@ -70,7 +71,7 @@ def roll_out(
     overlap: int = 4,
     num_samples: int | None = None,
     num_frames: int | None = None,
-    fps: float | None = None,
+    fps: float | Sequence[float] | None = None,
     seeds: Sequence[int] | None = None,
     clips: Any = None,
     start_gamma: float = 0.0,
@@ -88,44 +89,49 @@ def roll_out(
     `start_gamma` and `known` where they are given (to continue a real video); window n of seed s draws its noise from
     the seed fold("window", s, n). What of the last window lies beyond the end is left out.
 
-    num_frames: T, frames of a window; the model's own by default. context_gamma and history_guidance, as in a call, act
-    where frames are known. options: everything else of a call: steps, guidance_scale, frame_schedule, tolerance ...
+    num_frames: T, frames of a window; that of `clips`, or the model's own, by default. fps: of all windows, as of a
+    call. context_gamma and history_guidance, as in a call, act where frames are known. options: everything else of a
+    call: steps, guidance_scale, frame_schedule, tolerance ...
 
     Raises:
-        UserError: as a call does, and for a length or an overlap that windows cannot have; at the first window, for a
-            generator does nothing before.
+        UserError: as a call does, for a length or an overlap that windows cannot have, and for `generator`; at the
+            first window, for a generator function does nothing before.
     """
     if output_type not in OUTPUT_TYPES:
         raise UserError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
+    if options.get("generator") is not None:
+        raise UserError("long videos draw the noise of every window from seeds: give seeds= instead of generator")
+    check_context(context_gamma, told=pipeline.transformer.config.conditioned_on_gamma)
     if clips is not None:
-        num_frames = Clips.of(clips).values.shape[1] if num_frames is None else num_frames
+        shape = (num_samples, num_frames, options.get("size"))
+        num_samples, num_frames, _ = Clips.of(clips).agree(pipeline, labels, *shape)
     frames = pipeline.check_frames(num_frames)
     starts = window_starts(length, frames, overlap)
     wanted = as_list(labels, num_samples, seeds, None)
     seeds = torch.randint(2**62, (len(wanted),)).tolist() if seeds is None else [int(seed) for seed in seeds]
-    first = {"clips": clips, "start_gamma": start_gamma, "known": known}
     history = {"context_gamma": context_gamma, "history_guidance": history_guidance}
-    timing = {"num_frames": frames, "fps": fps}
+    held = known_frames(known, (len(wanted), frames))
+    first = {"clips": clips, "start_gamma": start_gamma, "known": held}
+    timing = {"num_frames": frames, "fps": check_rates(fps, len(wanted))}
     meter = pipeline.field(wanted, guidance_scale=1.0, **timing)  # guidance would move the places of rest
     context: Tensor | None = None  # (B, k, C, h, w)
     for index, start in enumerate(starts):
         if context is None:
-            now, given = seeds, {**first, **(history if known is not None else {})}
+            now, given = seeds, {**first, **(history if held is not None and held.any() else {})}
         else:
             now = [fold("window", seed, index) for seed in seeds]
             ahead = context.new_zeros(len(wanted), frames - overlap, *context.shape[2:])
-            given = {"clips": torch.cat([context, ahead], dim=1), "known": list(range(overlap)), **history}
+            held = torch.arange(frames).expand(len(wanted), -1) < overlap
+            given = {"clips": torch.cat([context, ahead], dim=1), "known": held, **history}
         result = pipeline(wanted, seeds=now, output_type="latent", **timing, **given, **options)
         latents: Tensor = result.frames
         new = slice(overlap if index else 0, min(frames, length - start))
-        shape = latents.shape[:2]
-        held = torch.zeros(shape, dtype=torch.bool) if given["known"] is None else known_frames(given["known"], shape)
         yield Window(
             index=index,
             start=start + new.start,
             frames=pipeline.decode(latents[:, new], output_type, decode_chunk_size),
             latents=latents,
-            known=held,
+            known=torch.zeros(latents.shape[:2], dtype=torch.bool) if held is None else held,
             rms=frame_rms(_at_data(meter, pipeline)(latents)).cpu(),
             nfe=result.nfe,
         )

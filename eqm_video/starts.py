@@ -65,6 +65,8 @@ class Clips:
             )
         trained = model.config.size if size is None else size
         wanted = (trained, trained) if isinstance(trained, int) or trained is None else tuple(trained)
+        if self.latent:
+            _check_latents(self.values, model.codec, own if trained is None else wanted)
         if trained is not None and wanted != own:
             hint = "leave size out" if size is not None else f"resize them, or say size={own} if that is what you want"
             raise UserError(
@@ -89,17 +91,16 @@ class Start:
     ) -> Start:
         """Clips mixed with their noise: known frames at `context_gamma`, the others at `gamma`; noise without clips.
 
-        UserError for numbers out of range, frames that are not there, and latents that are not this codec's.
+        The numbers are as `check_start` wants them. UserError for latents that are not this codec's.
         """
         if clips is None:
             return cls(noise, noise)
-        gamma, shown = check_fraction("start_gamma", gamma), _check_context(context_gamma)
         held = known_frames(known, tuple(noise.shape[:2]))
         clean = clips.encode(codec, noise)
-        gammas = torch.full(clean.shape[:2], gamma, dtype=noise.dtype, device=noise.device)
+        gammas = torch.full(clean.shape[:2], float(gamma), dtype=noise.dtype, device=noise.device)
         if held is not None:
             held = held.to(noise.device)
-            gammas = gammas.masked_fill(held, shown)
+            gammas = gammas.masked_fill(held, float(context_gamma))
         return cls(interpolate(clean, noise, gammas), noise, held, clean)
 
     @property
@@ -115,8 +116,49 @@ class Start:
         return torch.where(self.known[:, :, None, None, None], self.clean, latents)
 
 
-def _check_context(value: Any) -> float:
-    """A number in (0, 1]."""
+def check_start(
+    clips: Clips | None, gamma: float, known: Any, context_gamma: float, history_guidance: float, *, told: bool
+) -> Tensor | None:
+    """The known frames (B, T) bool, None where there are none; UserError for what cannot be, or would not be heard.
+
+    Args:
+        clips, gamma, known, context_gamma: of `Start.of`. history_guidance: of a call.
+        told: whether the network is told gamma.
+    """
+    gamma, context_gamma = check_fraction("start_gamma", gamma), check_context(context_gamma, told=told)
+    if clips is None and (gamma or known is not None):
+        raise UserError("start_gamma and known need clips to start from: give clips=")
+    held = None if known is None else known_frames(known, tuple(clips.values.shape[:2]))
+    if held is not None and bool(held.any()):
+        return held
+    if context_gamma != 1 or history_guidance != 1:
+        raise UserError("context_gamma and history_guidance are about known frames: give known= at least one frame")
+    if clips is not None and gamma == 0:
+        raise UserError(
+            "clips are given, but no frame of them is known and start_gamma is 0, so that nothing of them would be "
+            "seen: give known=, such as [0], or start_gamma= above 0, or leave clips out"
+        )
+    return None
+
+
+def check_context(value: Any, *, told: bool = False) -> float:
+    """A number in (0, 1]; for a network that is told gamma only 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value <= 1:
         raise UserError(f"context_gamma is {value!r}; it must be a number above 0 and at most 1 (1 shows known frames)")
+    if told and value != 1:
+        raise UserError(
+            f"context_gamma is {value!r}, but this network is told gamma, which is 1 on known frames: context_gamma "
+            "(--context-gamma) needs a network that is not told gamma, leave it out"
+        )
     return float(value)
+
+
+def _check_latents(values: Tensor, codec: Codec, size: tuple[int, int]) -> None:
+    """UserError where latents (B, T, C, h, w) are not of the channels and the size that `codec` makes of `size`."""
+    theirs, own = tuple(values.shape[2:]), (codec.latent_channels, *(side // codec.downsampling for side in size))
+    if theirs != own:
+        raise UserError(
+            f"the clips are latents of another codec or size: theirs are {theirs} (C, h, w), and this model's are "
+            f"{own} for {size[0]}x{size[1]} pixels; give latents of this model's codec, or pixels as uint8 "
+            "(B, T, H, W, 3)"
+        )

@@ -199,8 +199,11 @@ def test_sources_fit_rate_and_kind(data, tmp_path):
     (tmp_path / "deeper" / "clip.avi").touch()
     with pytest.raises(UserError, match="videos and images"):
         source(tmp_path)
-    with pytest.raises(UserError, match="neither"):
+    with pytest.raises(UserError, match="does not exist"):
         source(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="neither"):
+        source(tmp_path / "empty")
 
 
 # The command --------------------------------------------------------------------------------------------------------

@@ -417,6 +417,80 @@ def test_known_frames_stay_as_they_are(pipe):
         pipe(clips=clips, known=[3])
 
 
+@pytest.mark.parametrize(
+    "known",
+    [
+        np.array([0, 2]),
+        torch.tensor([0, -1]),
+        [np.int64(0), 2],
+        iter([0, 2]),
+        {0, 2},
+        np.array([[True, False, True]] * 2),
+    ],
+    ids=lambda known: type(known).__name__,
+)
+def test_known_frames_by_every_kind_of_number(pipe, known):
+    how = {"clips": two_clips(), "seeds": [3, 4], "steps": 1}
+    assert torch.equal(latents(pipe, **how, known=known), latents(pipe, **how, known=[0, 2]))
+
+
+@pytest.mark.parametrize("known", [3, [0.0], [True], "first", np.zeros((2, 3)), torch.tensor(0)], ids=str)
+def test_what_is_no_frame_is_one_sentence(pipe, known):
+    with pytest.raises(UserError, match=r"it must be a list of frame numbers, such as \[0, -1\], or bool \(B, T\)"):
+        pipe(clips=two_clips(), known=known)
+
+
+def two_clips() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16, 3), np.uint8)
+
+
+def test_clips_that_nothing_would_be_seen_of_are_refused(pipe):
+    for known in (None, [], torch.zeros(2, 3, dtype=torch.bool)):
+        with pytest.raises(UserError, match="no frame of them is known and start_gamma is 0"):
+            pipe(clips=two_clips(), known=known, seeds=[0, 1])
+        for more in ({"context_gamma": 0.9}, {"history_guidance": 2.0}):
+            with pytest.raises(UserError, match="are about known frames: give known= at least one frame"):
+                pipe(clips=two_clips(), known=known, start_gamma=0.5, **more)
+
+
+def test_every_sample_is_at_its_own_rate(pipe):
+    both = latents(pipe, ["up", "left"], seeds=[0, 1], fps=[5.0, 20.0], guidance_scale=2.0)
+    for row, (label, rate) in enumerate((("up", 5.0), ("left", 20.0))):
+        alone = latents(pipe, [label], seeds=[row], fps=rate, guidance_scale=2.0)
+        torch.testing.assert_close(alone[0], both[row], atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(latents(pipe, [label], seeds=[row], guidance_scale=2.0)[0], both[row], atol=1e-3)
+    for wrong, says in (([5.0], "2 samples but 1 fps"), ([5.0, 0], "fps is 0"), ("5", "fps is '5'")):
+        with pytest.raises(UserError, match=says):
+            pipe(["up", "left"], fps=wrong)
+
+
+def test_latents_of_another_codec_or_size_get_no_advice_to_resize(pipe):
+    own = pipe.encode(two_clips())
+    assert latents(pipe, clips=own, known=[0], steps=0).shape == own.shape
+    for foreign in (own[..., :4, :4], own[:, :, :3], own.repeat(1, 1, 4, 1, 1)):
+        with pytest.raises(
+            UserError, match=r"another codec or size: theirs are .* this model's are \(4, 8, 8\)"
+        ) as said:
+            pipe(clips=foreign, known=[0])
+        assert str(tuple(foreign.shape[2:])) in str(said.value) and "size=" not in str(said.value)
+    assert latents(pipe, clips=own[..., :4, :4], known=[0], size=8, steps=0).shape == (2, 3, 4, 4, 4)
+
+
+def test_a_network_that_is_told_gamma_has_no_context_gamma():
+    flow = tiny_pipeline(tiny_transformer(conditioned_on_gamma=True), decay={"kind": "constant", "gain": 1.0})
+    how = {"clips": two_clips(), "known": [0], "sampler": "euler", "steps": 2}
+    assert latents(flow, **how).shape == (2, 3, 4, 8, 8)
+    with pytest.raises(UserError, match=r"context_gamma .* needs a network that is not told gamma"):
+        flow(**how, context_gamma=0.9)
+
+
+def test_solvers_have_no_frame_schedule(pipe):
+    calls = []
+    with pytest.raises(UserError, match=r"leave frame_schedule \(--frame-schedule\) out"):
+        pipe("up", sampler="euler", frame_schedule="pyramid", callback=lambda *_: calls.append(1))
+    assert calls == []
+
+
 @pytest.mark.parametrize("energy", ["dot", "l2"])
 def test_an_explicit_energy_descends_its_true_gradient_never_the_raw_output(energy):
     network = tiny_transformer(energy=energy)

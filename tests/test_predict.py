@@ -6,12 +6,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_partial import FRAMES, SIZE, pipeline
 
+from eqm_video.cli import predict as module
 from eqm_video.cli.predict import compare, fade, hold, main, motion, rms
 from eqm_video.data.shapes import write_moving_shapes
 from eqm_video.errors import UserError
+from eqm_video.pipeline import EqMPipeline
 
 
 def ramp(slope: int = 10) -> np.ndarray:
@@ -72,10 +75,45 @@ def test_the_command(folders, capsys):
         assert (folders / "out" / name).stat().st_size > 1000
 
 
-def test_frames_that_are_not_there(folders):
+def test_clips_are_told_at_their_true_times(folders, tmp_path, monkeypatch):
+    write_moving_shapes(tmp_path / "videos", videos=1, held_out=1, frames=2 * FRAMES, size=SIZE, fps=13)
+    fields, made = [], EqMPipeline.field
+    monkeypatch.setattr(EqMPipeline, "field", lambda *given, **more: fields.append(made(*given, **more)) or fields[-1])
+    words = [str(folders / "model"), "--data", str(tmp_path / "videos"), "--clips", "3", "--batch-size", "2"]
+    assert main([*words, "--known", "first", "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
+    expected = torch.arange(FRAMES) * 2 / 13 * 8  # every 2nd frame is nearest to the model's 8 a second
+    assert [len(field.times) for field in fields] == [2, 1]
+    assert all(torch.allclose(row, expected) for field in fields for row in field.times)
+    assert json.loads((tmp_path / "out" / "predict.json").read_text())["fps"] == [6.5] * 3
+
+
+def test_frames_may_move_in_turn_by_a_number_of_steps(folders, monkeypatch):
+    words = [str(folders / "model"), "--data", str(folders / "videos"), "--clips", "1", "--known", "first"]
+    results, call = [], EqMPipeline.__call__
+    monkeypatch.setattr(
+        EqMPipeline, "__call__", lambda *given, **more: results.append(call(*given, **more)) or results[-1]
+    )
+    for schedule in ("joint", "1", "autoregressive"):
+        out = folders / f"schedule-{schedule}"
+        assert main([*words, "--frame-schedule", schedule, "--device", "cpu", "--out", str(out)]) == 0
+    assert [int(result.nfe) for result in results] == [3, 3 + 2 * 1, 3 + 2 * 3]  # 3 steps of 3 frames, 1 or 3 apart
+    with pytest.raises(SystemExit):
+        main([*words, "--frame-schedule", "diagonal", "--out", str(folders / "other")])
+
+
+def test_frames_that_are_not_there_are_refused_before_any_is_sampled(folders, monkeypatch):
+    monkeypatch.setattr(module, "predict", lambda *_: pytest.fail("sampled"))
     words = [str(folders / "model"), "--data", str(folders / "videos"), "--out", str(folders / "other")]
     with pytest.raises(UserError, match=r"--known first:9.*numbers go from 0 to 3"):
-        main([*words, "--known", "first:9", "--device", "cpu"])
+        main([*words, "--known", "first", "first:9", "--device", "cpu"])
+
+
+def test_a_folder_that_is_not_there_does_not_exist(folders):
+    words = [str(folders / "model"), "--out", str(folders / "other"), "--device", "cpu"]
+    with pytest.raises(UserError, match="nowhere does not exist; give a folder"):
+        main([*words, "--data", str(folders / "nowhere")])
+    with pytest.raises(UserError, match=r"config\.json is a file; give a folder"):
+        main([*words, "--data", str(folders / "model" / "transformer" / "config.json")])
 
 
 def test_images_have_no_frames_to_predict(folders):

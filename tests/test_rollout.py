@@ -192,6 +192,41 @@ def test_what_comes_out_is_what_was_asked_for(pipe):
         next(roll_out(pipe, **HOW, length=6, overlap=2, known=[0]))
 
 
+@pytest.mark.parametrize("labels", [None, "up"])
+def test_the_clips_tell_how_many_videos_there_are(pipe, labels):
+    clips = pixels(2, 4)
+    first, second = roll_out(pipe, labels, length=6, overlap=2, clips=clips, known=[0], steps=1)
+    assert first.latents.shape[0] == second.latents.shape[0] == 2
+    assert not torch.allclose(first.latents[0], first.latents[1])
+    with pytest.raises(UserError, match="2 of 4 frames, but asked are 3 samples"):
+        next(roll_out(pipe, ["up"] * 3, length=6, overlap=2, clips=clips, known=[0]))
+
+
+def test_every_window_is_at_the_rate_of_its_sample(pipe):
+    both = list(roll_out(pipe, **HOW, length=6, overlap=2, fps=[5.0, 20.0]))
+    for row, rate in enumerate((5.0, 20.0)):
+        one = {**HOW, "labels": [HOW["labels"][row]], "seeds": [HOW["seeds"][row]]}
+        for alone, window in zip(roll_out(pipe, **one, length=6, overlap=2, fps=rate), both, strict=True):
+            torch.testing.assert_close(alone.latents[0], window.latents[row], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(alone.rms[0], window.rms[row], rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="2 samples but 3 fps"):
+        next(roll_out(pipe, **HOW, length=6, overlap=2, fps=[5.0] * 3))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"context_gamma": 7}, "context_gamma is 7"),
+        ({"overlap": 0}, "overlap is 0"),
+        ({"generator": torch.Generator()}, "give seeds= instead of generator"),
+    ],
+)
+@pytest.mark.parametrize("length", [3, 9])
+def test_what_no_window_can_have_is_refused_before_the_first(pipe, given, says, length):
+    with pytest.raises(UserError, match=says):
+        next(roll_out(pipe, **{**HOW, "length": length, "overlap": 2, **given}))
+
+
 # ----------------------------------------------------------------------------------------------------- an exact field
 
 SIZE, FRAMES, PERIOD = 8, 4, 4

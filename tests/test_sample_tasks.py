@@ -20,6 +20,7 @@ from eqm_video.data.datasets import open_data
 from eqm_video.data.image import read_image
 from eqm_video.data.transforms import center_crop
 from eqm_video.errors import UserError
+from eqm_video.models.transformer import EqMTransformer
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.rollout import roll_out
 
@@ -173,11 +174,114 @@ def test_continuation_of_videos_with_their_labels(export, videos, tmp_path, caps
     assert names == ["other/c.mp4", "up/a.mp4", "up/b.mp4"]
     clips = np.stack([data.clip(k, start=0).pixels.movedim(1, -1).numpy() for k in range(3)])
     assert differs(samples[:, :2], reconstructed(clips)[:, :2]) <= 1
-    expected = tiny_pipeline()([None, 0, 0], clips=clips, known=[0, 1], seeds=range(3), output_type="uint8").frames
+    how = {"clips": clips, "known": [0, 1], "seeds": range(3), "fps": 12.5, "output_type": "uint8"}
+    expected = tiny_pipeline()([None, 0, 0], **how).frames
     assert differs(samples, expected) <= 1  # what the unknown frames show in the file does not matter
     assert differs(samples[:, 2], reconstructed(clips)[:, 2]) > 20
     found = settings_of(tmp_path)
     assert found["known"] == [0, 1] and found["labels"] == ["of the clips"] and len(found["start_from"]) == 32
+    assert found["fps"] == 12.5
+
+
+# When frames are ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def told(monkeypatch) -> list[torch.Tensor]:
+    """The times (B, T) of every call of the network."""
+    seen, forward = [], EqMTransformer.forward
+
+    def watched(self, latents, labels=None, *, times=None, gamma=None):
+        seen.append(times)
+        return forward(self, latents, labels, times=times, gamma=gamma)
+
+    monkeypatch.setattr(EqMTransformer, "forward", watched)
+    return seen
+
+
+def times_at(*rates: float) -> torch.Tensor:
+    """Times of 3 frames at these rates, in the model's 8 reference frames a second: (B, T)."""
+    return torch.tensor([[8 * frame / rate for frame in range(3)] for rate in rates])
+
+
+def delay(file: Path) -> int:
+    return Image.open(file).info["duration"]  # milliseconds
+
+
+@pytest.mark.parametrize(
+    ("words", "interval"),
+    [
+        ((), 2),  # nearest to the model's 10 fps
+        (("--frame-interval", 1), 1),
+        (("--frame-interval", 5), 5),
+        (("--fps", 8), 3),
+        (("--fps", 8, "--frame-interval", 3), 3),
+        (("--length", 5, "--overlap", 1, "--frame-interval", 4), 4),
+    ],
+)
+def test_the_network_is_told_when_the_frames_of_a_video_are(export, videos, tmp_path, told, words, interval):
+    common = ("--start-from", videos / "up" / "a.mp4", "--known", "0-1", "--steps", 2, "--out", tmp_path)
+    assert run(export, *common, *words) == 0
+    rows = interval * np.arange(3)  # at 25 frames a second
+    expected = torch.from_numpy(rows / 25 * 8).float()[None]
+    assert len(told) >= 2 and all(torch.allclose(times, expected) for times in told)
+    assert settings_of(tmp_path)["fps"] == pytest.approx(25 / interval) and "clip_fps" not in settings_of(tmp_path)
+    assert delay(tmp_path / "clips" / "000000.gif") == delay(tmp_path / "grid.gif") == 40 * interval
+
+
+def test_videos_of_several_rates_are_each_told_and_shown_at_their_own(export, tmp_path, told, capsys):
+    for name, rate in (("a", 25), ("b", 50)):
+        write_numbered(tmp_path / "in" / f"{name}.mp4", 30, fps=rate)
+    words = ("--start-from", tmp_path / "in", "--known", "0-1", "--steps", 1, "--num-samples", 2)
+    assert run(export, "--out", tmp_path / "both", *words) == 0
+    assert torch.allclose(told[0], times_at(12.5, 10)) and len(told) == 1
+    found = settings_of(tmp_path / "both")
+    assert (found["fps"], found["clip_fps"]) == (10.0, [12.5, 10.0])
+    delays = [delay(tmp_path / "both" / name) for name in ("clips/000000.gif", "clips/000001.gif", "grid.gif")]
+    assert delays == [80, 100, 100]
+    assert "at 10 to 12.5 fps" in capsys.readouterr().out
+    told.clear()
+    words = ("--known", "0-1", "--steps", 1, "--num-samples", 3, "--batch-size", 2)
+    assert run(export, "--out", tmp_path / "next", "--start-from", tmp_path / "both" / "samples.npz", *words) == 0
+    assert torch.allclose(torch.cat(told), times_at(12.5, 10, 12.5))  # finished clips keep their rates
+
+
+def test_single_frames_and_pictures_go_with_any_rate(export, videos, pictures, tmp_path, told):
+    video = ("--start-from", videos / "up" / "a.mp4", "--known", "first")
+    for name, words, rate in (
+        ("frame", video, 10),  # the model's own
+        ("asked", (*video, "--fps", 4), 4),
+        ("every", (*video, "--frame-interval", 5), 5),
+        ("image", ("--start-from", pictures / "a.png"), 10),
+        ("keys", ("--keyframes", f"0={pictures / 'a.png'}", "--fps", 6), 6),
+    ):
+        told.clear()
+        assert run(export, "--out", tmp_path / name, *words, "--steps", 1, "--num-samples", 1) == 0
+        assert torch.allclose(torch.cat(told), times_at(rate)), name
+        assert settings_of(tmp_path / name)["fps"] == rate
+
+
+def test_finished_clips_are_at_the_rate_that_is_written_beside_them(export, tmp_path, told, capsys):
+    assert run(export, "--out", tmp_path / "one", "--num-samples", 1, "--fps", 5, "--steps", 1) == 0
+    words = (export, "--start-from", tmp_path / "one" / "samples.npz", "--known", "0", "--steps", 1)
+    for name, more, rate in (("own", (), 5), ("asked", ("--fps", 4), 4)):
+        told.clear()
+        assert run(*words, *more, "--out", tmp_path / name) == 0
+        assert torch.allclose(torch.cat(told), times_at(rate)) and settings_of(tmp_path / name)["fps"] == rate
+    (tmp_path / "one" / "samples.json").write_text("{}")
+    assert "give --fps" in fails(capsys, *words, "--out", tmp_path / "damaged")
+    (tmp_path / "one" / "samples.json").unlink()
+    assert run(*words, "--out", tmp_path / "unknown") == 0
+    assert settings_of(tmp_path / "unknown")["fps"] == 10
+
+
+def test_another_rate_of_the_same_frame_is_another_sample(export, videos, tmp_path, capsys):
+    words = (export, "--out", tmp_path, "--start-from", videos / "up" / "a.mp4", "--known", "0", "--steps", 1)
+    assert run(*words, "--frame-interval", 2) == 0
+    assert "fps: 12.5 there, 25.0 here" in fails(capsys, *words, "--frame-interval", 1)
+
+
+# Sampling -----------------------------------------------------------------------------------------------------------
 
 
 def test_labels_of_clips_can_be_overridden(export, videos, tmp_path):
@@ -256,7 +360,8 @@ def test_partial_denoising_beside_known_frames(export, videos, tmp_path, capsys)
     assert run(*common, "--out", tmp_path) == 0
     clip = open_data("videos", path.parent, frames=3, frame_interval=4, size=16).clip(0, start=0).pixels
     clip = clip.movedim(1, -1).numpy()[None]
-    expected = tiny_pipeline()([0], clips=clip, known=[0], start_gamma=0.9, seeds=[0], output_type="uint8").frames
+    how = {"clips": clip, "known": [0], "start_gamma": 0.9, "seeds": [0], "fps": 6.25, "output_type": "uint8"}
+    expected = tiny_pipeline()([0], **how).frames
     assert differs(npz(tmp_path)[0], expected) <= 1
     assert "a.mp4 has 30 frames" in fails(capsys, *common, "--at", 1.1, "--out", tmp_path / "x")  # all frames now
 
@@ -322,6 +427,11 @@ def test_other_starts_are_other_samples(export, videos, tmp_path, capsys):
         (("--context-gamma", "0.9"), "--context-gamma is about known frames"),
         (("--history-guidance", "2"), "--history-guidance is about known frames"),
         (("--frame-schedule", "5"), "--frame-schedule: "),
+        (("--frame-schedule", "pyramid", "--sampler", "euler"), "leave --frame-schedule out"),
+        (("--start-from", "VIDEO", "--known", "0-1", "--fps", "25", "--frame-interval", "5"), "--frame-interval 1"),
+        (("--length", "9", "--start-from", "VIDEO", "--known", "last"), "count them from 0 within the first window"),
+        (("--length", "9", "--start-from", "VIDEO", "--known", "0,-1"), "--known 0,-1: with --length"),
+        (("--length", "9", "--keyframes", "0=IMAGE", "-1=IMAGE"), "--keyframes -1="),
         (("--overlap", "1"), "add --length"),
         (("--length", "3"), "no longer than one window of 3 frames"),
         (("--length", "9", "--overlap", "3"), "overlap is 3"),
@@ -385,7 +495,7 @@ def test_a_long_video_is_that_of_roll_out(export, videos, tmp_path, capsys):
     clip = open_data("videos", videos / "up", frames=3, frame_interval=2, size=16).clip(0, start=0).pixels
     clips = np.stack([clip.movedim(1, -1).numpy()] * 3)
     windows = list(
-        roll_out(tiny_pipeline(), [0] * 3, length=8, overlap=1, clips=clips, known=[0, 1], seeds=range(3), fps=10)
+        roll_out(tiny_pipeline(), [0] * 3, length=8, overlap=1, clips=clips, known=[0, 1], seeds=range(3), fps=12.5)
     )
     expected = np.concatenate([window.frames for window in windows], axis=1)
     assert differs(samples, expected) <= 1

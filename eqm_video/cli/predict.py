@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from eqm_video import media
 from eqm_video.cli import options, plots
 from eqm_video.cli.sample_known import parse_known
+from eqm_video.cli.sample_options import frame_schedule
 from eqm_video.cli.sources import Clips, Source
 from eqm_video.cli.tables import aligned
 from eqm_video.cli.tasks_pictures import draw_clips, draw_strips
@@ -47,19 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(
             f"--data {given.data} holds images: predictions are of frames of videos, give a folder of those"
         )
+    choices = {str(choice): choice.of(frames) for choice in given.known}  # all, before any is sampled
     clips = source.read()
     truth = rebuild(pipeline, clips.pixels, given.batch_size)
     labels = [label if given.labels == "own" and label in pipeline.labels.values() else None for label in clips.labels]
     found, rows = {}, {}
-    for choice in given.known:
-        known = choice.of(frames)
+    for name, known in choices.items():
         samples = predict(pipeline, clips, labels, known, given)
-        found[str(choice)] = {"known": known, **compare(samples, truth, known)}
-        rows[str(choice)] = (samples[0], known)
+        found[name] = {"known": known, **compare(samples, truth, known)}
+        rows[name] = (samples[0], known)
     record = {
         "command": shlex.join(["python", "-m", "eqm_video", "predict", *map(str, arguments or [])]),
         "clips": len(truth),
         "files": clips.files,
+        "fps": clips.rates,
         "labelled": sum(label is not None for label in labels),
         "codec": float(rms(truth, clips.pixels).mean()),
         "machine": options.machine(pipeline),
@@ -68,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     media.write_text(given.out / "predict.json", json.dumps(record, indent=1) + "\n")
     print(table(record))
     names = [draw(found, given.out / "predict.png")]
-    names.append(draw_clips(given.out / "predict.gif", truth, rows, fps))
+    names.append(draw_clips(given.out / "predict.gif", truth, rows, statistics.median(clips.rates)))
     names.append(draw_strips(given.out / "predict_strips.png", truth, rows))
     print(f"look at {', '.join(path.name for path in names)} in {given.out}; numbers: predict.json")
     return 0
@@ -95,7 +98,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--labels", choices=("own", "none"), default="own", help="tell each clip's label where the model knows it")
     add("--steps", type=options.whole(1), metavar="N", help="updates; default: the model's")
     add("--guidance-scale", type=options.number(), metavar="G", help="1 = no guidance; default: the model's")
-    add("--frame-schedule", default="joint", metavar="ORDER", help="joint (default), pyramid or autoregressive")
+    add("--frame-schedule", type=frame_schedule, default="joint", metavar="ORDER",
+        help="joint (default), pyramid, autoregressive, or a delay in steps")  # fmt: skip
     add("--context-gamma", type=options.number(0, above=True), default=1.0, metavar="C", help="default: 1")
     add("--history-guidance", type=options.number(), default=1.0, metavar="S", help="default: 1, none")
     add("--seed", type=options.whole(0), default=0, metavar="K", help="default: 0")
@@ -120,6 +124,7 @@ def predict(
                 clips=clips.pixels[first : batch.stop],
                 known=known,
                 seeds=[fold("predict", given.seed, sample, k) for k in batch],
+                fps=clips.rates[first : batch.stop],  # the true ones: what is known stands so far apart
                 steps=given.steps,
                 guidance_scale=given.guidance_scale,
                 frame_schedule=given.frame_schedule,

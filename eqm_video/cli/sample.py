@@ -110,7 +110,7 @@ def resolve(
     pipeline: EqMPipeline, options: argparse.Namespace, descent: dict[str, Any], start: Start | None, long: Long | None
 ) -> dict[str, Any]:
     """Everything that decides the samples, with the model's own settings filled in; checked before any work."""
-    config = pipeline.config
+    fps = float(options.fps or pipeline.config.fps)
     if options.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--mixed-precision fp16 needs a GPU; give bf16 or no")
     for name in ("context_gamma", "history_guidance"):
@@ -125,7 +125,7 @@ def resolve(
         "labels": words or options.labels or ["all"],
         "num_samples": options.num_samples,
         "frames": start.frames if start else pipeline.check_frames(options.frames),
-        "fps": float(options.fps or config.fps),
+        "fps": start.fps(fps) if start else fps,
         "size": list(start.size if start else pipeline.check_size(options.size)),
         **descent,
         "seed": options.seed,

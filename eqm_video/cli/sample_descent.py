@@ -79,6 +79,11 @@ def choose_descent(pipeline: EqMPipeline, options: argparse.Namespace) -> tuple[
         frame_delay(options.frame_schedule or "joint", steps, 1)
     except ValueError as error:
         raise UserError(f"--frame-schedule: {error}") from error
+    if options.frame_schedule not in (None, "joint", 0) and hasattr(rule, "solve"):
+        raise UserError(
+            f"--frame-schedule {options.frame_schedule}: the sampler {kind} carries all frames together; leave "
+            "--frame-schedule out, or take gd, nag, adam or langevin with --sampler"
+        )
     interval = tuple(options.guidance_interval) if options.guidance_interval else None
     return Descent(
         rule=rule,
@@ -109,4 +114,5 @@ def choose_look(options: argparse.Namespace, settings: dict[str, Any]) -> Look:
     many = options.num_samples
     clips = (many if many <= 64 else 64) if options.clips is None else min(options.clips, many)
     known = [] if options.no_marks else settings.get("known", [])
-    return Look(formats, settings["fps"], clips, options.scale, options.columns, tuple(known))
+    rates = tuple(settings.get("clip_fps", ()))
+    return Look(formats, settings["fps"], clips, options.scale, options.columns, tuple(known), rates)

@@ -35,11 +35,16 @@ class Look:
     """How samples are shown; none of it changes a sample."""
 
     formats: tuple[str, ...]  # of gif, mp4, png
-    fps: float
+    fps: float  # of the grid, and of clips without a rate of their own
     clips: int  # how many get files of their own
     scale: int | None = None  # pixels of the grid for each pixel of a clip; None: enough to read the labels
     columns: int | None = None
     known: tuple[int, ...] = ()  # frames with a border in the grid
+    rates: tuple[float, ...] = ()  # frames per second of the clips, in turn; (): all are at `fps`
+
+    def rate(self, index: int) -> float:
+        """Frames per second of sample number `index`."""
+        return self.rates[index % len(self.rates)] if self.rates else self.fps
 
 
 class SampleFolder:
@@ -177,7 +182,7 @@ class SampleFolder:
         for kind in look.formats:
             file = self.path / "clips" / f"{index:06d}.{kind}"
             if not file.exists():
-                _write(file, media.filmstrips(clip[None])[0] if kind == "png" else clip, look.fps)
+                _write(file, media.filmstrips(clip[None])[0] if kind == "png" else clip, look.rate(index))
 
     def _parts(self) -> Iterator[tuple[int, np.ndarray]]:
         for file in sorted(self.parts_folder.glob("[0-9]*.npy")):

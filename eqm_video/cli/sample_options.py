@@ -65,7 +65,9 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     add("--labels", nargs="+", metavar="LABEL", help="names or numbers, in turn; or all (default), random, none")
     add("--num-samples", type=whole(1), metavar="N", help="default: 16")
     add("--frames", type=whole(1), metavar="T", help="frames of a clip, 1 = images; default: as trained")
-    add("--fps", type=number(0.01), metavar="F", help="frames per second; default: as trained")
+    add(
+        "--fps", type=number(0.01), metavar="F", help="frames per second; default: as trained, or those of known frames"
+    )
     add("--size", type=size, metavar="PIXELS", help="height and width, or HEIGHTxWIDTH; default: as trained")
     add("--seed", type=whole(0), default=0, metavar="K", help="sample k has seed K + k; default: 0")
     add(
@@ -102,17 +104,27 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
         help="how clean the unknown frames start: 0 = noise (default), towards 1 = the clip itself",
     )
     add("--at", type=_seconds, metavar="SECONDS", help="of a video: where a clip begins, or end; default: 0")
-    add("--frame-interval", type=whole(1), metavar="K", help="take every K-th frame; default: by the model's fps")
+    add("--frame-interval", type=whole(1), metavar="K", help="take every K-th frame; default: nearest to --fps")
     add("--split", choices=("train", "test"), help="of a folder with UCF-101's lists; default: every file")
     add("--fold", type=whole(1), metavar="F", help="of the split; default: 1")
-    add("--frame-schedule", type=_schedule, metavar="KIND", help="joint (default), pyramid, autoregressive, or a delay")
+    add(
+        "--frame-schedule",
+        type=frame_schedule,
+        metavar="KIND",
+        help="joint (default), pyramid, autoregressive, or a delay",
+    )
     add("--context-gamma", type=number(0), metavar="G", help="show the network known frames this clean; default: 1")
     add("--history-guidance", type=number(), metavar="S", help="weight of what known frames say; default: 1")
 
 
 def _add_long(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("long videos").add_argument
-    add("--length", type=whole(1), metavar="N", help="frames of the video, made in windows of --frames")
+    add(
+        "--length",
+        type=whole(1),
+        metavar="N",
+        help="frames of the video, made in windows of --frames; --known and --keyframes are of the first window",
+    )
     add(
         "--overlap",
         type=whole(1),
@@ -185,7 +197,8 @@ def _seconds(text: str) -> float | str:
     return END if text == END else number(0)(text)
 
 
-def _schedule(text: str) -> str | int:
+def frame_schedule(text: str) -> str | int:
+    """Argparse type of `--frame-schedule`: its name, or the steps between the starts of two frames."""
     if text not in FRAME_SCHEDULES and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(FRAME_SCHEDULES)}, or a number of steps")
     return text if text in FRAME_SCHEDULES else int(text)

@@ -8,6 +8,7 @@ their clip is asked for: a folder may hold more than fits in memory.
 from __future__ import annotations
 
 import hashlib
+import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,10 +37,14 @@ class Asked:
 
     frames: int
     size: tuple[int, int]
-    fps: float
+    fps: float  # that is wanted: every whole interval of a file has its own
     needed: Sequence[int]  # ascending
     at: float | str = 0.0  # seconds at which frame 0 of the clip lies in the file, or END
     frame_interval: int | None = None  # of the file's frames; None: the one nearest to fps
+
+    def nearest_interval(self, info: VideoInfo) -> int:
+        """The frame interval of a file that comes nearest to `fps`."""
+        return max(1, round(info.fps / self.fps))
 
     def nearest(self) -> np.ndarray:
         """For every frame (T,) the place in `needed` of the nearest one."""
@@ -60,7 +65,7 @@ class VideoClip:
     @classmethod
     def of(cls, path: Path, label: str | None, info: VideoInfo, asked: Asked) -> VideoClip:
         """UserError where the file is too short for the needed frames."""
-        interval = asked.frame_interval or max(1, round(info.fps / asked.fps))
+        interval = asked.frame_interval or asked.nearest_interval(info)
         last = asked.needed[-1] * interval
         start = info.frames - 1 - last if asked.at == END else round(float(asked.at) * info.fps)
         if start < 0 or start + last >= info.frames:
@@ -72,6 +77,12 @@ class VideoClip:
             )
         return cls(path, label, info, interval, tuple(start + frame * interval for frame in asked.needed), asked)
 
+    @property
+    def rate(self) -> float | None:
+        """Frames per second of the clip; None where a single frame is read, at no interval: it goes with any rate."""
+        free = len(self.rows) == 1 and self.asked.frame_interval is None
+        return None if free else float(self.info.fps) / self.interval
+
     def read(self) -> np.ndarray:
         """(T, H, W, 3)."""
         frames, _ = read_frames(self.path, self.rows, info=self.info)
@@ -82,10 +93,10 @@ class VideoClip:
         return hash_file(self.path, str(self.rows))
 
     def describe(self) -> str:
-        """The interval, and the seconds of the frames that are read."""
-        rate, first, last = self.info.fps, self.rows[0] / self.info.fps, self.rows[-1] / self.info.fps
+        """The interval and the rate, where there is one, and the seconds of the frames that are read."""
+        fps, first, last = self.info.fps, self.rows[0] / self.info.fps, self.rows[-1] / self.info.fps
         when = f"at {first:.2f} s" if first == last else f"{first:.2f} to {last:.2f} s"
-        return f"{every(self.interval)} of {rate:.4g} fps = {rate / self.interval:.4g} fps, {when}"
+        return when if self.rate is None else f"{every(self.interval)} of {fps:.4g} fps = {self.rate:.4g} fps, {when}"
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,11 @@ class PictureClip:
     paths: tuple[Path, ...]  # one for each needed frame, or one for all
     label: str | None
     asked: Asked
+
+    @property
+    def rate(self) -> float | None:
+        """None: pictures go with any."""
+        return None
 
     def read(self) -> np.ndarray:
         """(T, H, W, 3)."""
@@ -117,6 +133,7 @@ class ArrayClip:
     pixels: np.ndarray
     label: str | None
     frames: int
+    rate: float | None = None  # frames per second, where they are known
 
     def read(self) -> np.ndarray:
         """(T, H, W, 3)."""
@@ -212,6 +229,19 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise UserError(f"--start-from {path}: arr_0 is {clips.dtype} {clips.shape}, not uint8 (N, T, H, W, 3)")
     usable = labels is not None and labels.shape == (len(clips),) and np.issubdtype(labels.dtype, np.integer)
     return clips, labels if usable else None
+
+
+def read_rates(path: Path, count: int) -> list[float | None]:
+    """Frames per second of each of `count` clips of a samples.npz, as the samples.json beside it has them; or None."""
+    record = path.with_name("samples.json")
+    if path.name != "samples.npz" or not record.is_file():
+        return [None] * count
+    try:
+        settings = json.loads(record.read_text(encoding="utf-8"))["settings"]
+        rates = settings.get("clip_fps") or [settings["fps"]]
+        return [float(rates[k % len(rates)]) for k in range(count)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{record} does not say the fps of {path.name} ({error!r}): give --fps") from error
 
 
 def hash_file(path: Path, more: str = "") -> bytes:

@@ -26,6 +26,7 @@ from eqm_video.cli.sample_sources import (
     every,
     open_path,
     read_npz,
+    read_rates,
 )
 from eqm_video.cli.sources import kind_of
 from eqm_video.data.cifar import find_cifar
@@ -35,6 +36,7 @@ from eqm_video.errors import UserError
 from eqm_video.pipeline import EqMPipeline
 
 ARRAYS = (".npz", ".npy")
+SAME = 1.001  # rates that differ by less are one: files round their frame times
 READING = ("at", "frame_interval", "split", "fold")  # options that say what is read of videos
 
 
@@ -52,6 +54,20 @@ class Start:
     digest: str
     said: str  # what was read, in a line
 
+    @property
+    def rates(self) -> list[float]:
+        """Frames per second of every clip; [] where they go with any."""
+        return [clip.rate for clip in self.clips if clip.rate is not None]
+
+    @property
+    def mixed(self) -> bool:
+        """Whether clips are at several rates."""
+        return bool(self.rates) and max(self.rates) > SAME * min(self.rates)
+
+    def fps(self, otherwise: float) -> float:
+        """What all clips are at; `otherwise` where that is no single rate."""
+        return otherwise if self.mixed or not self.rates else self.rates[0]
+
     def batch(self, samples: range) -> np.ndarray:
         """The clips (B, T, H, W, 3) of these samples."""
         return np.stack([self.clips[sample % len(self.clips)].read() for sample in samples])
@@ -59,16 +75,20 @@ class Start:
     def call(self, samples: range) -> dict[str, Any]:
         """Keyword arguments of `EqMPipeline.__call__` for these samples."""
         held = {"known": self.known} if self.known else {}
-        return {"clips": self.batch(samples), **held}
+        rates = self.rates if self.mixed else []
+        told = {"fps": [rates[sample % len(rates)] for sample in samples]} if rates else {}
+        return {"clips": self.batch(samples), **held, **told}
 
     def settings(self) -> dict[str, Any]:
         """For samples.json."""
         held = {"known": self.known} if self.known else {}
-        return {"start_from": self.digest, **held}
+        return {"start_from": self.digest, **held, **({"clip_fps": self.rates} if self.mixed else {})}
 
 
 def open_start(pipeline: EqMPipeline, options: argparse.Namespace) -> Start | None:
     """What the command line says to start from; None for noise. UserError for what does not go together."""
+    if options.length is not None:
+        _check_first_window(options)
     if options.keyframes:
         return _from_keyframes(pipeline, options)
     if options.start_from is None:
@@ -124,7 +144,8 @@ def _from_arrays(pipeline: EqMPipeline, options: argparse.Namespace) -> Start:
         total = pipeline.transformer.null_label
         numbers = [-1] * len(pixels) if numbers is None else numbers[: len(pixels)]
         names = [int(number) if 0 <= number < total else None for number in numbers]
-    clips = [ArrayClip(one, None, frames) for one in pixels]
+    rates = [None] * len(pixels) if options.fps or frames == 1 else read_rates(path, len(pixels))
+    clips = [ArrayClip(one, None, frames, rate) for one, rate in zip(pixels, rates, strict=True)]
     said = f"starts from {_count(len(clips), 'clip')} of {path}" + (f"; known: {_of(known, frames)}" if known else "")
     whole = hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16).hexdigest()
     return Start(clips, frames, tuple(size), known, names, whole, said)
@@ -151,6 +172,7 @@ def _from_files(pipeline: EqMPipeline, options: argparse.Namespace) -> Start:
     total = len(found.clips)
     count = min(total, options.num_samples or total)
     clips = [found.clips[k * total // count] for k in range(count)]
+    _check_interval(options, clips)
     ours = set(pipeline.labels.values())
     labels = [clip.label if clip.label in ours else None for clip in clips]
     said = _describe(path, found, clips) + (f"; known: {_of(held, frames)}" if held else "")
@@ -180,6 +202,30 @@ def _check_shape(pipeline: EqMPipeline, options: argparse.Namespace, frames: int
         )
 
 
+def _check_interval(options: argparse.Namespace, clips: Sequence[Opened]) -> None:
+    """UserError where --fps and --frame-interval say two things of a video."""
+    if options.fps is None or options.frame_interval is None:
+        return
+    for clip in clips:
+        if isinstance(clip, VideoClip) and clip.interval != (best := clip.asked.nearest_interval(clip.info)):
+            raise UserError(
+                f"--fps {options.fps:g} and --frame-interval {clip.interval} do not agree: {every(clip.interval)} of "
+                f"{clip.path} is {clip.rate:.4g} fps; leave one of the two out, or type --frame-interval {best}"
+            )
+
+
+def _check_first_window(options: argparse.Namespace) -> None:
+    """UserError where frames of a long video are counted from an end that is only its first window's."""
+    known = [number for part in options.known.parts for number in part] if options.known else []
+    words = [f"--known {options.known}"] if any(number < 0 for number in known) else []
+    words += [f"--keyframes {frame}={path}" for frame, path in options.keyframes or () if frame < 0]
+    if words:
+        raise UserError(
+            f"{words[0]}: with --length, known frames are of the first window and not of the video's end; count them "
+            "from 0 within the first window, such as first:4 or 0-3"
+        )
+
+
 def _neither(path: Path) -> str:
     return (
         f"--start-from {path}: what of it shall stay? Type --known FRAMES (such as first, 0-3 or ends), or "
@@ -205,11 +251,11 @@ def _describe(path: Path, found: Found, clips: Sequence[Opened]) -> str:
         of = f" of {len(found.clips)}" if len(clips) < len(found.clips) else ""
         words = [f"starts from {_count(len(clips), found.kind)}{of} in {path}"]
         videos = [clip for clip in clips if isinstance(clip, VideoClip)]
+        rates = [clip.rate for clip in videos if clip.rate is not None]
         if len({(clip.interval, clip.rows, clip.info.fps) for clip in videos}) == 1:
             words.append(videos[0].describe())
-        elif videos:
+        elif rates:
             intervals = sorted({clip.interval for clip in videos})
-            rates = [clip.info.fps / clip.interval for clip in videos]
             low, high = f"{min(rates):.4g}", f"{max(rates):.4g}"
             words.append(f"{every(intervals[0], intervals[-1])}, {low if low == high else f'{low} to {high}'} fps")
     return ": ".join(word for word in words if word) + "".join(f" ({note})" for note in found.notes)

@@ -101,10 +101,12 @@ class Work:
 def describe(settings: dict[str, Any]) -> str:
     """The settings in one line."""
     height, width = settings["size"]
-    what = "images" if settings["frames"] == 1 else f"clips of {settings['frames']} frames at {settings['fps']:g} fps"
+    rates = settings.get("clip_fps", [settings["fps"]])
+    fps = " to ".join(f"{rate:.4g}" for rate in sorted({min(rates), max(rates)})) + " fps"
+    what = "images" if settings["frames"] == 1 else f"clips of {settings['frames']} frames at {fps}"
     if "length" in settings:
         what = (
-            f"videos of {settings['length']} frames at {settings['fps']:g} fps, in windows of {settings['frames']} "
+            f"videos of {settings['length']} frames at {fps}, in windows of {settings['frames']} "
             f"that overlap by {settings['overlap']}"
         )
     rule = ", ".join(f"{key} {value}" for key, value in settings["sampler"].items())
@@ -122,8 +124,10 @@ def report(folder: SampleFolder, look: Look) -> None:
     if (nfe := folder.nfe()) is not None and nfe.min() != nfe.max():
         print(f"evaluations of the field: {nfe.mean():.1f} a sample, from {nfe.min()} to {nfe.max()}")
     real = gif_fps(look.fps)
-    if "gif" in look.formats and abs(real - look.fps) > 1e-6:
-        print(f"GIFs play at {real:.2f} fps instead of {look.fps:g}: their delays are multiples of 10 ms")
+    if "gif" in look.formats and look.rates:
+        print(f"clips play at their own rates, the grid at {real:.4g} fps")
+    elif "gif" in look.formats and abs(real - look.fps) > 1e-6:
+        print(f"GIFs play at {real:.2f} fps instead of {look.fps:.4g}: their delays are multiples of 10 ms")
     if look.clips < folder.count:
         print(f"files for the first {look.clips} of {folder.count} samples (--clips); samples.npz holds all")
     if look.known:

@@ -22,11 +22,12 @@ from eqm_video.randomness import fold
 
 @dataclass(frozen=True)
 class Clips:
-    """Pixels (N, T, H, W, 3), the name of each clip's file, and its label (None: unlabelled)."""
+    """Pixels (N, T, H, W, 3), the name of each clip's file, its label (None: unlabelled), and its frames per second."""
 
     pixels: np.ndarray
     files: list[str]
     labels: list[str | None]
+    rates: list[float] | None = None  # of frames that are one frame interval apart; None: clips that stand still
 
     def partners(self, seed: int) -> list[int]:
         """For each clip the number of another one, of another file and, where there is one, of another label."""
@@ -85,16 +86,21 @@ class Source:
             clips.append(frames[rows + min(start, len(frames) - 1 - rows[-1])])
         files = [self.data.files[index] for index, _ in self.windows]
         labels = [self.data.labels[label] if label >= 0 else None for _, label, _ in files]
-        return Clips(np.stack(clips), [name for name, _, _ in files], labels)
+        interval = self.data.frame_interval
+        rates = [float(info.fps) / interval for _, _, info in files] if self.data.frames > 1 else None
+        return Clips(np.stack(clips), [name for name, _, _ in files], labels, rates)
 
 
 def kind_of(root: Path) -> str:
     """ "videos" or "images", whichever the folder holds; CIFAR-10, archive or folder, is images.
 
-    UserError for a folder with both, or with neither.
+    UserError for a folder with both, with neither, or that is none.
     """
     if find_cifar(Path(root)) is not None:
         return "images"
+    if not Path(root).is_dir():
+        found = "is a file" if Path(root).exists() else "does not exist"
+        raise UserError(f"{root} {found}; give a folder of videos or of images")
     names = [name.lower() for _, _, inside in os.walk(root) for name in inside]
     kinds = [kind for kind, endings in EXTENSIONS.items() if any(name.endswith(tuple(endings)) for name in names)]
     if len(kinds) != 1:
