@@ -75,6 +75,20 @@ def test_the_command(folders, capsys):
         assert (folders / "out" / name).stat().st_size > 1000
 
 
+def test_pictures_can_leave_out_every_real_frame(folders, monkeypatch):
+    shown = []
+    monkeypatch.setattr(module, "draw_clips", lambda path, truth, rows, fps: shown.append((truth, rows)) or path)
+    words = [str(folders / "model"), "--data", str(folders / "videos"), "--clips", "2", "--known", "first", "0,-1"]
+    words += ["--device", "cpu", "--out", str(folders / "private")]
+    assert main(words) == 0 and main([*words, "--predictions-only"]) == 0
+    (truth, open_rows), (nothing, rows) = shown
+    assert truth is not None and nothing is None
+    for name, known in {"first": [0], "0,-1": [0, FRAMES - 1]}.items():
+        hidden = [frame for frame in range(FRAMES) if frame not in known]
+        assert (rows[name][0][:, known] == 128).all() and (open_rows[name][0][:, known] != 128).any()
+        assert np.array_equal(rows[name][0][:, hidden], open_rows[name][0][:, hidden])
+
+
 def test_clips_are_told_at_their_true_times(folders, tmp_path, monkeypatch):
     write_moving_shapes(tmp_path / "videos", videos=1, held_out=1, frames=2 * FRAMES, size=SIZE, fps=13)
     fields, made = [], EqMPipeline.field

@@ -28,7 +28,7 @@ from eqm_video.cli.sample_known import parse_known
 from eqm_video.cli.sample_options import frame_schedule
 from eqm_video.cli.sources import Clips, Source
 from eqm_video.cli.tables import aligned
-from eqm_video.cli.tasks_pictures import draw_clips, draw_strips
+from eqm_video.cli.tasks_pictures import draw_clips, draw_strips, without_known
 from eqm_video.errors import UserError
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.randomness import fold
@@ -71,8 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     media.write_text(given.out / "predict.json", json.dumps(record, indent=1) + "\n")
     print(table(record))
     names = [draw(found, given.out / "predict.png")]
-    names.append(draw_clips(given.out / "predict.gif", truth, rows, statistics.median(clips.rates)))
-    names.append(draw_strips(given.out / "predict_strips.png", truth, rows))
+    shown, rows = (None, without_known(rows)) if given.predictions_only else (truth, rows)
+    names.append(draw_clips(given.out / "predict.gif", shown, rows, statistics.median(clips.rates)))
+    names.append(draw_strips(given.out / "predict_strips.png", shown, rows))
     print(f"look at {', '.join(path.name for path in names)} in {given.out}; numbers: predict.json")
     return 0
 
@@ -103,6 +104,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--context-gamma", type=options.number(0, above=True), default=1.0, metavar="C", help="default: 1")
     add("--history-guidance", type=options.number(), default=1.0, metavar="S", help="default: 1, none")
     add("--seed", type=options.whole(0), default=0, metavar="K", help="default: 0")
+    add("--predictions-only", action="store_true", help="pictures without true and known frames, to show to others")
     add("--batch-size", type=options.whole(1), default=16, metavar="B", help="clips at once; default: 16")
     return parser.parse_args(arguments)
 
