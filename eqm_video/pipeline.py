@@ -210,6 +210,8 @@ class EqMPipeline(Landscape, DiffusionPipeline):
             num_samples, num_frames, size = given.agree(self, labels, num_samples, num_frames, size)
         told = self.transformer.config.conditioned_on_gamma
         known = check_start(given, start_gamma, known, context_gamma, history_guidance, told=told)
+        if step_size == "auto" and history_guidance != 1:
+            raise UserError("step_size auto was measured without history guidance: give step_size a number")
         wanted = as_list(labels, num_samples, seeds, generator)
         generators = make_generators(len(wanted), seeds, generator)
         steps = self.config.sampler["steps"] if steps is None else steps

@@ -211,6 +211,7 @@ def test_clips_that_stop_leave_the_others_their_own_known_frames_and_noise():
         ({"context_gamma": 0.0}, "context_gamma is 0.0; it must be a number above 0 and at most 1"),
         ({"context_gamma": 1.5}, "context_gamma is 1.5"),
         ({"history_guidance": float("inf")}, "history guidance is inf"),
+        ({"history_guidance": 2.0, "step_size": "auto"}, "auto was measured without history guidance"),
     ],
 )
 def test_the_pipeline_says_what_is_wrong(given, words):
