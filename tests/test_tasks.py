@@ -12,7 +12,9 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from eqm_video.cli import recipes, tasks, tasks_clips, tasks_long, tasks_report, tasks_short
+from eqm_video.cli.demo import write_videos
 from eqm_video.config import flatten, load_config, to_tree
+from eqm_video.data.datasets import look_at_video
 from eqm_video.data.shapes import label_names
 from eqm_video.errors import UserError
 
@@ -178,6 +180,14 @@ def test_ways_change_one_choice_at_a_time() -> None:
 
 
 # The command --------------------------------------------------------------------------------------------------------
+
+
+def test_endless_videos_are_three_windows_long(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("eqm_video.cli.demo.VIDEOS", 2)
+    monkeypatch.setattr("eqm_video.cli.demo.HELD_OUT", 1)
+    write_videos(tmp_path / "endless", endless=True)
+    files = sorted((tmp_path / "endless").rglob("*.avi"))
+    assert len(files) == 16 and {look_at_video(file).frames for file in files} == {24}
 
 
 def test_recipes_differ_in_gamma_alone() -> None:

@@ -28,6 +28,7 @@ RECIPE = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 SHAPES = ("Disc", "Square")
 SAMPLES = 64
 VIDEOS, HELD_OUT = 88, 8  # of each label
+ENDLESS_FRAMES = 24  # of an endless video: windows of it begin at many places
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +59,8 @@ def write_videos(root: Path, *, endless: bool = False) -> None:
     """Write the moving shapes, unless they are there."""
     if not root.exists():
         print(f"writing moving shapes as videos to {root}")
-        write_moving_shapes(root, shapes=SHAPES, videos=VIDEOS, held_out=HELD_OUT, endless=endless)
+        longer = {"frames": ENDLESS_FRAMES, "endless": True} if endless else {}
+        write_moving_shapes(root, shapes=SHAPES, videos=VIDEOS, held_out=HELD_OUT, **longer)
 
 
 def train(options: argparse.Namespace) -> dict[str, float]:
