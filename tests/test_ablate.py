@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from eqm_video.cli import ablate, ablate_report, recipes
 from eqm_video.config import flatten, load_config, to_tree
@@ -42,11 +41,7 @@ FLOWS = ("flow", "flow_untold")
 FLOW_SAMPLER = {f"{SAMPLER}kind": "euler", f"{SAMPLER}step_size": None, f"{SAMPLER}mu": None}
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 def settings(name: str) -> dict:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny_run import ROOT, equal, read_metrics, tiny_network, tiny_trainer, weights
@@ -16,12 +15,7 @@ from tiny_run import ROOT, equal, read_metrics, tiny_network, tiny_trainer, weig
 from eqm_video.errors import UserError
 from eqm_video.training.checkpoint import Checkpoints, lock_run, read_record, write_folder
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 def fill(folder: Path) -> None:

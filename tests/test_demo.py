@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState
 
 from eqm_video.cli import main
 from eqm_video.cli.demo import SHAPES, measure
@@ -16,11 +15,7 @@ from eqm_video.data.shapes import label_names, render_clip
 OPPOSITE = {"Right": "Left", "Left": "Right", "Up": "Down", "Down": "Up"}
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 def test_demo_runs_and_a_second_call_only_samples(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:

@@ -17,12 +17,7 @@ from eqm_video.randomness import generator
 from eqm_video.training.batches import BatchPlan
 from eqm_video.training.tracking import Meter
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 # ----------------------------------------------------------------------------------------------------------- the plan

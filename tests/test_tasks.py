@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState
 
 from eqm_video.cli import recipes, tasks, tasks_clips, tasks_long, tasks_report, tasks_short
 from eqm_video.cli.demo import write_videos
@@ -22,11 +21,7 @@ NAMES = label_names(("Disc", "Square"))
 GAMMAS = {"shared", "per_frame", "context", "context_any", "mixture", "mixture_half"}
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import time
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from tiny_run import MemoryClips, encode, equal, read_metrics, tiny_network, tiny_trainer, weights
 
 from eqm_video.energy import ENERGIES, checkpoint_block
@@ -20,13 +19,7 @@ from eqm_video.training.batches import BatchPlan
 from eqm_video.training.held_out import HeldOut
 from eqm_video.training.trainer import Hook, StopSignals
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps its state in a singleton, which refuses another precision."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 # ------------------------------------------------------------------------------------------------------ batches

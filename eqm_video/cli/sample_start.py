@@ -114,6 +114,9 @@ def _from_keyframes(pipeline: EqMPipeline, options: argparse.Namespace) -> Start
         )
     frames, size = pipeline.check_frames(options.frames), pipeline.check_size(options.size)
     pictures = keyframes_of(options.keyframes, frames)
+    for frame, path in options.keyframes:
+        if not Path(path).is_file():
+            raise UserError(f"--keyframes {frame}={path}: there is no such file; give a picture")
     for path in dict.fromkeys(pictures.values()):
         read_image(path)
     asked = Asked(frames, size, 1.0, list(pictures))
