@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from eqm_video import machine
 from eqm_video.codec import BUNDLED, BUNDLED_FOLDER, PIXELS, Codec
 from eqm_video.config import Config
 from eqm_video.energy import Field
@@ -55,6 +55,12 @@ def make_accelerator(config: Config) -> Accelerator:
     if config.train.mixed_precision == "fp16" and accelerator.scaler is None:
         raise UserError(f"train.mixed_precision=fp16 needs a GPU, this is {accelerator.device}: give bf16 or no")
     return accelerator
+
+
+def note_precision(config: Config, device: torch.device) -> list[str]:
+    """A note where the recipe's precision is one that the device emulates."""
+    precision = config.train.mixed_precision
+    return machine.note_bf16(device, "train.mixed_precision=bf16", "train.mixed_precision=no") * (precision == "bf16")
 
 
 def check_launch(accelerator: Accelerator) -> None:
@@ -271,12 +277,3 @@ def measure(network: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "flops": counter.get_total_flops(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Of what computed the weights."""
-    import accelerate
-    import diffusers
-
-    found = {"torch": torch.__version__, "diffusers": diffusers.__version__, "accelerate": accelerate.__version__}
-    return {"python": platform.python_version(), **found}

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import nn
 
-from eqm_video import build
+from eqm_video import build, machine
 from eqm_video.codec import BUNDLED, PIXELS, Codec
 from eqm_video.config import Config, TrainConfig, to_tree
 from eqm_video.data.datasets import collate
@@ -50,6 +50,7 @@ class Run:
         if not resuming:
             build.check_start(network)
         self.notes += build.note_sampler(config)
+        self.notes += build.note_precision(config, accelerator.device)
         if config.held_out.split is None:
             self.notes.append("note: held_out.split is not set, so there will be no loss on held-out clips")
         self.fps = playback_fps(data.videos, config.data.reference_fps)
@@ -90,7 +91,7 @@ class Run:
             log=self.log,
             evaluations=self._evaluations(),
             hooks=[Hook(config.preview.every, self.preview)],
-            record={"config": to_tree(config), "data": self.data_record, "versions": build.versions()},
+            record={"config": to_tree(config), "data": self.data_record, "versions": machine.versions()},
             describe=self._describe,
         )
 

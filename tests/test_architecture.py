@@ -15,6 +15,7 @@ PACKAGE = ROOT / "eqm_video"
 # Each line is (layer, module prefix). Inside a layer a module may import only modules of earlier lines.
 ORDER = [
     (0, "errors"),
+    (0, "machine"),
     (0, "randomness"),
     (0, "gamma"),
     (0, "objective"),
@@ -77,6 +78,7 @@ ORDER = [
     (3, "training.optim"),
     (3, "training.checkpoint"),
     (3, "training.tracking"),
+    (3, "training.progress"),
     (3, "training.held_out"),
     (3, "training.gather"),
     (3, "training.trainer"),

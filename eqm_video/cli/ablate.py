@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eqm_video import media
-from eqm_video.build import versions
+from eqm_video import machine, media
 from eqm_video.cli import ablate_report, options
 from eqm_video.cli.demo import write_videos
 from eqm_video.cli.quality import Judge
@@ -55,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "samples": given.num_samples,
         "seeds": [given.seed, given.seed + given.num_samples - 1],
         "training runs of each recipe": 1,
-        "machine": {"processor": options.processor(), "threads": torch.get_num_threads(), **versions()},
+        "machine": machine.describe(),
         "reference": lines[0]["reference"],
         "lines": [{key: value for key, value in line.items() if key != "reference"} for line in lines],
     }

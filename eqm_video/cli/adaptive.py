@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from eqm_video import media
+from eqm_video import machine, media
 from eqm_video.cli.adaptive_plot import draw_adaptive
-from eqm_video.cli.options import Request, add_model, add_sampling, describe_rule, machine, number, open_model, whole
+from eqm_video.cli.options import Request, add_model, add_sampling, describe_rule, number, open_model, whole
 from eqm_video.cli.quality import Judge, add_data
 from eqm_video.cli.walks import Walk, decode, walk
 from eqm_video.errors import UserError
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results.append(compare(pipeline, request, options, judge, (steps, step_size), bar))
     record = {
         "settings": {**request.settings(), "repeats": options.repeats, "per_frame": options.per_frame},
-        "machine": machine(pipeline),
+        "machine": machine.describe(pipeline.device),
         **judge.scale,
         "results": results,
     }

@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from eqm_video import media
+from eqm_video import machine, media
 from eqm_video.cli.compose_report import Sampled, draw_grid, draw_shares, report
-from eqm_video.cli.options import Request, add_model, add_sampling, describe_rule, machine, number, open_model
+from eqm_video.cli.options import Request, add_model, add_sampling, describe_rule, number, open_model
 from eqm_video.cli.walks import FAR
 from eqm_video.composition import ScheduledField
 from eqm_video.data.shapes import DIRECTIONS, SHAPES, score_motion, write_moving_shapes
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "sampler": describe_rule(models[0].rule(options.sampler, options.step_size, options.mu)),
             "steps": options.steps or models[0].config.sampler["steps"],
             "terms": [[asdict(term) for term in terms] for terms in pairs],
-            "machine": machine(models[0]),
+            "machine": machine.describe(models[0].device),
         },
         "rows": rows,
     }

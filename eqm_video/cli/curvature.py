@@ -28,9 +28,9 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from eqm_video import media
+from eqm_video import machine, media
 from eqm_video.cli.curvature_report import Stages, draw, numbers, report, stiffest
-from eqm_video.cli.options import Request, add_model, add_sampling, machine, number, open_device, whole
+from eqm_video.cli.options import Request, add_model, add_sampling, number, open_device, whole
 from eqm_video.cli.sources import Source
 from eqm_video.curvature import curl, largest_curvature, step_limit
 from eqm_video.errors import UserError
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own = next(one for one in found if one.guidance_scale == request.guidance_scale)
     curvature = summarise(pipeline, found, own, options)
     record = {
-        "settings": {"model": folder, **request.settings(), "machine": machine(pipeline)},
+        "settings": {"model": folder, **request.settings(), "machine": machine.describe(pipeline.device)},
         "curvature": curvature,
         "progress": progress,
         "stages": [{"guidance_scale": one.guidance_scale, **numbers(one)} for one in found],

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from eqm_video.build import versions
+from eqm_video import machine
 from eqm_video.cli import sample as sampling
 from eqm_video.cli import train as training
-from eqm_video.cli.options import processor
 from eqm_video.data.shapes import score_motion, write_moving_shapes
 from eqm_video.errors import UserError
 from eqm_video.media import make_folder
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds["sampling"] = sample(options)
     numbers = measure(options.out / "samples.npz", options.out / "samples.json")
     numbers["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
-    numbers["machine"] = {"cpu_cores": os.cpu_count(), "processor": processor(), **versions()}
+    numbers["machine"] = machine.describe()
     draw_curve(options.run / "metrics.jsonl", options.out / "curve.png")
     (options.out / "numbers.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     report(numbers, options)

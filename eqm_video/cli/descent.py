@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqm_video import media
+from eqm_video import machine, media
 from eqm_video.cli.descent_pictures import draw_curves, draw_film, draw_strip
-from eqm_video.cli.options import Request, add_model, add_sampling, describe_rule, machine, open_model, whole
+from eqm_video.cli.options import Request, add_model, add_sampling, describe_rule, open_model, whole
 from eqm_video.cli.walks import Watched, begin, decode
 from eqm_video.errors import UserError
 from eqm_video.gamma import ConstantDecay, gamma_path
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draw_strip(options.out / "strip.png", traces, shown, options.columns, request.names)
     draw_film(options.out / "descent.gif", traces, shown, request.names)
     record = {
-        "settings": {**request.settings(), "machine": machine(pipeline)},
+        "settings": {**request.settings(), "machine": machine.describe(pipeline.device)},
         "models": [{"model": str(path), **numbers(one)} for path, one in zip(models, traces, strict=True)],
     }
     media.write_text(options.out / "descent.json", json.dumps(record, indent=1) + "\n")

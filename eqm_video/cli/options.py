@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import platform
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,7 +18,6 @@ from typing import Any
 import torch
 from diffusers.utils import logging as diffusers_logging
 
-from eqm_video.build import versions
 from eqm_video.cli.labels import choose_labels
 from eqm_video.errors import UserError
 from eqm_video.loading import load_pipeline
@@ -168,26 +166,3 @@ class Request:
 def describe_rule(rule: Any) -> dict[str, Any]:
     """A rule or solver with its numbers, for the record."""
     return {"kind": type(rule).__name__, **asdict(rule)}
-
-
-def machine(pipeline: EqMPipeline) -> dict[str, Any]:
-    """What measured times belong to."""
-    device = pipeline.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    return {"device": str(device), "processor": name, "threads": torch.get_num_threads(), **versions()}
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given: before and after measuring time."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

@@ -23,8 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqm_video import media
-from eqm_video.build import versions
+from eqm_video import machine, media
 from eqm_video.cli.options import number, whole
 from eqm_video.cli.oracle_pictures import Strip, draw_film
 from eqm_video.data.shapes import DIRECTIONS, SHAPES, coverage
@@ -117,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "tolerance": options.tolerance,
             "seeds": options.num_samples,
             "first_seed": options.seed,
-            **versions(),
+            **machine.versions(),
+            "machine": machine.describe(),
         },
         "tasks": found,
         "seconds": round(time.monotonic() - began, 1),

@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from eqm_video import media, plane
-from eqm_video.build import versions
+from eqm_video import machine, media, plane
 from eqm_video.cli import plots
 from eqm_video.cli.options import number, whole
 from eqm_video.cli.plane_pictures import Scene, draw_film, draw_picture
@@ -90,7 +89,8 @@ def measure(
             "train_steps": options.train_steps,
             "seed": options.seed,
             "decays": {method.name: repr(method.decay) for method in found["exact"]},
-            **versions(),
+            **machine.versions(),
+            "machine": machine.describe(),
         }
     }
     for kind, pair in found.items():

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eqm_video import media
+from eqm_video import machine, media
 from eqm_video.cli import options, plots
 from eqm_video.cli.sample_known import parse_known
 from eqm_video.cli.sample_options import frame_schedule
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "fps": clips.rates,
         "labelled": sum(label is not None for label in labels),
         "codec": float(rms(truth, clips.pixels).mean()),
-        "machine": options.machine(pipeline),
+        "machine": machine.describe(pipeline.device),
         "predictions": found,
     }
     media.write_text(given.out / "predict.json", json.dumps(record, indent=1) + "\n")

@@ -18,7 +18,7 @@ import torch
 from accelerate import PartialState
 from diffusers.utils import logging as diffusers_logging
 
-from eqm_video.build import versions
+from eqm_video import machine
 from eqm_video.cli.labels import choose_labels, clip_labels, names
 from eqm_video.cli.options import open_device
 from eqm_video.cli.sample_descent import choose_descent, choose_look
@@ -56,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{source} -> {options.out}: {describe(settings)}")
         if start:
             print(describe_start(start, options, labels, pipeline))
+        if options.mixed_precision == "bf16":
+            for note in machine.note_bf16(device, "--mixed-precision bf16", "--mixed-precision no"):
+                print(note)
         folder.start()
     batches = folder.missing(options.batch_size, state.num_processes)
     state.wait_for_everyone()
@@ -78,7 +81,7 @@ def finish(folder: SampleFolder, source: str, seed: int, long: Long | None) -> N
     record = {"model": source, "labels": folder.names, "seeds": [seed + index for index in range(folder.count)]}
     if long and (meters := folder.kept("drift")) is not None:
         record["drift"] = summarise(meters, long)
-    folder.finish({**record, "versions": versions()})
+    folder.finish({**record, "versions": machine.versions()})
 
 
 # Choices ------------------------------------------------------------------------------------------------------------

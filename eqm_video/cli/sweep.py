@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from eqm_video import media
-from eqm_video.cli.options import Request, add_model, add_sampling, machine, number, open_model, whole
+from eqm_video import machine, media
+from eqm_video.cli.options import Request, add_model, add_sampling, number, open_model, whole
 from eqm_video.cli.quality import Judge, add_data
 from eqm_video.cli.sample import fingerprint
 from eqm_video.cli.sweep_plot import draw_sweep
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{len(wanted) - len(missing)} of {len(wanted)} settings are there already")
     for one in tqdm(missing, unit="setting", disable=None):
         record.add(one, measure(pipelines[one.model], request, one, judge, options.mu))
-    record.write({"machine": machine(pipelines["model"]), **judge.scale})
+    record.write({"machine": machine.describe(pipelines["model"].device), **judge.scale})
     rows = [record.find(one) for one in wanted]
     media.write_text(options.out / "sweep.csv", as_csv(record.rows))
     known = {**judge.scale, "limits": limits(pipelines["model"], options.mu)}

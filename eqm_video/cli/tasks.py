@@ -21,10 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from eqm_video import media
-from eqm_video.build import versions
+from eqm_video import machine, media
 from eqm_video.cli import options, tasks_long, tasks_pictures, tasks_report, tasks_short
 from eqm_video.cli.demo import write_videos
 from eqm_video.cli.recipes import CONFIGS, Recipes, split_overrides
@@ -56,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = {
         "command": shlex.join(["python", "-m", "eqm_video", "tasks", *map(str, arguments or [])]),
         "training runs of each recipe": 1,
-        "machine": {"processor": options.processor(), "threads": torch.get_num_threads(), **versions()},
+        "machine": machine.describe(),
         **found,
     }
     tasks_report.write(given.out, found)

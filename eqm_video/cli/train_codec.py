@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from eqm_video.codec import Codec
 from eqm_video.data.stills import dead_leaves
+from eqm_video.machine import note_bf16
 from eqm_video.media import make_folder
 from eqm_video.training.ema import Ema
 
@@ -113,6 +114,8 @@ def train(
     pool = CanvasPool(CANVASES, seed)
     rng = np.random.default_rng(2**31)
     held_out = to_pixels(np.stack([dead_leaves(rng, CANVAS, CANVAS) for _ in range(32)]))
+    for note in note_bf16("cpu", "--bf16", "the command without it") if bf16 else ():
+        print(note)
     start, step, progress = time.monotonic(), 0, 0.0
     bar = tqdm(total=steps, desc="codec")
     while progress < 1.0:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from eqm_video.cli.options import Request, synchronise
+from eqm_video.cli.options import Request
 from eqm_video.composition import ScheduledField
+from eqm_video.machine import synchronise
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.readout import frame_rms
 from eqm_video.requests import make_generators, told_gammas

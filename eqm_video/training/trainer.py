@@ -32,6 +32,7 @@ from eqm_video.training.checkpoint import Checkpoints, load_state, read_record, 
 from eqm_video.training.ema import Ema
 from eqm_video.training.gather import gather_clips
 from eqm_video.training.optim import set_lr
+from eqm_video.training.progress import Forecast
 from eqm_video.training.tracking import Meter, RunLog, Stopwatch
 
 MAX_SKIPPED = 50  # fp16: consecutive steps without an update before the run gives up
@@ -104,6 +105,7 @@ class Trainer:
         """Train from where the trainer stands to the last step; False where a signal ended it early."""
         steps, every = self.settings.steps, self.settings
         batches = self.batches.between(self.step, steps)
+        forecast = Forecast(steps, silent=not self.accelerator.is_main_process)
         with self.signals, self._progress() as bar:
             for step in range(self.step + 1, steps + 1):
                 with self.watch:
@@ -121,6 +123,7 @@ class Trainer:
                 if step % every.log_every == 0 or evaluations or last:
                     bar.set_postfix(self._write_log(step, evaluations), refresh=False)
                 bar.update()
+                forecast.count(step)
                 if step % every.save_every == 0 or last or stop:
                     self.save()
                 if stop and not last:

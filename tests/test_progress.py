@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from eqm_video.training.progress import STEPS, Forecast, duration
+
+
+def clock(*seconds: float):
+    """A clock that goes on by each of these from one reading to the next, and by the last of them for ever."""
+    now, laps = 100.0, list(seconds)
+    while True:
+        yield now
+        now += laps.pop(0) if len(laps) > 1 else laps[0]
+
+
+def say(last: int, first: int, count: int, *laps: float, silent: bool = False) -> None:
+    time = clock(*laps)
+    forecast = Forecast(last, silent=silent, clock=lambda: next(time))
+    for step in range(first, first + count):
+        forecast.count(step)
+
+
+def test_the_time_to_the_last_step_is_told_once_after_some_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    say(2520, 1, STEPS - 1, 0.2)
+    assert capsys.readouterr().out == ""
+    say(2520, 1, 200, 0.2)
+    assert capsys.readouterr().out == f"after {STEPS} steps: 0.2 s a step, about 8 min to step 2520\n"
+
+
+def test_it_counts_from_the_step_that_was_resumed(capsys: pytest.CaptureFixture[str]) -> None:
+    say(2520, 2001, 200, 0.2)
+    assert capsys.readouterr().out == f"after {STEPS} steps: 0.2 s a step, about 100 s to step 2520\n"
+
+
+def test_compilation_is_no_part_of_the_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    say(10_020, 1, 200, 60.0, 0.5, 30.0, 0.5)  # shapes of later buckets are compiled later
+    assert "0.5 s a step, about 1 h 23 min to step 10020" in capsys.readouterr().out
+
+
+def test_nothing_is_told_of_a_short_run_or_by_other_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    say(STEPS, 1, STEPS, 0.2)
+    say(2500, 1, 100, 0.2, silent=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_durations() -> None:
+    given = [0.4, 89, 100, 150, 3570, 3600, 12_000, 86_000, 86_400 * 2.2]
+    words = ["0 s", "89 s", "100 s", "2 min", "1 h 0 min", "1 h 0 min", "3 h 20 min", "23 h 53 min", "2 d 5 h"]
+    assert [duration(one) for one in given] == words
