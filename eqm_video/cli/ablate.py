@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eqm_video import media
+from eqm_video import files, media
 from eqm_video.build import versions
 from eqm_video.cli import ablate_report, options
 from eqm_video.cli.demo import write_videos
@@ -132,7 +132,7 @@ def measure(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
             found |= {**judge(clips, request.names), "rest": found.pop("rms") / config.objective.decay.gain}
             media.write_npz(file.with_suffix(".npz"), clips, np.asarray(request.ids))
             known = {"asked": {**asked, **asdict(way)}, "found": found, "reference": judge.scale}
-            media.write_text(file, json.dumps(known, indent=1) + "\n")
+            files.write_json(file, known, indent=1)
         line = {"recipe": name, **asdict(way), **known["found"], **training_log(config)}
         lines.append({**line, "reference": known["reference"]})
     return lines

@@ -13,7 +13,6 @@ are medians. CPU seconds are this process's own, which other work on the machine
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from eqm_video import media
+from eqm_video import files, media
 from eqm_video.cli.adaptive_plot import draw_adaptive
 from eqm_video.cli.options import Request, add_model, add_sampling, describe_rule, machine, number, open_model, whole
 from eqm_video.cli.quality import Judge, add_data
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **judge.scale,
         "results": results,
     }
-    media.write_text(options.out / "adaptive.json", json.dumps(record, indent=1) + "\n")
+    files.write_json(options.out / "adaptive.json", record, indent=1)
     draw_adaptive(options.out / "adaptive.png", results, judge.headline)
     print(as_table(results, judge.headline))
     print(f"look at {options.out / 'adaptive.png'}; numbers: {options.out}/adaptive.json")

@@ -18,7 +18,6 @@ Legend: N samples, T frames, H W pixels; pixels uint8, channels last.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +29,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from eqm_video import media
+from eqm_video import files, media
 from eqm_video.cli.compose_report import Sampled, draw_grid, draw_shares, report
 from eqm_video.cli.options import Request, add_model, add_sampling, describe_rule, machine, number, open_model
 from eqm_video.cli.walks import FAR
@@ -106,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
         "rows": rows,
     }
-    media.write_text(options.out / "compose.json", json.dumps(record, indent=1) + "\n")
+    files.write_json(options.out / "compose.json", record, indent=1)
     draw_grid(options.out / "compose.gif", found, float(models[0].config.fps), options.columns)
     drawn = draw_shares(options.out / "compose.png", rows)
     report(rows, options.out, drawn)

@@ -28,7 +28,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from eqm_video import media
+from eqm_video import files, media
 from eqm_video.cli.curvature_report import Stages, draw, numbers, report, stiffest
 from eqm_video.cli.options import Request, add_model, add_sampling, machine, number, open_device, whole
 from eqm_video.cli.sources import Source
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "progress": progress,
         "stages": [{"guidance_scale": one.guidance_scale, **numbers(one)} for one in found],
     }
-    media.write_text(options.out / "curvature.json", json.dumps(record, indent=1) + "\n")
+    files.write_json(options.out / "curvature.json", record, indent=1)
     draw(options.out / "curvature.png", found, own, progress, options.data is not None, pipeline.decay)
     report(pipeline, curvature, own, progress, options)
     if options.write:
@@ -237,4 +237,4 @@ def summarise(
 def write(index: Path, curvature: dict[str, Any]) -> None:
     """Keep the result in an export's `model_index.json`, which is replaced as a whole."""
     settings = {**read_json(index), "curvature": curvature}
-    media.write_text(index, json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    files.write_text(index, json.dumps(settings, indent=2, sort_keys=True) + "\n")

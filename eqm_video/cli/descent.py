@@ -15,7 +15,6 @@ Legend: E evaluations, S shown states, B clips, T frames, H W pixels.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqm_video import media
+from eqm_video import files, media
 from eqm_video.cli.descent_pictures import draw_curves, draw_film, draw_strip
 from eqm_video.cli.options import Request, add_model, add_sampling, describe_rule, machine, open_model, whole
 from eqm_video.cli.walks import Watched, begin, decode
@@ -83,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "settings": {**request.settings(), "machine": machine(pipeline)},
         "models": [{"model": str(path), **numbers(one)} for path, one in zip(models, traces, strict=True)],
     }
-    media.write_text(options.out / "descent.json", json.dumps(record, indent=1) + "\n")
+    files.write_json(options.out / "descent.json", record, indent=1)
     report(traces, options.out)
     return 0
 

@@ -13,7 +13,6 @@ or its peak, at the splice?
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from eqm_video import media
+from eqm_video import files, media
 from eqm_video.cli import ood_report as report
 from eqm_video.cli.ood_sets import made_sets, other_labels
 from eqm_video.cli.options import add_model, open_model, whole
@@ -62,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
         "breaks": {mode: breaks(scores[mode]) for mode in modes} if "spliced" in sets else {},
     }
-    media.write_text(options.out / "ood.json", json.dumps(numbers, indent=1) + "\n")
+    files.write_json(options.out / "ood.json", numbers, indent=1)
     report.draw_areas(numbers["auroc"], options.out / "ood.png")
     report.draw_examples(sets, options.out / "ood_sets.png")
     pictures = "ood.png; examples of the sets: ood_sets.png"

@@ -12,7 +12,6 @@ oracle.gif: some descents; oracle.json: where all of them ended, and what they t
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqm_video import media
+from eqm_video import files, media
 from eqm_video.build import versions
 from eqm_video.cli.options import number, whole
 from eqm_video.cli.oracle_pictures import Strip, draw_film
@@ -122,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "tasks": found,
         "seconds": round(time.monotonic() - began, 1),
     }
-    media.write_text(options.out / "oracle.json", json.dumps(record, indent=1) + "\n")
+    files.write_json(options.out / "oracle.json", record, indent=1)
     print(as_table(found))
     film = "" if options.no_film else f"look at {options.out / 'oracle.gif'}; "
     print(f"{film}numbers: {options.out / 'oracle.json'}")

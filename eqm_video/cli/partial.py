@@ -14,7 +14,6 @@ Legend: N clips, T frames, C latent channels, h w latents.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from eqm_video import media
+from eqm_video import files, media
 from eqm_video.cli import partial_report as report
 from eqm_video.cli.ood_sets import MOVING_SHAPES
 from eqm_video.cli.options import add_model, describe_rule, number, open_model, whole
@@ -102,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "measured": measured,
         "references": references(first, clips, ours.clean),
     }
-    media.write_text(options.out / "partial.json", json.dumps(numbers, indent=1) + "\n")
+    files.write_json(options.out / "partial.json", numbers, indent=1)
     report.draw_curves(numbers, options.out / "partial.png")
     report.draw_examples(clips.pixels[0], shown, options.out / "partial_examples.png")
     print(

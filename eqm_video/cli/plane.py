@@ -10,7 +10,6 @@ plane.png: fields and walks; plane.gif: the same while they walk; plane.json: se
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 
-from eqm_video import media, plane
+from eqm_video import files, media, plane
 from eqm_video.build import versions
 from eqm_video.cli import plots
 from eqm_video.cli.options import number, whole
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.no_film:
         draw_film(options.out / "plane.gif", scene)
     numbers["seconds"] = {"training": round(trained - began, 1), "all": round(time.monotonic() - began, 1)}
-    media.write_text(options.out / "plane.json", json.dumps(numbers, indent=1) + "\n")
+    files.write_json(options.out / "plane.json", numbers, indent=1)
     report(numbers, options)
     return 0
 

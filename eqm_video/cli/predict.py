@@ -12,7 +12,6 @@ Legend: N clips, S samples of each, T frames, H W pixels.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eqm_video import media
+from eqm_video import files, media
 from eqm_video.cli import options, plots
 from eqm_video.cli.sample_known import parse_known
 from eqm_video.cli.sample_options import frame_schedule
@@ -68,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "machine": options.machine(pipeline),
         "predictions": found,
     }
-    media.write_text(given.out / "predict.json", json.dumps(record, indent=1) + "\n")
+    files.write_json(given.out / "predict.json", record, indent=1)
     print(table(record))
     names = [draw(found, given.out / "predict.png")]
     shown, rows = (None, without_known(rows)) if given.predictions_only else (truth, rows)

@@ -7,7 +7,6 @@ standard deviation should be near 1, because the noise that training mixes in ha
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from eqm_video import media
+from eqm_video import files, media
 from eqm_video.codec import BUNDLED, Codec
 from eqm_video.data.datasets import ClipSet, open_data
 from eqm_video.errors import UserError
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "psnr_lowest": float(np.min(errors)),
         "latent_std": float(np.mean([clip["latent_std"] for clip in clips])),
     }
-    media.write_text(options.out / "numbers.json", json.dumps(numbers, indent=1) + "\n")
+    files.write_json(options.out / "numbers.json", numbers, indent=1)
     picture = show(options.out, pairs, data)
     print(
         f"{len(clips)} {options.kind} of {options.size} px through {options.codec}: PSNR {numbers['psnr_mean']:.2f} dB "

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from eqm_video import media
+from eqm_video import files, media
 from eqm_video.errors import UserError
 from eqm_video.grids import Grid
 from eqm_video.overlays import draw_known_borders
@@ -99,7 +99,7 @@ class SampleFolder:
     def start(self) -> None:
         """Write down the settings before the first part."""
         if not self.finished:
-            media.write_text(self.parts_folder / "settings.json", json.dumps(self.settings, indent=1) + "\n")
+            files.write_json(self.parts_folder / "settings.json", self.settings, indent=1)
 
     def missing(self, batch_size: int, processes: int) -> list[range]:
         """Batches of samples that are still to be made, each of consecutive samples, even over the processes."""
@@ -151,7 +151,7 @@ class SampleFolder:
             pieces = (samples[:, 0] if samples.shape[1] == 1 else samples for _, samples in self._parts())
             media.write_npz(self.npz, pieces, np.asarray(self.labels))
             whole = {**record, "nfe": self.kept("nfe").tolist()}
-            media.write_text(self.json, json.dumps({**whole, "settings": self.settings}, indent=1) + "\n")
+            files.write_json(self.json, {**whole, "settings": self.settings}, indent=1)
         shutil.rmtree(self.parts_folder, ignore_errors=True)
 
     def nfe(self) -> np.ndarray | None:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from eqm_video import media
+from eqm_video import files, media
 from eqm_video.cli.options import Request, add_model, add_sampling, machine, number, open_model, whole
 from eqm_video.cli.quality import Judge, add_data
 from eqm_video.cli.sample import fingerprint
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record.add(one, measure(pipelines[one.model], request, one, judge, options.mu))
     record.write({"machine": machine(pipelines["model"]), **judge.scale})
     rows = [record.find(one) for one in wanted]
-    media.write_text(options.out / "sweep.csv", as_csv(record.rows))
+    files.write_text(options.out / "sweep.csv", as_csv(record.rows))
     known = {**judge.scale, "limits": limits(pipelines["model"], options.mu)}
     draw_sweep(options.out / "sweep.png", record.rows, judge.headline, known)
     print(as_table(rows))
@@ -233,7 +233,7 @@ class Record:
 
     def write(self, more: dict[str, Any]) -> None:
         """Write everything, with what is known at the end."""
-        media.write_text(self.path, json.dumps({"settings": self.about, **more, "rows": self.rows}, indent=1) + "\n")
+        files.write_json(self.path, {"settings": self.about, **more, "rows": self.rows}, indent=1)
 
 
 def about(pipelines: dict[str, EqMPipeline], request: Request, options: argparse.Namespace) -> dict[str, Any]:

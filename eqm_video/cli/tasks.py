@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eqm_video import media
+from eqm_video import files, media
 from eqm_video.build import versions
 from eqm_video.cli import options, tasks_long, tasks_pictures, tasks_report, tasks_short
 from eqm_video.cli.demo import write_videos
@@ -289,7 +289,7 @@ class Measurer:
             if clips is not None:
                 media.write_npz(file.with_suffix(".npz"), clips, np.full(len(clips), -1))
             known = {"asked": asked, "found": found}
-            media.write_text(file, json.dumps(known, indent=1) + "\n")
+            files.write_json(file, known, indent=1)
         return known["found"]
 
 
