@@ -12,13 +12,15 @@ import json
 import os
 import platform
 import re
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from eqm_video.errors import UserError
 
+MARK = b"written by eqm-video"  # is near the begin or the end of every picture and record, see `claims`
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your quota on this disk is used up"}
 DAY = 86_400  # seconds after which an aside of another machine is taken for a dead process's
 _ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]*)\.(?P<pid>\d+)\.aside", re.DOTALL)
@@ -50,6 +52,38 @@ def writing(path: str | Path) -> Iterator[Path]:
                 aside.unlink()
 
 
+@contextlib.contextmanager
+def writing_folder(path: str | Path) -> Iterator[Path]:
+    """The name of a new folder to fill inside the block. When the block ends the folder is renamed to `path`.
+
+    Where `path` is there already, its files of the same names are replaced, one by one, and the others stay. Whatever
+    ends the block otherwise, nothing stays behind. Raises UserError where the system refuses.
+    """
+    path = Path(path)
+    aside = aside_of(path)
+    with refusing(path):
+        try:
+            shutil.rmtree(aside, ignore_errors=True)  # of an earlier process of the same number
+            aside.mkdir(parents=True)
+            yield aside
+            for inner in (*aside.rglob("*"), aside):
+                flush(inner)
+            if not path.exists():
+                os.rename(aside, path)
+            else:
+                _move_files(aside, path)
+            flush(path.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _move_files(source: Path, target: Path) -> None:
+    for file in sorted(file for file in source.rglob("*") if not file.is_dir()):
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, place)
+
+
 def write_file(path: str | Path, write: Callable[[Path], Any]) -> None:
     """Call `write` with the name to write under, then rename that to `path`: see `writing`."""
     with writing(path) as aside:
@@ -67,6 +101,16 @@ def write_json(path: str | Path, value: Any, *, indent: int | None = None) -> No
     if not _is_utf8(text):
         text = json.dumps(value, indent=indent) + "\n"  # each odd byte of a name as \udcXX
     write_text(path, text)
+
+
+def write_record(path: str | Path, value: Mapping[str, Any]) -> None:
+    """Write the JSON record of a command, marked as ours."""
+    write_json(path, {"origin": MARK.decode(), **value}, indent=1)
+
+
+def write_markdown(path: str | Path, text: str) -> None:
+    """Write tables in Markdown, marked as ours in a comment."""
+    write_text(path, f"{text.rstrip()}\n\n<!-- {MARK.decode()} -->\n")
 
 
 def _is_utf8(text: str) -> bool:
@@ -127,6 +171,15 @@ def remove_asides(folder: Path, ours: Callable[[str], bool]) -> None:
         for path in folder.iterdir():
             if (name := name_of_aside(path)) is not None and ours(name) and _is_dead(path):
                 path.unlink(missing_ok=True)
+
+
+def remove_aside_folders(path: Path) -> None:
+    """Delete what killed processes left of a folder that `writing_folder` was to make."""
+    with contextlib.suppress(OSError):
+        for aside in path.parent.iterdir():
+            match = _ASIDE.fullmatch(aside.name)
+            if match and match["name"] == path.name and aside.is_dir() and not aside.is_symlink() and _is_dead(aside):
+                shutil.rmtree(aside)
 
 
 def name_of_aside(path: Path) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
 import struct
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -19,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import imageio.v3 as iio
 import numpy as np
-from PIL import GifImagePlugin, Image, ImageChops
+from PIL import GifImagePlugin, Image, ImageChops, PngImagePlugin
 
 from eqm_video.errors import UserError
-from eqm_video.files import reason, refusing, write_file, writing
+from eqm_video.files import MARK, refusing, write_file, writing
 from eqm_video.grids import Grid, checked
 
 if TYPE_CHECKING:
@@ -62,19 +61,6 @@ def filmstrips(clips: np.ndarray) -> np.ndarray:
 # Files --------------------------------------------------------------------------------------------------------------
 
 
-def make_folder(path: str | Path) -> Path:
-    """The folder `path`, made where it is missing; UserError where nothing can be written into it."""
-    path = Path(path)
-    probe = path / f".writable-{os.getpid()}"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to {path}: {reason(error)}") from error
-    return path
-
-
 def gif_fps(fps: float) -> float:
     """The frame rate a GIF plays `fps` at: the nearest delay of whole hundredths of a second, at least 0.02 s."""
     if not (math.isfinite(fps) and fps >= 0.01):
@@ -108,6 +94,7 @@ def _stream_gif(path: Path, frames: np.ndarray | Sequence[np.ndarray], palette: 
             if shown is None:
                 file.write(b"GIF89a" + struct.pack("<HHBBB", *picture.size, 0xF7, 0, 0) + colours)
                 file.write(b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0")  # for ever
+                file.write(b"!\xfe" + bytes([len(MARK)]) + MARK + b"\0")  # a comment
                 box: tuple[int, ...] | None = (0, 0, *picture.size)
             else:
                 box = ImageChops.difference(_levels(shown), _levels(picture)).getbbox()
@@ -145,8 +132,9 @@ def _palette(frames: np.ndarray | Sequence[np.ndarray]) -> Image.Image:
 
 def write_png(path: str | Path, frame: np.ndarray) -> None:
     """Write one picture (H, W, 3) as a PNG, without loss."""
-    frame = checked(frame, 3, "a picture (H, W, 3)")
-    write_file(path, lambda aside: iio.imwrite(aside, frame, plugin="pillow", extension=".png"))
+    frame, info = checked(frame, 3, "a picture (H, W, 3)"), PngImagePlugin.PngInfo()
+    info.add_text("Software", MARK.decode())
+    write_file(path, lambda aside: iio.imwrite(aside, frame, plugin="pillow", extension=".png", pnginfo=info))
 
 
 def write_mp4(path: str | Path, frames: np.ndarray | Sequence[np.ndarray], fps: float) -> None:
@@ -166,6 +154,7 @@ def _encode(path: Path, frames: np.ndarray | Sequence[np.ndarray], rate: Fractio
 
     height, width = frames[0].shape[:2]
     with av.open(str(path), "w", format="mp4") as container:
+        container.metadata["comment"] = MARK.decode()
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
         stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
         for frame in frames:
@@ -198,6 +187,7 @@ def write_npz(path: str | Path, samples: np.ndarray | Iterable[np.ndarray], labe
                     count += len(piece)
                 if count != len(labels):
                     raise ValueError(f"{count} samples but {len(labels)} labels; give one label for each sample")
+            archive.comment = MARK
             with archive.open("labels.npy", "w") as member:
                 np.lib.format.write_array(member, np.asarray(labels, np.int64))
 

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from eqm_video import files, media
+from eqm_video import files
 from eqm_video.cli.adaptive_plot import draw_adaptive
 from eqm_video.cli.options import Request, add_model, add_sampling, describe_rule, machine, number, open_model, whole
+from eqm_video.cli.outputs import claim_output
 from eqm_video.cli.quality import Judge, add_data
 from eqm_video.cli.walks import Walk, decode, walk
 from eqm_video.errors import UserError
@@ -36,7 +37,7 @@ TOLERANCES = (0.1, 0.2, 0.4, 0.8)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    media.make_folder(options.out)
+    claim_output(options.out, "adaptive")
     pipeline = open_model(options)
     request = Request.of(pipeline, options)
     check_sampler(pipeline, options)
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **judge.scale,
         "results": results,
     }
-    files.write_json(options.out / "adaptive.json", record, indent=1)
+    files.write_record(options.out / "adaptive.json", record)
     draw_adaptive(options.out / "adaptive.png", results, judge.headline)
     print(as_table(results, judge.headline))
     print(f"look at {options.out / 'adaptive.png'}; numbers: {options.out}/adaptive.json")

@@ -113,8 +113,8 @@ def write(
             {"sample": index, "label": label, **distances, "name": name, "start": start, "nearest_label": named}
         )
     scale = {name: one for name, one in summary["nearest"].items() if name != "samples"}
-    files.write_json(out / "nearest.json", {**scale, "samples": rows}, indent=1)
-    files.write_json(out / "compare.json", summary, indent=1)
+    files.write_record(out / "nearest.json", {**scale, "samples": rows})
+    files.write_record(out / "compare.json", summary)
     chosen = sorted(sorted(range(len(rows)), key=rms.__getitem__)[:SHOWN])
     pictures = pairs(samples.pixels[chosen].numpy(), nearest.clips[chosen].numpy())
     captions = [caption(rows[k]["label"], rows[k]["name"]) for k in chosen]

@@ -29,9 +29,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from eqm_video import files, media
+from eqm_video import files
 from eqm_video.cli.compose_report import Sampled, draw_grid, draw_shares, report
 from eqm_video.cli.options import Request, add_model, add_sampling, describe_rule, machine, number, open_model
+from eqm_video.cli.outputs import claim_output
 from eqm_video.cli.walks import FAR
 from eqm_video.composition import ScheduledField
 from eqm_video.data.shapes import DIRECTIONS, SHAPES, score_motion, write_moving_shapes
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[:1] == ["--write-data"]:
         return write_data(given)
     options = parse(given)
-    media.make_folder(options.out)
+    claim_output(options.out, "compose")
     models = [open_model(options, path) for path in (options.model, *options.others)]
     if options.labels is not None:
         raise UserError("compose takes its labels from --terms: leave --labels out")
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
         "rows": rows,
     }
-    files.write_json(options.out / "compose.json", record, indent=1)
+    files.write_record(options.out / "compose.json", record)
     draw_grid(options.out / "compose.gif", found, float(models[0].config.fps), options.columns)
     drawn = draw_shares(options.out / "compose.png", rows)
     report(rows, options.out, drawn)

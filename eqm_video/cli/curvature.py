@@ -28,9 +28,10 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from eqm_video import files, media
+from eqm_video import files
 from eqm_video.cli.curvature_report import Stages, draw, numbers, report, stiffest
 from eqm_video.cli.options import Request, add_model, add_sampling, machine, number, open_device, whole
+from eqm_video.cli.outputs import claim_output
 from eqm_video.cli.sources import Source
 from eqm_video.curvature import curl, largest_curvature, step_limit
 from eqm_video.errors import UserError
@@ -46,7 +47,7 @@ from eqm_video.samplers import DivergenceError, run
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    media.make_folder(options.out)
+    claim_output(options.out, "curvature")
     diffusers_logging.disable_progress_bar()
     pipeline, folder = load_pipeline(options.model, codec=options.codec)
     pipeline.set_progress_bar_config(disable=True)
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "progress": progress,
         "stages": [{"guidance_scale": one.guidance_scale, **numbers(one)} for one in found],
     }
-    files.write_json(options.out / "curvature.json", record, indent=1)
+    files.write_record(options.out / "curvature.json", record)
     draw(options.out / "curvature.png", found, own, progress, options.data is not None, pipeline.decay)
     report(pipeline, curvature, own, progress, options)
     if options.write:

@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqm_video import files, media
+from eqm_video import files
 from eqm_video.cli.descent_pictures import draw_curves, draw_film, draw_strip
 from eqm_video.cli.options import Request, add_model, add_sampling, describe_rule, machine, open_model, whole
+from eqm_video.cli.outputs import claim_output
 from eqm_video.cli.walks import Watched, begin, decode
 from eqm_video.errors import UserError
 from eqm_video.gamma import ConstantDecay, gamma_path
@@ -62,7 +63,7 @@ class Trace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    media.make_folder(options.out)
+    claim_output(options.out, "descent")
     models = [options.model, *([options.against] if options.against else [])]
     names = options.names or default_names(models)
     if len(names) != len(models):
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "settings": {**request.settings(), "machine": machine(pipeline)},
         "models": [{"model": str(path), **numbers(one)} for path, one in zip(models, traces, strict=True)],
     }
-    files.write_json(options.out / "descent.json", record, indent=1)
+    files.write_record(options.out / "descent.json", record)
     report(traces, options.out)
     return 0
 

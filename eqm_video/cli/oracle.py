@@ -26,6 +26,7 @@ from eqm_video import files, media
 from eqm_video.build import versions
 from eqm_video.cli.options import number, whole
 from eqm_video.cli.oracle_pictures import Strip, draw_film
+from eqm_video.cli.outputs import claim_output
 from eqm_video.data.shapes import DIRECTIONS, SHAPES, coverage
 from eqm_video.gamma import TruncatedDecay
 from eqm_video.objective import interpolate
@@ -93,7 +94,7 @@ def moving_clips(size: int, frames: int, shapes: Sequence[str] = SHAPES) -> tupl
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    media.make_folder(options.out)
+    claim_output(options.out, "oracle")
     began = time.monotonic()
     clips, names = moving_clips(options.size, options.frames)
     rule = NAG(options.step_size, 0.35)
@@ -121,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "tasks": found,
         "seconds": round(time.monotonic() - began, 1),
     }
-    files.write_json(options.out / "oracle.json", record, indent=1)
+    files.write_record(options.out / "oracle.json", record)
     print(as_table(found))
     film = "" if options.no_film else f"look at {options.out / 'oracle.gif'}; "
     print(f"{film}numbers: {options.out / 'oracle.json'}")

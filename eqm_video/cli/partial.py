@@ -24,10 +24,11 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from eqm_video import files, media
+from eqm_video import files
 from eqm_video.cli import partial_report as report
 from eqm_video.cli.ood_sets import MOVING_SHAPES
 from eqm_video.cli.options import add_model, describe_rule, number, open_model, whole
+from eqm_video.cli.outputs import claim_output
 from eqm_video.cli.sources import Clips, Source
 from eqm_video.composition import ScheduledField
 from eqm_video.data.shapes import SHAPES, score_motion
@@ -74,7 +75,7 @@ class Pairs:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, mix, sample, measure, write."""
     options = parse(arguments)
-    media.make_folder(options.out)
+    claim_output(options.out, "partial")
     starts = [check_fraction("--start-gammas", gamma) for gamma in sorted(set(options.start_gammas))]
     pipelines = {path: open_model(options, path) for path in options.models}
     source = open_source(options, list(pipelines.values()))
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "measured": measured,
         "references": references(first, clips, ours.clean),
     }
-    files.write_json(options.out / "partial.json", numbers, indent=1)
+    files.write_record(options.out / "partial.json", numbers)
     report.draw_curves(numbers, options.out / "partial.png")
     report.draw_examples(clips.pixels[0], shown, options.out / "partial_examples.png")
     print(

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from eqm_video import files, media, plane
+from eqm_video import files, plane
 from eqm_video.build import versions
 from eqm_video.cli import plots
 from eqm_video.cli.options import number, whole
+from eqm_video.cli.outputs import claim_output
 from eqm_video.cli.plane_pictures import Scene, draw_film, draw_picture
 
 LEAST_STEPS = 12  # below, the step is too large for the equilibrium's slope at the data: step size * 20 < 2
@@ -29,7 +30,7 @@ LEAST_STEPS = 12  # below, the step is too large for the equilibrium's slope at 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    media.make_folder(options.out)
+    claim_output(options.out, "plane")
     plots.figure()  # where matplotlib is missing, say so before the training
     began = time.monotonic()
     points = plane.data_points(options.points)
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.no_film:
         draw_film(options.out / "plane.gif", scene)
     numbers["seconds"] = {"training": round(trained - began, 1), "all": round(time.monotonic() - began, 1)}
-    files.write_json(options.out / "plane.json", numbers, indent=1)
+    files.write_record(options.out / "plane.json", numbers)
     report(numbers, options)
     return 0
 

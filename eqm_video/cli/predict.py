@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eqm_video import files, media
+from eqm_video import files
 from eqm_video.cli import options, plots
+from eqm_video.cli.outputs import claim_output
 from eqm_video.cli.sample_known import parse_known
 from eqm_video.cli.sample_options import frame_schedule
 from eqm_video.cli.sources import Clips, Source
@@ -38,7 +39,7 @@ KNOWN = ("first", "first:4", "ends")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Sample, compare, write; returns the exit status."""
     given = parse(arguments)
-    media.make_folder(given.out)
+    claim_output(given.out, "predict")
     pipeline = options.open_model(given)
     frames, size, fps = pipeline.check_frames(given.frames), pipeline.check_size(), float(pipeline.config.fps)
     source = Source(
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "machine": options.machine(pipeline),
         "predictions": found,
     }
-    files.write_json(given.out / "predict.json", record, indent=1)
+    files.write_record(given.out / "predict.json", record)
     print(table(record))
     names = [draw(found, given.out / "predict.png")]
     shown, rows = (None, without_known(rows)) if given.predictions_only else (truth, rows)

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from eqm_video import files, media
+from eqm_video.cli.outputs import claim_output
 from eqm_video.codec import BUNDLED, Codec
 from eqm_video.data.datasets import ClipSet, open_data
 from eqm_video.errors import UserError
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=8, help="files, spread evenly over the set; 0: all; default: 8")
     options = parser.parse_args(arguments)
     frames = options.frames or (1 if options.kind == "images" else 16)
-    media.make_folder(options.out)
+    claim_output(options.out, "reconstruct")
     data = open_data(
         options.kind, options.root, frames=frames, frame_interval=options.frame_interval, size=options.size
     )
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "psnr_lowest": float(np.min(errors)),
         "latent_std": float(np.mean([clip["latent_std"] for clip in clips])),
     }
-    files.write_json(options.out / "numbers.json", numbers, indent=1)
+    files.write_record(options.out / "numbers.json", numbers)
     picture = show(options.out, pairs, data)
     print(
         f"{len(clips)} {options.kind} of {options.size} px through {options.codec}: PSNR {numbers['psnr_mean']:.2f} dB "

@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from eqm_video import files, media
+from eqm_video import files
 from eqm_video.cli.options import Request, add_model, add_sampling, machine, number, open_model, whole
+from eqm_video.cli.outputs import claim_output
 from eqm_video.cli.quality import Judge, add_data
 from eqm_video.cli.sample import fingerprint
 from eqm_video.cli.sweep_plot import draw_sweep
@@ -53,7 +54,7 @@ class Setting:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    media.make_folder(options.out)
+    claim_output(options.out, "sweep")
     pipelines = {"model": open_model(options)}
     if options.against is not None:
         pipelines["against"] = open_model(options, options.against)
@@ -233,7 +234,7 @@ class Record:
 
     def write(self, more: dict[str, Any]) -> None:
         """Write everything, with what is known at the end."""
-        files.write_json(self.path, {"settings": self.about, **more, "rows": self.rows}, indent=1)
+        files.write_record(self.path, {"settings": self.about, **more, "rows": self.rows})
 
 
 def about(pipelines: dict[str, EqMPipeline], request: Request, options: argparse.Namespace) -> dict[str, Any]:
