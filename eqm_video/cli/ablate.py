@@ -27,6 +27,7 @@ from eqm_video.build import versions
 from eqm_video.cli import ablate_report, options
 from eqm_video.cli.demo import write_videos
 from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.quality import Judge
 from eqm_video.cli.recipes import CONFIGS, Recipes, split_overrides
 from eqm_video.cli.sample import fingerprint
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m eqm_video ablate",
         description="Train the recipes of configs/ablations on moving shapes, each once, sample them all, and compare.",
     )

@@ -25,6 +25,7 @@ from eqm_video import files
 from eqm_video.cli.adaptive_plot import draw_adaptive
 from eqm_video.cli.options import Request, add_model, add_sampling, describe_rule, machine, number, open_model, whole
 from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.quality import Judge, add_data
 from eqm_video.cli.walks import Walk, decode, walk
 from eqm_video.errors import UserError
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video adaptive", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video adaptive", description=__doc__.splitlines()[0])
     add_model(parser)
     add_sampling(parser, num_samples=64, descent=False)
     add = parser.add_argument

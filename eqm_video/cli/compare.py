@@ -37,6 +37,7 @@ from eqm_video.cli.compare_report import Samples, describe, spread, summarise_ne
 from eqm_video.cli.compare_windows import Search, Windows, halves, look, project, real_searches, some_windows, thin
 from eqm_video.cli.options import whole
 from eqm_video.cli.outputs import PARTS, claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.data.datasets import ClipSet, open_data
 from eqm_video.errors import UserError
 from eqm_video.metrics.frechet import frechet_distance, gaussian_of, random_projection
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; `data.split=null` is the same as `--split all`, `data.frame_interval=3` as an option."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m eqm_video compare",
         description="Compare samples with the data that the model was trained on: the training clip nearest to each, "
         "and a Fréchet distance in random projections of the pixels, beside the same between real clips.",

@@ -33,6 +33,7 @@ from eqm_video import files
 from eqm_video.cli.compose_report import Sampled, draw_grid, draw_shares, report
 from eqm_video.cli.options import Request, add_model, add_sampling, describe_rule, machine, number, open_model
 from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.walks import FAR
 from eqm_video.composition import ScheduledField
 from eqm_video.data.shapes import DIRECTIONS, SHAPES, score_motion, write_moving_shapes
@@ -115,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(given: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m eqm_video compose",
         description=__doc__.splitlines()[0],
         epilog="compose --write-data FOLDER writes the moving shapes that configs/attributes.yaml learns.",
@@ -135,7 +136,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
 
 def write_data(given: Sequence[str]) -> int:
     """`compose --write-data FOLDER`: moving shapes filed under single attributes, to train configs/attributes.yaml."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video compose")
+    parser = Parser(prog="python -m eqm_video compose")
     parser.add_argument("--write-data", type=Path, required=True, metavar="FOLDER")
     folder = parser.parse_args(given).write_data
     write_moving_shapes(folder, attributes=True, videos=VIDEOS, held_out=HELD_OUT)

@@ -32,6 +32,7 @@ from eqm_video import files
 from eqm_video.cli.curvature_report import Stages, draw, numbers, report, stiffest
 from eqm_video.cli.options import Request, add_model, add_sampling, machine, number, open_device, whole
 from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.sources import Source
 from eqm_video.curvature import curl, largest_curvature, step_limit
 from eqm_video.errors import UserError
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video curvature", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video curvature", description=__doc__.splitlines()[0])
     add_model(parser)
     add_sampling(parser, num_samples=8)
     add = parser.add_argument

@@ -23,6 +23,7 @@ from eqm_video.cli import sample as sampling
 from eqm_video.cli import train as training
 from eqm_video.cli.options import processor
 from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.data.shapes import score_motion, write_moving_shapes
 from eqm_video.errors import UserError
 
@@ -35,7 +36,7 @@ ENDLESS_FRAMES = 24  # of an endless video: windows of it begin at many places
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video demo", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video demo", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("data/moving_shapes"), help="where the videos are written")
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="the training run; an old one is continued")
     parser.add_argument("--out", type=Path, default=Path("video_samples/demo"), help="where the samples go")

@@ -28,6 +28,7 @@ from eqm_video import files
 from eqm_video.cli.descent_pictures import draw_curves, draw_film, draw_strip
 from eqm_video.cli.options import Request, add_model, add_sampling, describe_rule, machine, open_model, whole
 from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.walks import Watched, begin, decode
 from eqm_video.errors import UserError
 from eqm_video.gamma import ConstantDecay, gamma_path
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video descent", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video descent", description=__doc__.splitlines()[0])
     add_model(parser)
     parser.add_argument("against", nargs="?", metavar="MODEL2", help="another model, from the same start noise")
     add_sampling(parser)

@@ -27,6 +27,7 @@ from eqm_video.cli import ood_report as report
 from eqm_video.cli.ood_sets import made_sets, other_labels
 from eqm_video.cli.options import add_model, open_model, whole
 from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.sources import Clips, Source
 from eqm_video.errors import UserError
 from eqm_video.metrics.ood import SCORES, auroc, auroc_error, frame_scores, largest_jump
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video ood", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video ood", description=__doc__.splitlines()[0])
     add_model(parser)
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="FOLDER", help="videos or images like those it was trained on")

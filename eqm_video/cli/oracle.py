@@ -27,6 +27,7 @@ from eqm_video.build import versions
 from eqm_video.cli.options import number, whole
 from eqm_video.cli.oracle_pictures import Strip, draw_film
 from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.data.shapes import DIRECTIONS, SHAPES, coverage
 from eqm_video.gamma import TruncatedDecay
 from eqm_video.objective import interpolate
@@ -131,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video oracle", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video oracle", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder for oracle.gif and oracle.json")
     add("--num-samples", type=whole(2), default=32, metavar="N", help="descents of every task; default: 32")

@@ -29,6 +29,7 @@ from eqm_video.cli import partial_report as report
 from eqm_video.cli.ood_sets import MOVING_SHAPES
 from eqm_video.cli.options import add_model, describe_rule, number, open_model, whole
 from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.sources import Clips, Source
 from eqm_video.composition import ScheduledField
 from eqm_video.data.shapes import SHAPES, score_motion
@@ -115,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video partial", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video partial", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="exports, training runs or checkpoints, or hub ids")
     add_model(parser, positional=False)

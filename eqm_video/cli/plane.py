@@ -22,6 +22,7 @@ from eqm_video.build import versions
 from eqm_video.cli import plots
 from eqm_video.cli.options import number, whole
 from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.plane_pictures import Scene, draw_film, draw_picture
 
 LEAST_STEPS = 12  # below, the step is too large for the equilibrium's slope at the data: step size * 20 < 2
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video plane", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video plane", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder for plane.png, plane.gif and plane.json")
     add("--points", type=points, default=2, metavar="M", help="data points on a ring, 1 to 64, or moons; default: 2")

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from eqm_video import files
 from eqm_video.cli import options, plots
 from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.sample_known import parse_known
 from eqm_video.cli.sample_options import frame_schedule
 from eqm_video.cli.sources import Clips, Source
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m eqm_video predict",
         description="Predict frames of real clips that the model is not shown, and compare them with the true ones.",
         epilog="Example: python -m eqm_video predict runs/actions --data FOLDER --split test --known first:4 ends "

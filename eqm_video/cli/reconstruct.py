@@ -6,7 +6,6 @@ standard deviation should be near 1, because the noise that training mixes in ha
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from eqm_video import files, media
 from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.codec import BUNDLED, Codec
 from eqm_video.data.datasets import ClipSet, open_data
 from eqm_video.errors import UserError
@@ -23,7 +23,7 @@ from eqm_video.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video reconstruct", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video reconstruct", description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="folder of videos or images, as for training")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pairs and numbers.json")
     parser.add_argument("--codec", default=BUNDLED, help="bundled, a folder or a hub id; default: bundled")

@@ -28,6 +28,7 @@ from eqm_video.build import versions
 from eqm_video.cli import options, tasks_long, tasks_pictures, tasks_report, tasks_short
 from eqm_video.cli.demo import write_videos
 from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.recipes import CONFIGS, Recipes, split_overrides
 from eqm_video.cli.sample import fingerprint
 from eqm_video.cli.tasks_clips import Truth, names_of
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m eqm_video tasks",
         description="Train the recipes of configs/gamma on endless moving shapes and measure every video task.",
     )

@@ -15,6 +15,7 @@ import torch
 from eqm_video import build
 from eqm_video.claims import removed_if_empty
 from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.config import Config, flatten, load_config, parse_config, to_tree, to_yaml
 from eqm_video.errors import UserError
 from eqm_video.files import MARK, write_text
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line of `train_video.py`."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="train_video.py",
         description="Train a video or image model with Equilibrium Matching.",
         epilog="Example: accelerate launch train_video.py --config configs/ucf101_b2.yaml data.root=data/UCF-101 "

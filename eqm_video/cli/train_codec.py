@@ -10,7 +10,6 @@ learned last.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from eqm_video import files
 from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.codec import Codec
 from eqm_video.data.stills import dead_leaves
 from eqm_video.training.ema import Ema
@@ -168,7 +168,7 @@ def save(model: AutoencoderKL, numbers: dict[str, float], out: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video train-codec", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video train-codec", description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=15000)
     parser.add_argument("--seconds", type=float, default=None, help="stop by the clock instead of by --steps")
