@@ -16,6 +16,8 @@ PACKAGE = ROOT / "eqm_video"
 ORDER = [
     (0, "errors"),
     (0, "machine"),
+    (0, "files"),
+    (0, "claims"),
     (0, "randomness"),
     (0, "gamma"),
     (0, "objective"),

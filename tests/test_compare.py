@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eqm_video import cli, media
+from eqm_video import cli, files, media
 from eqm_video.cli import compare as module
 from eqm_video.cli.compare_report import caption
 from eqm_video.cli.compare_windows import Windows, halves, thin
@@ -39,7 +39,7 @@ def clip_set(data: Path, split: str | None = "train"):
 def fake(folder: Path, pixels: np.ndarray, labels: list[str] | None, fps: float = 4.0) -> Path:
     folder.mkdir(exist_ok=True)
     media.write_npz(folder / "samples.npz", pixels, np.zeros(len(pixels), np.int64))
-    media.write_text(folder / "samples.json", json.dumps({"labels": labels, "settings": {"fps": fps}}))
+    files.write_text(folder / "samples.json", json.dumps({"labels": labels, "settings": {"fps": fps}}))
     return folder
 
 

@@ -102,18 +102,17 @@ def test_npz_refuses_a_wrong_number_and_leaves_nothing_behind(tmp_path):
     assert not (tmp_path / "a.npz").exists()
 
 
-def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
-    media.write_text(tmp_path / "a.txt", "old")
-
-    def crash(aside):
-        aside.write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        media._atomically(tmp_path / "a.txt", crash)
-    assert (tmp_path / "a.txt").read_text() == "old"
+def test_pictures_below_a_file_are_refused(tmp_path):
+    (tmp_path / "a.txt").touch()
     with pytest.raises(UserError, match="cannot write"):
         media.write_png(tmp_path / "a.txt" / "b.png", clips()[0, 0])
+
+
+def test_a_half_written_array_goes_with_what_ended_it(tmp_path):
+    with pytest.raises(KeyboardInterrupt), media.NpyFile(tmp_path / "a.npy", (2, 3, 4)) as file:
+        file.write(0, 0, np.zeros((3, 4), np.uint8))
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
 
 
 def test_grid_without_labels_tiles_and_enlarges():

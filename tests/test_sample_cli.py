@@ -137,7 +137,7 @@ def test_an_interrupted_run_goes_on(export, tmp_path, monkeypatch, capsys):
         assert sizes == [2, 2]
     assert "samples.npz" not in files(out) and "clips/000003.gif" in files(out)
     assert "steps: 4 there, 5 here" in fails(capsys, *common, "--out", out, "--steps", 5)
-    (out / "parts" / ".00000004.npy.aside").write_bytes(b"half")
+    (out / ".parts-eqm" / ".00000004.npy.aside").write_bytes(b"half")
     (out / "clips" / "000001.gif").unlink()
     with monkeypatch.context() as patch:
         sizes = count_batches(patch)

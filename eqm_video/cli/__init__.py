@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from eqm_video.errors import UserError
 
@@ -43,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("usage: python -m eqm_video COMMAND ...   (COMMAND --help tells more)\n")
         print("\n".join(f"  {command:{width}}  {text}" for command, (_, text) in COMMANDS.items()))
         return 0 if name else 2
+    if name == "--version":
+        print(f"eqm-video {version('eqm-video')}")
+        return 0
     try:
         if name not in COMMANDS:
             near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.4)

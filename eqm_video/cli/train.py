@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from eqm_video import build
+from eqm_video.claims import removed_if_empty
+from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.config import Config, flatten, load_config, parse_config, to_tree, to_yaml
 from eqm_video.errors import UserError
-from eqm_video.training.checkpoint import Checkpoints, is_checkpoint, lock_run, read_record
+from eqm_video.files import MARK, write_text
+from eqm_video.training.checkpoint import LOCK, Checkpoints, is_checkpoint, lock_run, read_record
 from eqm_video.training.tracking import check_trackers, start_trackers
 
 NEWEST = "newest"  # what `--resume` without a path stands for
@@ -42,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line of `train_video.py`."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="train_video.py",
         description="Train a video or image model with Equilibrium Matching.",
         epilog="Example: accelerate launch train_video.py --config configs/ucf101_b2.yaml data.root=data/UCF-101 "
@@ -117,7 +121,8 @@ def train(config: Config, resume: str | None) -> int:
         torch.set_float32_matmul_precision("high")  # TF32, for the codec and what else computes in float32
     starting_point(config, resume)  # refuses before anything is touched
     main_process = accelerator.is_main_process
-    with lock_run(config.run.folder) if main_process else nullcontext():
+    claim_output(config.run.folder, "train", option="run.dir", probe=main_process)
+    with claimed_run(config.run.folder) if main_process else nullcontext():
         accelerator.wait_for_everyone()
         checkpoint = starting_point(config, resume)  # again, now that nobody else writes there
         notes = compare(checkpoint, config, accelerator.num_processes) if checkpoint is not None else []
@@ -128,6 +133,13 @@ def train(config: Config, resume: str | None) -> int:
         accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
+
+
+@contextmanager
+def claimed_run(folder: Path) -> Iterator[None]:
+    """Lock a run's folder; one that was made for that goes again where the run fails before it writes anything."""
+    with removed_if_empty(folder, LOCK), lock_run(folder):
+        yield
 
 
 def _train(config: Config, resume: str | None, checkpoint: Path | None, notes: list[str], accelerator: Any) -> None:
@@ -145,7 +157,7 @@ def _train(config: Config, resume: str | None, checkpoint: Path | None, notes: l
         if resume is not None:
             say(f"no checkpoint in {folder} yet: starting from scratch")
     if accelerator.is_main_process:
-        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        write_text(folder / "config.yaml", f"# {MARK.decode()}\n{to_yaml(config)}")
     if config.track.to:
         names = dict(flatten(to_tree(config)))
         start_trackers(accelerator, folder, config.track.to, names, config.track.project, config.track.name)

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from tqdm import tqdm
 
 from eqm_video.data.layout import quote
 from eqm_video.data.video import VideoDecodeError
-from eqm_video.errors import UserError
+from eqm_video.files import write_json
 from eqm_video.randomness import generator
 
 VERSION = 1  # of the index file; one of another version is made anew
@@ -64,18 +64,6 @@ class Report:
     def write(self, path: str | Path) -> None:
         """Save as JSON. UserError where that is not possible."""
         write_json(path, asdict(self))
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write aside, then rename, so that a reader never meets half a file."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); give another path") from error
 
 
 def examine(
