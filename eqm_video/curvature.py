@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from eqm_video.devices import double
 from eqm_video.gamma import Decay
 
 Gradient = Callable[[Tensor], Tensor]
@@ -107,7 +108,7 @@ def curl(field: Gradient, latents: Tensor, *, probes: int = 8, generators: Seque
     odd, whole = [], []
     for _ in range(probes):
         probe = torch.stack([_signs(latents.shape[1:], one) for one in generators]).to(latents)
-        forward, backward = jacobian.along(probe).double(), jacobian.against(probe).double()
+        forward, backward = double(jacobian.along(probe)), double(jacobian.against(probe))
         odd.append((forward - backward).square().flatten(1).sum(dim=1))
         whole.append(forward.square().flatten(1).sum(dim=1))
     return _ratio(torch.stack(odd), torch.stack(whole))
@@ -148,10 +149,10 @@ def ritz_values(
     jacobian = Linearisation(field, latents)
     iterations = min(iterations, latents[0].numel())
     start = torch.stack([torch.randn(latents.shape[1:], generator=one, device=one.device) for one in generators])
-    basis = [_unit(start.to(latents.device).double().flatten(1))]  # of (B, D)
-    projected = torch.zeros(len(latents), iterations + 1, iterations, dtype=torch.float64, device=latents.device)
+    basis = [_unit(double(start.to(latents.device)).flatten(1))]  # of (B, D)
+    projected = basis[0].new_zeros(len(latents), iterations + 1, iterations)
     for step in range(iterations):
-        image = jacobian.along(basis[-1].reshape(latents.shape).to(latents.dtype)).double().flatten(1)
+        image = double(jacobian.along(basis[-1].reshape(latents.shape).to(latents.dtype))).flatten(1)
         size = image.norm(dim=1)
         for _ in range(2):  # twice is enough to stay orthogonal
             for row, vector in enumerate(basis):

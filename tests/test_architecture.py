@@ -15,6 +15,7 @@ PACKAGE = ROOT / "eqm_video"
 # Each line is (layer, module prefix). Inside a layer a module may import only modules of earlier lines.
 ORDER = [
     (0, "errors"),
+    (0, "devices"),
     (0, "randomness"),
     (0, "gamma"),
     (0, "objective"),
