@@ -21,7 +21,7 @@ def double(values: Tensor) -> Tensor:
 
 
 def send(values: Tensor, device: torch.device | str) -> Tensor:
-    """The values on `device`. From the CPU to a CUDA device they go through pinned memory, and the CPU does not wait."""
+    """The values on `device`. From the CPU to CUDA they go through pinned memory, and the CPU does not wait."""
     device = torch.device(device)
     if values.device.type != "cpu" or device.type != "cuda":
         return values.to(device)
