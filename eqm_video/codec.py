@@ -9,6 +9,7 @@ with the autoencoder's own numbers, latents = (raw - shift) * scale, so that the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin
 from einops import rearrange
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+from safetensors import safe_open
 from torch import Generator, Tensor, nn
 
 from eqm_video.errors import UserError
@@ -30,6 +32,7 @@ PIXELS = "pixels"
 CLASSES = {one.__name__: one for one in (AutoencoderKL, AutoencoderTiny, PixelAutoencoder)}
 SUPPORTED = f"{', '.join(list(CLASSES)[:-1])} and {list(CLASSES)[-1]}"
 PIXELS_AT_ONCE = 2**20  # 16 frames of 256x256: about 3.5 GB in the decoder of a Stable Diffusion autoencoder, float32
+SAVED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # by safetensors
 TINY_LOG_VARIANCE = -30.0  # AutoencoderTiny and pixels have no posterior: a standard deviation of 3e-7
 
 
@@ -66,17 +69,20 @@ class Codec:
         name_or_path: str | Path,
         *,
         revision: str | None = None,
-        torch_dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | str | None = None,
         chunk: int = 64,
+        variant: str | None = None,
     ) -> Codec:
         """Load by name: "bundled", "pixels", a local folder (of an autoencoder, or with one in `vae`), or a hub id.
 
-        Weights must be safetensors; they become float32 unless `torch_dtype` says otherwise. Raises UserError for a
+        Weights must be safetensors, of the `variant` (such as "fp16") where one is asked; they become float32 unless
+        `torch_dtype` says otherwise ("auto": as they were saved). Raises UserError for a
         folder that holds no supported autoencoder and for a hub id that is neither cached nor reachable.
         """
         name = str(name_or_path)
         if name == PIXELS:
-            return cls(nn.Module.to(PixelAutoencoder(), torch_dtype or torch.float32), chunk, name)
+            exact = torch_dtype if isinstance(torch_dtype, torch.dtype) else torch.float32
+            return cls(nn.Module.to(PixelAutoencoder(), exact), chunk, name)
         folder = BUNDLED_FOLDER if name == BUNDLED else Path(name).expanduser()
         if folder.is_dir():
             source, subfolder = str(folder), "" if (folder / "config.json").is_file() else "vae"
@@ -93,9 +99,8 @@ class Codec:
             source = name
             config_file, subfolder = _hub_config(name, revision)
         vae_class = CLASSES[_class_name(config_file, name)]
-        vae = load_weights(
-            vae_class, source, f"codec {name!r}", subfolder=subfolder, revision=revision, torch_dtype=torch_dtype
-        )
+        more = {"subfolder": subfolder, "revision": revision, "torch_dtype": torch_dtype, "variant": variant}
+        vae = load_weights(vae_class, source, f"codec {name!r}", **more)
         return cls(vae, chunk, name)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Codec:
@@ -188,18 +193,26 @@ def load_weights(
     *,
     subfolder: str = "",
     revision: str | None = None,
-    torch_dtype: torch.dtype | None = None,
+    torch_dtype: torch.dtype | str | None = None,
+    variant: str | None = None,
 ) -> Any:
     """A model from diffusers' safetensors, float32 by default. Raises UserError unless every weight fits.
 
     diffusers on its own only warns of missing and surplus weights, and fills what is missing with random numbers.
-    `what` names the model in the message.
+    `what` names the model in the message. torch_dtype: "auto" is the one that the weights in a folder were saved in.
+    variant: of the weights' file names, such as "fp16"; None reads those without one.
     """
+    here = Path(source) / subfolder
+    if here.is_dir() and variant not in (found := _variants(here)) and found:
+        known = " and ".join(f"variant={one!r}" if one else "no variant" for one in sorted(found, key=str))
+        asked = f"the variant {variant!r}" if variant else "plain weights"
+        raise UserError(f"{here} has no {asked} of {what}; its weights have {known}")
     try:
         model, report = model_class.from_pretrained(
             str(source),
             subfolder=subfolder or None,
             revision=revision,
+            variant=variant,
             use_safetensors=True,
             output_loading_info=True,
         )
@@ -215,7 +228,32 @@ def load_weights(
                 f"{what} is of another architecture than its config.json says: {len(names)} {kind.replace('_', ' ')}, "
                 f"such as {names[0]!r}"
             )
+    if torch_dtype == "auto":
+        torch_dtype = _saved_dtype(here, variant, what)
     return nn.Module.to(model, torch_dtype or torch.float32)  # diffusers' own `to` warns of every change of dtype
+
+
+def _variants(folder: Path) -> dict[str | None, Path]:
+    """The variants of the safetensors in a folder (None: without one), each with one of its files.
+
+    A file is called NAME.safetensors or NAME.VARIANT.safetensors; of weights in several files, NAME-00001-of-00002 or
+    NAME.VARIANT-00001-of-00002.
+    """
+    files = sorted(folder.glob("*.safetensors"), reverse=True)
+    stems = ((re.sub(r"-\d{5}-of-\d{5}$", "", file.stem), file) for file in files)
+    return {stem.partition(".")[2] or None: file for stem, file in stems}
+
+
+def _saved_dtype(folder: Path, variant: str | None, what: str) -> torch.dtype:
+    """The floating-point type in which the weights of a folder were saved."""
+    file = _variants(folder).get(variant) if folder.is_dir() else None
+    if file is None:
+        raise UserError(
+            f'{what} is in no folder here for torch_dtype="auto" to look at: name a dtype, such as "float16"'
+        )
+    with safe_open(file, framework="pt") as weights:
+        kinds = [weights.get_slice(name).get_dtype() for name in weights.keys()]  # noqa: SIM118
+    return next((SAVED[kind] for kind in kinds if kind in SAVED), torch.float32)
 
 
 def _check_video(video: Tensor, channels: int, what: str) -> None:

@@ -36,6 +36,11 @@ class ComposedField:
         """The composition of the clips at `indices` (1-D integers)."""
         return self._each(lambda field: field.select(indices))
 
+    @property
+    def settled(self) -> bool:
+        """Whether every field of the composition is the same in the whole descent."""
+        return all(field.settled for field in self.fields)
+
     def at_progress(self, progress: float) -> ComposedField:
         """The composition at a point of the descent, 0 to 1."""
         return self._each(lambda field: field.at_progress(progress))
@@ -86,6 +91,10 @@ class ScheduledField:
     def select(self, indices: Tensor) -> ScheduledField:
         """The field of the clips at `indices` (1-D integers)."""
         return ScheduledField(self.field.select(indices), self.steps, self.gammas)
+
+    def at_progress(self, progress: float) -> GuidedField | ComposedField:
+        """The field at a point of the descent, 0 to 1."""
+        return self.field.at_progress(progress)
 
     def at_step(self, step: int) -> GuidedField | ComposedField:
         """The field of one step, 0 to steps - 1."""

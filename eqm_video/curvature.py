@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from eqm_video.devices import double
 from eqm_video.gamma import Decay
 
 Gradient = Callable[[Tensor], Tensor]
@@ -107,7 +108,7 @@ def curl(field: Gradient, latents: Tensor, *, probes: int = 8, generators: Seque
     odd, whole = [], []
     for _ in range(probes):
         probe = torch.stack([_signs(latents.shape[1:], one) for one in generators]).to(latents)
-        forward, backward = jacobian.along(probe).double(), jacobian.against(probe).double()
+        forward, backward = double(jacobian.along(probe)), double(jacobian.against(probe))
         odd.append((forward - backward).square().flatten(1).sum(dim=1))
         whole.append(forward.square().flatten(1).sum(dim=1))
     return _ratio(torch.stack(odd), torch.stack(whole))
@@ -148,10 +149,10 @@ def ritz_values(
     jacobian = Linearisation(field, latents)
     iterations = min(iterations, latents[0].numel())
     start = torch.stack([torch.randn(latents.shape[1:], generator=one, device=one.device) for one in generators])
-    basis = [_unit(start.to(latents.device).double().flatten(1))]  # of (B, D)
-    projected = torch.zeros(len(latents), iterations + 1, iterations, dtype=torch.float64, device=latents.device)
+    basis = [_unit(double(start.to(latents.device)).flatten(1))]  # of (B, D)
+    projected = basis[0].new_zeros(len(latents), iterations + 1, iterations)
     for step in range(iterations):
-        image = jacobian.along(basis[-1].reshape(latents.shape).to(latents.dtype)).double().flatten(1)
+        image = double(jacobian.along(basis[-1].reshape(latents.shape).to(latents.dtype))).flatten(1)
         size = image.norm(dim=1)
         for _ in range(2):  # twice is enough to stay orthogonal
             for row, vector in enumerate(basis):
@@ -226,15 +227,28 @@ def curvature_at(curvature: Mapping[str, Any], guidance_scale: float | None = No
     return below  # the only scale there is
 
 
-def step_limit(curvature: Mapping[str, Any], kind: str, mu: float = 0.0, guidance_scale: float | None = None) -> float:
+def step_limit(
+    curvature: Mapping[str, Any],
+    kind: str,
+    mu: float = 0.0,
+    guidance_scale: float | None = None,
+    *,
+    plain: Sequence[float] | None = None,
+) -> float:
     """The step size from which on a descent does not come to rest: 2 / L for "gd" (and for "langevin", whose drift it
     is), 2 / (L (1 + 2 mu)) for "nag", of the largest curvature L. Infinite where nothing contracts.
+
+    `plain` are the weights of a plain sum of labelled fields, which takes the place of guidance: fields that agree have
+    sum |weight| times the curvature of one of them.
 
     Raises ValueError for a sampler whose step is not one along the gradient itself ("adam", solvers).
     """
     if kind not in ("gd", "nag", "langevin"):
         raise ValueError(f"sampler {kind!r} has no step limit of this kind; gd, nag and langevin have")
-    largest = curvature_at(curvature, guidance_scale)
+    if plain is None:
+        largest = curvature_at(curvature, guidance_scale)
+    else:
+        largest = sum(abs(weight) for weight in plain) * curvature_at(curvature, 1.0)
     return 2 / (largest * (1 + 2 * mu * (kind == "nag"))) if largest > 0 else math.inf
 
 
@@ -245,6 +259,8 @@ def auto_step(
     steps: int,
     decay: Decay,
     guidance_scale: float | None = None,
+    *,
+    plain: Sequence[float] | None = None,
 ) -> float:
     """The step size of a descent of `steps` updates: as large as its way needs, and at most half of `step_limit`.
 
@@ -252,11 +268,19 @@ def auto_step(
     as much again is planned, since a learned field is weaker where it is unsure; with the default decay this is 2.3 /
     (gain * steps), between the paper's two settings for 250 steps (eta 0.003 and 0.0017, where this is 0.0023). A
     larger step is of no use: it follows the field less closely, and a long walk at rest drifts off the data. With few
-    steps the limit binds, and the descent ends before it has come to rest: see `steps_to_rest`.
+    steps the limit binds, and the descent ends before it has come to rest: see `steps_to_rest`. A plain sum of
+    fields (`plain`, as for `step_limit`) walks sum(weights) times as fast, and needs so much less.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps is {steps!r}; it must be a whole number of at least 1")
-    return min(SAFETY * step_limit(curvature, kind, mu, guidance_scale), TRAVEL * way(decay) / steps)
+    pull = 1.0 if plain is None else sum(plain)
+    if not pull > 0:
+        raise ValueError(
+            f"the weights of the plain sum add up to {pull:g}, so that it does not lead to the data and an automatic "
+            "step has no way to plan for: give the step size (--step-size)"
+        )
+    limit = step_limit(curvature, kind, mu, guidance_scale, plain=plain)
+    return min(SAFETY * limit, TRAVEL * way(decay) / (pull * steps))
 
 
 def steps_to_rest(step_size: float, decay: Decay) -> int:

@@ -17,6 +17,8 @@ from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
 
 NETWORKS = {one.__name__: one for one in (EqMTransformer, EqMUNet)}  # what a network's config.json may name
+PARTS = ("transformer", "vae")
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "float64")}
 
 
 def newest_of_run(run: Path) -> Path:
@@ -80,7 +82,38 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def load_transformer(folder: Path, dtype: torch.dtype | None) -> EqMTransformer | EqMUNet:
+def part_dtype(given: Any, part: str) -> torch.dtype | str | None:
+    """What a `torch_dtype` says of one part of a pipeline ("transformer", "vae"): a dtype, "auto", or None (float32).
+
+    It is a dtype or the name of one, "auto" (as the weights were saved), or a mapping of these by part, in which
+    "default" is for the parts it does not name. Raises UserError for anything else.
+    """
+    if isinstance(given, Mapping):
+        if unknown := set(given) - {*PARTS, "default"}:
+            raise UserError(
+                f"torch_dtype names {sorted(map(str, unknown))}; the parts are {', '.join(PARTS)}, or default"
+            )
+        for value in given.values():
+            _one_dtype(value)
+        given = given.get(part, given.get("default"))
+    return _one_dtype(given)
+
+
+def _one_dtype(given: Any) -> torch.dtype | str | None:
+    if given is None or (isinstance(given, str) and given == "auto"):
+        return given
+    found = DTYPES.get(str(given).removeprefix("torch.")) if isinstance(given, (str, torch.dtype)) else None
+    if found is None:
+        raise UserError(
+            f"torch_dtype is {given!r}; it must be one of {', '.join(DTYPES)} (or torch's of that name), auto, or a "
+            "mapping of these by part, such as {'transformer': torch.bfloat16, 'vae': torch.float32}"
+        )
+    return found
+
+
+def load_transformer(
+    folder: Path, dtype: torch.dtype | str | None, variant: str | None = None
+) -> EqMTransformer | EqMUNet:
     """The network in a folder, of the class that its config.json names, strictly.
 
     UserError for another architecture, or weights that do not fit.
@@ -89,4 +122,5 @@ def load_transformer(folder: Path, dtype: torch.dtype | None) -> EqMTransformer 
     if name not in NETWORKS:
         what = "has no config.json" if name is None else f"holds a {name}, another architecture"
         raise UserError(f"the network's folder {folder} {what}; needed is an {' or an '.join(NETWORKS)}")
-    return load_weights(NETWORKS[name], folder, f"the network in {folder}", torch_dtype=dtype)
+    what = f"the network in {folder}"
+    return load_weights(NETWORKS[name], folder, what, torch_dtype=dtype, variant=variant)

@@ -81,8 +81,8 @@ class GuidedField:
     ) -> None:
         _check_guidance(labels, guidance_scale, null_label, times, channels)
         _check_interval(interval)
-        explicit = getattr(getattr(network, "config", None), "energy", "implicit") != "implicit"
-        self.network = Field(network) if explicit else network  # the raw output of such a network is no gradient
+        # A Field knows whether its network's raw output is a gradient, and whether the network is told gamma.
+        self.network = Field(network) if hasattr(network, "config") and not isinstance(network, Field) else network
         self.labels = labels
         self.guidance_scale = float(guidance_scale)
         self.null_label = null_label
@@ -107,19 +107,25 @@ class GuidedField:
                 setattr(chosen, name, value[indices.to(value.device)])
         return chosen
 
+    @property
+    def settled(self) -> bool:
+        """Whether the field is the same in the whole descent."""
+        return self.interval is None
+
     def at_progress(self, progress: float) -> GuidedField:
         """The field at a point of the descent, 0 (start) to 1 (end): unguided outside the guidance interval."""
-        first, last = self.interval or (0, 1)
-        if first <= progress < last or (last == 1 and progress >= first):  # a solver's last evaluation is at 1
+        if self.settled:
             return self
-        plain = copy(self)
-        plain.guidance_scale = 1.0
-        return plain
+        there = copy(self)
+        there.interval = None
+        first, last = self.interval
+        if not (first <= progress < last or (last == 1 and progress >= first)):  # a solver's last evaluation is at 1
+            there.guidance_scale = 1.0
+        return there
 
     def at_gamma(self, gamma: float | Tensor) -> GuidedField:
         """The field at a solver's time, which is gamma and the progress at once; (B, T) is 1 on frames held fixed."""
-        progress = gamma.min() if isinstance(gamma, Tensor) else gamma
-        return self.at_progress(float(progress)).tell(gamma)
+        return _at_time(self, gamma).tell(gamma)
 
     def tell(self, gamma: float | Tensor) -> GuidedField:
         """The field of a network that is told gamma: a number for all frames, or (B, T)."""
@@ -238,9 +244,14 @@ class HistoryField:
         """The field at a point of the descent, 0 (start) to 1 (end)."""
         return self._with(self.field.at_progress(progress), self.blind.at_progress(progress))
 
+    @property
+    def settled(self) -> bool:
+        """Whether the field is the same in the whole descent."""
+        return self.field.settled
+
     def at_gamma(self, gamma: Tensor) -> HistoryField:
         """The field at a solver's time (B, T), which is 1 on the known frames, and told as 0 where they are noise."""
-        there = self.at_progress(float(gamma.min()))
+        there = _at_time(self, gamma)
         return there._with(there.field.tell(gamma), there.blind.tell(gamma.masked_fill(self.known, 0.0)))
 
     def __call__(self, latents: Tensor) -> Tensor:
@@ -256,6 +267,13 @@ class HistoryField:
         changed = copy(self)
         changed.field, changed.blind = field, blind
         return changed
+
+
+def _at_time(field: Any, gamma: float | Tensor) -> Any:
+    """The field at the progress that a solver's time (B, T) is; it is read off a tensor only where it matters."""
+    if field.settled:
+        return field
+    return field.at_progress(float(gamma.min() if isinstance(gamma, Tensor) else gamma))
 
 
 def _frame_norms(field: Tensor) -> Tensor:

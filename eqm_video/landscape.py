@@ -32,8 +32,10 @@ from eqm_video.requests import (
     make_generators,
 )
 from eqm_video.samplers import SAMPLERS, Sampler, Schedule, step_factors
+from eqm_video.settings import whole
 
 Term = tuple[Any, ...]  # (label, weight), or (label, weight, pipeline)
+MOST_PIXELS = 2**34  # of all frames of a call: 200 GB as float32
 
 
 class Landscape:
@@ -118,6 +120,11 @@ class Landscape:
         """Start latents (B, T, C, h, w): standard normal noise, one generator or seed for each sample."""
         frames, (height, width), codec = self.check_frames(num_frames), self.check_size(size), self.codec
         shape = (frames, codec.latent_channels, height // codec.downsampling, width // codec.downsampling)
+        if len(generators) * frames * height * width > MOST_PIXELS:
+            raise UserError(
+                f"{len(generators)} samples of {frames} frames of {height}x{width} pixels do not fit into any memory "
+                f"(more than {MOST_PIXELS:g} pixels): ask for fewer or smaller ones"
+            )
         dtype = torch.promote_types(self.transformer.dtype, torch.float32)
         made = make_generators(len(generators), list(generators), None)
         return normal(shape, made, device=self._execution_device, dtype=dtype)
@@ -142,10 +149,12 @@ class Landscape:
         steps: int | None = None,
         guidance_scale: float | None = None,
         step_schedule: Schedule = "constant",
+        plain: Sequence[float] | None = None,
     ) -> Sampler:
         """The sampler: the model's recommended one, with what is given here in its place.
 
-        step_size "auto" needs the model's measured curvature, and depends on steps, guidance_scale and step_schedule.
+        step_size "auto" needs the model's measured curvature, and depends on steps, guidance_scale and step_schedule,
+        and on the weights of a `plain` sum of fields, which take the place of guidance.
         """
         automatic = step_size == "auto"
         given = {"step_size": None if automatic else step_size, "mu": mu, "temperature": temperature}
@@ -164,17 +173,24 @@ class Landscape:
         try:
             # On a falling schedule the steps add up to less, as fewer whole ones would.
             whole = max(1, round(sum(step_factors(step_schedule, steps))))
-            size = auto_step(self.config.curvature, kind, look_ahead, whole, self.decay, self._scale(guidance_scale))
+            measured, scale = self.config.curvature, self._scale(guidance_scale)
+            size = auto_step(measured, kind, look_ahead, whole, self.decay, scale, plain=plain)
         except ValueError as error:
             raise UserError(str(error)) from error
         return replace(rule, step_size=size)
 
-    def step_warning(self, rule: Sampler, guidance_scale: float | None = None) -> str | None:
-        """What is wrong with a step size beyond the measured limit; None where nothing is, or nothing was measured."""
+    def step_warning(
+        self, rule: Sampler, guidance_scale: float | None = None, *, plain: Sequence[float] | None = None
+    ) -> str | None:
+        """What is wrong with a step size beyond the measured limit; None where nothing is, or nothing was measured.
+
+        plain: the weights of a plain sum of fields, which take the place of guidance.
+        """
         kind = next((kind for kind, sampler in SAMPLERS.items() if sampler is type(rule)), None)
         if self.config.curvature is None or kind not in ("gd", "nag", "langevin"):
             return None
-        limit = step_limit(self.config.curvature, kind, getattr(rule, "mu", 0.0), self._scale(guidance_scale))
+        mu, scale = getattr(rule, "mu", 0.0), self._scale(guidance_scale)
+        limit = step_limit(self.config.curvature, kind, mu, scale, plain=plain)
         if rule.step_size < limit:
             return None
         return (
@@ -194,9 +210,7 @@ class Landscape:
 
     def check_frames(self, num_frames: int | None = None) -> int:
         """The number of frames; UserError where it is no number, or more than one for an image model."""
-        frames = self.config.frames if num_frames is None else num_frames
-        if not isinstance(frames, int) or frames < 1:
-            raise UserError(f"frames is {frames!r}; it must be a whole number of at least 1")
+        frames = whole("frames", self.config.frames if num_frames is None else num_frames)
         if frames > 1 and not self.transformer.config.temporal:
             raise UserError(f"this is an image model (temporal: false), but {frames} frames are asked: give frames=1")
         return frames

@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from eqm_video.devices import widest
 from eqm_video.gamma import Decay, check_decay
 
 
@@ -70,11 +71,10 @@ def dispersive_loss(hidden: Tensor) -> Tensor:
     """
     if hidden.ndim < 2 or hidden.shape[0] == 0:
         raise ValueError(f"hidden has shape {tuple(hidden.shape)}; it must be (B, T, N, D) with at least one clip")
-    exact = torch.float32 if hidden.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     # |a - b|^2 = |a|^2 + |b|^2 - 2 ab loses digits where rows are alike: centred rows, and no autocast or TF32. (pdist
     # keeps them too, but its backward on CUDA takes B x B x dimension numbers.)
     with torch.autocast(device_type=hidden.device.type, enabled=False):
-        rows = hidden.flatten(1).to(exact)
+        rows = hidden.flatten(1).to(widest(hidden.device))
         rows = rows - rows.mean(dim=0)
         gram = rows @ rows.mT
         squares = gram.diagonal()

@@ -26,6 +26,7 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
+from eqm_video.devices import double
 from eqm_video.gamma import Decay, check_decay
 
 U_MAX = 20.0  # 1 - gamma >= 2e-9: at a data point itself the integral diverges, and is cut here
@@ -52,7 +53,8 @@ class OracleField:
         decay: c(gamma), as for training; a `ConstantDecay` gives the flow baseline's field.
         frame_wise: a gamma for each frame, drawn independently (needs clips with frames); else one for the whole clip.
 
-    Computed in float64 on the latents' device, and returned in the latents' dtype. Slow by design: O(B M T (D + Q)).
+    Computed in float64 on the latents' device (on the CPU for a device without float64), and returned as the latents
+    are. Slow by design: O(B M T (D + Q)).
     """
 
     def __init__(self, data: Tensor, decay: Decay, frame_wise: bool = False) -> None:
@@ -63,25 +65,26 @@ class OracleField:
             raise ValueError("data hold infinite or NaN values")
         if frame_wise and data.ndim != 5:
             raise ValueError(f"frame_wise=True needs data (M, T, C, H, W), got {tuple(data.shape)}")
-        self.data = data.double()
+        self.data = double(data)
         self.decay = check_decay(decay, allow_constant=True)
         self.frame_wise = frame_wise
 
     def __call__(self, latents: Tensor) -> Tensor:
         """f(latents), of the latents' shape (B, T, C, H, W) or (B, D) and dtype."""
-        data = _frames(self.data.to(latents.device), self.frame_wise)
+        chunks = _chunks(latents, self.data, self.frame_wise)
+        data = _frames(self.data.to(chunks[0].device), self.frame_wise)
         fields = []
-        for frames in _chunks(latents, self.data, self.frame_wise):
+        for frames in chunks:
             difference = frames[:, None] - data  # (B, M, F, D)
             log_mass, pull = self._integrals(difference, data)
             chosen = log_mass.sum(dim=2).softmax(dim=1)
             fields.append(torch.einsum("bm,bmf,bmfd->bfd", chosen, pull, difference))
-        return torch.cat(fields).reshape(latents.shape).to(latents.dtype)
+        return torch.cat(fields).reshape(latents.shape).to(latents)
 
     def posterior(self, latents: Tensor) -> Tensor:
         """Probabilities (B, M), float64, that the latents are a noisy version of each data clip."""
-        data = _frames(self.data.to(latents.device), self.frame_wise)
         chunks = _chunks(latents, self.data, self.frame_wise)
+        data = _frames(self.data.to(chunks[0].device), self.frame_wise)
         log_mass = torch.cat([self._integrals(frames[:, None] - data, data)[0] for frames in chunks])
         return log_mass.sum(dim=2).softmax(dim=1)
 
@@ -99,7 +102,7 @@ class OracleField:
         Raises:
             ValueError: gamma of another shape, or outside [0, 1].
         """
-        known = torch.as_tensor(gamma, dtype=torch.float64)
+        known = double(gamma) if isinstance(gamma, Tensor) else torch.as_tensor(gamma, dtype=torch.float64)
         allowed = 2 if self.data.ndim == 5 else 1
         if known.ndim > allowed or (known.ndim == 2 and known.shape[1] != self.data.shape[1]):
             frames = f" or (B, {self.data.shape[1]})" if allowed == 2 else ""
@@ -147,7 +150,7 @@ class KnownGammaField:
             clean = torch.einsum("bm,mfd->bfd", self._chosen(frames, data, gamma), data)
             line = torch.where(gamma < 1, (frames - clean) / _rest(gamma), -clean)  # E[eps - x_i]
             fields.append(line * self.decay(gamma))
-        return torch.cat(fields).reshape(latents.shape).to(latents.dtype)
+        return torch.cat(fields).reshape(latents.shape).to(latents)
 
     def posterior(self, latents: Tensor) -> Tensor:
         """Probabilities (B, M), float64, that the latents are a noisy version of each data clip at this gamma."""
@@ -160,12 +163,12 @@ class KnownGammaField:
     def _parts(self, latents: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """A few clips at a time: latents (b, F, D), data (M, F, D), gamma (b, F, 1)."""
         frame_wise = self.gamma.ndim == 2
-        gamma = self.gamma.to(latents.device)
+        chunks = _chunks(latents, self.data, frame_wise)
+        data = _frames(self.data.to(chunks[0].device), frame_wise)
+        gamma = self.gamma.to(chunks[0].device)
         if gamma.ndim > 0 and len(gamma) != len(latents):
             raise ValueError(f"gamma {tuple(gamma.shape)} is for {len(gamma)} clips, the latents are {len(latents)}")
         gamma = gamma.reshape(-1, gamma.shape[1] if frame_wise else 1, 1).expand(len(latents), -1, 1)
-        chunks = _chunks(latents, self.data, frame_wise)
-        data = _frames(self.data.to(latents.device), frame_wise)
         return [(part, data, known) for part, known in zip(chunks, gamma.split(len(chunks[0])), strict=True)]
 
     @staticmethod
@@ -191,7 +194,7 @@ def _chunks(latents: Tensor, data: Tensor, frame_wise: bool) -> tuple[Tensor, ..
     """Latents as (b, F, D) float64, a few clips at a time."""
     if latents.shape[1:] != data.shape[1:]:
         raise ValueError(f"latents {tuple(latents.shape)} and data {tuple(data.shape)} differ beyond their number")
-    frames = _frames(latents.double(), frame_wise)
+    frames = _frames(double(latents), frame_wise)
     per_clip = data.shape[0] * frames.shape[1] * max(frames.shape[2], 256)
     return frames.split(max(1, CHUNK // per_clip))
 

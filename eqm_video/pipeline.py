@@ -20,10 +20,12 @@ from eqm_video.codec import Codec
 from eqm_video.composition import ScheduledField
 from eqm_video.errors import UserError
 from eqm_video.folders import (
+    PARTS,
     describe_folder,
     is_checkpoint,
     load_transformer,
     local_folder,
+    part_dtype,
     read_json,
 )
 from eqm_video.guidance import HistoryField
@@ -31,8 +33,28 @@ from eqm_video.landscape import Landscape, Term
 from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
-from eqm_video.requests import Label, as_list, check_rates, check_turns, make_generators, sampler_settings, told_gammas
+from eqm_video.pictures import Pictures
+from eqm_video.requests import (
+    Label,
+    as_list,
+    as_size,
+    check_rates,
+    check_turns,
+    make_generators,
+    told_gammas,
+)
 from eqm_video.samplers import Sampler, frame_moves, run
+from eqm_video.settings import (
+    curvature_settings,
+    decay_settings,
+    explain_keywords,
+    is_whole,
+    label_names,
+    number,
+    rate,
+    sampler_settings,
+    whole,
+)
 from eqm_video.starts import Clips, Start, check_start
 
 OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
@@ -87,20 +109,29 @@ class EqMPipeline(Landscape, DiffusionPipeline):
                 f"the network works on {transformer.config.in_channels} latent channels, the codec has "
                 f"{vae.config.latent_channels}: choose the codec that the network was trained with"
             )
-        if id2label is not None and not isinstance(id2label, Mapping):
-            id2label = dict(enumerate(id2label))
-        names = {str(int(label)): str(name) for label, name in (id2label or {}).items()}  # JSON has text keys only
         self.register_modules(transformer=transformer, vae=vae)
         self.register_to_config(
-            id2label=names,
-            decay=dict(decay) if decay is not None else None,
+            id2label=label_names(id2label),
+            decay=decay_settings(decay),
             sampler=sampler_settings(sampler),
-            frames=frames,
-            fps=float(fps),
-            reference_fps=float(reference_fps),
-            size=size if size is None or isinstance(size, int) else list(size),
-            curvature=dict(curvature) if curvature is not None else None,
+            frames=whole("frames", frames),
+            fps=rate("fps", fps),
+            reference_fps=rate("reference_fps", reference_fps),
+            size=size if size is None or is_whole(size) else list(as_size(size)),
+            curvature=curvature_settings(curvature),
         )
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Everything that `EqMPipeline(**pipe.components)` needs for a pipeline on the same weights that samples the
+        same: the modules, and the settings (labels, sampler, size ...), which diffusers keeps under `parameters`.
+        """
+        return {**super().components, **super().parameters}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Nothing, since `components` holds the settings: `EqMPipeline(**pipe.components, **pipe.parameters)` works."""
+        return {}
 
     # Loading --------------------------------------------------------------------------------------------------------
 
@@ -108,27 +139,36 @@ class EqMPipeline(Landscape, DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> EqMPipeline:
         """Load an export: a local folder, or a hub id, which is downloaded first.
 
-        Keywords are diffusers' own (`torch_dtype`, `revision`, `token` ...); weights become float32 unless
-        `torch_dtype` says otherwise, and only safetensors are read. Raises UserError, saying what was found, for
-        anything else than an export, and for weights that do not fit the architecture.
+        Keywords are diffusers' own (`torch_dtype`, `variant`, `revision`, `token` ...); weights become float32 unless
+        `torch_dtype` (or `dtype`) says otherwise: a dtype or its name, "auto" (as they were saved), or a mapping of
+        these by "transformer", "vae" and "default". variant: of both parts' weights, such as "fp16". Only safetensors
+        are read. Raises UserError, saying what was found, for anything else than an export, and for weights that do
+        not fit the architecture.
         """
         hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
         folder = local_folder(pretrained_model_name_or_path, hub)
         index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
         if index.get("_class_name") != cls.__name__:
             raise UserError(f"{folder} is no export of {cls.__name__}: {describe_folder(folder, index)}")
-        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))  # newer and older name
+        older, dtype = kwargs.pop("torch_dtype", None), kwargs.pop("dtype", None)
+        if None not in (older, dtype) and older != dtype:
+            raise UserError(f"torch_dtype is {older!r} and dtype is {dtype!r}: they mean the same, give one of them")
+        dtype, variant = older if dtype is None else dtype, kwargs.pop("variant", None)
+        kinds = {part: part_dtype(dtype, part) for part in PARTS}
         if "transformer" not in kwargs:
-            kwargs["transformer"] = load_transformer(folder / "transformer", dtype)
+            kwargs["transformer"] = load_transformer(folder / "transformer", kinds["transformer"], variant)
         if "vae" not in kwargs:
-            kwargs["vae"] = Codec.load(folder / "vae", torch_dtype=dtype).vae
+            kwargs["vae"] = Codec.load(folder / "vae", torch_dtype=kinds["vae"], variant=variant).vae
         return super().from_pretrained(str(folder), **kwargs)
 
     @classmethod
     def from_checkpoint(
-        cls, folder: str | Path, *, codec: str | Codec | None = None, torch_dtype: torch.dtype | None = None
+        cls, folder: str | Path, *, codec: str | Codec | None = None, torch_dtype: Any = None
     ) -> EqMPipeline:
-        """The averaged network of a training checkpoint, with the codec that its `pipeline.json` names, or `codec`."""
+        """The averaged network of a training checkpoint, with the codec that its `pipeline.json` names, or `codec`.
+
+        torch_dtype: as for `from_pretrained`.
+        """
         folder = Path(folder)
         if not is_checkpoint(folder):
             raise UserError(f"{folder} is no whole checkpoint (checkpoint.json, pipeline.json, ema/config.json)")
@@ -136,15 +176,16 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         trained_with = settings.pop("codec", None)
         if codec is None and trained_with is None:
             raise UserError(f"{folder / 'pipeline.json'} names no codec: give one (--codec, or codec=...)")
-        transformer = load_transformer(folder / "ema", torch_dtype)
-        vae = as_codec(codec if codec is not None else trained_with, torch_dtype).vae
+        transformer = load_transformer(folder / "ema", part_dtype(torch_dtype, "transformer"))
+        vae = as_codec(codec if codec is not None else trained_with, part_dtype(torch_dtype, "vae")).vae
         try:
             return cls(transformer, vae, **settings)
-        except TypeError as error:
+        except (TypeError, UserError) as error:
             raise UserError(f"{folder / 'pipeline.json'} does not hold the pipeline's settings ({error})") from error
 
     # Sampling -------------------------------------------------------------------------------------------------------
 
+    @explain_keywords
     @torch.no_grad()
     def __call__(
         self,
@@ -192,11 +233,14 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         `GuidedField`. composition, plain_sum: terms instead of labels, see `composed_field`.
         seeds: one for each sample; a seed gives the same start noise whatever the batch or the device. generator:
         torch's instead of seeds, one or a list. Neither: fresh seeds from torch's global generator.
-        clips: uint8 (B, T, H, W, 3), or latents (B, T, C, h, w), with start_gamma: start at start_gamma * clip +
-        (1 - start_gamma) * noise (partial denoising), and with known: frames, by number (-1 is the last) or as bool
-        (B, T), that stay as they are in `clips`, while the others descend: the first one for image-to-video, the first
-        k for continuation, the first and the last for in-betweening. context_gamma: what the network sees of known
-        frames, as start_gamma; a little below 1 it forgives their faults. history_guidance: s of `HistoryField`.
+        clips: uint8 (B, T, H, W, 3), latents (B, T, C, h, w), or Pillow's pictures: one, a list of one for each sample
+        (each shown in every frame; without known and start_gamma its first frame is known: image-to-video), or a list
+        of lists of frames; pictures are turned upright, resized and cropped to size. With start_gamma: start at
+        start_gamma * clip + (1 - start_gamma) * noise (partial denoising), and with known: frames, by number (-1 is the
+        last) or as bool (B, T), that stay as they are in `clips`, while the others descend: the first one for
+        image-to-video, the first k for continuation, the first and the last for in-betweening. context_gamma: what the
+        network sees of known frames, as start_gamma; a little below 1 it forgives their faults. history_guidance: s of
+        `HistoryField`.
         frame_schedule: "joint", "pyramid", "autoregressive", or the steps between the starts of two unknown frames;
         every frame makes `steps` updates of its own.
         tolerance: a clip stops once the gradient's RMS is below it in every frame; with per_frame each frame by itself.
@@ -205,6 +249,11 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         """
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
+        if (pictures := Pictures.of(clips)) is not None:
+            count = len(as_list(labels, num_samples, seeds, generator))
+            clips = self._clips_of(pictures, count, num_frames, size)
+            if pictures.still and known is None and start_gamma == 0 and clips.shape[1] > 1:
+                known = [0]
         given = None if clips is None else Clips.of(clips)
         if given is not None:
             num_samples, num_frames, size = given.agree(self, labels, num_samples, num_frames, size)
@@ -214,14 +263,17 @@ class EqMPipeline(Landscape, DiffusionPipeline):
             raise UserError("step_size auto was measured without history guidance: give step_size a number")
         wanted = as_list(labels, num_samples, seeds, generator)
         generators = make_generators(len(wanted), seeds, generator)
-        steps = self.config.sampler["steps"] if steps is None else steps
+        steps = whole("steps", self.config.sampler["steps"] if steps is None else steps, 0)
+        guidance_scale = None if guidance_scale is None else number("guidance_scale", guidance_scale)
         guidance = {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "match_norm": match_norm}
         _check_composition(composition, plain_sum, wanted, guidance)
-        # Of a composition the weights are what guidance is: they say how steep the sum of the fields is.
-        scale = guidance_scale if composition is None else sum(abs(term[1]) for term in composition)
+        weights = None if composition is None else [float(term[1]) for term in composition]
+        # A composition's weights play the part of the guidance scale: they set how steep the summed field is.
+        scale = guidance_scale if weights is None else sum(map(abs, weights))
+        plain = weights if plain_sum else None
         more = {"temperature": temperature, "steps": steps, "guidance_scale": scale, "step_schedule": step_schedule}
-        rule = self.rule(sampler, step_size, mu, **more)
-        if wrong := self.step_warning(rule, scale):
+        rule = self.rule(sampler, step_size, mu, plain=plain, **more)
+        if wrong := self.step_warning(rule, scale, plain=plain):
             warnings.warn(wrong, stacklevel=2)
         timing = {"num_frames": num_frames, "fps": check_rates(fps, len(wanted))}
         try:
@@ -240,7 +292,8 @@ class EqMPipeline(Landscape, DiffusionPipeline):
             gammas = None
             if told:
                 alone = per_frame or moves is not None
-                gammas = told_gammas(self.decay, rule, steps, step_schedule, start_gamma, start.known, alone)
+                pull = 1.0 if plain is None else sum(plain)
+                gammas = told_gammas(self.decay, rule, steps, step_schedule, start_gamma, start.known, alone, pull)
             total = steps if moves is None else len(moves)
             with self.progress_bar(total=total) as bar:
                 descent = run(
@@ -263,6 +316,11 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         self.maybe_free_model_hooks()
         return EqMPipelineOutput(frames=result, nfe=descent.nfe.cpu(), frame_nfe=descent.frame_nfe.cpu())
 
+    def _clips_of(self, pictures: Pictures, count: int, num_frames: int | None, size: Any) -> Any:
+        """The clips uint8 (B, T, H, W, 3) that pictures stand for in a call."""
+        size = self.config.size if size is None else size
+        return pictures.clips(count, self.check_frames(num_frames), None if size is None else self.check_size(size))
+
 
 def _check_composition(
     composition: Sequence[Term] | None, plain_sum: bool, wanted: Sequence[Label], guidance: Mapping[str, Any]
@@ -273,6 +331,12 @@ def _check_composition(
         raise UserError("a composition takes the place of labels and of guidance (its weights): leave those out")
     if plain_sum and composition is None:
         raise UserError("plain_sum says how to compose: give composition=[(label, weight), ...]")
+    for term in composition or ():
+        if not isinstance(term, (tuple, list)) or len(term) not in (2, 3):
+            raise UserError(
+                f"a term of the composition is {term!r}; it must be (label, weight), or with a pipeline too"
+            )
+        number("a weight of the composition", term[1])
 
 
 def _both(first: Callable[..., Any], second: Callable[..., Any] | None) -> Callable[..., Any]:
@@ -284,6 +348,6 @@ def _both(first: Callable[..., Any], second: Callable[..., Any] | None) -> Calla
     return call
 
 
-def as_codec(codec: str | Codec, dtype: torch.dtype | None) -> Codec:
+def as_codec(codec: str | Codec, dtype: torch.dtype | str | None) -> Codec:
     """A codec as it is, or by its name."""
     return codec if isinstance(codec, Codec) else Codec.load(codec, torch_dtype=dtype)

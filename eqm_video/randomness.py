@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from eqm_video.devices import send
+
 
 def fold(*parts: int | str) -> int:
     """Hash integers and strings to one seed in [0, 2^63), the same on every machine and in every process.
@@ -58,4 +60,5 @@ def normal(
     if len(generators) == 0:
         raise ValueError("normal needs one generator for each sample, got none; give [generator(seed, k) for k in ...]")
     rows = [torch.randn(tuple(shape), generator=one, device=one.device, dtype=torch.float32) for one in generators]
-    return torch.stack([row.to(device=device, dtype=dtype) for row in rows])
+    stacked = torch.stack([row.to(rows[0].device) for row in rows])  # one copy to the device, not one for each sample
+    return send(stacked, device).to(dtype)

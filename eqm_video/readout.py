@@ -19,6 +19,7 @@ import math
 import torch
 from torch import Tensor
 
+from eqm_video.devices import double
 from eqm_video.gamma import Decay
 
 GRID = 1000  # steps of gamma in the search for where the decay falls for good
@@ -42,7 +43,7 @@ def calibrate(latents: Tensor) -> float:
     """S = sqrt(1 + mean square) of data latents (B, T, C, H, W); samples that have come to rest will do as data."""
     if not isinstance(latents, Tensor) or latents.numel() == 0:
         raise ValueError("calibrate needs latents (B, T, C, H, W) of at least one frame of data")
-    scale = math.sqrt(1 + float(latents.double().square().mean()))
+    scale = math.sqrt(1 + float(double(latents).square().mean()))
     if not math.isfinite(scale):
         raise ValueError("the latents hold infinite or NaN values, or overflow: give those of data")
     return scale
@@ -133,7 +134,7 @@ def _strength(rms: Tensor, scale: float) -> Tensor:
         raise ValueError(
             f"scale is {scale!r}; it must be at least 1 (the noise's own RMS): measure it with calibrate()"
         )
-    return rms.double() / scale
+    return double(rms) / scale
 
 
 def _frames(values: Tensor) -> Tensor:

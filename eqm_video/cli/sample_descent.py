@@ -63,6 +63,7 @@ def choose_descent(pipeline: EqMPipeline, options: argparse.Namespace) -> tuple[
     scale = sum(abs(weight) for _, weight in options.compose) if options.compose else guidance
     more = {"temperature": options.temperature, "steps": steps, "guidance_scale": scale}
     more["step_schedule"] = options.step_schedule
+    more["plain"] = [weight for _, weight in options.compose] if options.compose and options.plain_sum else None
     rule = pipeline.rule(kind, pick("step_size"), pick("mu"), **more)
     if options.per_frame and options.tolerance is None:
         raise UserError("--per-frame needs --tolerance, below which a frame stops")

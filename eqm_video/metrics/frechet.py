@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from eqm_video.devices import double
+
 
 def random_projection(values: int, dimensions: int, generator: torch.Generator) -> Tensor:
     """A Gaussian matrix (V, D), float32, entries of variance 1/D: E |x P|² = |x|², so distances are kept on average.
@@ -30,7 +32,7 @@ def gaussian_of(features: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"features must be (N, D) with at least 2 points, got {tuple(features.shape)}")
     if not features.isfinite().all():
         raise ValueError("features hold infinite or NaN values")
-    features = features.double()
+    features = double(features)
     mean = features.mean(0)
     centred = features - mean
     return mean, centred.T @ centred / (len(features) - 1)
@@ -53,7 +55,7 @@ def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
         raise ValueError(
             f"give means (D,) and covariances (D, D) of one D, in the order mean, cov, mean, cov: {shapes}"
         )
-    mean_a, cov_a, mean_b, cov_b = (one.double() for one in (mean_a, cov_a, mean_b, cov_b))
+    mean_a, cov_a, mean_b, cov_b = (double(one) for one in (mean_a, cov_a, mean_b, cov_b))
     if not all(one.isfinite().all() for one in (mean_a, cov_a, mean_b, cov_b)):
         raise ValueError("means or covariances hold infinite or NaN values")
     values, vectors = torch.linalg.eigh((cov_a + cov_a.T) / 2)

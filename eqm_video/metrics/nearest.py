@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from eqm_video.devices import double, widest
+
 CHUNK = 2**24  # float32 values of one temporary tensor: 64 MiB
 
 
@@ -15,16 +17,19 @@ class NearestClips:
     """For queries (N, ...) uint8: the clip with the smallest root mean squared difference so far, and a runner-up.
 
     `indices` (N,) int64 are the nearest clips' numbers, -1 while there is none; `clips` (N, ...) their pixels; `rms`
-    (N,) how far they are. `second_rms` (N,) is how far the nearest clip of another source is.
+    (N,) how far they are. `second_rms` (N,) is how far the nearest clip of another source is. Everything lies on the
+    queries' device, and chunks are moved there.
     """
 
     def __init__(self, queries: Tensor) -> None:
         _check(queries, "queries")
         self.queries = queries
         self.clips, self._seconds = torch.zeros_like(queries), torch.zeros_like(queries)
-        self.indices = torch.full((len(queries),), -1)
-        self._sources = torch.full((len(queries),), -1)  # of the nearest clips
-        self._squares = torch.full((2, len(queries)), torch.inf, dtype=torch.float64)  # of the nearest, and the second
+        device = queries.device
+        self.indices = torch.full((len(queries),), -1, device=device)
+        self._sources = torch.full((len(queries),), -1, device=device)  # of the nearest clips
+        # of the nearest, and the second
+        self._squares = torch.full((2, len(queries)), torch.inf, dtype=widest(device), device=device)
 
     def update(
         self, clips: Tensor, indices: Tensor, allowed: Tensor | None = None, sources: Tensor | None = None
@@ -41,6 +46,9 @@ class NearestClips:
         sources = indices if sources is None else sources
         if clips.shape[1:] != self.queries.shape[1:] or not len(indices) == len(sources) == len(clips):
             raise ValueError(f"{len(indices)} clips of {tuple(self.queries.shape[1:])} expected, got {clips.shape}")
+        device = self.queries.device
+        clips, indices, sources = clips.to(device), indices.to(device), sources.to(device)
+        allowed = None if allowed is None else allowed.to(device)
         rows = max(1, CHUNK // clips[0].numel())
         for first in range(0, len(clips), rows):
             part = slice(first, first + rows)
@@ -48,7 +56,7 @@ class NearestClips:
             for start in range(0, len(self.queries), rows):
                 query = slice(start, start + rows)
                 other, other_norm = _centred(self.queries[query])
-                squares = other_norm[:, None] + one_norm - 2 * (other @ one.T).double()
+                squares = other_norm[:, None] + one_norm - 2 * (other @ one.T).to(one_norm.dtype)
                 if allowed is not None:
                     squares.masked_fill_(~allowed[query, part], torch.inf)
                 for source in sources[part].unique():
@@ -90,14 +98,14 @@ class NearestClips:
 
     def _distance(self, clips: Tensor, squares: Tensor) -> Tensor:
         pairs = zip(self.queries, clips, strict=True)
-        values = torch.stack([(a.double() - b.double()).square().mean().sqrt() for a, b in pairs])
-        return values.masked_fill(squares.isinf(), torch.inf)
+        values = torch.stack([(double(a) - double(b)).square().mean().sqrt() for a, b in pairs])
+        return values.masked_fill(squares.isinf().to(values.device), torch.inf)
 
 
 def _centred(clips: Tensor) -> tuple[Tensor, Tensor]:
-    """Flattened around mid grey, float32 (N, V), and squared norms, float64 (N,)."""
+    """Flattened around mid grey, float32 (N, V), and squared norms (N,), as exact as the device allows."""
     flat = clips.flatten(1).float() - 127.5
-    return flat, torch.stack([row.double().square().sum() for row in flat])
+    return flat, torch.stack([row.to(widest(row.device)).square().sum() for row in flat])
 
 
 def _check(clips: Tensor, what: str) -> None:

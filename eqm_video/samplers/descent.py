@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from eqm_video.devices import send
 from eqm_video.samplers.checks import (
     CHECK_EVERY,
     Callback,
@@ -85,51 +86,54 @@ def descend(
             at every evaluation.
     """
     known = check_arguments(gradient, start, steps, known, generators)
-    turns = Turns.of(moves, steps, start)
+    turns = Turns.of(moves, steps, start, known)
     _check_rule(start, rule, turns, schedule, tolerance, per_frame)
     factors, advice = step_factors(schedule, steps), _advice(rule)
     moving = Moving.all_of(gradient, start, known, generators)
     moving = replace(moving, state=rule.start(moving.latents))
     nfe = torch.zeros(len(start), dtype=torch.long, device=start.device)
     frame_nfe = nfe.new_zeros(len(start), start.shape[1] if start.ndim > 2 else 1)  # points without frames are one
-    clock = torch.zeros_like(nfe)  # (B,) the next row of `moves` of each clip
+    clock = torch.zeros(len(start), dtype=torch.long)  # (B,) on the CPU: the next row of `moves` of each clip
     resting = start  # latents of the clips that have stopped; rows of moving clips are out of date
     seen = torch.zeros_like(start)  # the last gradient of each clip, kept for the callback
 
     for step in range(steps):
         if turns is not None:
-            clock[moving.rows] = turns.next(clock[moving.rows], moving.rows, moving.unknown)
+            clock[moving.places] = turns.next(clock, moving.places)
             resting = moving.spread(moving.latents, over=resting)
-            moving = moving.keep(clock[moving.rows] < steps, resting)
+            moving = moving.keep(clock[moving.places] < steps, resting)
         if moving.count == 0:
             break
         now = scaled(rule, factors[step])
         if turns is not None:
-            moving = moving.wait(~turns.at(clock[moving.rows], moving.rows))
+            moving = moving.wait(~turns.at(clock, moving.places))
         slope = moving.evaluate(now.point(moving.latents, moving.state), step=step, keep_graph=start.requires_grad)
         nfe[moving.rows] += 1
         frame_nfe[moving.rows] += moving.walking
         stops = None
         if tolerance is not None:
-            size = frame_rms(slope)
-            check_finite(size, moving.rows, rule, f"the gradient at step {step} of {steps}", advice)
+            size = frame_rms(slope.detach()).cpu()  # the update's one wait for the device
+            check_finite(size, moving.places, rule, f"the gradient at step {step} of {steps}", advice)
+            small = size < tolerance
             if per_frame:
-                moving = moving.rest((size < tolerance) & moving.walking)
+                moving = moving.rest(send(small, start.device) & moving.walking)
                 slope = moving.hide(slope)
-            stops = (size < tolerance).all(dim=1)
+            stops = small.all(dim=1)
             if turns is not None:
-                stops = turns.next(clock[moving.rows], moving.rows, moving.unknown) == steps
+                turns = turns.rest(moving.places, small & turns.at(clock, moving.places))
+                stops = turns.next(clock, moving.places) == steps
         if callback is not None:
             seen = moving.spread(slope, over=seen)
-        if stops is not None and stops.any():
+        if stops is not None and bool(stops.any()):
             resting = moving.spread(moving.latents, over=resting)
-            moving, slope = moving.keep(~stops, resting), slope[~stops]
+            going = send((~stops).nonzero().squeeze(1), slope.device)
+            moving, slope = moving.keep(~stops, resting), slope[going]
             if moving.count == 0:
                 break
         moving = moving.move(*now.update(moving.latents, slope, moving.state, moving.generators))
         clock += 1
         if (step + 1) % CHECK_EVERY == 0:
-            check_finite(moving.latents, moving.rows, rule, f"the latents after step {step} of {steps}", advice)
+            check_finite(moving.latents, moving.places, rule, f"the latents after step {step} of {steps}", advice)
         if callback is not None:
             callback(step, moving.spread(moving.latents, over=resting), seen)
 

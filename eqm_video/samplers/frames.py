@@ -53,13 +53,16 @@ def frame_moves(schedule: str | int, steps: int, unknown: Tensor) -> Tensor | No
 
 @dataclass(frozen=True)
 class Turns:
-    """Masks of steps as the loop asks for them."""
+    """Masks of steps as the loop asks for them; all on the CPU, so that the loop does not wait for the device."""
 
-    moves: Tensor  # (S, B, T) bool
+    moves: Tensor  # (S, B, T) bool, false on frames that are known or at rest
 
     @classmethod
-    def of(cls, moves: Tensor | None, steps: int, start: Tensor) -> Turns | None:
-        """`moves` (S, T) or (S, B, T) for a descent from `start` (B, T, ...); ValueError where it does not fit."""
+    def of(cls, moves: Tensor | None, steps: int, start: Tensor, known: Tensor | None) -> Turns | None:
+        """`moves` (S, T) or (S, B, T) for a descent from `start` (B, T, ...); ValueError where it does not fit.
+
+        `known` (B, T) bool frames have no turns; None: there are none.
+        """
         if moves is None:
             return None
         frames = tuple(start.shape[:2])
@@ -69,16 +72,22 @@ class Turns:
             raise ValueError(
                 f"moves must be a bool tensor (S, T) = {shapes[0]} or (S, B, T) = {shapes[1]}, got {found}"
             )
-        moves = moves.to(start.device)
+        moves = moves.cpu()
         moves = moves if moves.ndim == 3 else moves[:, None].expand(steps, *frames)
-        return cls(moves)
+        return cls(moves if known is None else moves & ~known.cpu())
 
-    def at(self, clock: Tensor, rows: Tensor) -> Tensor:
-        """The frames (b, T) of the clips `rows` (b,) that move at step `clock` (b,) of each."""
-        return self.moves[clock, rows]
+    def rest(self, places: Tensor, frames: Tensor) -> Turns:
+        """The turns left where `frames` (b, T) of the clips `places` (b,) have come to rest."""
+        resting = torch.zeros(self.moves.shape[1:], dtype=torch.bool)
+        resting[places] = frames
+        return Turns(self.moves & ~resting)
 
-    def next(self, clock: Tensor, rows: Tensor, unknown: Tensor) -> Tensor:
-        """The first step (b,) from `clock` (b,) on at which one of the `unknown` (b, T) frames moves; S where none."""
-        steps = torch.arange(len(self.moves), device=clock.device)[:, None]
-        some = (self.moves[:, rows] & unknown).any(dim=2) & (steps >= clock)  # (S, b)
+    def at(self, clock: Tensor, places: Tensor) -> Tensor:
+        """The frames (b, T) of the clips `places` (b,) that move at the step of each that `clock` (B,) says."""
+        return self.moves[clock[places], places]
+
+    def next(self, clock: Tensor, places: Tensor) -> Tensor:
+        """The first step (b,) from `clock` (B,) on at which a frame of the clips `places` (b,) moves; S where none."""
+        steps = torch.arange(len(self.moves))[:, None]
+        some = self.moves[:, places].any(dim=2) & (steps >= clock[places])  # (S, b)
         return steps.expand_as(some).masked_fill(~some, len(self.moves)).amin(dim=0)

@@ -11,16 +11,22 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from eqm_video.devices import send
 from eqm_video.samplers.checks import Gradient
 from eqm_video.samplers.rules import State
 
 
-def field_at(gradient: Gradient, step: int, gamma: float | Tensor | None = None) -> Gradient:
-    """The field of one gamma, where that is given and the gradient offers `at_gamma`, else of one step (`at_step`)."""
+def field_at(gradient: Gradient, step: int, gamma: float | None, told: float | Tensor | None) -> Gradient:
+    """The field of one gamma, where that is given and the gradient offers `at_gamma`, else of one step (`at_step`).
+
+    told: gamma as `at_gamma` is told it. A gradient with `at_progress` is asked for its field at this progress first,
+    which then need not read the progress off a tensor.
+    """
     if isinstance(gradient, Frozen):
-        return gradient.at(step, gamma)
+        return gradient.at(step, gamma, told)
     if gamma is not None and hasattr(gradient, "at_gamma"):
-        return gradient.at_gamma(gamma)
+        here = gradient.at_progress(gamma) if hasattr(gradient, "at_progress") else gradient
+        return here.at_gamma(told)
     return gradient.at_step(step) if hasattr(gradient, "at_step") else gradient
 
 
@@ -55,6 +61,7 @@ class Moving:
 
     gradient: Gradient
     rows: Tensor  # (b,) the places of these clips in the whole batch
+    places: Tensor  # (b,) the same on the CPU, to be read without waiting for the device
     whole: int  # B
     latents: Tensor  # (b, T, ...)
     state: State  # tensors (b, ...)
@@ -71,10 +78,10 @@ class Moving:
         generators: Sequence[torch.Generator] | None,
     ) -> Moving:
         """All clips of `start` (B, T, ...), except those of which `known` (B, T) covers every frame."""
-        rows = torch.arange(start.shape[0], device=start.device)
+        rows, places = torch.arange(start.shape[0], device=start.device), torch.arange(start.shape[0])
         listed = None if generators is None else list(generators)
         frames = None if known is None else known.reshape(known.shape + (1,) * (start.ndim - 2))
-        moving = cls(gradient, rows, start.shape[0], start.clone(), {}, frames, listed)
+        moving = cls(gradient, rows, places, start.shape[0], start.clone(), {}, frames, listed)
         return moving if known is None else moving.keep(~known.all(dim=1), start)
 
     @property
@@ -114,7 +121,7 @@ class Moving:
         if gamma is not None and self.known is not None:
             dtype = torch.promote_types(point.dtype, torch.float32)
             told = torch.full(point.shape[:2], gamma, dtype=dtype, device=point.device).masked_fill(~self.unknown, 1.0)
-        slope = field_at(self.gradient, step, told)(point)
+        slope = field_at(self.gradient, step, gamma, told)(point)
         _check_shape(slope, point)
         return self.hide((slope if keep_graph else slope.detach()).to(point.dtype))
 
@@ -138,24 +145,28 @@ class Moving:
 
     def wait(self, frames: Tensor) -> Moving:
         """With `frames` (b, T), and no others, that wait: they stand still for now, without any momentum."""
+        frames = send(frames, self.latents.device)
         return replace(self, waiting=_spread_over(frames, self.latents), state=_forget(self.state, frames))
 
     def keep(self, chosen: Tensor, resting: Tensor) -> Moving:
         """Only the clips at which `chosen` (b,) is true; the others are at rest where `resting` (B, ...) says."""
+        chosen = chosen.cpu()
         if bool(chosen.all()):
             return self
-        indices = chosen.nonzero().squeeze(1)
+        here = chosen.nonzero().squeeze(1)
+        indices = send(here, self.latents.device)
         gradient = self.gradient if hasattr(self.gradient, "select") else Frozen(self.gradient, self.rows, resting)
         if isinstance(gradient, Frozen):
             gradient = replace(gradient, resting=resting)
         return Moving(
             gradient.select(indices) if len(indices) else gradient,
             self.rows[indices],
+            self.places[here],
             self.whole,
             self.latents[indices],
             {name: value[indices] for name, value in self.state.items()},
             None if self.known is None else self.known[indices],
-            None if self.generators is None else [self.generators[index] for index in indices.tolist()],
+            None if self.generators is None else [self.generators[index] for index in here.tolist()],
             None if self.waiting is None else self.waiting[indices],
         )
 
@@ -183,8 +194,8 @@ class Frozen:
         """Fewer of the clips asked for."""
         return replace(self, rows=self.rows[indices])
 
-    def at(self, step: int, gamma: float | Tensor | None) -> Frozen:
+    def at(self, step: int, gamma: float | None, told: float | Tensor | None) -> Frozen:
         """As `field_at`, of the whole batch."""
-        if isinstance(gamma, Tensor):  # stopped clips are evaluated only to be thrown away: any gamma will do
-            gamma = gamma.new_ones(self.resting.shape[:2]).index_copy(0, self.rows, gamma)
-        return replace(self, gradient=field_at(self.gradient, step, gamma))
+        if isinstance(told, Tensor):  # stopped clips are evaluated only to be thrown away: any gamma will do
+            told = told.new_ones(self.resting.shape[:2]).index_copy(0, self.rows, told)
+        return replace(self, gradient=field_at(self.gradient, step, gamma, told))

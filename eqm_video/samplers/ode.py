@@ -1,6 +1,6 @@
 """Solvers of the ordinary differential equation dx/dgamma = -f(x): sampling seen as a flow from noise to data.
 
-Legend: B clips, T frames, b clips that move, N steps. The stepping itself is torchdiffeq's, imported where it runs.
+Legend: B clips, T frames, b clips that move, N steps. Dopri5's stepping is torchdiffeq's, imported where it runs.
 
 For the flow-matching baseline (constant decay 1) the equation carries noise at gamma = 0 to data at gamma = 1. For an
 Equilibrium Matching field it is gradient descent with a total step of 1: Euler with N steps equals GD with
@@ -9,13 +9,14 @@ step_size 1/N.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from eqm_video.devices import widest
 from eqm_video.samplers.checks import (
     CHECK_EVERY,
     Callback,
@@ -28,6 +29,8 @@ from eqm_video.samplers.checks import (
 )
 from eqm_video.samplers.descent import Descent
 from eqm_video.samplers.moving import Moving
+
+Slope = Callable[[Tensor, float], Tensor]  # (latents, gamma) -> gradient
 
 
 class Solver(Protocol):
@@ -64,56 +67,6 @@ class Solver(Protocol):
         """
 
 
-@dataclass
-class _Velocity:
-    """dx/dgamma = -f(x) of the moving clips in one step, as torchdiffeq calls it; it remembers what it evaluated."""
-
-    moving: Moving
-    step: int
-    gammas: Sequence[float]  # of its evaluations: to read them off the tensor would make a GPU wait
-    keep_graph: bool
-    slopes: list[Tensor] = field(default_factory=list)
-
-    def __call__(self, gamma: Tensor, latents: Tensor) -> Tensor:
-        now = self.gammas[len(self.slopes)]
-        self.slopes.append(self.moving.evaluate(latents, step=self.step, gamma=now, keep_graph=self.keep_graph))
-        return -self.slopes[-1]
-
-
-def _on_grid(
-    solver: Solver,
-    method: str,
-    gradient: Gradient,
-    start: Tensor,
-    steps: int,
-    start_gamma: float,
-    known: Tensor | None,
-    callback: Callback | None,
-    generators: Sequence[torch.Generator] | None,
-) -> Descent:
-    """`steps` equal steps of a fixed-step method, each one call of torchdiffeq."""
-    from torchdiffeq import odeint
-
-    known = check_arguments(gradient, start, steps, known, generators)
-    low = check_start_gamma(start_gamma)
-    moving = Moving.all_of(gradient, start, known, None)
-    rows, unknown, nfe = moving.rows, moving.unknown, 0
-    advice = f"use more steps than {steps}"
-    gammas = torch.linspace(low, 1, steps + 1, dtype=torch.float64)
-    grid = gammas.to(start.device, torch.promote_types(start.dtype, torch.float32))  # some devices have no float64
-    for step in range(steps if moving.count else 0):
-        velocity = _Velocity(moving, step, gammas[step : step + 2].tolist(), keep_graph=start.requires_grad)
-        latents = odeint(velocity, moving.latents, grid[step : step + 2], method=method)[-1]
-        moving = moving.move(latents)
-        nfe += len(velocity.slopes)
-        if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
-            check_finite(moving.latents, rows, solver, f"the latents after step {step} of {steps}", advice)
-        if callback is not None:
-            slope = moving.spread(torch.stack(velocity.slopes).mean(dim=0), over=torch.zeros_like(start))
-            callback(step, moving.spread(moving.latents, over=start), slope)
-    return finished(moving.spread(moving.latents, over=start), rows, unknown, [nfe] * len(rows))
-
-
 def finished(latents: Tensor, rows: Tensor, unknown: Tensor, nfe: Sequence[int]) -> Descent:
     """The result: `latents` (B, T, ...), of which the clips at `rows` (b,) moved, frames `unknown` (b, T), by `nfe`."""
     counts = torch.tensor(nfe, dtype=torch.long, device=latents.device)
@@ -122,10 +75,26 @@ def finished(latents: Tensor, rows: Tensor, unknown: Tensor, nfe: Sequence[int])
     return Descent(latents=latents, nfe=frame_nfe.amax(dim=1), frame_nfe=frame_nfe)
 
 
-class _FixedSteps:
-    """A method with equal steps, by torchdiffeq's name."""
+@dataclass
+class _Slopes:
+    """The gradient of the moving clips in one step, at latents and a gamma; it remembers what it evaluated."""
 
-    method: ClassVar[str]
+    moving: Moving
+    step: int
+    keep_graph: bool
+    seen: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, latents: Tensor, gamma: float) -> Tensor:
+        self.seen.append(self.moving.evaluate(latents, step=self.step, gamma=gamma, keep_graph=self.keep_graph))
+        return self.seen[-1]
+
+
+class _FixedSteps:
+    """A method with equal steps."""
+
+    def step(self, slope: Slope, latents: Tensor, gamma: float, end: float, h: float) -> Tensor:
+        """The latents after one step of size h from gamma to end."""
+        raise NotImplementedError
 
     def solve(
         self,
@@ -139,21 +108,42 @@ class _FixedSteps:
         generators: Sequence[torch.Generator] | None = None,
     ) -> Descent:
         """As `Solver.solve`."""
-        return _on_grid(self, self.method, gradient, start, steps, start_gamma, known, callback, generators)
+        known = check_arguments(gradient, start, steps, known, generators)
+        grid = torch.linspace(check_start_gamma(start_gamma), 1, steps + 1, dtype=torch.float64)
+        gammas = grid.tolist()  # all on the CPU: to read them off the device would make it wait
+        sizes = grid.to(torch.promote_types(start.dtype, torch.float32)).diff().tolist()
+        moving = Moving.all_of(gradient, start, known, None)
+        rows, unknown, nfe = moving.rows, moving.unknown, 0
+        advice = f"use more steps than {steps}"
+        for step in range(steps if moving.count else 0):
+            slopes = _Slopes(moving, step, keep_graph=start.requires_grad)
+            moving = moving.move(self.step(slopes, moving.latents, gammas[step], gammas[step + 1], sizes[step]))
+            nfe += len(slopes.seen)
+            if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
+                check_finite(moving.latents, rows, self, f"the latents after step {step} of {steps}", advice)
+            if callback is not None:
+                mean = moving.spread(torch.stack(slopes.seen).mean(dim=0), over=torch.zeros_like(start))
+                callback(step, moving.spread(moving.latents, over=start), mean)
+        return finished(moving.spread(moving.latents, over=start), rows, unknown, [nfe] * len(rows))
 
 
 @dataclass(frozen=True)
 class Euler(_FixedSteps):
     """x <- x - h f(x), h = (1 - start_gamma) / steps; one evaluation a step."""
 
-    method: ClassVar[str] = "euler"
+    def step(self, slope: Slope, latents: Tensor, gamma: float, end: float, h: float) -> Tensor:
+        """Down the slope at the start."""
+        return latents - h * slope(latents, gamma)
 
 
 @dataclass(frozen=True)
 class Heun(_FixedSteps):
     """Heun's method of order 2, the mean of the slopes at both ends of an Euler step; two evaluations a step."""
 
-    method: ClassVar[str] = "heun2"
+    def step(self, slope: Slope, latents: Tensor, gamma: float, end: float, h: float) -> Tensor:
+        """Down the mean of the slopes at the start and where Euler ends."""
+        first = slope(latents, gamma)
+        return latents - h * ((first + slope(latents - h * first, end)) / 2)
 
 
 @dataclass(frozen=True)
@@ -162,10 +152,10 @@ class Dopri5:
 
     Each clip is solved alone, at its own step sizes, so that it does not depend on its batch, and its count of
     evaluations is its own. That costs the speed of batching, and a field without `select` evaluates the whole batch
-    each time.
+    each time. The error is that of the frames that are not known: it does not depend on how many frames are held.
     """
 
-    rtol: float = 1e-5  # error allowed in one step, relative to the latents' root mean square
+    rtol: float = 1e-5  # error allowed in one step, relative to the unknown frames' root mean square
     atol: float = 1e-5  # and absolute, in units of the latents
 
     def __post_init__(self) -> None:
@@ -192,11 +182,11 @@ class Dopri5:
         known = check_arguments(gradient, start, steps, known, generators)
         low = check_start_gamma(start_gamma)
         moving = Moving.all_of(gradient, start, known, None)
-        grid = torch.linspace(low, 1, steps + 1, dtype=torch.float64, device=start.device)
+        grid = torch.linspace(low, 1, steps + 1, dtype=torch.float64).to(start.device, widest(start.device))
         reports = grid if callback is not None else grid[[0, -1]]
         paths, counts = [], []
         for clip in range(moving.count if steps else 0):
-            chosen = torch.arange(moving.count, device=start.device) == clip
+            chosen = torch.arange(moving.count) == clip
             path, nfe = self._one_clip(moving.keep(chosen, start), reports, steps, keep_graph=start.requires_grad)
             paths.append(path)
             counts.append(nfe)
@@ -226,11 +216,22 @@ class Dopri5:
             return -slope
 
         tolerances = {"rtol": self.rtol, "atol": self.atol}
-        to_the_end = {"step_t": reports[-1:]}  # else it steps over gamma = 1, where no field is, and interpolates
+        options = self._options(moving, reports)
         try:
-            path = odeint(velocity, moving.latents, reports, **tolerances, method="dopri5", options=to_the_end)
+            path = odeint(velocity, moving.latents, reports, **tolerances, method="dopri5", options=options)
         except AssertionError as error:  # torchdiffeq asserts that its step has not shrunk to nothing
             clip = int(moving.rows[0])
             raise DivergenceError(f"the descent diverged: {error}, in clip {clip}, with {self!r}; {advice}") from error
         check_finite(path[-1], moving.rows, self, "the latents at the end", advice)
         return torch.stack([moving.move(latents).latents for latents in path]), nfe
+
+    def _options(self, moving: Moving, reports: Tensor) -> dict[str, Any]:
+        """What torchdiffeq is told for one clip: where it must arrive, how exact its time is, what its error is."""
+        options: dict[str, Any] = {
+            "step_t": reports[-1:],  # else it steps over gamma = 1, where no field is, and interpolates
+            "dtype": reports.dtype,
+        }
+        if moving.known is not None:  # held frames make no error: counted, they would loosen the tolerance
+            frames = moving.unknown[0].nonzero().squeeze(1)
+            options["norm"] = lambda values: values[:, frames].square().mean().sqrt()
+        return options
