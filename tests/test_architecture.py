@@ -15,6 +15,7 @@ PACKAGE = ROOT / "eqm_video"
 # Each line is (layer, module prefix). Inside a layer a module may import only modules of earlier lines.
 ORDER = [
     (0, "errors"),
+    (0, "wording"),
     (0, "files"),
     (0, "claims"),
     (0, "randomness"),
