@@ -1,8 +1,8 @@
 """The folders that a command may write to: new or empty ones, and those that hold what this package wrote.
 
 Nothing of somebody else's is overwritten or deleted. Every file that is written here says so (`files.MARK`), so that it
-is told from another file of the same name. Files of version 0.1.0 carry no mark: there a JSON record, told by its keys,
-answers for the pictures beside it.
+is told from another file of the same name. Files of earlier versions carry no mark: there a JSON record, told by its
+keys, answers for the pictures beside it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def is_device(path: Path) -> bool:
 
 
 def record(*keys: str) -> Test:
-    """The test for a JSON record: it is marked, or an object with these keys (of version 0.1.0)."""
+    """The test for a JSON record: it is marked, or an object with these keys (of earlier versions)."""
     return partial(_is_record, keys)
 
 

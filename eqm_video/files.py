@@ -24,7 +24,7 @@ MARK = b"written by eqm-video"  # is near the begin or the end of every picture 
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your quota on this disk is used up"}
 DAY = 86_400  # seconds after which an aside of another machine is taken for a dead process's
 _ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]*)\.(?P<pid>\d+)\.aside", re.DOTALL)
-_OLD_ASIDE = re.compile(r"\.(?P<name>.+?)(\.(?P<pid>\d+)\.tmp|\.aside)", re.DOTALL)  # as version 0.1.0 named them
+_OLD_ASIDE = re.compile(r"\.(?P<name>.+?)(\.(?P<pid>\d+)\.tmp|\.aside)", re.DOTALL)  # as earlier versions named them
 _NOT_FLUSHED = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # by some network disks, where there is nothing to wait for
 
 

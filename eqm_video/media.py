@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PALETTE_PIXELS = 500_000  # pixels that a GIF's palette is chosen from
+BT709, LIMITED = 1, 1  # FFmpeg's numbers of a matrix, of primaries and of a transfer, and of the range 16 to 235
 LONGEST = 655_350  # milliseconds that a GIF can show a frame for
 
 
@@ -157,10 +158,21 @@ def _encode(path: Path, frames: np.ndarray | Sequence[np.ndarray], rate: Fractio
         container.metadata["comment"] = MARK.decode()
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
         stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
+        context = stream.codec_context  # told, since players guess the matrix from the height
+        context.colorspace, context.color_primaries, context.color_trc, context.color_range = (
+            BT709,
+            BT709,
+            BT709,
+            LIMITED,
+        )
         for frame in frames:
             frame = checked(frame, 3, "a frame (H, W, 3)")
             frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture = picture.reformat(
+                format="yuv420p", dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG"
+            )
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())
 
 

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "eqm_video"
 ORDER = [
     (0, "errors"),
     (0, "machine"),
+    (0, "wording"),
     (0, "files"),
     (0, "claims"),
     (0, "devices"),

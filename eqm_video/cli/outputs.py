@@ -11,13 +11,13 @@ from pathlib import Path
 from eqm_video.claims import Output, anything, begins, claim, folder_with, is_empty, is_marked, record
 
 PARTS = ".parts-eqm"  # of samples that are not all there yet
-OLD_PARTS = "parts"  # of version 0.1.0
+OLD_PARTS = "parts"  # of earlier versions
 PICTURE = r"(gif|mp4|png)"
 SECTIONS = ("model", "codec", "data", "objective", "gamma", "train", "held_out", "preview", "sampler", "track", "run")
 
 
 def _is_resolved_recipe(path: Path) -> bool:
-    """Whether training wrote a config.yaml. Version 0.1.0 did not mark it: every section, beside the lock of a run."""
+    """Whether training wrote a config.yaml. Without a mark, as earlier: every section, beside the lock of a run."""
     if is_marked(path) or path.is_symlink() or not path.is_file():
         return is_marked(path)
     text = path.read_text(encoding="utf-8", errors="replace")

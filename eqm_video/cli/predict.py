@@ -33,6 +33,7 @@ from eqm_video.cli.tasks_pictures import draw_clips, draw_strips, without_known
 from eqm_video.errors import UserError
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.randomness import fold
+from eqm_video.wording import counted
 
 KNOWN = ("first", "first:4", "ends")
 
@@ -203,7 +204,9 @@ def table(record: dict[str, Any]) -> str:
         error = one["error"]
         numbers = [f"{error[key]:.1f}" for key in ("mean", "best", "held", "faded")]
         rows.append([name, *numbers, f"{one['motion']:.2f}"])
-    return f"{aligned(rows)}\n\nRMS of 255 on {record['clips']} clips; the codec alone: {record['codec']:.1f}"
+    return (
+        f"{aligned(rows)}\n\nRMS of 255 on {counted(record['clips'], 'clip')}; the codec alone: {record['codec']:.1f}"
+    )
 
 
 def draw(found: dict[str, Any], path: Path) -> Path:

@@ -19,6 +19,7 @@ from eqm_video.cli.parser import Parser
 from eqm_video.codec import BUNDLED, Codec
 from eqm_video.data.datasets import ClipSet, open_data
 from eqm_video.errors import UserError
+from eqm_video.wording import counted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     files.write_record(options.out / "numbers.json", numbers)
     picture = show(options.out, pairs, data)
     print(
-        f"{len(clips)} {options.kind} of {options.size} px through {options.codec}: PSNR {numbers['psnr_mean']:.2f} dB "
+        f"{counted(len(clips), options.kind[:-1])} of {options.size} px through {options.codec}: PSNR {numbers['psnr_mean']:.2f} dB "
         f"(lowest {numbers['psnr_lowest']:.2f}), latents' deviation {numbers['latent_std']:.2f}\n"
         f"look at {picture}: originals above their reconstructions"
     )

@@ -6,7 +6,7 @@
     clips/000000.gif one file for each of the first clips
     .parts-eqm/      finished batches, and the settings they were made with; gone when samples.npz is there
 
-Files of others stay as they are. Version 0.1.0 kept its batches in `parts`: they are told by what they are, and taken
+Files of others stay as they are. Earlier versions kept its batches in `parts`: they are told by what they are, and taken
 over. What is finished is never sampled again, whatever the batch size or the number of processes of the next run is.
 N samples, T frames, H W pixels.
 """
@@ -65,7 +65,7 @@ class SampleFolder:
 
     @property
     def parts_folder(self) -> Path:
-        """Where finished batches are: those that version 0.1.0 left, until `start` takes them over."""
+        """Where finished batches are: those that an earlier version left, until `start` takes them over."""
         old, new = self.path / OLD_PARTS, self.path / PARTS
         return old if not new.is_dir() and any(SAMPLES.older_records(self.path)) else new
 
@@ -102,7 +102,7 @@ class SampleFolder:
         remove_empty([self.path / "clips"])
 
     def start(self) -> None:
-        """Write down the settings before the first part, and take over the parts of version 0.1.0."""
+        """Write down the settings before the first part, and take over the parts of earlier versions."""
         if not self.finished:
             if (old := self.parts_folder).name == OLD_PARTS:
                 for file in self._pictures():  # they carry no mark; `show` makes them again

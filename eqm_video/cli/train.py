@@ -21,6 +21,7 @@ from eqm_video.errors import UserError
 from eqm_video.files import MARK, write_text
 from eqm_video.training.checkpoint import LOCK, Checkpoints, is_checkpoint, lock_run, read_record
 from eqm_video.training.tracking import check_trackers, start_trackers
+from eqm_video.wording import counted
 
 NEWEST = "newest"  # what `--resume` without a path stands for
 # What may not change when a run continues: with another value here the checkpoint would belong to another run.
@@ -235,12 +236,8 @@ def compare_data(checkpoint: Path, data: dict[str, Any]) -> None:
 
 
 def _items(data: dict[str, Any]) -> str:
-    images = f" and {_counted(data['images'], 'image')} beside them" if "images" in data else ""
-    return f"{_counted(data['size'], 'item')}{images} with {_counted(len(data['labels']), 'label')}"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
+    images = f" and {counted(data['images'], 'image')} beside them" if "images" in data else ""
+    return f"{counted(data['size'], 'item')}{images} with {counted(len(data['labels']), 'label')}"
 
 
 def summary(run: Any) -> str:
@@ -248,19 +245,23 @@ def summary(run: Any) -> str:
     config, train, data = run.config, run.config.train, run.config.data
     count = sum(parameter.numel() for parameter in run.trainer.network.parameters())
     plan = run.trainer.batches.plan
-    shapes = f"{data.frames} frames" if not data.buckets else f"{', '.join(map(str, data.shapes))} (frames x interval)"
-    samples = f"{plan.batch_size} clips"
+    shapes = (
+        f"{', '.join(map(str, data.shapes))} (frames x interval)" if data.buckets else counted(data.frames, "frame")
+    )
+    only_images = data.frames == 1 and not data.buckets
+    what = "images" if only_images else f"clips of {shapes}"
+    samples = counted(plan.batch_size, "image" if only_images else "clip")
     if plan.images:
-        clips, images = _counted(plan.clips, "clip"), _counted(plan.images, "image")
-        samples = f"{plan.batch_size} samples ({clips}, {images})"
-    found = f"{_counted(run.data_record['size'], data.kind[:-1])} with {_counted(len(run.video_labels), 'label')}"
+        clips, images = counted(plan.clips, "clip"), counted(plan.images, "image")
+        samples = f"{counted(plan.batch_size, 'sample')} ({clips}, {images})"
+    found = f"{counted(run.data_record['size'], data.kind[:-1])} with {counted(len(run.video_labels), 'label')}"
     if "images" in run.data_record:
-        further = _counted(len(run.labels) - len(run.video_labels), "further label")
-        found += f" and {_counted(run.data_record['images'], 'image')} beside them with {further}"
+        further = counted(len(run.labels) - len(run.video_labels), "further label")
+        found += f" and {counted(run.data_record['images'], 'image')} beside them with {further}"
     return (
         f"{config.model.preset}, {count / 1e6:.1f} M parameters; {found}; "
-        f"clips of {shapes}, {data.size} px, {run.fps:g} fps\n"
-        f"step {run.trainer.step} of {train.steps}; {samples} a step = {_counted(plan.world, 'process')} x "
+        f"{what}, {data.size} px{'' if only_images else f', {run.fps:g} fps'}\n"
+        f"step {run.trainer.step} of {train.steps}; {samples} a step = {counted(plan.world, 'process')} x "
         f"{plan.accumulation} accumulated x {plan.batch_size // plan.world // plan.accumulation}; "
         f"{run.accelerator.device}, mixed precision: {train.mixed_precision}; writing to {run.folder}"
     )
