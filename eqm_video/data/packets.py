@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 TRUNCATED = 0.95  # a file with fewer than this share of the frames that its header promises has been cut short
 DEFAULT_FPS = 25.0  # stands in for the rate of a file that holds one frame and states none
+CHUNK_HEADER = 8  # bytes of an AVI chunk before its content: an index points to the chunk, a packet to the content
 KEPT = 64 * 2**20  # bytes of tables that a process remembers; a table takes 16 bytes for a frame at most
 
 
@@ -103,6 +104,8 @@ def _table(container: InputContainer, stream: VideoStream) -> Table:
     times, marks = array("q"), array("q")  # presentation times of the shown frames in file order; of their keyframes
     keys = array("q")  # hidden keyframes too: an edit list may cut right behind one, which decoding starts from
     rows, hidden, end = 0, 0, 0.0  # `end`: seconds at which the last packet of any stream ends
+    is_avi, indexed = container.format.name == "avi", True
+    index = {entry.timestamp: entry.pos for entry in stream.index_entries if entry.is_keyframe} if is_avi else {}
     places = array("q")  # of `marks`: which shown frame each one is
     try:
         for packet in container.demux():
@@ -114,6 +117,8 @@ def _table(container: InputContainer, stream: VideoStream) -> Table:
                 keyframe = packet.is_keyframe and packet.pts is not None
                 if keyframe:
                     keys.append(packet.pts)
+                    # Seeks go by the index: where a chunk is lost, it counts other frames than there are.
+                    indexed = indexed and (not index or index.get(packet.dts) == packet.pos - CHUNK_HEADER)
                 if packet.is_discard:
                     hidden += 1
                     continue
@@ -129,8 +134,8 @@ def _table(container: InputContainer, stream: VideoStream) -> Table:
     if not rows:
         raise VideoDecodeError("holds no frames")
     keys, times = _rising(keys), _rising(times)
-    reordered_avi = container.format.name == "avi" and stream.codec_context.has_b_frames
-    timed = bool(keys) and len(times) == rows and bool(np.all(np.diff(times) > 0)) and not reordered_avi
+    untimed_avi = is_avi and (stream.codec_context.has_b_frames or not indexed)
+    timed = bool(keys) and len(times) == rows and bool(np.all(np.diff(times) > 0)) and not untimed_avi
     closed = timed and all(times[place] == mark for place, mark in zip(places, marks, strict=True))
     depth = max((part.bits for part in getattr(stream.codec_context.format, "components", ())), default=8)
     rate = float(stream.average_rate or 0)
