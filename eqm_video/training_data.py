@@ -146,4 +146,5 @@ def _open(data: Any, index: Path, report: Path | None, beside: bool = False) -> 
         labelled=data.labelled,
         buckets=[Bucket.parse(text) for text in data.buckets],
         beside=beside,
+        upright=data.upright,
     )

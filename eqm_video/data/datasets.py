@@ -40,6 +40,7 @@ def open_data(
     labelled: bool = True,
     buckets: Sequence[Bucket] = (),
     beside: bool = False,
+    upright: bool = False,
 ) -> VideoSet | ImageSet | ArraySet:
     """Find the files of a data folder, look at each one once, and make a set of those that can be read.
 
@@ -57,7 +58,7 @@ def open_data(
     look, of more than 20,000 the headers alone are read; `verify="size"` opens none, for sets of a million.
 
     UserError where nothing can be used, and for every setting out of range. `beside` says that these are images beside
-    videos: errors then advise no other kind and no split.
+    videos: errors then advise no other kind and no split. `upright` turns images as their EXIF data ask for.
     """
     _check(kind, frames, frame_interval, short, verify)
     sides(size)
@@ -91,7 +92,7 @@ def open_data(
         named = [f"{name} ({reason})" for name, reason in unreadable.items()]
         raise UserError(f"none of the {len(named)} {kind} in {root} can be read: {quote(named)}")
     if kind == "images":
-        return ImageSet(root, files, listing.labels, report, size=size, flip=flip)
+        return ImageSet(root, files, listing.labels, report, size=size, flip=flip, upright=upright)
     _check_lengths(infos, report, shapes, bool(buckets))
     shortest = shapes[0].span if buckets else None
     clip = {"frames": frames, "frame_interval": frame_interval, "shortest": shortest}
