@@ -19,6 +19,10 @@ class ImageInfo:
 
     height: int = 0
     width: int = 0
+    notes: tuple[str, ...] = ()  # what is unusual about its pixels, in a word or two each, such as "transparency"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(self.notes))  # JSON, where infos are remembered, makes a list of it
 
 
 def probe_image(path: Path) -> ImageInfo:

@@ -39,6 +39,10 @@ class VideoInfo:
     declared: int = 0  # frames that the header promises; 0: it does not say
     constant_rate: bool = True  # False: frames come at irregular times, so index / fps is not their time
     backend: str = "pyav"  # the reader to try first
+    notes: tuple[str, ...] = ()  # what is unusual about its pixels, in a word or two each, such as "interlaced"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(self.notes))  # JSON, where infos are remembered, makes a list of it
 
     @property
     def truncated(self) -> bool:
