@@ -15,6 +15,7 @@ PACKAGE = ROOT / "eqm_video"
 # Each line is (layer, module prefix). Inside a layer a module may import only modules of earlier lines.
 ORDER = [
     (0, "errors"),
+    (0, "names"),
     (0, "randomness"),
     (0, "gamma"),
     (0, "objective"),
@@ -54,8 +55,12 @@ ORDER = [
     (2, "data.video"),
     (2, "data.image"),
     (2, "data.transforms"),
+    (2, "data.entries"),
     (2, "data.layout"),
+    (2, "data.looks"),
+    (2, "data.children"),
     (2, "data.index"),
+    (2, "data.holding"),
     (2, "data.unpickle"),
     (2, "data.cifar"),
     (2, "data.buckets"),

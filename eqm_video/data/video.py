@@ -24,7 +24,10 @@ from eqm_video.data.packets import TRUNCATED, VideoDecodeError, decodable, outli
 __all__ = ["BACKENDS", "VIDEO_EXTENSIONS", "VideoDecodeError", "VideoInfo", "probe", "read_frames"]
 
 BACKENDS = ("decord", "pyav")  # in the order in which they are tried
-VIDEO_EXTENSIONS = (".avi", ".mp4", ".mkv", ".webm", ".mov")
+VIDEO_EXTENSIONS = (
+    *(".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".3gp", ".3g2", ".flv"),
+    *(".wmv", ".ogv"),
+)
 TOLERANCE = 8  # of 255: decoders of lossy formats round differently (2 was seen), a wrong frame is further off
 
 
