@@ -123,12 +123,27 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class HeldOutConfig:
-    """Loss on clips that are not trained on; `split: null` switches it off."""
+    """Loss on clips that are not trained on: an official list, a share of the files, or a folder; none of them: off."""
 
+    _SOURCES: ClassVar = ("split", "fraction", "root")
     split: Literal["train", "test"] | None = None
+    fraction: float | None = None  # of the files, chosen by name and train.seed; they are kept from training
+    root: str | None = None  # a folder with the same class folders as data.root
     every: int = 1000
     clips: int = 64
     gammas: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+    def __post_init__(self) -> None:
+        given = [f"held_out.{key}={getattr(self, key)}" for key in self._SOURCES if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise UserError(f"{' and '.join(given)} exclude each other: keep one, and set the others to null")
+        if self.fraction is not None and not 0 < self.fraction < 1:
+            raise UserError(f"held_out.fraction is {self.fraction:g}: it must lie between 0 and 1, such as 0.1")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is held out."""
+        return any(getattr(self, key) is not None for key in self._SOURCES)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from eqm_video.training.held_out import HeldOut
 from eqm_video.training.optim import OPTIMIZERS, Schedule
 from eqm_video.training.tracking import RunLog
 from eqm_video.training.trainer import Hook, Settings, Trainer
-from eqm_video.training_data import TrainingData, open_split, open_training_data
+from eqm_video.training_data import TrainingData, open_held_out, open_training_data
 
 # Paths in an export that `save_pretrained` writes
 EXPORTED = r"model_index\.json|(transformer|vae)/(config\.json|diffusion_pytorch_model.*)"
@@ -55,8 +55,12 @@ class Run:
             build.check_start(network)
         self.notes += build.note_sampler(config)
         self.notes += build.note_precision(config, accelerator.device)
-        if config.held_out.split is None:
-            self.notes.append("note: held_out.split is not set, so there will be no loss on held-out clips")
+        if not config.held_out.wanted:
+            self.notes.append(
+                "note: nothing is held out, so there will be no loss on held-out clips; held_out.fraction=0.1 holds "
+                "out a tenth of the files, held_out.root=FOLDER names other ones, held_out.split=test takes an "
+                "official list"
+            )
         self.fps = playback_fps(data.videos, config.data.reference_fps)
         self.ema = Ema(network.to(accelerator.device), config.train.ema)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.train.keep)
@@ -101,14 +105,11 @@ class Run:
 
     def _evaluations(self) -> list[Hook]:
         held_out, data = self.config.held_out, self.config.data
-        if held_out.split is None:
+        clips = open_held_out(self.config, self.accelerator, self.video_labels)
+        if clips is None:
             return []
-        clips = open_split(self.config, held_out.split, self.accelerator)
-        if list(clips.labels) != self.video_labels:
-            raise UserError(
-                f"the labels of data.split={data.split} and held_out.split={held_out.split} differ in "
-                f"{', '.join(sorted(set(clips.labels) ^ set(self.video_labels))[:4])}: both need the same class folders"
-            )
+        if held_out.root is not None or not clips.report.complete:
+            self.notes.append(f"held out: {clips.report.summary()}")
         evaluation = HeldOut(
             clips,
             collate,

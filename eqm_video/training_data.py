@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from accelerate import Accelerator
 from eqm_video.codec import Codec
 from eqm_video.config import Config
 from eqm_video.data.buckets import Bucket
-from eqm_video.data.datasets import collate, open_data
+from eqm_video.data.datasets import Share, collate, open_data
 from eqm_video.data.layout import quote
 from eqm_video.errors import UserError
 from eqm_video.training.batches import Batches, BatchPlan
+from eqm_video.wording import counted
 
 STILL = Bucket(1, 1)  # a single frame of a video
 
@@ -43,6 +45,12 @@ class TrainingData:
     def notes(self) -> list[str]:
         """What became of the files, which of them the buckets leave out, and which are too short for all of these."""
         notes = [self.videos.report.summary()]
+        if (stated := self.config.model.num_labels) is not None and stated > len(self.labels):
+            spare = f"{len(self.labels)} to {stated - 1}" if stated - len(self.labels) > 1 else f"{stated - 1}"
+            notes.append(
+                f"note: model.num_labels={stated}, but the data have {counted(len(self.labels), 'label')}: {spare} "
+                "will never be trained and cannot be sampled; model.num_labels=null counts the labels"
+            )
         if self.images is not None:
             notes.append(self.images.report.summary())
             if own := self.labels[self.video_labels :]:
@@ -97,7 +105,11 @@ class TrainingData:
 def open_training_data(config: Config, accelerator: Accelerator) -> TrainingData:
     """The videos (or the images of an image model) of `data.root`, and the images of `data.images` beside them."""
     folder = config.run.folder
-    videos = open_split(config, config.data.split, accelerator, folder / "data_report.json", config.data.buckets)
+    fraction = config.held_out.fraction
+    share = None if fraction is None else Share(fraction, config.train.seed)
+    videos = open_split(
+        config, config.data.split, accelerator, folder / "data_report.json", config.data.buckets, share=share
+    )
     labels = list(videos.labels)
     if config.data.images is None:
         return TrainingData(config, videos, None, labels, len(labels))
@@ -105,11 +117,61 @@ def open_training_data(config: Config, accelerator: Accelerator) -> TrainingData
     with accelerator.main_process_first():
         report = folder / "data_report_images.json" if accelerator.is_main_process else None
         try:
-            images = _open(replace(config.data, **folderful), folder / "data_index_images.json", report, beside=True)
+            images = _open(
+                replace(config.data, **folderful),
+                folder / "data_index_images.json",
+                report,
+                beside=True,
+                again=accelerator.is_main_process,
+            )
         except UserError as error:
             raise UserError(f"data.images: {error}") from error
     labels += [label for label in images.labels if label not in set(labels)]
     return TrainingData(config, videos, images.relabel(labels), labels, len(videos.labels))
+
+
+def open_held_out(config: Config, accelerator: Accelerator, labels: list[str]) -> Any | None:
+    """The clips of the held-out loss, numbered as `labels`, those of the videos trained on; None where there are none.
+
+    UserError where their classes are others.
+    """
+    held_out, data = config.held_out, config.data
+    if held_out.fraction is not None:
+        return open_split(config, data.split, accelerator, share=Share(held_out.fraction, config.train.seed, True))
+    if held_out.split is not None:
+        clips = open_split(config, held_out.split, accelerator, split_option="held_out.split")
+        if list(clips.labels) != labels:
+            raise UserError(
+                f"the labels of data.split={data.split} and held_out.split={held_out.split} differ in "
+                f"{quote(sorted(set(clips.labels) ^ set(labels)))}: both need the same class folders"
+            )
+        return clips
+    return _open_held_out_root(config, accelerator, labels) if held_out.root is not None else None
+
+
+def _open_held_out_root(config: Config, accelerator: Accelerator, labels: list[str]) -> Any:
+    """The clips of `held_out.root`."""
+    root, trained = (Path(path).expanduser() for path in (config.held_out.root, config.data.root))
+    if os.path.realpath(root) == os.path.realpath(trained):
+        raise UserError(
+            f"held_out.root={root} is the folder that is trained on: give another one, or held_out.fraction=0.1 to "
+            "hold out a tenth of its files"
+        )
+    folder = config.run.folder
+    with accelerator.main_process_first():
+        main = accelerator.is_main_process
+        report = folder / "data_report_held_out.json" if main else None
+        data = replace(config.data, root=str(root), split=None, buckets=())
+        try:
+            clips = _open(data, folder / "data_index_held_out.json", report, again=main)
+        except UserError as error:
+            raise UserError(f"held_out.root: {error}") from error
+    known = f"those trained on are {quote(labels)}" if labels else "the videos trained on have none"
+    if unknown := sorted(set(clips.labels) - set(labels)):
+        raise UserError(f"held_out.root={root} has class folders that are not trained on ({quote(unknown)}); {known}")
+    if labels and not clips.labels:
+        raise UserError(f"held_out.root={root} holds no class folders: sort its files as in {trained}; {known}")
+    return clips.relabel(labels)
 
 
 def open_split(
@@ -118,17 +180,24 @@ def open_split(
     accelerator: Accelerator,
     report: Path | None = None,
     buckets: tuple[str, ...] = (),
+    *,
+    share: Share | None = None,
+    split_option: str = "data.split",
 ) -> Any:
-    """The set of a split. Every file is looked at by the main process alone; the others read what it found."""
+    """The set of a split, or a share of it.
+
+    Every file is looked at by the main process alone; the others believe what it found.
+    """
     if not config.data.root:
         raise UserError("data.root is not set: add data.root=FOLDER, the folder of your videos or images")
     index = config.run.folder / f"data_index{'_' + split if split else ''}.json"
     data = replace(config.data, split=split, buckets=buckets)
     with accelerator.main_process_first():
-        return _open(data, index, report if accelerator.is_main_process else None)
+        main = accelerator.is_main_process
+        return _open(data, index, report if main else None, share=share, again=main, split_option=split_option)
 
 
-def _open(data: Any, index: Path, report: Path | None, beside: bool = False) -> Any:
+def _open(data: Any, index: Path, report: Path | None, **settings: Any) -> Any:
     """`open_data` with the settings of a `DataConfig`; `index` remembers the files, `report` names unreadable ones."""
     return open_data(
         data.kind,
@@ -145,6 +214,6 @@ def _open(data: Any, index: Path, report: Path | None, beside: bool = False) -> 
         verify=data.verify,
         labelled=data.labelled,
         buckets=[Bucket.parse(text) for text in data.buckets],
-        beside=beside,
         upright=data.upright,
+        **settings,
     )

@@ -17,6 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from eqm_video.data import datasets
+from eqm_video.data import index as index_module
 from eqm_video.data.datasets import Clip, collate, open_data
 from eqm_video.data.shapes import write_moving_shapes
 from eqm_video.data.video import VideoDecodeError
@@ -468,13 +469,13 @@ def test_the_index_saves_a_second_look(videos: Path, tmp_path: Path, monkeypatch
     shutil.copytree(videos, root)
     (root / "Run" / "text.avi").write_text("not a video")
     looked: list[str] = []
-    probe = datasets.probe
+    look_at = index_module.look_at
 
-    def counting(path: Path) -> Any:
-        looked.append(path.name)
-        return probe(path)
+    def counting(root: Path, names: list[str], look: str) -> Any:
+        looked.extend(Path(name).name for name in names)
+        return look_at(root, names, look)
 
-    monkeypatch.setattr(datasets, "probe", counting)
+    monkeypatch.setattr(index_module, "look_at", counting)
     first = open_videos(root, index_path=index)
     assert len(looked) == 4
     looked.clear()

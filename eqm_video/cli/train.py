@@ -30,6 +30,7 @@ FIXED = (
     *("data.frame_interval", "data.buckets", "data.image_fraction", "data.flip", "data.upright", "data.short"),
     "data.reference_fps",
     *("train.batch_size", "train.seed", "train.optimizer", "train.ema", "train.label_dropout", "train.init_from"),
+    "held_out.fraction",  # it takes files from the training
 )
 # What may change without a word: none of it touches the weights.
 FREE = (

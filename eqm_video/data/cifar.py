@@ -9,6 +9,7 @@ Legend: N pictures, 32 x 32 pixels, 3 colours.
 
 from __future__ import annotations
 
+import os
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -42,10 +43,10 @@ class Pictures:
 
 def find_cifar(root: Path) -> Path | None:
     """The archive, or the folder of batches, that a data folder is or holds; None where it is something else."""
-    if root.is_file():
+    if os.path.isfile(root):  # False, and no error, where a folder may not be read: `check_folder` says so
         return root if root.name.lower().endswith(ARCHIVES) else None
     for folder in (root, root / FOLDER):
-        if any((folder / name).is_file() for name in (META, *BATCHES["train"], *BATCHES["test"])):
+        if any(os.path.isfile(folder / name) for name in (META, *BATCHES["train"], *BATCHES["test"])):
             return folder
     return None
 

@@ -110,6 +110,13 @@ class ClipSet:
         other.frames, other.frame_interval, other._members = shape.frames, shape.frame_interval, None
         return other
 
+    def subset(self, indices: Sequence[int], report: Report) -> ClipSet:
+        """The files at `indices` alone, with the same labels; `report` says what became of all."""
+        other = copy.copy(self)
+        other.files, other.report = [self.files[index] for index in indices], report
+        other.substitutes, other._members = Substitutes(len(other.files)), None
+        return other
+
     def relabel(self, labels: Sequence[str]) -> ClipSet:
         """The same files, their labels numbered as in `labels`, which holds all of them."""
         places = {label: number for number, label in enumerate(labels)}
@@ -298,6 +305,12 @@ class ArraySet(ClipSet):
     ) -> None:
         super().__init__(root, files, labels, report, size=size, flip=flip)
         self.pixels = pixels
+
+    def subset(self, indices: Sequence[int], report: Report) -> ArraySet:
+        """The pictures at `indices` alone."""
+        other = super().subset(indices, report)
+        other.pixels = self.pixels[list(indices)]
+        return other
 
     def length(self, index: int) -> int:
         """1: an image is one frame."""

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from eqm_video.data.buckets import Bucket
 from eqm_video.data.cifar import find_cifar, read_cifar
 from eqm_video.data.clips import ArraySet, Clip, ClipSet, ImageSet, VideoSet, batch_of, check_flip, collate
-from eqm_video.data.image import ImageInfo, decode_image, probe_image, probe_size
+from eqm_video.data.holding import choose_held_out
+from eqm_video.data.image import ImageInfo
 from eqm_video.data.index import Report, examine
-from eqm_video.data.layout import list_files, quote
+from eqm_video.data.layout import Listing, list_files, quote
 from eqm_video.data.transforms import sides
-from eqm_video.data.video import VideoDecodeError, VideoInfo, probe
+from eqm_video.data.video import VideoDecodeError, VideoInfo
 from eqm_video.errors import UserError
 
 __all__ = ["ArraySet", "Clip", "ClipSet", "ImageSet", "VideoSet", "batch_of", "collate", "look_at_video", "open_data"]
 
 SHORT = ("repeat", "skip", "error")  # what to do with videos shorter than a clip
 DECODED = 20_000  # images up to which the first look decodes each one; of a larger set it would take many minutes
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of the files, held out by name and `seed`. `held_out`: these are wanted, and not the others."""
+
+    fraction: float
+    seed: int
+    held_out: bool = False
 
 
 def open_data(
@@ -41,6 +52,9 @@ def open_data(
     buckets: Sequence[Bucket] = (),
     beside: bool = False,
     upright: bool = False,
+    share: Share | None = None,
+    again: bool = True,
+    split_option: str = "data.split",
 ) -> VideoSet | ImageSet | ArraySet:
     """Find the files of a data folder, look at each one once, and make a set of those that can be read.
 
@@ -54,60 +68,51 @@ def open_data(
     about those that are too short for all of them: "repeat" holds their last frame in the view of the shortest shape.
 
     Files that cannot be read are left out and named with the reason in `set.report`, and in the JSON file
-    `report_path`. `index_path` remembers what was found, for a quick second start. Images are decoded at this first
-    look, of more than 20,000 the headers alone are read; `verify="size"` opens none, for sets of a million.
+    `report_path`. A class without a usable file has no label, unless an official list numbers it. `index_path`
+    remembers what was found, for a quick second start; `again=False` believes it of refused files too. Images are
+    decoded at this first look, of more than 20,000 the headers alone are read; `verify="size"` opens none, for sets of
+    a million.
+
+    `share` keeps a part of the usable files, which all other settings leave alone: those to train on, or the others.
 
     UserError where nothing can be used, and for every setting out of range. `beside` says that these are images beside
     videos: errors then advise no other kind and no split. `upright` turns images as their EXIF data ask for.
+    `split_option` is what the user typed for `split`.
     """
     _check(kind, frames, frame_interval, short, verify)
     sides(size)
     root = Path(root)
-    if (place := find_cifar(root)) is not None:
-        return _open_cifar(kind, place, split, size, flip, labelled, report_path)
-    listing = list_files(kind, root, split=split, fold=fold, beside=beside)
-    if not labelled:
-        listing = replace(listing, labels=[], label_ids=[-1] * len(listing.names))
-    check_flip(flip, listing.labels)
-    if kind == "videos":
-        infos, unreadable = examine(root, listing.names, look_at_video, VideoInfo, index_path)
-    elif verify == "header":
-        look = decode_image if len(listing.names) <= DECODED else probe_image
-        infos, unreadable = examine(root, listing.names, look, ImageInfo, index_path)
-    else:
-        infos, unreadable = examine(root, listing.names, probe_size, ImageInfo)
-    report = Report(
-        str(root), len(listing.names), 0, unreadable, list(listing.missing), policy=short, ignored=list(listing.ignored)
-    )
     shapes = sorted(buckets or [Bucket(frames, frame_interval)], key=lambda shape: shape.span)
-    if kind == "videos":
-        report.short = {name: info.frames for name, info in infos.items() if info.frames < shapes[0].span}
-    skipped = report.short if short == "skip" else {}
-    labelled = zip(listing.names, listing.label_ids, strict=True)
-    files = [(name, label, infos[name]) for name, label in labelled if name in infos and name not in skipped]
-    report.used = len(files)
+    look = {"size": size, "flip": flip}
+    if (place := find_cifar(root)) is not None:
+        whole = _open_cifar(kind, place, split, labelled, look)
+    else:
+        listing = list_files(kind, root, split=split, fold=fold, beside=beside, split_option=split_option)
+        if not labelled:
+            listing = replace(listing, labels=[], label_ids=[-1] * len(listing.names), official=False)
+        check_flip(flip, listing.labels)
+        report = report_on(listing, str(root), short)
+        place = Path(os.path.abspath(root))  # decoders take a relative name such as 12:30.avi for a protocol
+        infos, report.unreadable = _examine(kind, place, listing.names, verify, index_path, again)
+        if kind == "videos":
+            report.short = {name: info.frames for name, info in infos.items() if info.frames < shapes[0].span}
+        files, labels = _usable(listing, infos, report)
+        if report_path is not None:
+            report.write(report_path)
+        _check_lengths(kind, infos, report, shapes, bool(buckets))
+        if kind == "images":
+            whole = ImageSet(place, files, labels, report, upright=upright, **look)
+        else:
+            shortest = shapes[0].span if buckets else None
+            clip = {"frames": frames, "frame_interval": frame_interval, "shortest": shortest}
+            whole = VideoSet(place, files, labels, report, **clip, **look)
+    part = whole if share is None else _part(whole, share, buckets)
     if report_path is not None:
-        report.write(report_path)
-    if not infos:
-        named = [f"{name} ({reason})" for name, reason in unreadable.items()]
-        raise UserError(f"none of the {len(named)} {kind} in {root} can be read: {quote(named)}")
-    if kind == "images":
-        return ImageSet(root, files, listing.labels, report, size=size, flip=flip, upright=upright)
-    _check_lengths(infos, report, shapes, bool(buckets))
-    shortest = shapes[0].span if buckets else None
-    clip = {"frames": frames, "frame_interval": frame_interval, "shortest": shortest}
-    return VideoSet(root, files, listing.labels, report, size=size, flip=flip, **clip)
+        part.report.write(report_path)
+    return part
 
 
-def _open_cifar(
-    kind: str,
-    place: Path,
-    split: str | None,
-    size: int | tuple[int, int],
-    flip: bool,
-    labelled: bool,
-    report_path: str | Path | None,
-) -> ArraySet:
+def _open_cifar(kind: str, place: Path, split: str | None, labelled: bool, look: dict[str, Any]) -> ArraySet:
     """The pictures of CIFAR-10, all in memory: a training split has 150 MB."""
     if kind != "images":
         raise UserError(f"{place} holds CIFAR-10's images, not videos: type data.kind=images data.frames=1")
@@ -117,20 +122,80 @@ def _open_cifar(
     info = ImageInfo(*pictures.pixels.shape[1:3])
     files = [(name, label, info) for name, label in zip(pictures.names, label_ids, strict=True)]
     report = Report(str(place), found=count, used=count)
-    if report_path is not None:
-        report.write(report_path)
-    labels = pictures.labels if labelled else []
-    return ArraySet(place, pictures.pixels, files, labels, report, size=size, flip=flip)
+    return ArraySet(place, pictures.pixels, files, pictures.labels if labelled else [], report, **look)
 
 
 def look_at_video(path: Path) -> VideoInfo:
-    """`probe`, and VideoDecodeError where the file was cut short."""
-    info = probe(path)
-    if info.truncated:
-        raise VideoDecodeError(
-            f"{path}: truncated, {info.frames} of the {info.declared} frames in its header are there"
-        )
-    return info
+    """What is in a video file; VideoDecodeError, naming the file, where it cannot be read or was cut short."""
+    path = Path(os.path.abspath(path))
+    infos, reasons = examine(path.parent, [path.name], "video", VideoInfo)
+    if reasons:
+        raise VideoDecodeError(f"{path}: {reasons[path.name]}")
+    return infos[path.name]
+
+
+def report_on(listing: Listing, root: str, short: str) -> Report:
+    """The report of a data set before its files were opened."""
+    return Report(
+        root,
+        len(listing.names),
+        missing=list(listing.missing),
+        policy=short,
+        ignored=list(listing.ignored),
+        passed_over=listing.passed_over,
+    )
+
+
+def _examine(
+    kind: str, place: Path, names: Sequence[str], verify: str, index_path: str | Path | None, again: bool
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Infos of the files by name, and the reasons of those that cannot be read."""
+    if kind == "videos":
+        return examine(place, names, "video", VideoInfo, index_path, again)
+    if verify == "size":
+        return examine(place, names, None, ImageInfo)
+    look = "image" if len(names) <= DECODED else "image header"
+    return examine(place, names, look, ImageInfo, index_path, again)
+
+
+def _usable(
+    listing: Listing, infos: dict[str, VideoInfo | ImageInfo], report: Report
+) -> tuple[list[tuple[str, int, VideoInfo | ImageInfo]], list[str]]:
+    """The files that are used and their labels, noted in the report. A label without a file goes, unless official."""
+    skipped = report.short if report.policy == "skip" else {}
+    numbered = zip(listing.names, listing.label_ids, strict=True)
+    files = [(name, label, infos[name]) for name, label in numbered if name in infos and name not in skipped]
+    report.used = len(files)
+    for name, _, info in files:
+        for note in info.notes:
+            report.notes.setdefault(note, []).append(name)
+    used = {label for _, label, _ in files}
+    bare = [label for number, label in enumerate(listing.labels) if number not in used]
+    report.unlabelled = list(listing.empty)
+    if listing.official:
+        report.untrained = bare
+        return files, listing.labels
+    report.unlabelled = sorted([*listing.empty, *bare])
+    places = {old: new for new, old in enumerate(sorted(used - {-1}))}
+    files = [(name, places.get(label, -1), info) for name, label, info in files]
+    return files, [listing.labels[old] for old in places]
+
+
+def _part(whole: ClipSet, share: Share, buckets: Sequence[Bucket]) -> ClipSet:
+    """The files to train on, or those that are held out, of a set. UserError where a bucket is left without any."""
+    held = choose_held_out(
+        [name for name, _, _ in whole.files], [label for _, label, _ in whole.files], share.fraction, share.seed
+    )
+    chosen = [index for index, out in enumerate(held) if out == share.held_out]
+    names = [name for (name, _, _), out in zip(whole.files, held, strict=True) if out]
+    part = whole.subset(chosen, replace(whole.report, used=len(chosen), held_out=names))
+    for shape in buckets:
+        if not part.view(shape).members():
+            raise UserError(
+                f"no video that is left to train on is long enough for clips of {shape} in data.buckets: the long ones "
+                f"are held out by held_out.fraction={share.fraction:g}; take another fraction, or leave that bucket out"
+            )
+    return part
 
 
 def _check(kind: str, frames: int, frame_interval: int, short: str, verify: str) -> None:
@@ -148,11 +213,16 @@ def _check(kind: str, frames: int, frame_interval: int, short: str, verify: str)
         raise UserError(f"data.frames={frames}, but images are clips of one frame: type data.frames=1")
 
 
-def _check_lengths(infos: dict[str, VideoInfo], report: Report, shapes: Sequence[Bucket], is_bucket: bool) -> None:
-    """UserError where no video is as long as the longest clip, or one is shorter than all and `short` refuses that.
+def _check_lengths(kind: str, infos: dict[str, Any], report: Report, shapes: Sequence[Bucket], is_bucket: bool) -> None:
+    """UserError where no file can be read, no video is as long as the longest clip, or one is shorter than all.
 
-    `shapes` are ordered by their spans.
+    The last of these only where `short` refuses it. `shapes` are ordered by their spans.
     """
+    if not infos:
+        named = [f"{name} ({reason})" for name, reason in report.unreadable.items()]
+        raise UserError(f"none of the {len(named)} {kind} in {report.root} can be read: {quote(named)}")
+    if kind == "images":
+        return
     shape = shapes[-1]
     frames, frame_interval, span = shape.frames, shape.frame_interval, shape.span
     name, longest = max(((name, info.frames) for name, info in infos.items()), key=lambda pair: pair[1])

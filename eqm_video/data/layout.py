@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from eqm_video.data.entries import FOLDER, UNREADABLE, Entries, below, leads_back, merge, read_entries
 from eqm_video.data.video import VIDEO_EXTENSIONS
 from eqm_video.errors import UserError
+from eqm_video.names import as_label, shown
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2")
 EXTENSIONS = {"videos": VIDEO_EXTENSIONS, "images": IMAGE_EXTENSIONS}
 LIST_FOLDERS = ("", "splits", "ucfTrainTestlist")  # where UCF-101's lists may lie, below the root
 SHOWN = 5  # names that an error message quotes before "..."
@@ -25,29 +29,76 @@ class Listing:
     labels: list[str]
     missing: tuple[str, ...] = ()  # named by a list, not there
     ignored: tuple[str, ...] = ()  # folders that hold files of the kind only deeper down
+    empty: tuple[str, ...] = ()  # class folders without a file of the kind
+    passed_over: dict[str, list[str]] = field(default_factory=dict)  # what is not read, by reason
+    official: bool = False  # the labels are numbered by a list, and keep their numbers whatever files there are
 
 
-def list_files(kind: str, root: Path, *, split: str | None = None, fold: int = 1, beside: bool = False) -> Listing:
+def list_files(
+    kind: str,
+    root: Path,
+    *,
+    split: str | None = None,
+    fold: int = 1,
+    beside: bool = False,
+    split_option: str = "data.split",
+) -> Listing:
     """Find the files of `kind` ("videos" or "images") under `root`. UserError where there are none, or too deep.
 
-    `beside`: these are images beside videos, so that errors advise neither another kind nor a split.
+    `beside`: these are images beside videos, so that errors advise neither another kind nor a split. `split_option` is
+    what the user typed for the split: a key of a recipe, or an option of a command, such as --split.
     """
-    if not root.is_dir():
-        problem = "is a file, not a folder" if root.exists() else "does not exist"
-        raise UserError(f"the {'' if beside else 'data '}folder {root} {problem}.\n{expected(kind, root, beside)}")
+    check_folder(kind, root, beside)
     if split not in (None, "train", "test"):
-        raise UserError(f"data.split is {split!r}; type train, test, or null for every file")
-    lists = next((root / name for name in LIST_FOLDERS if _has_lists(root / name)), None)
+        raise UserError(f"{split_option} is {split!r}; type train, test, or {_every(split_option)} for every file")
+    lists = find_lists(root)
     if split is not None:
         if lists is None:
-            raise UserError(
-                f"data.split={split} needs UCF-101's lists (classInd.txt, {split}list0{fold}.txt) in {root}, "
-                f"{root / 'splits'} or {root / 'ucfTrainTestlist'}; type data.split=null to use every file"
-            )
+            raise UserError(_no_lists(root, split, fold, split_option))
         return _listed(root, lists, f"{split}list0{fold}.txt")
-    listing = _found(kind, root, beside)
-    numbered = lists is not None and (lists / "classInd.txt").is_file() and listing.labels
+    listing = _found(kind, root, beside, lists)
+    numbered = lists is not None and os.path.isfile(lists / "classInd.txt") and listing.labels
     return _official(listing, lists) if numbered else listing
+
+
+def check_folder(kind: str, root: Path, beside: bool = False) -> None:
+    """UserError unless `root` is a folder that can be read."""
+    what = f"the {'' if beside else 'data '}folder {shown(str(root))}"
+    try:
+        os.scandir(root).close()
+        if not os.access(root, os.X_OK):
+            raise UserError(f"{what} cannot be entered (no permission): give yourself that right, or another folder")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        problem = "is a file, not a folder" if os.path.exists(root) else "does not exist"
+        raise UserError(f"{what} {problem}.\n{expected(kind, root, beside)}") from error
+    except (OSError, ValueError) as error:  # ValueError: no path at all, such as one with a zero byte
+        raise UserError(
+            f"{what} cannot be read ({getattr(error, 'strerror', error)}): mend that, or give another folder"
+        ) from error
+
+
+def find_lists(root: Path) -> Path | None:
+    """The folder of UCF-101's lists that belong to a data folder; None where there are none."""
+    return next((root / name for name in LIST_FOLDERS if _has_lists(root / name)), None)
+
+
+def _every(option: str) -> str:
+    return "all" if option.startswith("--") else "null"
+
+
+def _no_lists(root: Path, split: str, fold: int, option: str) -> str:
+    """There is no such split of these files: what it needs, and what to type without."""
+    typed = f"{option} " if option.startswith("--") else f"{option}="
+    advice = f"type {typed}{_every(option)} to use every file"
+    if option == "held_out.split":
+        advice = (
+            "type held_out.fraction=0.1 to hold out a tenth of your own files, held_out.root=FOLDER for a folder of "
+            "such files, or held_out.split=null for none"
+        )
+    return (
+        f"{typed}{split} needs UCF-101's lists (classInd.txt, {split}list0{fold}.txt) in {root}, {root / 'splits'} or "
+        f"{root / 'ucfTrainTestlist'}; {advice}"
+    )
 
 
 def expected(kind: str, root: Path, beside: bool = False) -> str:
@@ -70,44 +121,80 @@ def expected(kind: str, root: Path, beside: bool = False) -> str:
 def quote(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
-
-
-def _files(folder: Path, extensions: Sequence[str]) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(
-            e.name
-            for e in entries
-            if e.name.lower().endswith(tuple(extensions)) and not e.name.startswith(".") and e.is_file()
-        )
+    return ", ".join(map(shown, names[:SHOWN])) + more
 
 
 def _deeper(folder: Path, extensions: Sequence[str]) -> bool:
     return any(name.lower().endswith(tuple(extensions)) for _, _, names in os.walk(folder) for name in names)
 
 
-def _found(kind: str, root: Path, beside: bool) -> Listing:
+def _found(kind: str, root: Path, beside: bool, lists: Path | None) -> Listing:
     """Class folders or a flat folder."""
     extensions = EXTENSIONS[kind]
-    flat = _files(root, extensions)
-    with os.scandir(root) as entries:
-        folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    inside = {folder: _files(root / folder, extensions) for folder in folders}
-    labels = [folder for folder in folders if inside[folder]]
-    ignored = tuple(f for f in folders if not inside[f] and _deeper(root / f, extensions))
-    if flat and labels:
+    top = read_entries(root, extensions)
+    if lists == root:
+        _forget_lists(top)
+    inside: dict[str, Entries] = {}
+    for folder in [folder for folder in top.folders if lists != root / folder]:
+        if leads_back(root / folder):
+            top.pass_over("link to a folder that it lies in", folder)
+            continue
+        try:
+            inside[folder] = read_entries(root / folder, extensions)
+        except OSError:
+            top.pass_over(UNREADABLE, folder)
+    flat, folders = top.files, [folder for folder in inside if inside[folder].files]
+    bare = [folder for folder in inside if not inside[folder].files]
+    ignored = tuple(folder for folder in bare if _deeper(root / folder, extensions))
+    if flat and folders:
         raise UserError(
-            f"{root} holds {kind} both directly ({quote(flat)}) and in folders ({quote(labels)}): move them into class "
-            "folders to have labels, or into one folder to have none"
+            f"{root} holds {kind} both directly ({quote(flat)}) and in folders ({quote(folders)}): move them into "
+            "class folders to have labels, or into one folder to have none"
         )
-    if not flat and not labels:
-        raise UserError(_nothing(kind, root, ignored, beside))
-    names = flat or [f"{label}/{name}" for label in labels for name in inside[label]]
-    label_ids = [-1] * len(flat) or [i for i, label in enumerate(labels) for _ in inside[label]]
-    return Listing(names, label_ids, labels, ignored=ignored)
+    if not flat and not folders:
+        raise UserError(_nothing(kind, root, ignored, beside, merge(_passed(top, inside))))
+    empty = [folder for folder in bare if folder not in ignored]
+    for folder in empty if flat else [folder for folder in empty if folder.lower().endswith(extensions)]:
+        top.pass_over(FOLDER, folder)
+    labels = [as_label(folder) for folder in folders]
+    _check_twins(root, folders, labels)
+    names = flat or [f"{folder}/{name}" for folder in folders for name in inside[folder].files]
+    label_ids = [-1] * len(flat) or [i for i, folder in enumerate(folders) for _ in inside[folder].files]
+    plain = {*ignored, *top.passed_over.get(FOLDER, ())}  # no class folders: what they hold is not counted
+    passed = merge(_passed(top, {} if flat else {name: one for name, one in inside.items() if name not in plain}))
+    classes = () if flat else tuple(folder for folder in empty if folder not in plain)
+    return Listing(names, label_ids, labels, ignored=ignored, empty=classes, passed_over=passed)
 
 
-def _nothing(kind: str, root: Path, deeper: Sequence[str], beside: bool) -> str:
+def _passed(top: Entries, inside: dict[str, Entries]) -> list[dict[str, list[str]]]:
+    """What the data folder and those in it hold beside files of the kind; folders in class folders are not read."""
+    parts = [top.passed_over]
+    for folder, entries in inside.items():
+        parts += [below(folder, entries.passed_over), below(folder, {FOLDER: entries.folders})]
+    return [{reason: names for reason, names in part.items() if names} for part in parts]
+
+
+def _forget_lists(top: Entries) -> None:
+    """UCF-101's lists are read: they are not passed over."""
+    texts = top.passed_over.pop(".txt", [])
+    lists = re.compile(r"classInd\.txt|(train|test)list0[1-9]\.txt")
+    for name in [name for name in texts if not lists.fullmatch(name)]:
+        top.pass_over(".txt", name)
+
+
+def _check_twins(root: Path, folders: Sequence[str], labels: Sequence[str]) -> None:
+    """UserError where two class folders have one name, their accents being stored in two ways."""
+    first: dict[str, str] = {}
+    for folder, label in zip(folders, labels, strict=True):
+        if label in first:
+            raise UserError(
+                f"{root} holds two class folders called {label}, stored as {first[label]!a} and {folder!a}: "
+                "rename one of them, or move its files into the other"
+            )
+        first[label] = folder
+
+
+def _nothing(kind: str, root: Path, deeper: Sequence[str], beside: bool, passed_over: dict[str, list[str]]) -> str:
     """Why there is no data in `root`: too deep, of the other kind, or none at all."""
     other = "images" if kind == "videos" else "videos"
     if deeper:
@@ -120,14 +207,20 @@ def _nothing(kind: str, root: Path, deeper: Sequence[str], beside: bool) -> str:
         more = " data.frames=1" if other == "images" else ""
         advice = f"give a folder of {kind}" if beside else f"type data.kind={other}{more}"
         return f"there are no {kind} in {root}, but {other}: {advice}\n{layouts}"
-    return f"there are no {kind} in {root}.\n{layouts}"
+    there = f"; there {'is' if len(passed_over) == 1 else 'are'}: {tally(passed_over)}" if passed_over else ""
+    return f"there are no {kind} in {root}{there}.\n{layouts}"
+
+
+def tally(passed_over: dict[str, list[str]]) -> str:
+    """What is not read, by reason: ".txt 3 (a.txt, b.txt, c.txt), dangling link 1 (d.mp4)"."""
+    return ", ".join(f"{reason} {len(names)} ({quote(names)})" for reason, names in passed_over.items())
 
 
 # ---- UCF-101's lists -------------------------------------------------------------------------------------------------
 
 
 def _has_lists(folder: Path) -> bool:
-    return (folder / "classInd.txt").is_file() or bool(_list_names(folder))
+    return os.path.isfile(folder / "classInd.txt") or bool(_list_names(folder))
 
 
 def _list_names(folder: Path) -> list[str]:
@@ -153,7 +246,7 @@ def _class_names(lists: Path) -> list[str]:
         index, _, name = line.partition(" ")
         if not index.isdigit() or not name.strip() or int(index) in names:
             raise UserError(f"{path}, line {number}: got {line!r}; write '1 ApplyEyeMakeup', each number once")
-        names[int(index)] = name.strip()
+        names[int(index)] = as_label(name.strip())
     if sorted(names) != list(range(1, len(names) + 1)) or len(set(names.values())) != len(names):
         raise UserError(f"{path}: the classes must be numbered 1, 2, 3, ..., and have different names")
     return [names[index] for index in sorted(names)]
@@ -178,22 +271,28 @@ def _listed(root: Path, lists: Path, filename: str) -> Listing:
         where = f"{path}, line {number}"
         if ".." in parts or parts[0].startswith("/") or ":" in parts[0]:
             raise UserError(f"{where}: {name!r} points outside of {root}; write Class/file")
-        if len(parts) < 2 or parts[0] not in numbers:
+        if len(parts) < 2 or as_label(parts[0]) not in numbers:
             raise UserError(
                 f"{where}: {name!r} does not start with a class of {lists / 'classInd.txt'}; write Class/file"
             )
-        label = numbers[parts[0]]
+        label = numbers[as_label(parts[0])]
         if stated is not None and stated != label + 1:
             raise UserError(f"{where}: gives {parts[0]} the number {stated}, but classInd.txt says {label + 1}")
-        if (root / Path(*parts)).is_file():
-            names["/".join(parts)] = label
+        if (there := _stored(root, "/".join(parts))) is not None:
+            names[there] = label
         else:
             missing.append("/".join(parts))
     if not names:
         raise UserError(
             f"{path} names {len(missing)} files and none of them is in {root} (such as {quote(missing[:1])})"
         )
-    return Listing(list(names), list(names.values()), labels, missing=tuple(missing))
+    return Listing(list(names), list(names.values()), labels, missing=tuple(missing), official=True)
+
+
+def _stored(root: Path, name: str) -> str | None:
+    """The name under which a listed file is there, whichever way its accents are stored; None where it is not."""
+    forms = dict.fromkeys([name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))])
+    return next((form for form in forms if os.path.isfile(root / form)), None)
 
 
 def _official(listing: Listing, lists: Path) -> Listing:
@@ -203,4 +302,4 @@ def _official(listing: Listing, lists: Path) -> Listing:
     if unknown:
         raise UserError(f"{lists / 'classInd.txt'} does not number the class folders {quote(unknown)}; add them")
     numbers = [labels.index(label) for label in listing.labels]
-    return Listing(listing.names, [numbers[i] for i in listing.label_ids], labels, ignored=listing.ignored)
+    return replace(listing, label_ids=[numbers[i] for i in listing.label_ids], labels=labels, official=True)

@@ -31,7 +31,10 @@ from eqm_video.data.packets import TABLES, TRUNCATED, Outline, decodable, outlin
 __all__ = ["BACKENDS", "VIDEO_EXTENSIONS", "VideoDecodeError", "VideoInfo", "probe", "read_frames", "stream_frames"]
 
 BACKENDS = ("decord", "pyav")  # in the order in which they are tried
-VIDEO_EXTENSIONS = (".avi", ".mp4", ".mkv", ".webm", ".mov")
+VIDEO_EXTENSIONS = (
+    *(".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".3gp", ".3g2", ".flv"),
+    *(".wmv", ".ogv"),
+)
 TOLERANCE = 8  # of 255: decoders of lossy formats round differently (2 was seen), a wrong frame is further off
 WHOLE = 2**27  # pixels of all frames of a file that the first look decodes (0.1 to 0.8 s): 10 s of 640x480, or less
 AT_ONCE = 8  # frames that decord decodes at once where a file is read from end to end

@@ -1,0 +1,296 @@
+"""Looks at files in child processes, whose death is survived: whatever a file does to a decoder, it is named.
+
+A child is a plain process (`looks.serve`), started by its command line: that works from scripts, notebooks and
+`python -c`, under every launcher and on every system, and nothing of the parent is copied. One child is kept for the
+next set of files for a while, so that many small sets cost one start.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from eqm_video.data.looks import READY, request
+from eqm_video.errors import UserError
+from eqm_video.names import shown
+
+SECONDS = 60.0  # that a file may take, and one more for every
+BYTES = 10_000_000  # of its size
+PATIENCE = 10.0  # seconds after which the file in hand is said
+GRACE = 5.0  # seconds that a child may take to die, before it is left behind: its disk may not answer
+KEPT = 30.0  # seconds that an idle child is kept for the next set
+RAMP = 0.3  # seconds until one more child is started: small sets are done by then
+MOST = min(8, 2 * (os.cpu_count() or 1))  # children at once: more than processors, since disks make them wait
+TICK = 0.1  # seconds between two looks at the clock
+AHEAD = {"video": 1, "image": 16, "image header": 64}  # files that a child has while it looks at another
+BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from eqm_video.data.looks import serve; serve()"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a look at a file gave: the values of its info, or the reason why there are none."""
+
+    values: list[Any] | None
+    reason: str = ""
+    costly: bool = False  # the reason took a child, so that it is worth remembering
+
+
+def look_at(root: Path, names: Sequence[str], look: str) -> Iterator[tuple[str, Answer]]:
+    """An answer for every name below `root`, in any order; `look` is a key of `looks.LOOKS`.
+
+    A file that ends its child twice, or takes longer than a minute and a second for every 10 MB, has that as its
+    reason. UserError where no child can be started.
+    """
+    scan = _Scan(root, names, look)
+    try:
+        yield from scan.answers()
+    finally:
+        scan.stop()
+
+
+class Child:
+    """A process that looks at files, one at a time. UserError where it does not start."""
+
+    def __init__(self) -> None:
+        words = [sys.executable, "-c", BOOT, json.dumps(sys.path)]
+        single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        try:
+            self.process = subprocess.Popen(
+                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **single}
+            )
+        except OSError as error:
+            raise UserError(f"no process can be started to look at files ({error.strerror})") from error
+        if self.process.stdout.readline() != READY:
+            raise UserError(f"the process that looks at files does not start: {self.end()}, for the reason above")
+
+    def send(self, look: str, path: Path, seconds: float) -> None:
+        """Ask for a look at a file."""
+        with suppress(OSError):  # nobody reads it any more: `receive` says so
+            self.process.stdin.write(request(look, path, seconds))
+            self.process.stdin.flush()
+
+    def receive(self) -> Answer | None:
+        """The answer for the file that was sent first; None where the process ended instead."""
+        line = self.process.stdout.readline()
+        return Answer(*json.loads(line)) if line.endswith(b"\n") else None
+
+    def end(self) -> str:
+        """End the process where it has not ended by itself; returns how it did."""
+        try:
+            self.process.wait(TICK)  # of a process that crashes, the pipes close a moment before
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            try:
+                self.process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                return "it does not end"
+        code = self.process.returncode
+        named = next((one.name for one in signal.Signals if one == -code), f"signal {-code}")
+        return f"killed by {named}" if code < 0 else f"exit status {code}"
+
+
+class _Idle:
+    """The child that is kept for the next set. A process that is forked from this one starts with none."""
+
+    def __init__(self) -> None:
+        self._lock, self._child, self._timer = threading.Lock(), None, None
+
+    def take(self) -> Child:
+        """The idle child, or a new one."""
+        with self._lock:
+            child, self._child = self._child, None
+        return child if child is not None and child.process.poll() is None else Child()
+
+    def keep(self, child: Child) -> None:
+        """Keep a child that has nothing to do, or end it where there is one already."""
+        with self._lock:
+            if self._child is None:
+                self._child, surplus = child, None
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._timer = threading.Timer(KEPT, self.close)
+                self._timer.daemon = True
+                self._timer.start()
+            else:
+                surplus = child
+        if surplus is not None:
+            surplus.process.kill()
+            surplus.end()
+
+    def close(self) -> None:
+        """End the idle child."""
+        with self._lock:
+            child, self._child = self._child, None
+        if child is not None:
+            child.process.kill()
+            child.end()
+
+    def forget(self) -> None:
+        """After a fork: the child is the parent's."""
+        if self._child is not None:
+            self._child.process.returncode = 0  # not ours to wait for
+        self.__init__()
+
+
+_idle = _Idle()
+atexit.register(_idle.close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.forget)
+
+
+class _Worker(threading.Thread):
+    """Hands files to one child after the other; the child has the next ones already while it looks at the first."""
+
+    def __init__(self, scan: _Scan) -> None:
+        super().__init__(daemon=True)
+        self.scan, self.child = scan, None
+        self.sent: deque[str] = deque()  # names without an answer; the first one is in the child's hand
+        self.seconds: deque[float] = deque()  # that they are given
+        self.since = time.monotonic()
+        self.deaths, self.late, self.said, self.left_behind = 0, False, False, False
+
+    def run(self) -> None:
+        """Work until no file is left, or the scan stops."""
+        try:
+            while self._sent_some() and not self.scan.stopped:
+                answer = self._receive()
+                if self.left_behind:
+                    return
+                if answer is not None:
+                    self.scan.found.put((self._next(), answer))
+        except UserError as error:
+            self.scan.found.put((None, error))
+        if self.child is not None and not self.sent:
+            _idle.keep(self.child)
+
+    def _sent_some(self) -> bool:
+        """Keep the child busy; whether any file is without an answer."""
+        fresh = self.child is None
+        while len(self.sent) <= AHEAD[self.scan.look] and (name := self.scan.next_name()) is not None:
+            if not self.sent:
+                self.since = time.monotonic()
+            self.sent.append(name)
+            self.seconds.append(time_for(self.scan.root / name))
+            if not fresh:
+                self.child.send(self.scan.look, self.scan.root / name, self.seconds[-1])
+        if fresh and self.sent:
+            self.child = _idle.take()
+            self.since = time.monotonic()
+            for name, seconds in zip(self.sent, self.seconds, strict=True):
+                self.child.send(self.scan.look, self.scan.root / name, seconds)
+        return bool(self.sent)
+
+    def _receive(self) -> Answer | None:
+        """The answer for the file in hand; None where it gets a second child. One may end for another reason too."""
+        answer = self.child.receive()
+        if answer is not None:
+            return answer
+        died, self.child = self.child.end(), None
+        if self.late:
+            return self.too_late()
+        self.deaths += 1
+        return Answer(None, f"ends the decoder: {died}", costly=True) if self.deaths == 2 else None
+
+    def _next(self) -> str:
+        """Turn to the next file; returns the one before it."""
+        self.deaths, self.late, self.said, self.since = 0, False, False, time.monotonic()
+        self.seconds.popleft()
+        return self.sent.popleft()
+
+    def too_late(self) -> Answer:
+        """The answer for a file that took too long."""
+        return Answer(None, f"took longer than {self.seconds[0]:.0f} s to look at", costly=True)
+
+    def watch(self) -> bool:
+        """Say which file takes long, and end its child where it takes too long; whether that one has to be left."""
+        waited = time.monotonic() - self.since
+        if waited < PATIENCE or not self.sent or self.child is None:
+            return False
+        name, seconds = self.sent[0], self.seconds[0]
+        if not self.said:
+            self.said = True
+            tqdm.write(f"{shown(name)} takes long to look at; it is given {seconds:.0f} s", file=sys.stderr)
+        if waited > seconds and not self.late:
+            self.late = True
+            self.child.process.kill()
+        self.left_behind = self.late and waited > seconds + GRACE
+        return self.left_behind
+
+
+class _Scan:
+    """One set of files and the workers that share it."""
+
+    def __init__(self, root: Path, names: Sequence[str], look: str) -> None:
+        self.root, self.look, self.stopped = root, look, False
+        self.count, self._names, self._lock = len(names), iter(names), threading.Lock()
+        self.found: queue.SimpleQueue = queue.SimpleQueue()
+        self.workers: list[_Worker] = []
+
+    def next_name(self) -> str | None:
+        """The next file, None where there is no more."""
+        with self._lock:
+            return None if self.stopped else next(self._names, None)
+
+    def answers(self) -> Iterator[tuple[str, Answer]]:
+        """Names and answers as they come."""
+        given, started, watched = 0, time.monotonic(), 0.0
+        while given < self.count:
+            now = time.monotonic()
+            if len(self.workers) < min(MOST, 1 + int((now - started) / RAMP), self.count - given):
+                self.workers.append(_Worker(self))
+                self.workers[-1].start()
+            if now - watched > TICK:
+                watched = now
+                for worker in [worker for worker in self.workers if worker.watch()]:
+                    given += 1
+                    yield self._left_behind(worker)
+            try:
+                name, answer = self.found.get(timeout=TICK)
+            except queue.Empty:
+                continue
+            if name is None:
+                raise answer
+            given += 1
+            yield name, answer
+
+    def _left_behind(self, worker: _Worker) -> tuple[str, Answer]:
+        """The file that a worker's child does not die with; what the child had beside it goes to others."""
+        self.workers.remove(worker)
+        name, *others = worker.sent
+        with self._lock:
+            self._names = chain(others, self._names)
+        return name, worker.too_late()
+
+    def stop(self) -> None:
+        """Let no worker take another file, and end the children that still have one."""
+        with self._lock:
+            self.stopped = True
+        for worker in self.workers:
+            if worker.sent and (child := worker.child) is not None:
+                child.process.kill()
+        for worker in self.workers:
+            worker.join(GRACE)
+
+
+def time_for(path: Path) -> float:
+    """Seconds that a file is given: long films take long."""
+    try:
+        return SECONDS + os.stat(path).st_size / BYTES
+    except OSError:  # it vanished: its look will say so
+        return SECONDS
