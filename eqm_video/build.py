@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -10,12 +9,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from eqm_video import machine
+from eqm_video import launch, machine
 from eqm_video.codec import BUNDLED, BUNDLED_FOLDER, PIXELS, Codec
 from eqm_video.config import Config
 from eqm_video.energy import Field
@@ -41,10 +41,14 @@ def make_accelerator(config: Config) -> Accelerator:
     # With one frame the temporal weights of a video network take no part in the loss.
     idle = config.model.temporal and config.data.frames == 1
     wrapper = DistributedDataParallelKwargs(find_unused_parameters=idle)
-    # One process looks at all files of the data before the others go on: a large set on a slow disk takes hours.
+    # One process looks at all files of the data before the others go on: a large set on a slow disk takes hours. One
+    # that hangs is noticed much earlier, by the heartbeat.
     patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    launch.check_environment()
     try:
         accelerator = Accelerator(
+            # A plugin, since Accelerate lets ACCELERATE_GRADIENT_ACCUMULATION_STEPS overrule the argument.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             mixed_precision=config.train.mixed_precision,
             log_with=list(config.track.to) or None,
             project_dir=str(config.run.folder),
@@ -61,25 +65,6 @@ def note_precision(config: Config, device: torch.device) -> list[str]:
     """A note where the recipe's precision is one that the device emulates."""
     precision = config.train.mixed_precision
     return machine.note_bf16(device, "train.mixed_precision=bf16", "train.mixed_precision=no") * (precision == "bf16")
-
-
-def check_launch(accelerator: Accelerator) -> None:
-    """UserError where a launcher was asked for several processes and each would train as if it were the only one."""
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    # `accelerate launch --cpu --num_processes 2` names an address for its processes to meet at, and starts only one.
-    lonely = "WORLD_SIZE" not in os.environ and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= os.environ.keys()
-    if asked > accelerator.num_processes:
-        given = f"the launcher started {asked} processes, but Accelerate sees {accelerator.num_processes} here"
-    elif lonely and accelerator.num_processes == 1:
-        given = "`accelerate launch` was asked for several processes on the CPU, and starts a single one"
-    else:
-        return
-    count = max(2, asked)
-    raise UserError(
-        f"{given}: they would not train together. On CPUs type\n  ACCELERATE_USE_CPU=1 torchrun --standalone "
-        f"--nproc_per_node {count} train_video.py --config ...\nand on GPUs\n  accelerate launch --multi_gpu "
-        f"--num_processes {count} train_video.py --config ..."
-    )
 
 
 def codec_shape(name: str) -> tuple[int, int]:

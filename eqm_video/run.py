@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import nn
 
-from eqm_video import build, machine
+from eqm_video import build, launch, machine
 from eqm_video.claims import carry_over
 from eqm_video.codec import BUNDLED, PIXELS, Codec
 from eqm_video.config import Config, TrainConfig, to_tree
@@ -25,8 +26,10 @@ from eqm_video.objective import EqMObjective
 from eqm_video.randomness import generator
 from eqm_video.training.checkpoint import Checkpoints, write_folder
 from eqm_video.training.ema import Ema
+from eqm_video.training.heartbeat import Heartbeat
 from eqm_video.training.held_out import HeldOut
 from eqm_video.training.optim import OPTIMIZERS, Schedule
+from eqm_video.training.signals import Stopped, StopSignals
 from eqm_video.training.tracking import RunLog
 from eqm_video.training.trainer import Hook, Settings, Trainer
 from eqm_video.training_data import TrainingData, open_held_out, open_training_data
@@ -38,9 +41,14 @@ EXPORTED = r"model_index\.json|(transformer|vae)/(config\.json|diffusion_pytorch
 class Run:
     """Everything of one training run, made from its configuration: `trainer.run()` trains, `export()` ends it."""
 
-    def __init__(self, config: Config, accelerator: Accelerator, resuming: bool = False) -> None:
+    def __init__(
+        self, config: Config, accelerator: Accelerator, resuming: bool = False, heartbeat: Heartbeat | None = None
+    ) -> None:
         self.config, self.accelerator = config, accelerator
         self.folder = config.run.folder
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.train.keep)
+        self.signals = StopSignals(self.checkpoints.newest, accelerator.is_main_process)
+        self.heartbeat = heartbeat or Heartbeat(accelerator)
         data = open_training_data(config, accelerator)
         self.labels, self.video_labels = data.labels, data.labels[: data.video_labels]
         self.codec = Codec.load(config.codec.name, chunk=config.codec.chunk)
@@ -53,7 +61,7 @@ class Run:
         self.notes += note_start(source, config, self.codec) if source else []
         if not resuming:
             build.check_start(network)
-        self.notes += build.note_sampler(config)
+        self.notes += build.note_sampler(config) + launch.note_precision(config)
         self.notes += build.note_precision(config, accelerator.device)
         if not config.held_out.wanted:
             self.notes.append(
@@ -63,7 +71,6 @@ class Run:
             )
         self.fps = playback_fps(data.videos, config.data.reference_fps)
         self.ema = Ema(network.to(accelerator.device), config.train.ema)
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.train.keep)
         self.log = RunLog(self.folder, accelerator, config.track.to)
         self.objective = EqMObjective(config.objective.decay, config.objective.dispersion_weight)
         self.data_record, self.data_notes = data.record, data.notes
@@ -101,7 +108,14 @@ class Run:
             hooks=[Hook(config.preview.every, self.preview)],
             record={"config": to_tree(config), "data": self.data_record, "versions": machine.versions()},
             describe=self._describe,
+            signals=self.signals,
+            heartbeat=self.heartbeat,
         )
+
+    def pulse(self, *unused: object) -> None:
+        """The run comes further, inside a task that takes long; Stopped where a signal has come."""
+        self.heartbeat.beat()
+        self.signals.check()
 
     def _evaluations(self) -> list[Hook]:
         held_out, data = self.config.held_out, self.config.data
@@ -120,6 +134,7 @@ class Run:
             seed=self.config.train.seed,
             reference_fps=data.reference_fps,
             accelerator=self.accelerator,
+            pulse=self.pulse,
         )
         return [Hook(held_out.every, evaluation)]
 
@@ -153,6 +168,7 @@ class Run:
         Every process makes its share: were one to make all, the others would wait until their communication times out.
         """
         accelerator, count = self.accelerator, self.config.preview.samples
+        self.heartbeat.beat(f"sampling the preview of step {step}")
         labels = spread(count, len(self.video_labels))  # a label that only images have shows in no clip
         mine = list(range(accelerator.process_index, count, accelerator.num_processes))
         parts = [self._sample(mine, [labels[k] for k in mine] if labels else None)]
@@ -164,7 +180,10 @@ class Run:
         elif accelerator.is_main_process:
             clips = {k: clip for part in parts for k, clip in part.items()}
             names = [self.labels[label] for label in labels] or None
-            self.log.video("preview", self._write_preview(step, clips, names), step)
+            try:
+                self.log.video("preview", self._write_preview(step, clips, names), step)
+            except (UserError, OSError, ValueError) as error:  # a picture beside the run cannot end it
+                warnings.warn(f"no preview of step {step}: {error}", stacklevel=2)
         accelerator.wait_for_everyone()
 
     def _sample(self, seeds: list[int], labels: list[int] | None) -> dict[int, Any] | str:
@@ -175,8 +194,10 @@ class Run:
         pipeline.set_progress_bar_config(disable=True)
         try:
             with self.accelerator.autocast():  # the precision of the run: a preview in float32 takes much longer
-                frames = pipeline(labels, seeds=seeds, output_type="uint8").frames
-        except UserError as error:
+                frames = pipeline(labels, seeds=seeds, output_type="uint8", callback=self.pulse).frames
+        except Stopped:
+            return "the run is being stopped"
+        except (UserError, torch.OutOfMemoryError) as error:
             return str(error)
         return dict(zip(seeds, frames, strict=True))
 

@@ -13,9 +13,12 @@ from eqm_video.codec import Codec
 from eqm_video.config import Config
 from eqm_video.data.buckets import Bucket
 from eqm_video.data.datasets import Share, collate, open_data
+from eqm_video.data.identity import identity
 from eqm_video.data.layout import quote
+from eqm_video.data.presence import patient
 from eqm_video.errors import UserError
 from eqm_video.training.batches import Batches, BatchPlan
+from eqm_video.training.shared_memory import check_shared_memory
 from eqm_video.wording import counted
 
 STILL = Bucket(1, 1)  # a single frame of a video
@@ -38,8 +41,10 @@ class TrainingData:
     @property
     def record(self) -> dict[str, Any]:
         """What must stay the same for a run to go on: the order of the samples and the rows of labels hang on it."""
-        images = {} if self.images is None else {"images": len(self.images)}
-        return {"size": len(self.videos), "labels": self.labels, **images}
+        record = {"size": len(self.videos), "labels": self.labels, "identity": identity(self.videos)}
+        if self.images is not None:
+            record |= {"images": len(self.images), "images_identity": identity(self.images)}
+        return record
 
     @property
     def notes(self) -> list[str]:
@@ -82,8 +87,12 @@ class TrainingData:
             images=config.images,
             image_size=len(self.images if self.images is not None else self.videos) if config.images else 0,
         )
+        pin = accelerator.device.type == "cuda"
         if data.latents == "online":
-            pin = accelerator.device.type == "cuda"
+            for one in (self.videos, self.images):
+                if one is not None:
+                    one.substitutes = patient(one) or one.substitutes
+            self._check_shared_memory(plan, accelerator)
             return Batches(self._views(self.videos, self.images), collate, plan, workers=data.workers, pin_memory=pin)
         from eqm_video.data.latents import LatentSet, collate_latents
 
@@ -92,7 +101,16 @@ class TrainingData:
         images = self.images
         if images is not None:
             images = LatentSet(images, codec, accelerator.device, quiet=quiet, taken=videos.bytes)
-        return Batches(self._views(videos, images), collate_latents, plan)
+        return Batches(self._views(videos, images), collate_latents, plan, pin_memory=pin)
+
+    def _check_shared_memory(self, plan: BatchPlan, accelerator: Accelerator) -> None:
+        """UserError where the workers' batches do not fit into /dev/shm."""
+        data = self.config.data
+        frames = max(shape.frames for shape in data.shapes) if data.kind == "videos" else 1
+        frame = 3 * data.size**2  # bytes
+        largest = max(plan.micro_batch * frames, plan.images // (plan.world * plan.accumulation)) * frame
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        check_shared_memory(largest, data.workers, processes)
 
     def _views(self, videos: Any, images: Any | None) -> list[Any]:
         """One set for each shape of clips, then that of single frames where the plan has any."""

@@ -18,8 +18,8 @@ from joint_gradient import joint_gradient
 from safetensors.torch import load_file
 from tiny_run import ROOT, command, read_metrics, run_command, write_codec, write_videos
 
-from eqm_video.build import check_launch
 from eqm_video.errors import UserError
+from eqm_video.launch import check_launch
 from eqm_video.objective import dispersive_loss
 from eqm_video.training.gather import gather_clips
 

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from tiny_run import MemoryClips, encode, equal, read_metrics, tiny_network, tiny_trainer, weights
 
 from eqm_video.energy import ENERGIES, checkpoint_block
@@ -202,23 +203,56 @@ def test_dispersion_enters_the_loss(tmp_path) -> None:
 # ----------------------------------------------------------------------------------------------- faults, signals
 
 
-@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path, poison) -> None:
-    calls = []
-
-    def broken(batch, generators):
-        calls.append(1)
-        return encode(batch, generators) * (poison if len(calls) == 3 else 1)
-
     network = tiny_network()
-    trainer = tiny_trainer(tmp_path, network, encode=broken, save_every=2)
+    trainer = tiny_trainer(tmp_path, network, save_every=1000)
     before = []
     original = trainer._clip
-    trainer._clip = lambda: (before.append(weights(network)), original())[1]
+
+    def spoiled() -> torch.Tensor:
+        before.append(weights(network))
+        if len(before) == 3:
+            next(network.parameters()).grad.view(-1)[0] = poison
+        return original()
+
+    trainer._clip = spoiled
     with pytest.raises(UserError, match=r"step 3 is not finite.*train\.lr.*bf16.*clip-\d.*step_00000002.*--resume"):
         trainer.run()
     assert equal(before[-1], weights(network))
     assert trainer.ema.updates == 2
+    saved = load_file(trainer.checkpoints.newest() / "model.safetensors")  # the last whole step, although none was due
+    assert equal(before[-1], {name: saved[name] for name in before[-1]})
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("scaler", [None, object()])
+def test_latents_that_are_not_finite_stop_before_the_update_and_name_their_clip(tmp_path, poison, scaler) -> None:
+    """Under fp16 too, whose scaler would skip the step in silence."""
+    met = []
+
+    def broken(batch, generators):
+        clean = encode(batch, generators)
+        met.append(batch["names"])
+        if len(met) == 3:
+            clean[2, 1, 0, 0, 0] = poison
+        return clean
+
+    network = tiny_network()
+    trainer = tiny_trainer(tmp_path, network, encode=broken, save_every=1000)
+    original = trainer._judge
+
+    def judge(step: int, names: list[str]) -> bool:
+        trainer.accelerator.scaler = scaler  # only for what the loop sees of it
+        try:
+            return original(step, names)
+        finally:
+            trainer.accelerator.scaler = None
+
+    trainer._judge = judge
+    with pytest.raises(UserError, match=r"latents of these clips of step 3 .*step_00000002.*--resume") as error:
+        trainer.run()
+    assert f"left out: {met[2][2]}." in str(error.value) and trainer.ema.updates == 2
 
 
 def test_a_scaled_run_skips_overflows_and_gives_up_after_many(tmp_path, monkeypatch) -> None:
@@ -226,7 +260,7 @@ def test_a_scaled_run_skips_overflows_and_gives_up_after_many(tmp_path, monkeypa
     trainer = tiny_trainer(tmp_path, steps=200)
     trainer.accelerator.scaler = object()
     monkeypatch.setattr(trainer, "_forward_backward", lambda step, batches: ["clip"])
-    monkeypatch.setattr(trainer, "_clip", lambda: math.inf)
+    monkeypatch.setattr(trainer, "_clip", lambda: torch.tensor(math.inf))
     monkeypatch.setattr(type(trainer.optimizer), "step", lambda self, closure=None: None)
     monkeypatch.setattr(type(trainer.optimizer), "step_was_skipped", property(lambda self: True))
     monkeypatch.setattr(trainer, "_write_log", lambda step, evaluations: {})
@@ -241,7 +275,7 @@ def test_the_average_stays_where_a_fused_optimizer_skips_unseen(tmp_path, monkey
     trainer.accelerator.scaler = object()
     norms = iter([1.0, math.inf, 1.0, math.nan, math.inf, 1.0])
     monkeypatch.setattr(trainer, "_forward_backward", lambda step, batches: ["clip"])
-    monkeypatch.setattr(trainer, "_clip", lambda: next(norms))
+    monkeypatch.setattr(trainer, "_clip", lambda: torch.tensor(next(norms)))
     monkeypatch.setattr(type(trainer.optimizer), "step", lambda self, closure=None: None)
     monkeypatch.setattr(trainer, "_write_log", lambda step, evaluations: {})
     monkeypatch.setattr(trainer, "save", lambda: None)
@@ -270,7 +304,7 @@ def test_a_second_signal_ends_at_once_but_a_repetition_does_not() -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)  # a launcher forwards what the terminal has sent already
         assert signals.received
-        signals._first = time.monotonic() - 2
+        signals._last = time.monotonic() - 2
         with pytest.raises(SystemExit) as error:
             signal.raise_signal(signal.SIGINT)
         assert error.value.code == 128 + signal.SIGINT

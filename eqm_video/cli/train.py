@@ -12,18 +12,20 @@ from typing import Any
 
 import torch
 
-from eqm_video import build
+from eqm_video import build, launch
 from eqm_video.claims import removed_if_empty
 from eqm_video.cli.outputs import claim_output
 from eqm_video.cli.parser import Parser
-from eqm_video.config import Config, flatten, load_config, parse_config, to_tree, to_yaml
+from eqm_video.config import Config, flatten, load_config, to_tree, to_yaml
+from eqm_video.data.identity import difference
 from eqm_video.errors import UserError
 from eqm_video.files import MARK, write_text
-from eqm_video.training.checkpoint import LOCK, Checkpoints, is_checkpoint, lock_run, read_record
-from eqm_video.training.tracking import check_trackers, start_trackers
+from eqm_video.resume import NEWEST, find_checkpoint, note_rates, recorded_config, starting_point
+from eqm_video.training.checkpoint import LOCK, Checkpoints, lock_run, read_record
+from eqm_video.training.heartbeat import Heartbeat
+from eqm_video.training.trackers import check_trackers, start_trackers
 from eqm_video.wording import counted
 
-NEWEST = "newest"  # what `--resume` without a path stands for
 # What may not change when a run continues: with another value here the checkpoint would belong to another run.
 FIXED = (
     *("model", "codec.name", "objective", "gamma", "data.kind", "data.split", "data.fold", "data.frames", "data.size"),
@@ -32,7 +34,7 @@ FIXED = (
     *("train.batch_size", "train.seed", "train.optimizer", "train.ema", "train.label_dropout", "train.init_from"),
     "held_out.fraction",  # it takes files from the training
 )
-# What may change without a word: none of it touches the weights.
+# What may change without a word: none of it touches the weights, save train.steps by the learning rate: `note_rates`.
 FREE = (
     *("train.steps", "train.log_every", "train.save_every", "train.keep", "held_out", "preview", "sampler", "track"),
     *("run", "data.workers", "data.root", "data.images", "data.verify"),
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = separate_resume(sys.argv[1:] if argv is None else argv)
     arguments = parser().parse_intermixed_args(words)  # overrides may stand anywhere
     config = read_config(arguments)
-    return dry_run(config) if arguments.dry_run else train(config, arguments.resume)
+    return dry_run(config) if arguments.dry_run else train(config, arguments.resume, arguments.from_older)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,6 +65,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="continue exactly from a checkpoint: PATH, or the newest whole one of run.dir",
     )
+    made.add_argument(
+        "--from-older",
+        action="store_true",
+        help="with --resume: pass over damaged checkpoints, or go back to an older PATH; later ones are renamed",
+    )
     made.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the cost, and stop")
     made.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace values of the recipe")
     return made
@@ -71,13 +78,15 @@ def parser() -> argparse.ArgumentParser:
 def read_config(arguments: argparse.Namespace) -> Config:
     """The recipe with its overrides; `--resume` without a recipe takes the one in the checkpoint."""
     config = load_config(arguments.config, arguments.overrides)
+    if arguments.from_older and arguments.resume is None:
+        raise UserError("--from-older says where --resume goes on: type --resume --from-older")
     if arguments.resume is None or arguments.config is not None:
         return config
     if arguments.resume == NEWEST:
         checkpoint = Checkpoints(config.run.folder / "checkpoints").newest()
     else:
         checkpoint = find_checkpoint(Path(arguments.resume))
-    return config if checkpoint is None else parse_config(read_record(checkpoint)["config"], arguments.overrides)
+    return config if checkpoint is None else recorded_config(checkpoint, arguments.overrides)
 
 
 def separate_resume(words: Sequence[str]) -> list[str]:
@@ -115,26 +124,29 @@ def dry_run(config: Config) -> int:
     return 0
 
 
-def train(config: Config, resume: str | None) -> int:
+def train(config: Config, resume: str | None, from_older: bool = False) -> int:
     """Train to the last step and export, or stop at a signal with a checkpoint."""
     check_trackers(config.track.to)
     accelerator = build.make_accelerator(config)
-    build.check_launch(accelerator)
+    launch.check_launch(accelerator)
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, for the codec and what else computes in float32
     starting_point(config, resume)  # refuses before anything is touched
     main_process = accelerator.is_main_process
     claim_output(config.run.folder, "train", option="run.dir", probe=main_process)
-    with claimed_run(config.run.folder) if main_process else nullcontext():
+    with claimed_run(config.run.folder) if main_process else nullcontext(), Heartbeat(accelerator) as heartbeat:
         accelerator.wait_for_everyone()
-        checkpoint = starting_point(config, resume)  # again, now that nobody else writes there
-        notes = compare(checkpoint, config, accelerator.num_processes) if checkpoint is not None else []
+        start = starting_point(config, resume, from_older)  # again, now that nobody else writes there
+        checkpoint, notes = start.checkpoint, start.notes
+        notes += compare(checkpoint, config, accelerator.num_processes) if checkpoint is not None else []
+        accelerator.wait_for_everyone()
         if main_process:
-            Checkpoints(config.run.folder / "checkpoints").remove_leftovers()
+            checkpoints = Checkpoints(config.run.folder / "checkpoints")
+            checkpoints.remove_leftovers()
+            notes += start.set_aside(checkpoints)
         accelerator.wait_for_everyone()
-        _train(config, resume, checkpoint, notes, accelerator)
+        _train(config, resume, checkpoint, notes, accelerator, heartbeat)
         accelerator.wait_for_everyone()
-    accelerator.end_training()
     return 0
 
 
@@ -145,12 +157,19 @@ def claimed_run(folder: Path) -> Iterator[None]:
         yield
 
 
-def _train(config: Config, resume: str | None, checkpoint: Path | None, notes: list[str], accelerator: Any) -> None:
+def _train(
+    config: Config,
+    resume: str | None,
+    checkpoint: Path | None,
+    notes: list[str],
+    accelerator: Any,
+    heartbeat: Heartbeat,
+) -> None:
     """The training itself, in a folder that is this process's."""
     from eqm_video.run import Run
 
     say, folder = accelerator.print, config.run.folder
-    run = Run(config, accelerator, resuming=checkpoint is not None)
+    run = Run(config, accelerator, resuming=checkpoint is not None, heartbeat=heartbeat)
     if checkpoint is not None:
         compare_data(checkpoint, run.data_record)
         run.trainer.resume(checkpoint)
@@ -162,8 +181,8 @@ def _train(config: Config, resume: str | None, checkpoint: Path | None, notes: l
     if accelerator.is_main_process:
         write_text(folder / "config.yaml", f"# {MARK.decode()}\n{to_yaml(config)}")
     if config.track.to:
-        names = dict(flatten(to_tree(config)))
-        start_trackers(accelerator, folder, config.track.to, names, config.track.project, config.track.name)
+        names, track = dict(flatten(to_tree(config))), config.track
+        start_trackers(accelerator, folder, track.to, names, track.project, track.name, run.trainer.step)
     for note in (*notes, *run.notes, *run.data_notes):
         say(note)
     say(summary(run))
@@ -173,42 +192,13 @@ def _train(config: Config, resume: str | None, checkpoint: Path | None, notes: l
         say(f"finished: {export} holds the model; sample with\n  python sample_video.py {export} --out samples")
     else:
         say(f"stopped after step {run.trainer.step}; type the same command with --resume to continue")
-
-
-def starting_point(config: Config, resume: str | None) -> Path | None:
-    """The checkpoint to continue from; UserError rather than overwriting a run. Changes nothing."""
-    folder = config.run.folder
-    newest = Checkpoints(folder / "checkpoints").newest()
-    if resume is None:
-        if newest is not None:
-            raise UserError(
-                f"run.dir={folder} already holds a run with {newest.name}, and nothing was changed: add --resume to "
-                "continue it, or give another run.dir=FOLDER"
-            )
-        return None
-    if resume == NEWEST:
-        return newest
-    chosen = find_checkpoint(Path(resume))
-    if newest is not None and newest.resolve() != chosen.resolve():
-        raise UserError(
-            f"run.dir={folder} already holds {newest.name}, and the checkpoint to resume is {chosen}: give another "
-            "run.dir=FOLDER to branch off there, or --resume alone to go on from the newest"
-        )
-    return chosen
-
-
-def find_checkpoint(path: Path) -> Path:
-    """A checkpoint folder, or the newest one of a run's folder."""
-    newest = Checkpoints(path / "checkpoints").newest()
-    chosen = path if is_checkpoint(path) or newest is None else newest
-    read_record(chosen)  # raises where it is no checkpoint
-    return chosen
+    run.log.close()
 
 
 def compare(checkpoint: Path, config: Config, processes: int) -> list[str]:
     """Refuse to continue as another run; returns notes on differences that make it continue, but not bit for bit."""
-    record = read_record(checkpoint)
-    old = to_tree(parse_config(record["config"]))  # a key that it does not have yet has its default
+    record, recorded = read_record(checkpoint, "config", "world_size"), recorded_config(checkpoint)
+    old = to_tree(recorded)
     then, now = dict(flatten(old)), dict(flatten(to_tree(config)))
     changed = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     listed = {key: f"{key} ({then.get(key)} there, {now.get(key)} here)" for key in changed}
@@ -221,6 +211,7 @@ def compare(checkpoint: Path, config: Config, processes: int) -> list[str]:
     if record["step"] > config.train.steps:
         raise UserError(f"{checkpoint} is already beyond train.steps={config.train.steps}: give more steps")
     notes = [f"note: changed since the checkpoint: {text}" for key, text in listed.items() if not _under(key, FREE)]
+    notes += note_rates(record["step"], recorded.train, config.train)
     count = record["world_size"]
     if count != processes:
         notes.append(f"note: {count} processes then, {processes} now: the run goes on, but not bit for bit the same")
@@ -228,16 +219,24 @@ def compare(checkpoint: Path, config: Config, processes: int) -> list[str]:
 
 
 def compare_data(checkpoint: Path, data: dict[str, Any]) -> None:
-    """Refuse to continue on other data: their order is computed from their number, the labels are rows of weights."""
-    old = read_record(checkpoint)["data"]
-    if old != data:
-        raise UserError(
-            f"the data changed: {_items(old)} when {checkpoint} was written, {_items(data)} now; resume with the same "
-            f"data, or start a new run from its weights with train.init_from={checkpoint}"
-        )
+    """Refuse to continue on other data: their order is computed from their number, the labels are rows of weights.
+
+    A record from before the files themselves were part of it is compared by their number and labels.
+    """
+    old = read_record(checkpoint, "data")["data"]
+    advice = f"resume with the same data, or start a new run from its weights with train.init_from={checkpoint}"
+    plain = [{key: value for key, value in one.items() if not key.endswith("identity")} for one in (old, data)]
+    if plain[0] != plain[1]:
+        raise UserError(f"the data changed: {_items(old)} when {checkpoint} was written, {_items(data)} now; {advice}")
+    for key in ("identity", "images_identity"):
+        other = difference(old[key], data[key]) if isinstance(old.get(key), dict) and key in data else None
+        if other is not None:
+            raise UserError(f"the data changed since {checkpoint} was written, {other}; {advice}")
 
 
 def _items(data: dict[str, Any]) -> str:
+    if not {"size", "labels"} <= data.keys():
+        return "unknown data"
     images = f" and {counted(data['images'], 'image')} beside them" if "images" in data else ""
     return f"{counted(data['size'], 'item')}{images} with {counted(len(data['labels']), 'label')}"
 

@@ -23,6 +23,8 @@ from torch.utils.data import DataLoader
 from eqm_video.data.buckets import Views
 from eqm_video.errors import UserError
 from eqm_video.randomness import fold, generator
+from eqm_video.training.reader import Reader
+from eqm_video.training.signals import NAMES
 
 
 @dataclass(frozen=True)
@@ -117,18 +119,17 @@ def _permutation(seed: int, name: str, epoch: int, size: int) -> list[int]:
 
 
 class Requests:
-    """A DataLoader's `batch_sampler`: the requests of every forward pass from one step to another (exclusive)."""
+    """A DataLoader's `batch_sampler`: the requests of forward passes [first, stop), counted from the run's start."""
 
-    def __init__(self, plan: BatchPlan, start: int, stop: int) -> None:
-        self.plan, self.start, self.stop = plan, start, stop
+    def __init__(self, plan: BatchPlan, first: int, stop: int) -> None:
+        self.plan, self.first, self.stop = plan, first, stop
 
     def __len__(self) -> int:
-        return (self.stop - self.start) * self.plan.passes
+        return self.stop - self.first
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        for step in range(self.start, self.stop):
-            for number in range(self.plan.passes):
-                yield self.plan.requests(step, number)
+        for number in range(self.first, self.stop):
+            yield self.plan.requests(*divmod(number, self.plan.passes))
 
 
 @dataclass(frozen=True)
@@ -146,11 +147,18 @@ class Batches:
     workers: int = 0
     pin_memory: bool = False
 
-    def between(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
-        """The batches of steps [start, stop) in order, `plan.passes` of them for every step."""
+    def between(self, start: int, stop: int, stopping: Callable[[], bool] = lambda: False) -> Iterator[dict[str, Any]]:
+        """The batches of steps [start, stop) in order, `plan.passes` of them for every step.
+
+        `stopping` ends a wait for data with Stopped. See `Reader` for what else can end it.
+        """
+        return Reader(self.loader, self.requested, start * self.plan.passes, stop * self.plan.passes, stopping)
+
+    def loader(self, first: int, stop: int) -> Iterator[dict[str, Any]]:
+        """The batches [first, stop), counted in forward passes from the start of the run, made ahead by the workers."""
         loader = DataLoader(
             Views(self.sets),
-            batch_sampler=Requests(self.plan, start, stop),
+            batch_sampler=Requests(self.plan, first, stop),
             collate_fn=self.collate,
             num_workers=self.workers,
             pin_memory=self.pin_memory,
@@ -159,21 +167,23 @@ class Batches:
             # Its own generator: by default the loader draws from torch's global one, and a resumed run would differ.
             generator=torch.Generator().manual_seed(fold(self.plan.seed, "loader")),
         )
-        return _plain_errors(iter(loader))
+        return iter(loader)
 
-
-def _plain_errors(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """A worker's UserError comes back with the worker's traceback around it; keep the sentence."""
-    try:
-        yield from batches
-    except UserError as error:
-        sentence = str(error).strip().splitlines()[-1]
-        raise UserError(sentence.split("Error: ", 1)[-1]) from error
+    def requested(self, number: int) -> list[str]:
+        """Names of the files that batch `number` asks for; none where the sets have no names."""
+        step, part = divmod(number, self.plan.passes)
+        found = []
+        for view, index, _ in self.plan.requests(step, part):
+            data = self.sets[view]
+            files = getattr(data, "files", None) or getattr(getattr(data, "data", None), "files", None)
+            found += [str(files[index][0])] if isinstance(files, list) else []
+        return found
 
 
 def _ignore_signals(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; only the trainer may answer them."""
+    """Ctrl-C, a scheduler's SIGTERM and a closed terminal reach all processes; only the trainer may answer them."""
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for name in NAMES:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

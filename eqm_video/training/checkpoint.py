@@ -3,7 +3,7 @@
 A checkpoint is a folder `step_00005000`. It is filled under another name, flushed to disk, and renamed; the name is
 what makes it count, so a crash leaves the older ones untouched and at worst a leftover that the next start removes.
 
-    checkpoint.json      step, configuration, data, versions, number of processes; written last
+    checkpoint.json      step, configuration, data, versions, number of processes, hashes of the files; written last
     model.safetensors    the trained weights
     ema/                 the averaged network, as `save_pretrained` writes it
     optimizer.pt         optimizer, gradient scaler and running means (tensors and numbers only: read with weights_only)
@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import pickle
 import re
 import shutil
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,16 +34,19 @@ from torch import nn
 from eqm_video.errors import UserError
 from eqm_video.folders import load_transformer
 from eqm_video.training.ema import Ema
+from eqm_video.training.record import ADVICE, NAME, RECORD, damage, is_checkpoint, list_files, read_record
 
 if os.name == "posix":
     import fcntl
 else:
     fcntl = None  # no locks there: two runs in one folder are not noticed
 
+__all__ = ["Checkpoints", "is_checkpoint", "load_state", "lock_run", "read_record", "save_state", "write_folder"]
+
 LOCK = ".lock"
-RECORD = "checkpoint.json"
-_NAME = re.compile(r"step_(\d{8,})")
 _LEFTOVER = ".incomplete-"  # being written, or being deleted
+_OURS = re.compile(rf"{re.escape(_LEFTOVER)}(deleting-)?(step_\d{{8,}}|export)")
+_ASIDE = "damaged-"  # a checkpoint that was set aside, so that the run goes on from an older one
 
 
 class Checkpoints:
@@ -50,35 +56,64 @@ class Checkpoints:
         self.folder = Path(folder)
         self.keep = keep
 
+    def named(self) -> list[Path]:
+        """Every folder with a checkpoint's name, oldest first, whole or not."""
+        found = self.folder.glob("step_*") if self.folder.is_dir() else ()
+        return sorted((path for path in found if NAME.fullmatch(path.name) and path.is_dir()), key=step_of)
+
     def all(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        found = self.folder.glob("step_*") if self.folder.is_dir() else ()
-        return sorted((path for path in found if is_checkpoint(path)), key=step_of)
+        return [path for path in self.named() if is_checkpoint(path)]
 
     def newest(self) -> Path | None:
-        """The whole checkpoint of the highest step, or None."""
-        return self.all()[-1] if self.all() else None
+        """The whole checkpoint of the highest step, or None. Whether its files were damaged later: see `damage`."""
+        return next((path for path in reversed(self.named()) if is_checkpoint(path)), None)
+
+    def newest_intact(self) -> tuple[Path | None, dict[Path, str]]:
+        """The newest checkpoint whose files are as they were written, and what is wrong with newer ones."""
+        wrong: dict[Path, str] = {}
+        for path in reversed(self.named()):
+            fault = damage(path)
+            if fault is None:
+                return path, wrong
+            wrong[path] = fault
+        return None, wrong
+
+    def set_aside(self, step: int) -> list[Path]:
+        """Rename every checkpoint after `step`, whole or not, to `damaged-...`; returns the new names."""
+        return [_rename_aside(path) for path in self.named() if step_of(path) > step]
 
     def remove_leftovers(self) -> None:
-        """Delete what a crash left half-written or half-deleted."""
+        """Delete what a crash left half-written or half-deleted; what we did not write stays."""
         for path in self.folder.glob(f"{_LEFTOVER}*"):
-            shutil.rmtree(path)
+            if _OURS.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
 
-    def write(self, step: int, fill: Callable[[Path], None], record: dict[str, Any]) -> Path:
+    def write(self, step: int, fill: Callable[[Path], None], record: dict[str, Any], *, prune: bool = True) -> Path:
         """Write checkpoint `step`: `fill` puts the files into the folder that it is given. Then prune the oldest."""
         final = self.folder / f"step_{step:08d}"
+
+        def seal(folder: Path) -> None:
+            _write_json(folder / RECORD, {"step": step, **record, "files": list_files(folder)})
+
         try:
-            write_folder(final, fill, lambda path: _write_json(path / RECORD, {"step": step, **record}))
+            if os.path.lexists(final) and not is_checkpoint(final):
+                _rename_aside(final)
+            write_folder(final, fill, seal)
         except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
             newest = self.newest()
             kept = f"the newest whole one is {newest}" if newest else "there is none yet"
             raise UserError(f"cannot write the checkpoint of step {step} to {self.folder}: {error}; {kept}") from error
-        self._prune()
+        if prune:
+            self._prune()
         return final
 
     def _prune(self) -> None:
         for path in self.all()[: -self.keep] if self.keep else ():
-            remove_folder(path)
+            try:
+                remove_folder(path)
+            except OSError as error:  # the new one is there: an old one that stays costs room, no more
+                warnings.warn(f"cannot delete the old checkpoint {path} ({error.strerror})", stacklevel=2)
 
 
 @contextmanager
@@ -109,8 +144,7 @@ def lock_run(folder: Path) -> Iterator[None]:
 
 def write_folder(final: Path, fill: Callable[[Path], None], seal: Callable[[Path], None] | None = None) -> None:
     """Fill a folder so that it appears under its name whole or not at all; one that is there is replaced."""
-    partial = final.parent / f"{_LEFTOVER}{final.name}"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = _free(final.parent / f"{_LEFTOVER}{final.name}")
     partial.mkdir(parents=True)
     fill(partial)
     if seal is not None:
@@ -126,33 +160,32 @@ def write_folder(final: Path, fill: Callable[[Path], None], seal: Callable[[Path
 
 def remove_folder(path: Path) -> None:
     """Delete a folder; it loses its name first, so that a crash never leaves half of it looking whole."""
-    doomed = path.parent / f"{_LEFTOVER}deleting-{path.name}"
-    shutil.rmtree(doomed, ignore_errors=True)
+    doomed = _free(path.parent / f"{_LEFTOVER}deleting-{path.name}")
     os.rename(path, doomed)
-    shutil.rmtree(doomed)
+    if doomed.is_symlink():  # to a checkpoint that was moved elsewhere: that one is not ours any more
+        doomed.unlink()
+    else:
+        shutil.rmtree(doomed)
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Whether a folder is a whole checkpoint."""
-    return _NAME.fullmatch(path.name) is not None and (path / RECORD).is_file()
+def _rename_aside(path: Path) -> Path:
+    """Give a folder that is no checkpoint to go on from a name that says so; returns it."""
+    names = (f"{_ASIDE}{path.name}{end}" for end in ("", *(f"-{k}" for k in range(2, 10_000))))
+    target = next(path.parent / name for name in names if not os.path.lexists(path.parent / name))
+    os.rename(path, target)
+    return target
+
+
+def _free(path: Path) -> Path:
+    """The path, once a leftover folder of ours is gone; another name where something else lies there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    return path if not os.path.lexists(path) else path.with_name(f"{path.name}.{os.getpid()}")
 
 
 def step_of(path: Path) -> int:
     """The optimizer steps that a checkpoint folder's name states."""
-    return int(_NAME.fullmatch(path.name).group(1))
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """What `checkpoint.json` says; UserError unless the folder is a whole checkpoint."""
-    file = Path(path) / RECORD
-    if not file.is_file():
-        raise UserError(
-            f"{path} is no whole checkpoint (it has no {RECORD}); give a folder such as RUN/checkpoints/step_00005000"
-        )
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error}); resume from an older checkpoint") from error
+    return int(NAME.fullmatch(path.name).group(1))
 
 
 def save_state(
@@ -172,22 +205,80 @@ def save_state(
 
 
 def load_state(folder: Path, *, network: nn.Module, ema: Ema, optimizer: Any, scaler: Any) -> dict[str, Any]:
-    """Put back what `save_state` wrote, bit for bit, and return its `extra`; UserError for another architecture."""
+    """Put back what `save_state` wrote, bit for bit, and return its `extra`.
+
+    UserError for another architecture, and for a file that differs from what was written.
+    """
+    fault = damage(folder)
+    if fault is not None:
+        raise _damaged(folder, fault)
+    weights, average, state = _read_state(folder)
     try:
-        network.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
-        average = load_transformer(folder / "ema", torch.float32)
-        state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        ema.load(dict(average.named_parameters()), state["ema_updates"])
+        network.load_state_dict(weights, strict=True)
+        ema.load(average, state["ema_updates"])
         optimizer.load_state_dict(state["optimizer"])
-    except (UserError, OSError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        first = str(error).splitlines()[:1]
-        raise UserError(f"cannot read the checkpoint {folder}: {' '.join(first)}; resume from an older one") from error
     except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()
         raise UserError(f"{folder} does not fit this network or optimizer: {' '.join(first[:2])}") from error
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise _damaged(folder, "optimizer.pt holds no state of an optimizer") from error
     if scaler is not None and state["scaler"] is not None:
         scaler.load_state_dict(state["scaler"])
     return state["extra"]
+
+
+def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Weights, averaged weights and the rest, as plain numbers. UserError where a file is cut short or damaged."""
+    try:
+        weights = load_file(folder / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise _damaged(folder, f"model.safetensors is cut short or damaged ({_first_line(error)})") from error
+    try:
+        average = dict(load_transformer(folder / "ema", torch.float32).named_parameters())
+    except (UserError, OSError, SafetensorError) as error:
+        raise _damaged(folder, f"the averaged weights are damaged ({_first_line(error)})") from error
+    try:
+        state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise _damaged(folder, f"optimizer.pt cannot be read ({error.strerror or _first_line(error)})") from error
+    # Torch's own words are kept out: they advise to load the file in a way that runs what is in it.
+    except (EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise _damaged(folder, "optimizer.pt is cut short or damaged, and nothing of it was used") from error
+    fault = _fault_of(state)
+    if fault is not None:
+        raise _damaged(folder, f"optimizer.pt is damaged: {fault}")
+    return weights, average, state
+
+
+def _fault_of(state: Any) -> str | None:
+    """What `save_state` cannot have written; None where there is nothing such."""
+    if not isinstance(state, dict) or not {"optimizer", "scaler", "ema_updates", "extra"} <= state.keys():
+        return "it lacks parts"
+    updates, extra = state["ema_updates"], state["extra"]
+    if isinstance(updates, bool) or not isinstance(updates, int) or updates < 0:
+        return f"its number of averaged steps is {updates!r}"
+    if not isinstance(extra, dict) or not {"meter", "seconds", "skipped"} <= extra.keys():
+        return "it lacks the running means"
+    meter, seconds, skipped = extra["meter"], extra["seconds"], extra["skipped"]
+    if not isinstance(meter, dict) or not {"sums", "norms"} <= meter.keys():
+        return "it lacks the running means"
+    if not isinstance(seconds, int | float) or not isinstance(skipped, int) or not 0 <= seconds < math.inf:
+        return "its running time is no number"
+    parts = state["optimizer"].get("parts", [state["optimizer"]]) if isinstance(state["optimizer"], dict) else [None]
+    if not isinstance(parts, list) or not all(isinstance(part, dict) and "param_groups" in part for part in parts):
+        return "it holds no state of an optimizer"
+    numbers = [value for part in parts for group in part["param_groups"] for value in group.values()]
+    if not all(math.isfinite(value) for value in numbers if isinstance(value, float)):
+        return "a setting of its optimizer is not finite"
+    return None
+
+
+def _damaged(folder: Path, what: str) -> UserError:
+    return UserError(f"cannot read the checkpoint {folder}: {what}; {ADVICE}")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:

@@ -13,9 +13,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from eqm_video.data.index import Substitutes
+from eqm_video.data.presence import patient
+from eqm_video.data.video import VideoDecodeError
 from eqm_video.energy import Field
 from eqm_video.objective import EqMObjective, interpolate
 from eqm_video.randomness import fold, generator, normal
+from eqm_video.training.signals import Stopped
 
 
 class HeldOut:
@@ -23,7 +26,8 @@ class HeldOut:
 
     `clips` deterministic windows spread evenly over the set, encoded once (the posterior's mean) and kept in CPU
     memory; every process takes its share. Clip k meets the same noise at every evaluation, on any number of processes.
-    Where its file does not decode, another one takes its place, always the same, with a warning.
+    Where its file does not decode, another one takes its place, always the same, with a warning. `pulse()` is called
+    before each clip; where it raises Stopped there are no losses this time.
     """
 
     def __init__(
@@ -38,24 +42,32 @@ class HeldOut:
         seed: int,
         reference_fps: float,
         accelerator: Accelerator,
+        pulse: Callable[[], None] = lambda: None,
     ) -> None:
         count = min(clips, len(dataset))
         self.indices = [k * len(dataset) // count for k in range(count)]
         self.mine = list(range(accelerator.process_index, count, accelerator.num_processes))
         self.dataset, self.collate, self.encode = dataset, collate, encode
         self.objective, self.gammas, self.seed = objective, gammas, seed
-        self.reference_fps, self.accelerator = reference_fps, accelerator
-        self.substitutes = Substitutes(len(dataset))
+        self.reference_fps, self.accelerator, self.pulse = reference_fps, accelerator, pulse
+        self.substitutes = patient(dataset) or Substitutes(len(dataset))
         self._clips: dict[int, dict[str, Tensor]] = {}
 
     @torch.no_grad()
     def __call__(self, step: int, network: nn.Module) -> dict[str, Any]:
-        """Mean loss at every gamma; the step changes nothing."""
-        sums = torch.zeros(len(self.gammas), device=self.accelerator.device)
-        for k in self.mine:
-            sums += self._losses(self._clip(k, network.null_label), k, network)
-        if self.accelerator.num_processes > 1:
-            sums = self.accelerator.reduce(sums, reduction="sum")
+        """Mean loss at every gamma, {} where a signal stopped it; the step changes nothing."""
+        sums, stopped = torch.zeros(len(self.gammas), device=self.accelerator.device), 0.0
+        try:
+            for k in self.mine:
+                self.pulse()
+                sums += self._losses(self._clip(k, network.null_label), k, network)
+        except Stopped:
+            stopped = 1.0
+        if self.accelerator.num_processes > 1:  # the others come here too, so this process does not leave before
+            both = self.accelerator.reduce(torch.cat([sums, sums.new_tensor([stopped])]), reduction="sum")
+            sums, stopped = both[:-1], float(both[-1])
+        if stopped:
+            return {}
         losses = (sums / len(self.indices)).tolist()
         named = {f"{gamma:g}": loss for gamma, loss in zip(self.gammas, losses, strict=True)}
         return {"held_out": {**named, "mean": sum(losses) / len(losses)}}
@@ -76,12 +88,19 @@ class HeldOut:
     def _clip(self, k: int, null_label: int) -> dict[str, Tensor]:
         if k not in self._clips:
             seed = fold(self.seed, "held out", k)
-            clip = self.substitutes.take(self.indices[k], seed, lambda index: self.dataset.clip(index, None))
-            batch = self.collate([clip])
+            batch, clean = self.substitutes.take(self.indices[k], seed, self._encoded)
             labels = batch["labels"]
             self._clips[k] = {
-                "clean": self.encode(batch, None).cpu(),
+                "clean": clean,
                 "labels": torch.where(labels < 0, null_label, labels),
                 "times": batch["times"] * self.reference_fps,
             }
         return self._clips[k]
+
+    def _encoded(self, index: int) -> tuple[dict[str, Any], Tensor]:
+        """A file's clip as a batch, and its latents; VideoDecodeError where these are not finite."""
+        batch = self.collate([self.dataset.clip(index, None)])
+        clean = self.encode(batch, None).cpu()
+        if not torch.isfinite(clean).all():
+            raise VideoDecodeError(f"{batch['names'][0]}: its latents are not finite")
+        return batch, clean

@@ -1,23 +1,24 @@
-"""What a run says about itself: a JSONL file always, Accelerate's trackers on request, running means in between."""
+"""The log of a run: a JSONL file always, Accelerate's trackers on request, running means in between."""
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
+import errno
 import json
 import math
 import os
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import WandBTracker
 from torch import Tensor
 
-from eqm_video.errors import UserError
 from eqm_video.gamma import MODES, gamma_modes
+from eqm_video.training.trackers import to_tensorboard, tracker_errors
 
 BINS = 11  # gamma in [0, 0.1), ... [0.9, 1), and the clean frames at exactly 1
 KINDS = (*MODES, "image")  # of clips, in the log: how their gammas look, or that they are single frames
@@ -35,6 +36,7 @@ class Meter:
         self.sums = torch.zeros(2 + 2 * BINS, dtype=exact, device=device)  # loss, forward passes, bins, counts
         self.kinds = torch.zeros(2, len(KINDS), dtype=exact, device=device)  # losses and counts of clips
         self.norms: list[float] = []
+        self._marked: tuple[Tensor, Tensor, int] | None = None
 
     @torch.no_grad()
     def add_loss(self, loss: Tensor, losses: Tensor, gamma: Tensor, weight: float = 1.0) -> None:
@@ -76,6 +78,23 @@ class Meter:
         self.norms.clear()
         return result
 
+    def mark(self) -> None:
+        """Remember the sums, before a step that may fail."""
+        self._marked = self.sums.clone(), self.kinds.clone(), len(self.norms)
+
+    def keep(self) -> None:
+        """The step is done: `back` has nothing to undo."""
+        self._marked = None
+
+    def back(self) -> None:
+        """Take back what was added since `mark` by a step that did not come to its end."""
+        if self._marked is not None:
+            sums, kinds, count = self._marked
+            self.sums.copy_(sums)
+            self.kinds.copy_(kinds)
+            del self.norms[count:]
+            self._marked = None
+
     def state(self) -> dict[str, list]:
         """What `load` continues from."""
         return {"sums": self.sums.tolist(), "norms": list(self.norms), "kinds": self.kinds.tolist()}
@@ -112,116 +131,114 @@ class Stopwatch:
 
 
 class RunLog:
-    """`metrics.jsonl` and the trackers; only the main process writes."""
+    """`metrics.jsonl` and the trackers; only the main process writes. Nothing that goes wrong here ends a run.
+
+    Lines that cannot be written are kept in `waiting`, which is part of a checkpoint, and written later.
+    """
 
     def __init__(self, folder: str | Path, accelerator: Accelerator, trackers: tuple[str, ...] = ()) -> None:
         self.file = Path(folder) / "metrics.jsonl"
         self.accelerator = accelerator
         self.trackers = trackers
+        self.waiting: list[str] = []
+        self._said: set[str] = set()
 
-    def truncate(self, step: int) -> None:
-        """Forget the lines after `step`, which a resumed run writes again, and a line cut short by a crash."""
-        if not self.accelerator.is_main_process or not self.file.is_file():
+    def truncate(self, step: int, waiting: Sequence[str] = ()) -> None:
+        """Forget the lines after `step`, which a resumed run writes again, and what a crash or a disk damaged.
+
+        `waiting` are lines up to `step` that could not be written before it.
+        """
+        if not self.accelerator.is_main_process:
             return
-        kept = []
-        for line in self.file.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):  # the line that was being written
-                break
-        partial = self.file.with_suffix(".tmp")
+        self.waiting = list(waiting)
         try:
-            partial.write_text("".join(kept), encoding="utf-8")
-            os.replace(partial, self.file)
+            lines = self.file.read_bytes().split(b"\n") if self.file.is_file() else []
+            steps = [_step_of(line) for line in lines]
+            kept = [line for line, found in zip(lines, steps, strict=True) if found is not None and found <= step]
+            broken = sum(found is None and bool(line) for line, found in zip(lines[:-1], steps[:-1], strict=True))
+            if broken:
+                self._warn(f"{self.file}: {_lines(broken)} could not be read and are left out")
+            if kept != lines[:-1] or lines[-1:] not in ([], [b""]):
+                partial = self.file.with_suffix(".tmp")
+                partial.write_bytes(b"".join(line + b"\n" for line in kept))
+                os.replace(partial, self.file)
         except OSError as error:
-            raise self._unwritable(error) from error
+            self._warn(f"cannot clean up {self.file} ({error.strerror}): steps after {step} may stand in it twice")
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line of numbers for one step."""
         if self.accelerator.is_main_process:
-            try:
-                with self.file.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": step, **_finite(metrics)}) + "\n")
-            except OSError as error:
-                raise self._unwritable(error) from error
+            self.waiting.append(json.dumps({"step": step, **_finite(metrics)}) + "\n")
+            self.flush()
         if self.trackers:
             scalars = {key: value for key, value in _scalars(metrics) if value is not None}
-            self.accelerator.log(scalars, step=step)
+            with self._optional("numbers"):
+                self.accelerator.log(scalars, step=step)
 
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"cannot write {self.file} ({error.strerror}): mend that, then add --resume to continue")
+    def flush(self) -> None:
+        """Write the lines that wait; where that is not possible they go on waiting, which is said once."""
+        if not self.waiting:
+            return
+        size = None
+        try:
+            with self.file.open("ab", buffering=0) as file:
+                size = file.tell()
+                text = "".join(self.waiting).encode()
+                if file.write(text) < len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.waiting.clear()
+        except OSError as error:
+            self._warn(f"cannot write {self.file} ({error.strerror}): its lines wait in memory and in checkpoints")
+            if size is not None and self.file.is_file():
+                with contextlib.suppress(OSError):
+                    os.truncate(self.file, size)  # half a line would spoil the next one
+
+    @contextlib.contextmanager
+    def _optional(self, what: str) -> Iterator[None]:
+        """Trackers are beside the run: a full disk, a lost connection or a client's own error costs what they show."""
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError, *tracker_errors(self.trackers)) as error:
+            self._warn(f"the trackers ({', '.join(self.trackers)}) did not take the {what}: {error}", what)
+
+    def _warn(self, sentence: str, kind: str | None = None) -> None:
+        if (kind or sentence) not in self._said:
+            self._said.add(kind or sentence)
+            warnings.warn(sentence, stacklevel=3)
 
     def video(self, name: str, path: Path, step: int) -> None:
         """Show a GIF or PNG file in the trackers (TensorBoard takes its bytes; it would need moviepy to make them)."""
-        if "wandb" in self.trackers and self.accelerator.is_main_process:
-            import wandb
+        if not self.accelerator.is_main_process:
+            return
+        with self._optional("pictures"):
+            if "wandb" in self.trackers:
+                import wandb
 
-            media = wandb.Video(str(path), format="gif") if path.suffix == ".gif" else wandb.Image(str(path))
-            self.accelerator.get_tracker("wandb", unwrap=True).log({name: media}, step=step)
-        if "tensorboard" in self.trackers and self.accelerator.is_main_process:
-            _to_tensorboard(self.accelerator.get_tracker("tensorboard", unwrap=True), name, path, step)
+                media = wandb.Video(str(path), format="gif") if path.suffix == ".gif" else wandb.Image(str(path))
+                self.accelerator.get_tracker("wandb", unwrap=True).log({name: media}, step=step)
+            if "tensorboard" in self.trackers:
+                to_tensorboard(self.accelerator.get_tracker("tensorboard", unwrap=True), name, path, step)
 
-
-def start_trackers(
-    accelerator: Accelerator,
-    folder: Path,
-    trackers: tuple[str, ...],
-    config: Mapping[str, Any],
-    project: str | None = None,
-    name: str | None = None,
-) -> None:
-    """Open the trackers that the accelerator was made with; a resumed run continues its wandb run."""
-    id_file = folder / "wandb_id"
-    options: dict[str, Any] = {"name": name or folder.name, "dir": str(folder), "resume": "allow"}
-    options["run_name"] = project or os.environ.get("WANDB_PROJECT") or "eqm-video"  # Accelerate's word for the project
-    if os.environ.get("WANDB_ENTITY"):
-        options["entity"] = os.environ["WANDB_ENTITY"]
-    if "wandb" in trackers and accelerator.is_main_process:
-        if not id_file.is_file():
-            id_file.write_text(os.urandom(4).hex())
-        options["id"] = id_file.read_text().strip()
-    flat = {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in config.items()}
-    # The project of the environment is wandb's alone: Accelerate would name TensorBoard's folder with it too.
-    accelerator.log_with = [WandBTracker(**options) if str(one) == "wandb" else one for one in accelerator.log_with]
-    accelerator.init_trackers(project or "eqm-video", config=flat)
+    def close(self) -> None:
+        """Try for the last time to write what waits, and end the trackers."""
+        if self.accelerator.is_main_process:
+            self.flush()
+        with self._optional("end of the run"):
+            self.accelerator.end_training()
 
 
-def check_trackers(trackers: tuple[str, ...]) -> None:
-    """Honour the reference's WANDB_KEY, ENTITY and PROJECT; UserError where a tracker cannot work."""
-    for theirs, name in (("WANDB_KEY", "WANDB_API_KEY"), ("ENTITY", "WANDB_ENTITY"), ("PROJECT", "WANDB_PROJECT")):
-        if theirs in os.environ:
-            os.environ.setdefault(name, os.environ[theirs])
-    if "wandb" in trackers and os.environ.get("WANDB_MODE", "online") == "online" and not _logged_in_to_wandb():
-        raise UserError(
-            "track.to asks for wandb, but nobody is logged in: type `wandb login`, set WANDB_API_KEY, or set "
-            "WANDB_MODE=offline to record on this machine"
-        )
-    if "tensorboard" in trackers and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("track.to asks for tensorboard, which is not installed: pip install tensorboard")
-
-
-def _logged_in_to_wandb() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    import netrc
-
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of the log; None where it is no such line."""
     try:
-        hosts = netrc.netrc(os.environ.get("NETRC")).hosts
-    except (OSError, netrc.NetrcParseError):
-        return False
-    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
-    return server in hosts
+        value = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    step = value.get("step") if isinstance(value, dict) else None
+    return step if isinstance(step, int) and not isinstance(step, bool) else None
 
 
-def _to_tensorboard(writer: Any, name: str, path: Path, step: int) -> None:
-    from PIL import Image
-    from torch.utils.tensorboard.summary import Summary
-
-    with Image.open(path) as picture:
-        width, height = picture.size
-    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
-    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+def _lines(count: int) -> str:
+    return f"{count} line{'s' if count > 1 else ''}"
 
 
 def _scalars(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

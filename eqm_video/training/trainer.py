@@ -8,11 +8,8 @@ processes changes which numbers a clip meets.
 from __future__ import annotations
 
 import math
-import signal
-import threading
-import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +25,16 @@ from eqm_video.gamma import draw_gamma
 from eqm_video.objective import EqMObjective, dispersive_loss, interpolate
 from eqm_video.randomness import fold, generator, normal
 from eqm_video.training.batches import Batches
-from eqm_video.training.checkpoint import Checkpoints, load_state, read_record, save_state
+from eqm_video.training.checkpoint import Checkpoints, load_state, save_state
 from eqm_video.training.ema import Ema
 from eqm_video.training.gather import gather_clips
+from eqm_video.training.heartbeat import Heartbeat
 from eqm_video.training.optim import set_lr
 from eqm_video.training.progress import Forecast
+from eqm_video.training.record import read_record
+from eqm_video.training.rescue import Rescue
+from eqm_video.training.saving import Saving
+from eqm_video.training.signals import Stopped, StopSignals
 from eqm_video.training.tracking import Meter, RunLog, Stopwatch
 
 MAX_SKIPPED = 50  # fp16: consecutive steps without an update before the run gives up
@@ -68,6 +70,7 @@ class Trainer:
 
     `encode(batch, generators)` gives clean latents (B, T, C, H, W); `evaluations` are hooks whose numbers enter the
     log, `hooks` run after the checkpoint (previews); `record` and `describe(folder)` go into every checkpoint.
+    `signals` end the run after a step; `heartbeat` tells the other processes that this one goes on.
     """
 
     def __init__(
@@ -89,6 +92,8 @@ class Trainer:
         hooks: Sequence[Hook] = (),
         record: dict[str, Any] | None = None,
         describe: Callable[[Path], None] = lambda folder: None,
+        signals: StopSignals | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self.network, self.ema = field.network, ema
         self.objective, self.gamma, self.batches, self.encode = objective, gamma, batches, encode
@@ -97,41 +102,59 @@ class Trainer:
         self.evaluations, self.hooks = evaluations, hooks
         self.record, self.describe = record or {}, describe
         self.field, self.optimizer = accelerator.prepare(field, optimizer)
-        self.step, self.skipped = 0, 0
+        self.step, self.skipped, self.saved = 0, 0, 0  # saved: the step of the newest checkpoint
         self.meter, self.watch = Meter(accelerator.device), Stopwatch()
-        self.signals = StopSignals()
+        self.signals = signals or StopSignals(checkpoints.newest, accelerator.is_main_process)
+        self.heartbeat = heartbeat or Heartbeat(accelerator)
+        self.heartbeat.save = self.keep
+        self.saving = Saving(checkpoints, self._write, self.signals)
+        self._spoiled: list[Tensor] = []  # for each clip of a step, whether its latents are not finite
 
     def run(self) -> bool:
         """Train from where the trainer stands to the last step; False where a signal ended it early."""
         steps, every = self.settings.steps, self.settings
-        batches = self.batches.between(self.step, steps)
+        batches = self.batches.between(self.step, steps, self._may_leave)
         forecast = Forecast(steps, silent=not self.accelerator.is_main_process)
-        with self.signals, self._progress() as bar:
+        with self.signals, Rescue(self._keep_and_tell), self.heartbeat.working(), closing(batches), self._bar() as bar:
             for step in range(self.step + 1, steps + 1):
+                self.heartbeat.beat(f"step {step}")
                 with self.watch:
+                    self.meter.mark()
                     set_lr(self.optimizer, self.schedule(step))
-                    names = self._forward_backward(step, batches)
-                    norm = self._clip()
-                    stop = self._agree(step, norm, names)  # raises before a bad gradient reaches the weights
-                    self.optimizer.step()
-                    self.optimizer.zero_grad(set_to_none=True)
-                    # A fused optimizer skips by itself, which Accelerate's `step_was_skipped` does not see.
-                    if self.skipped == 0:
-                        self.ema.update(self.network)
-                self.step, last = step, step == steps
+                    try:
+                        names = self._forward_backward(step, batches)
+                    except Stopped:  # while waiting for data
+                        return self._leave()
+                    stop = self._judge(step, names)  # raises before a bad gradient reaches the weights
+                    with self.saving.whole:
+                        self._update(step)
+                last = step == steps
                 evaluations = [hook for hook in self.evaluations if hook.due(step, last) and not stop]
                 if step % every.log_every == 0 or evaluations or last:
                     bar.set_postfix(self._write_log(step, evaluations), refresh=False)
                 bar.update()
                 forecast.count(step)
-                if step % every.save_every == 0 or last or stop:
-                    self.save()
-                if stop and not last:
-                    return False
-                for hook in self.hooks:
-                    if hook.due(step, last):
-                        hook.run(step, self.ema.network)
+                stop = stop or self._agree_on_stop(asked=bool(evaluations))
+                if step % every.save_every == 0 or last or stop or self._retries:
+                    self.save() if last or stop else self.save(must=False)
+                hooks = [hook for hook in self.hooks if hook.due(step, last) and not stop]
+                for hook in hooks:
+                    hook.run(step, self.ema.network)
+                if (stop or self._agree_on_stop(asked=bool(hooks))) and not last:
+                    return self._leave()
         return True
+
+    def _update(self, step: int) -> None:
+        """The update itself; after it the step is whole."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        # A fused optimizer skips by itself, which Accelerate's `step_was_skipped` does not see.
+        if self.skipped == 0:
+            self.ema.update(self.network)
+        self.meter.keep()
+        self.step = step
+        if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
+            self.saving.whole.done = torch.cuda.current_stream().record_event()
 
     def _forward_backward(self, step: int, batches: Any) -> list[str]:
         """Add up the gradient of the mean loss over the global batch; returns the names of this process's clips."""
@@ -159,12 +182,13 @@ class Trainer:
         small = [generator(seed, "gamma", step, position) for position in positions]  # on the CPU: no synchronization
         large = [generator(seed, "noise", step, position, device=device) for position in positions]
         clean = self.encode(batch, large)
+        self._spoiled.append(~torch.isfinite(clean).flatten(1).all(dim=1))
         noise = normal(tuple(clean.shape[1:]), large, device=device)
         dropped = torch.stack([torch.rand((), generator=one) < self.settings.label_dropout for one in small])
-        gamma = draw_gamma(self.gamma, clean.shape[1], small).to(device)
+        gamma = _moved(draw_gamma(self.gamma, clean.shape[1], small), device)
         labels = batch["labels"].cpu()
-        labels = labels.masked_fill(dropped | (labels < 0), self.network.null_label).to(device)
-        times = (batch["times"] * self.settings.reference_fps).to(device)
+        labels = _moved(labels.masked_fill(dropped | (labels < 0), self.network.null_label), device)
+        times = _moved(batch["times"] * self.settings.reference_fps, device)
         output = self.field(interpolate(clean, noise, gamma), labels, times=times, gamma=gamma)
         losses = self.objective.loss(output.sample, clean, noise, gamma)
         loss = losses.mean()
@@ -175,36 +199,71 @@ class Trainer:
         self.meter.add_loss(loss, losses, gamma, weight)
         return loss
 
-    def _clip(self) -> float:
-        """Clip the gradient to `clip_norm`; returns its norm before clipping (the step's one wait for the device)."""
+    def _clip(self) -> Tensor:
+        """Clip the gradient to `clip_norm`; returns its norm before clipping, on the device."""
         limit = self.settings.clip_norm or math.inf
-        return float(self.accelerator.clip_grad_norm_(self.network.parameters(), limit))
+        return self.accelerator.clip_grad_norm_(self.network.parameters(), limit)
 
-    def _agree(self, step: int, norm: float, names: list[str]) -> bool:
-        """Whether any process was told to stop; raises in all of them where the gradient is not finite."""
-        finite = math.isfinite(norm)
-        if finite:
+    def _judge(self, step: int, names: list[str]) -> bool:
+        """Whether any process was told to stop; raises in all where latents or the gradient are not finite.
+
+        The step's one wait for the device: everything that the host must know of it comes in one tensor.
+        """
+        spoiled = torch.cat(self._spoiled) if self._spoiled else torch.zeros(0, dtype=torch.bool)
+        self._spoiled = []
+        norm = torch.as_tensor(self._clip())
+        told = _moved(torch.tensor(float(self.signals.received)), norm.device)
+        flags = torch.stack([told, (~norm.isfinite()).float(), spoiled.any().to(norm.device).float()])
+        if self.accelerator.num_processes > 1:
+            flags = self.accelerator.reduce(flags, reduction="sum")
+        values = torch.cat([norm[None], flags, spoiled.to(norm.device).float()]).tolist()
+        norm, (stop, infinite, bad), mine = values[0], values[1:4], values[4:]
+        if not infinite:
             self.meter.norms.append(norm)
         scaled = self.accelerator.scaler is not None  # fp16 skips steps that overflow, and lowers its scale
-        self.skipped = 0 if finite else self.skipped + 1
-        broken = not finite and (not scaled or self.skipped > MAX_SKIPPED)
-        stop = self.signals.received
-        if self.accelerator.num_processes > 1:
-            flags = torch.tensor([float(stop), float(broken)], device=self.accelerator.device)
-            stop, broken = (self.accelerator.reduce(flags, reduction="sum") > 0).tolist()
-        if broken:
+        self.skipped = self.skipped + 1 if infinite else 0
+        if bad:
+            clips = [name for name, one in zip(names, mine, strict=False) if one]
+            raise UserError(self._spoiled_by(step, clips))
+        if infinite and (not scaled or self.skipped > MAX_SKIPPED):
             raise UserError(self._not_finite(step, norm, names))
-        return bool(stop)
+        return stop > 0
+
+    def _spoiled_by(self, step: int, clips: list[str]) -> str:
+        named = ", ".join(clips) or "clips without names, or of another process"
+        return (
+            f"the latents of these clips of step {step} are not finite, so it was left out: {named}. Use a codec and a "
+            "data set without such values: try `python -m eqm_video reconstruct` on these files"
+        )
 
     def _not_finite(self, step: int, norm: float, names: list[str]) -> str:
-        newest = self.checkpoints.newest()
-        resume = f"the last good checkpoint is {newest}: add --resume" if newest else "there is no checkpoint to resume"
         clips = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         return (
             f"the gradient of step {step} is not finite (norm {norm}), so the weights were left as they were. Use a "
             "lower train.lr or a longer train.warmup, train.mixed_precision=bf16 instead of fp16, and look at the "
-            f"clips of this step: {clips or 'they have no names'}; {resume}"
+            f"clips of this step: {clips or 'they have no names'}"
         )
+
+    def _may_leave(self) -> bool:
+        """Whether a signal ends the wait for data: with several processes the others would wait for this one."""
+        self.heartbeat.beat()
+        return self.signals.received and self.accelerator.num_processes == 1
+
+    def _agree_on_stop(self, asked: bool) -> bool:
+        """Whether any process was told to stop; several processes ask each other only where all know that they do."""
+        if self.accelerator.num_processes == 1:
+            return self.signals.received
+        if not asked:
+            return False
+        told = torch.tensor(float(self.signals.received), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(told, reduction="sum") > 0)
+
+    def _leave(self) -> bool:
+        """End early, with a checkpoint of the last whole step."""
+        self.meter.back()
+        if self.step > self.saved:
+            self.save()
+        return False
 
     def _write_log(self, step: int, evaluations: Sequence[Hook]) -> dict[str, str]:
         seconds = self.watch.take_lap()
@@ -213,37 +272,69 @@ class Trainer:
         metrics = self.meter.read(self.accelerator)
         speed = done * self.batches.plan.batch_size / max(seconds, 1e-9)
         metrics |= {"lr": self.schedule(step), "clips_per_second": speed, "seconds": self.watch.total}
-        for hook in evaluations:
-            metrics |= hook.run(step, self.ema.network) or {}
-        self.log.write(step, metrics)
+        try:
+            for hook in evaluations:
+                metrics |= hook.run(step, self.ema.network) or {}
+        finally:  # an evaluation that fails ends the run, but takes no line of the log with it
+            self.log.write(step, metrics)
         return {"loss": f"{metrics['loss']:.4f}" if metrics["loss"] is not None else "-", "clips/s": f"{speed:.1f}"}
 
-    def _progress(self) -> tqdm:
+    def _bar(self) -> tqdm:
         self._logged = self.step
         hidden = not self.accelerator.is_local_main_process
         return tqdm(total=self.settings.steps, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True)
 
-    def save(self) -> None:
-        """Write a checkpoint of this step; every process must call it."""
+    def save(self, must: bool = True) -> None:
+        """Write a checkpoint of this step; every process must call it. `must`: see `Saving.save`."""
+        self.heartbeat.beat(f"writing the checkpoint of step {self.step}")
         self.meter.gather(self.accelerator)
-        if self.accelerator.is_main_process:
-            extra = {"meter": self.meter.state(), "seconds": self.watch.total, "skipped": self.skipped}
-
-            def fill(folder: Path) -> None:
-                save_state(folder, extra=extra, **self._state())
-                self.describe(folder)
-
-            self.checkpoints.write(self.step, fill, {"world_size": self.accelerator.num_processes, **self.record})
+        written = self.saving.save(must) if self.accelerator.is_main_process else must
         self.accelerator.wait_for_everyone()
+        # Several processes must think alike, and only the main one knows whether it was written.
+        if written if self.accelerator.num_processes == 1 else must:
+            self.saved = self.step
+
+    def _write(self, prune: bool) -> Path:
+        extra = {"meter": self.meter.state(), "seconds": self.watch.total, "skipped": self.skipped}
+        if self.log.waiting:
+            extra["log"] = list(self.log.waiting)
+
+        def fill(folder: Path) -> None:
+            save_state(folder, extra=extra, **self._state())
+            self.describe(folder)
+
+        record = {"world_size": self.accelerator.num_processes, **self.record}
+        return self.checkpoints.write(self.step, fill, record, prune=prune)
+
+    @property
+    def _retries(self) -> bool:
+        """Whether a checkpoint is to be tried again; several processes, which save together, do so at the next one."""
+        return self.accelerator.num_processes == 1 and self.saving.overdue
+
+    def keep(self) -> str:
+        """Keep the last whole step from this process alone, after a failure; returns a part of a sentence about it.
+
+        No other process takes part, so that the running means of the log are those of this process.
+        """
+        self.meter.back()
+        return self.saving.keep(self.step, self.network)
+
+    def _keep_and_tell(self) -> str:
+        """`keep` in process 0, which tells the others; they ask it."""
+        if not self.accelerator.is_main_process:
+            return self.heartbeat.report("see its own message")
+        kept = self.keep()
+        self.heartbeat.kept(kept)
+        return kept
 
     def resume(self, checkpoint: Path) -> None:
         """Continue from a checkpoint exactly: the next step is the one after it."""
         record = read_record(checkpoint)
         extra = load_state(checkpoint, **self._state())
-        self.step, self.skipped = record["step"], extra["skipped"]
+        self.step, self.saved, self.skipped = record["step"], record["step"], extra["skipped"]
         self.watch.total = extra["seconds"]
         self.meter.load(extra["meter"], self.accelerator.is_main_process)
-        self.log.truncate(self.step)
+        self.log.truncate(self.step, extra.get("log", ()))
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -254,31 +345,6 @@ class Trainer:
         }
 
 
-class StopSignals:
-    """Turns the first SIGINT or SIGTERM into a flag that the loop reads; a second one, a second later, ends at once.
-
-    Launchers forward what the terminal has already sent to the whole process group: a repetition within a second counts
-    as the same signal.
-    """
-
-    def __init__(self) -> None:
-        self.received = False
-        self._first = 0.0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
-
-    def _handle(self, number: int, frame: Any) -> None:
-        if not self.received:
-            self.received, self._first = True, time.monotonic()
-        elif time.monotonic() - self._first > 1:
-            raise SystemExit(128 + number)
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU on the device, without a wait: a copy from pageable memory waits for all before it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

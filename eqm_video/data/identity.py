@@ -1,0 +1,76 @@
+"""Identity of a set of files: hashes that tell whether a run resumes on the data that it began with.
+
+Names, sizes and the two ends of every file count. The folder's place and the files' times do not: a copy is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from eqm_video.data.layout import quote
+
+ENDS = 4096  # bytes of each end of a file
+OPENED = 20_000  # files up to which the ends are read; of larger sets names and sizes alone count
+LISTED = 1000  # files up to which each has its own hash in the record; beyond, each label has one
+THREADS = 8
+
+
+def identity(data: Any) -> dict[str, Any]:
+    """Hashes of a set: `total`, and `files` by name or `labels` by label, which tell where a difference lies."""
+    rows = sorted((name, data.labels[label] if label >= 0 else "") for name, label, _ in data.files)
+    if hasattr(data, "pixels"):  # pictures in memory, from one archive
+        return {"total": _short(data.pixels.tobytes(), repr([(name, label) for name, label, _ in data.files]).encode())}
+    opened = len(rows) <= OPENED
+    with ThreadPoolExecutor(THREADS) as pool:
+        hashes = list(pool.map(lambda row: _of_file(Path(data.root), *row, opened), rows, chunksize=64))
+    named = {name: digest for (name, _), digest in zip(rows, hashes, strict=True)}
+    found: dict[str, Any] = {"total": _short(*(digest.encode() for digest in hashes))}
+    if len(rows) <= LISTED:
+        return {**found, "files": named}
+    by_label: dict[str, list[bytes]] = {}
+    for (name, label), _ in zip(rows, hashes, strict=True):
+        by_label.setdefault(label, []).append(named[name].encode())
+    return {**found, "labels": {label: _short(*digests) for label, digests in by_label.items()}}
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """Sentence part that says what differs between two identities; None where they are equal."""
+    if old.get("total") == new.get("total"):
+        return None
+    for key, noun in (("files", "files"), ("labels", "files of the labels")):
+        then, now = old.get(key), new.get(key)
+        if isinstance(then, dict) and isinstance(now, dict):
+            other = [name for name in then if name in now and then[name] != now[name]]
+            gone, added = [name for name in then if name not in now], [name for name in now if name not in then]
+            told = (("changed", other), ("gone", gone), ("new", added))
+            parts = [f"{word}: {quote(names)}" for word, names in told if names]
+            return f"other {noun} than then ({'; '.join(parts)})" if parts else None
+    return "other files than then"
+
+
+def _of_file(root: Path, name: str, label: str, opened: bool) -> str:
+    path = root / name
+    try:
+        size = path.stat().st_size
+        ends = _ends(path, size) if opened else b""
+    except OSError:  # it vanished since it was found: different from any file that is there
+        size, ends = -1, b""
+    return _short(name.encode("utf-8", "surrogateescape"), label.encode("utf-8", "replace"), str(size).encode(), ends)
+
+
+def _ends(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        head = file.read(ENDS)
+        file.seek(max(ENDS, size - ENDS))
+        return head + file.read(ENDS)
+
+
+def _short(*parts: Sequence[Any]) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    for part in parts:
+        digest.update(f"{len(part)}:".encode() + part)
+    return digest.hexdigest()

@@ -1,0 +1,165 @@
+"""The wait for the next batch: it has a limit, it ends at a stop signal, and killed workers are started again."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from eqm_video.data.layout import quote
+from eqm_video.errors import UserError
+from eqm_video.patience import DATA, patience
+from eqm_video.training.signals import Stopped
+
+POLL = 0.2  # seconds between two looks at the stop signal
+SAY = 60.0  # seconds between two messages
+RESTARTS = 3  # of killed workers, in a row without a batch between them
+
+
+class Reader:
+    """The batches [first, stop) of `load(first, stop)`, in order.
+
+    Each is fetched in a thread of its own, so that the wait for it can end: at a stop signal (`stopping()`) with
+    Stopped, after `DATA` seconds with a UserError that names the files (`names(batch)`). Workers that were killed are
+    started again with the same batch: which clips it has depends on its number alone.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[int, int], Iterator[Any]],
+        names: Callable[[int], list[str]],
+        first: int,
+        stop: int,
+        stopping: Callable[[], bool],
+    ) -> None:
+        self.load, self.names, self.number, self.stop, self.stopping = load, names, first, stop, stopping
+        self._restarts = 0
+        self._wanted: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def __iter__(self) -> Reader:
+        return self
+
+    def __next__(self) -> Any:
+        if self.number >= self.stop:
+            self.close()
+            raise StopIteration
+        if self._thread is None:
+            self._start()
+        self._wanted.put(True)
+        while True:
+            batch, error, killed = self._wait()
+            if killed is not None:
+                self._start_again(killed)
+                self._wanted.put(True)
+            elif error is not None:
+                raise _plain(error)
+            else:
+                self.number, self._restarts = self.number + 1, 0
+                return batch
+
+    def close(self) -> None:
+        """Let the thread and the workers end."""
+        self._wanted.put(False)
+
+    def _start(self) -> None:
+        """Begin with the batch whose turn it is."""
+        with _keep_child_handler():
+            batches = self.load(self.number, self.stop)
+        self._wanted, self._found = queue.SimpleQueue(), queue.SimpleQueue()
+        # A daemon: it may hang in a decoder, and must not keep the process alive then.
+        self._thread = threading.Thread(target=_serve, args=(batches, self._wanted, self._found), daemon=True)
+        self._thread.start()
+
+    def _start_again(self, killed: str) -> None:
+        self._restarts += 1
+        named = quote(self.names(self.number)) or "clips without names"
+        what = f"a process that reads data was ended by {killed}, around the files {named}"
+        if self._restarts > RESTARTS:
+            raise UserError(
+                f"{what}, {self._restarts} times: memory may be short (type a smaller data.workers), or a decoder "
+                "fails on one of these files (remove it, and start a new run)"
+            )
+        warnings.warn(f"{what}; started again ({self._restarts} of {RESTARTS})", stacklevel=3)
+        self._start()
+
+    def _wait(self) -> tuple[Any, Exception | None, str | None]:
+        """What the thread found, looking at the stop signal and the clock."""
+        began, said, limit = time.monotonic(), 0, patience(DATA)
+        while True:
+            try:
+                return self._found.get(timeout=min(POLL, limit / 4))
+            except queue.Empty:
+                waited = time.monotonic() - began
+            if self.stopping():
+                raise Stopped
+            if waited > limit:
+                raise UserError(
+                    f"no data came for {waited:.0f} s: still reading {self._reading()}. Look at the disk and at these "
+                    "files, and at the free memory and /dev/shm of this machine"
+                )
+            if waited > (said + 1) * SAY:
+                said += 1
+                warnings.warn(f"waiting for data for {waited:.0f} s: {self._reading()}", stacklevel=3)
+
+    def _reading(self) -> str:
+        return quote(self.names(self.number)) or f"batch {self.number}"
+
+
+def _serve(batches: Iterator[Any], wanted: queue.SimpleQueue, found: queue.SimpleQueue) -> None:
+    """The thread: one batch for each request; every failure is handed over, none ends it silently."""
+    with _hand_over(batches, found):
+        while wanted.get():
+            found.put((next(batches), None, None))
+
+
+class _hand_over:  # noqa: N801 (used like a function)
+    """Whatever ends the block goes to the queue: as the exception, or as the signal that killed a worker."""
+
+    def __init__(self, batches: Iterator[Any], found: queue.SimpleQueue) -> None:
+        self.batches, self.found = batches, found
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        self.found.put((None, error, _killed(self.batches) if isinstance(error, RuntimeError) else None))
+        return True
+
+
+def _killed(batches: Any) -> str | None:
+    """How a worker of a DataLoader's iterator died; None where all live or ended by themselves."""
+    for worker in getattr(batches, "_workers", ()):
+        if worker.exitcode not in (None, 0):
+            number = -worker.exitcode
+            with contextlib.suppress(ValueError):
+                return signal.Signals(number).name
+            return f"exit code {worker.exitcode}"
+    return None
+
+
+@contextlib.contextmanager
+def _keep_child_handler() -> Iterator[None]:
+    """Undo torch's SIGCHLD handler: it raises in the middle of whatever runs, an optimizer step for instance.
+
+    The death of a worker is noticed by the wait for its batch, a few seconds later.
+    """
+    number = getattr(signal, "SIGCHLD", None)
+    before = signal.getsignal(number) if number is not None else None
+    yield
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(number, before)
+
+
+def _plain(error: BaseException) -> BaseException:
+    """A worker's UserError comes back with the worker's traceback around it; keep the sentence."""
+    if not isinstance(error, UserError):
+        return error
+    sentence = str(error).strip().splitlines()[-1]
+    return UserError(sentence.split("Error: ", 1)[-1])

@@ -1,0 +1,74 @@
+"""Failures between steps: the last whole step is saved before the run ends."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from eqm_video.errors import UserError
+
+
+class Whole:
+    """A lock around what makes a step: between, weights, average and optimizer belong to one step.
+
+    `now` is False for good once a failure came in the middle of it.
+    """
+
+    def __init__(self) -> None:
+        self.now = True
+        self.done: torch.cuda.Event | None = None  # of several processes on GPUs: after the last update
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self.now = False
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self.now = kind is None
+        self._lock.release()
+
+    def hold(self, seconds: float) -> bool:
+        """Keep a step from beginning its update, from another thread; whether that succeeded."""
+        return self._lock.acquire(timeout=seconds)
+
+    def release(self) -> None:
+        """Undo `hold`."""
+        self._lock.release()
+
+
+class Rescue:
+    """A `with` block: where an error leaves it, `save()` is called first and the error says what is kept.
+
+    `save()` returns that as a part of a sentence. A UserError or OSError becomes one sentence; for any other exception,
+    whose traceback follows, the part is printed.
+    """
+
+    def __init__(self, save: Callable[[], str]) -> None:
+        self.save = save
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, Exception):  # none, or an exit that was asked for
+            return
+        kept = self.save()
+        if isinstance(error, torch.OutOfMemoryError):
+            raise UserError(
+                f"the memory of the device is too small ({_first_line(error)}): type a larger train.accumulation, a "
+                f"smaller train.batch_size, or train.gradient_checkpointing=true; {kept}"
+            ) from error
+        if isinstance(error, UserError):
+            raise UserError(f"{error}; {kept}") from error
+        if isinstance(error, OSError):
+            where = f": {error.filename}" if error.filename else ""
+            raise UserError(f"{error.strerror or error}{where}; {kept}") from error
+        print(f"the run failed between steps; {kept}", file=sys.stderr, flush=True)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:160]
