@@ -6,8 +6,9 @@
     clips/000000.gif one file for each of the first clips
     .parts-eqm/      finished batches, and the settings they were made with; gone when samples.npz is there
 
-Files of others stay as they are. Earlier versions kept its batches in `parts`: they are told by what they are, and taken
-over. What is finished is never sampled again, whatever the batch size or the number of processes of the next run is.
+Files of others stay as they are. Earlier versions kept finished batches in `parts`: they are told by what they are, and
+taken over. What is finished is never sampled again, whatever the batch size or the number of processes of the next
+run is.
 N samples, T frames, H W pixels.
 """
 
