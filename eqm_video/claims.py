@@ -182,7 +182,7 @@ def claim(
     messages. Raises UserError where any of that does not hold.
     """
     folder = Path(folder)
-    said = f"{option} {folder}" if option.startswith("-") else f"{option}={folder}" if "." in option else str(folder)
+    said = f"{option}={folder}" if "." in option else f"{option} {folder}".strip()
     try:
         check_place(folder, said)
         foreign = foreign_files(folder, output)
@@ -191,12 +191,11 @@ def claim(
                 f"{said} holds {_listed(foreign)}, which eqm-video did not write and would overwrite, and nothing was "
                 f"changed: move it away, or choose another folder"
             )
+        known = list(known)
         others = foreign_entries(folder, [output, *known])
         if others:
-            raise UserError(
-                f"{said} holds {_listed(others)}, which eqm-video did not write, and nothing was changed: choose a new "
-                "or empty folder, or one of its own"
-            )
+            whose = ", which eqm-video did not write, and" if known else ":"
+            raise UserError(f"{said} holds {_listed(others)}{whose} nothing was changed; choose a new or empty folder")
         for place in ("", *sorted(output.folders)):
             prefix = f"{place}/" if place else ""
             remove_asides(folder / place, lambda name, prefix=prefix: name == PROBE or output.writes(prefix + name))

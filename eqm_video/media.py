@@ -159,12 +159,8 @@ def _encode(path: Path, frames: np.ndarray | Sequence[np.ndarray], rate: Fractio
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
         stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
         context = stream.codec_context  # told, since players guess the matrix from the height
-        context.colorspace, context.color_primaries, context.color_trc, context.color_range = (
-            BT709,
-            BT709,
-            BT709,
-            LIMITED,
-        )
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = LIMITED
         for frame in frames:
             frame = checked(frame, 3, "a frame (H, W, 3)")
             frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")

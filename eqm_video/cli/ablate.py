@@ -46,8 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is missing, measure what is missing, write the table; returns the exit status."""
     given = parse(arguments)
     claim_output(given.out, "ablate")
-    write_videos(given.data)
     names = RECIPES.chosen(given.only)
+    RECIPES.claim(names, given)
+    write_videos(given.data)
     for name in names:
         RECIPES.train(name, given)
     lines = [line for name in names for line in measure(name, given)]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from eqm_video import files, machine
+from eqm_video.claims import check_place
 from eqm_video.cli import plots
 from eqm_video.cli import sample as sampling
 from eqm_video.cli import train as training
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def write_videos(root: Path, *, endless: bool = False) -> None:
     """Write the moving shapes, unless they are there."""
+    check_place(root, f"--data {root}")
     if not root.exists():
         print(f"writing moving shapes as videos to {root}")
         longer = {"frames": ENDLESS_FRAMES, "endless": True} if endless else {}

@@ -55,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     files.write_record(options.out / "numbers.json", numbers)
     picture = show(options.out, pairs, data)
     print(
-        f"{counted(len(clips), options.kind[:-1])} of {options.size} px through {options.codec}: "
-        f"PSNR {numbers['psnr_mean']:.2f} dB "
-        f"(lowest {numbers['psnr_lowest']:.2f}), latents' deviation {numbers['latent_std']:.2f}\n"
+        f"{counted(len(clips), options.kind[:-1])} of {options.size} px through {options.codec}: PSNR "
+        f"{numbers['psnr_mean']:.2f} dB (lowest {numbers['psnr_lowest']:.2f}), latents' deviation "
+        f"{numbers['latent_std']:.2f}\n"
         f"look at {picture}: originals above their reconstructions"
     )
     return 0

@@ -61,6 +61,7 @@ class SampleFolder:
         self.labels = labels
         self.names = names
         self.count = len(labels)
+        self.made = [one for one in (path, *path.parents) if not one.exists()]  # by this process
         self.npz, self.json = path / "samples.npz", path / "samples.json"
 
     @property
@@ -115,10 +116,10 @@ class SampleFolder:
             files.write_record(self.parts_folder / "settings.json", self.settings)
 
     def abandon(self) -> None:
-        """Delete the settings where no part was finished, and the folders that are empty without them."""
+        """Delete the settings where no part was finished, and the folders that were made for them."""
         if not self.finished and not any(self._parts()):
             self._remove_parts()
-            remove_empty([self.path / "clips", self.path])
+            remove_empty([self.path / "clips", *self.made])
 
     def missing(self, batch_size: int, processes: int) -> list[range]:
         """Batches of samples that are still to be made, each of consecutive samples, even over the processes."""

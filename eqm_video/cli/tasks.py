@@ -115,6 +115,7 @@ def models(given: argparse.Namespace) -> dict[str, Path]:
             f"--parts {' '.join(given.parts)} is of one model: add long, or --best and one of {', '.join(found)}"
         )
     if not given.models:
+        RECIPES.claim(names, given)
         write_videos(given.data, endless=True)
         for name in found:
             RECIPES.train(name, given)
