@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eqm_video.cli import main
-from eqm_video.cli.demo import SHAPES, measure
+from eqm_video.cli.demo import SHAPES, count_flaws, measure
 from eqm_video.data.shapes import label_names, render_clip
 
 OPPOSITE = {"Right": "Left", "Left": "Right", "Up": "Down", "Down": "Up"}
@@ -52,3 +52,16 @@ def test_measure_counts_what_the_clips_show(tmp_path: Path) -> None:
     numbers = measure(tmp_path / "samples.npz", tmp_path / "samples.json")
     assert numbers["direction_accuracy"] == 0.75
     assert numbers["shape_accuracy"] >= 0.9
+
+
+def test_empty_and_broken_clips_are_counted() -> None:
+    rng = np.random.default_rng(3)
+    good = np.stack([render_clip(name, "Right", frames=8, size=32, rng=rng) for name in ("Disc", "Square") * 4])
+    assert count_flaws(good) == {"empty": 0, "broken": 0}
+    clips = good.copy()
+    clips[0] = np.median(clips[0], axis=(0, 1, 2))  # ground alone
+    clips[1, 5] = np.median(clips[1], axis=(0, 1, 2))  # the shape is gone in one frame
+    clips[2] = (0.9 * np.median(clips[2], axis=(0, 1, 2)) + 0.1 * clips[2]).astype(np.uint8)  # a shadow
+    clips[3, :, ::2] = np.median(clips[3], axis=(0, 1, 2))  # stripes
+    clips[4] = np.maximum(clips[4], np.roll(clips[4], 16, axis=1))  # two of it
+    assert count_flaws(clips) == {"empty": 3, "broken": 2}

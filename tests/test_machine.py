@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from eqm_video import machine
+from eqm_video import cli, machine
+from eqm_video.build import note_precision
+from eqm_video.config import parse_config
 
 LINUX_X86 = """processor\t: 0
 model name\t: An Old Processor 2 @ 3 GHz
@@ -94,3 +96,21 @@ def test_what_a_measurement_belongs_to() -> None:
     import diffusers
 
     assert found["diffusers"] == diffusers.__version__
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_run_in_an_emulated_precision_says_so(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = parse_config({"train": {"mixed_precision": precision}, "run": {"dir": "runs/x"}}, [])
+    monkeypatch.setattr(machine, "has_bf16", lambda device: False)
+    notes = note_precision(config, torch.device("cpu"))
+    assert len(notes) == (precision == "bf16")
+    assert all("type train.mixed_precision=no" in note for note in notes)
+    monkeypatch.setattr(machine, "has_bf16", lambda device: True)
+    assert note_precision(config, torch.device("cpu")) == []
+
+
+def test_every_command_that_measures_names_the_processor_and_its_flags() -> None:
+    commands = ["ablate", "adaptive", "compose", "curvature", "demo", "descent", "oracle", "plane", "predict", "sweep"]
+    for name in [*commands, "tasks"]:
+        text = (Path(cli.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+        assert "machine.describe(" in text, name

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from tiny_run import tiny_trainer
 
 from eqm_video.training.progress import STEPS, Forecast, duration
 
@@ -47,3 +48,9 @@ def test_durations() -> None:
     given = [0.4, 89, 100, 150, 3570, 3600, 12_000, 86_000, 86_400 * 2.2]
     words = ["0 s", "89 s", "100 s", "2 min", "1 h 0 min", "1 h 0 min", "3 h 20 min", "23 h 53 min", "2 d 5 h"]
     assert [duration(one) for one in given] == words
+
+
+def test_a_run_tells_it(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_trainer(tmp_path, steps=STEPS + 2).run()
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if f"to step {STEPS + 2}" in line] == said and len(said) == 1

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eqm_video import files, machine
 from eqm_video.claims import check_place
@@ -23,13 +24,16 @@ from eqm_video.cli import sample as sampling
 from eqm_video.cli import train as training
 from eqm_video.cli.outputs import claim_output
 from eqm_video.cli.parser import Parser
-from eqm_video.data.shapes import score_motion, write_moving_shapes
+from eqm_video.data.shapes import measure_motion, score_motion, write_moving_shapes
 from eqm_video.errors import UserError
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 SHAPES = ("Disc", "Square")
 SAMPLES = 64
 VIDEOS, HELD_OUT = 88, 8  # of each label
+VISIBLE = 64  # distance of a pixel's colour from the ground's, of 442; shapes have 150 and more after the codec
+SMALLEST = 0.03  # of the picture; the smallest disc covers twice as much
+INTACT = 0.8  # overlap with the best shape; that of videos after the codec is 0.9 and more
 ENDLESS_FRAMES = 24  # of an endless video: windows of it begin at many places
 
 
@@ -91,7 +95,24 @@ def measure(samples: Path, record: Path) -> dict[str, Any]:
     with np.load(samples) as arrays:
         clips = arrays["arr_0"]
     labels = json.loads(record.read_text(encoding="utf-8"))["labels"]
-    return score_motion(clips, labels, SHAPES)
+    return {**score_motion(clips, labels, SHAPES), **count_flaws(clips)}
+
+
+def count_flaws(clips: NDArray[np.uint8]) -> dict[str, int]:
+    """Clips (N, T, H, W, 3) that anyone sees to be wrong, whatever their label.
+
+    empty: some frame has hardly anything on its ground; broken: what is there is like no shape of the set.
+    """
+    found = {"empty": 0, "broken": 0}
+    for clip in clips:
+        pixels = clip.astype(np.float32)
+        ground = np.median(pixels, axis=(0, 1, 2))
+        visible = (np.linalg.norm(pixels - ground, axis=-1) > VISIBLE).mean(axis=(1, 2))  # share of each frame
+        if visible.min() < SMALLEST:
+            found["empty"] += 1
+        elif measure_motion(clip, SHAPES).fit < INTACT:
+            found["broken"] += 1
+    return found
 
 
 def draw_curve(metrics: Path, out: Path) -> None:
@@ -115,6 +136,7 @@ def report(numbers: dict[str, Any], options: argparse.Namespace) -> None:
         f"(chance {numbers['direction_chance']:.0%})\n"
         f"  show the shape of their label         {numbers['shape_accuracy']:.0%}  "
         f"(chance {numbers['shape_chance']:.0%})\n"
+        f"  are empty in some frame, or show a broken shape  {numbers['empty']}, {numbers['broken']}\n"
         f"training {seconds['training']:.0f} s, sampling {seconds['sampling']:.0f} s on {os.cpu_count()} CPU cores\n"
         f"look at {options.out / 'grid.gif'}; clips, samples.npz, curve.png and numbers.json lie beside it"
     )
