@@ -61,17 +61,33 @@ def video_stream(container: InputContainer) -> VideoStream:
 
 
 class Pictures:
-    """The decoded frames of a video from where its container stands; `seek` moves there.
+    """The decoded frames of a video file, from its start or from where `seek` went. A context manager.
 
     A damaged packet costs its own frames only. `damaged` turns true where one was met. `strict` tells the decoder to
     report damage rather than to patch it.
     """
 
-    def __init__(self, container: InputContainer, stream: VideoStream, *, strict: bool = False) -> None:
-        self.container, self.stream, self.damaged = container, stream, False
-        self.decoder = _decoder(stream)
-        if strict:
+    def __init__(self, path: Path, *, strict: bool = False) -> None:
+        self.path, self.strict, self.damaged = path, strict, False
+        self._open()
+
+    def __enter__(self) -> Pictures:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.container.close()
+
+    def _open(self) -> None:
+        self.container = open_video(self.path)
+        self.stream = video_stream(self.container)
+        self.decoder = _decoder(self.stream)
+        if self.strict:
             self.decoder.options = {**self.decoder.options, "err_detect": STRICT}
+
+    def rewind(self) -> None:
+        """Go to the start, without a seek."""
+        self.container.close()
+        self._open()
 
     def seek(self, time: int) -> None:
         """Go to the keyframe at or before `time`, in ticks of the stream."""

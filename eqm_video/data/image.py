@@ -133,6 +133,8 @@ def _turned(image: Image.Image, turn: Image.Transpose) -> Image.Image:
 
 def _orientation(image: Image.Image, decoded: bool) -> int:
     """The value of the EXIF tag, 1 where there is none; of a PNG it may stand behind the pixels."""
+    if image.format == "TIFF":  # Pillow itself sets these upright as it decodes them
+        return 1
     if not decoded and image.format == "PNG" and "exif" not in image.info:
         return 1
     try:

@@ -48,6 +48,7 @@ class Table:
     declared: int  # frames that the header promises, 0 where it does not say
     exact: bool  # decord addresses these frames exactly, unless the picture is rotated outside mp4 and mov
     rotates: bool  # decord applies the rotation that this kind of file asks for
+    lead: int = 0  # ticks before a keyframe's time that a seek to it must aim at
 
     def seconds(self, frames: np.ndarray | None = None) -> np.ndarray:
         """Times (T,) of `frames`, numbers (T,), or of all, in seconds from the first frame, float64."""
@@ -106,6 +107,7 @@ def _table(container: InputContainer, stream: VideoStream) -> Table:
     rows, hidden, end = 0, 0, 0.0  # `end`: seconds at which the last packet of any stream ends
     is_avi, indexed = container.format.name == "avi", True
     index = {entry.timestamp: entry.pos for entry in stream.index_entries if entry.is_keyframe} if is_avi else {}
+    lead = 0  # of presentation over decoding, at keyframes
     places = array("q")  # of `marks`: which shown frame each one is
     try:
         for packet in container.demux():
@@ -117,6 +119,7 @@ def _table(container: InputContainer, stream: VideoStream) -> Table:
                 keyframe = packet.is_keyframe and packet.pts is not None
                 if keyframe:
                     keys.append(packet.pts)
+                    lead = max(lead, packet.pts - (packet.pts if packet.dts is None else packet.dts))
                     # Seeks go by the index: where a chunk is lost, it counts other frames than there are.
                     indexed = indexed and (not index or index.get(packet.dts) == packet.pos - CHUNK_HEADER)
                 if packet.is_discard:
@@ -151,6 +154,7 @@ def _table(container: InputContainer, stream: VideoStream) -> Table:
         declared=declared,
         exact=closed and not hidden and depth <= 8,
         rotates="mp4" in container.format.name,
+        lead=lead if container.format.name.startswith("mpeg") else 0,  # MPEG's streams are searched by decoding times
     )
 
 
@@ -177,13 +181,12 @@ class Outline:
 def outline(path: Path) -> Outline:
     """The first look at a file."""
     table = TABLES.of(path)
-    with open_video(path) as container:
-        stream = video_stream(container)
-        first = next(iter(Pictures(container, stream)), None)
+    with Pictures(path) as pictures:
+        first = next(iter(pictures), None)
         if first is None:
             raise VideoDecodeError("not one frame can be decoded")
-        order = int(stream.codec_context.field_order)  # 0: unknown, 1: progressive
-        return Outline(table, first, _pixel_aspect(stream), first.interlaced_frame or order > 1)
+        order = int(pictures.stream.codec_context.field_order)  # 0: unknown, 1: progressive
+        return Outline(table, first, _pixel_aspect(pictures.stream), first.interlaced_frame or order > 1)
 
 
 def _pixel_aspect(stream: VideoStream) -> float:
@@ -198,16 +201,23 @@ def _pixel_aspect(stream: VideoStream) -> float:
 
 def decodable(path: Path, table: Table) -> tuple[int, np.ndarray | None]:
     """How many frames there are up to the last one that decodes; and that one (H,W,3), unless frames are counted."""
-    with open_video(path) as container:
-        pictures = Pictures(container, video_stream(container))
+    with Pictures(path) as pictures:
         if not table.timed:
             return sum(1 for _ in pictures), None
-        for key in reversed(table.keys):
-            pictures.seek(key)
+        for key in (*reversed(table.keys), None):
+            _go(pictures, table, key)
             last = max((p for p in pictures if p.pts is not None), key=_shown_at, default=None)
             if last is not None and last.pts >= table.times[0]:
                 return bisect_right(table.times, last.pts), _pixels(last)
     raise VideoDecodeError("none of its frames can be found by time")
+
+
+def _go(pictures: Pictures, table: Table, key: int | None) -> None:
+    """To the keyframe that is shown at `key`, in ticks; None: to the start."""
+    if key is None:
+        pictures.rewind()
+    else:
+        pictures.seek(key - table.lead)
 
 
 def _shown_at(picture: av.VideoFrame) -> int:
@@ -219,8 +229,7 @@ def verify(path: Path, table: Table) -> tuple[bool, bool]:
 
     Returns whether its frames come as the table says, and whether damage was met.
     """
-    with open_video(path) as container:
-        pictures = Pictures(container, video_stream(container), strict=True)
+    with Pictures(path, strict=True) as pictures:
         times = array("q", (-1 if picture.pts is None else picture.pts for picture in pictures))
         return times == table.times, pictures.damaged
 
@@ -256,8 +265,7 @@ def stream_pyav(path: Path, wanted: np.ndarray) -> Iterator[np.ndarray]:
         raise VideoDecodeError(f"frame {wanted[-1]} was asked for, but the last one is {len(table.times) - 1}")
     times = [table.times[i] for i in wanted]
     count, shape = 0, None
-    with open_video(path) as container:
-        pictures = Pictures(container, video_stream(container))
+    with Pictures(path) as pictures:
         for frame in _at(pictures, table, times) if table.timed else _counted(pictures, times):
             if frame.shape != (shape or frame.shape):
                 raise VideoDecodeError("the size of the picture changes on the way")
@@ -283,8 +291,8 @@ def _at(pictures: Pictures, table: Table, times: list[int]) -> Iterator[np.ndarr
         nearest = table.keys[bisect_right(table.keys, time) - 1]
         picture = None
         if now < nearest:  # a keyframe lies in between, so that a seek is shorter than decoding on
-            for start in (nearest, table.keys[0]):  # some files seek too far: then from the first keyframe
-                pictures.seek(start)
+            for start in (nearest, table.keys[0], None):  # some files seek too far: then from the first keyframe on
+                _go(pictures, table, start)
                 coming = iter(pictures)
                 picture = _advance(coming, time)
                 if picture is not None:

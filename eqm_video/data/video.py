@@ -28,7 +28,10 @@ from eqm_video.data.colour import is_hdr, is_transparent
 from eqm_video.data.containers import VideoDecodeError
 from eqm_video.data.packets import TABLES, TRUNCATED, Outline, decodable, outline, rate, stream_pyav, turns, verify
 
-__all__ = ["BACKENDS", "VIDEO_EXTENSIONS", "VideoDecodeError", "VideoInfo", "probe", "read_frames", "stream_frames"]
+__all__ = [
+    *("BACKENDS", "VIDEO_EXTENSIONS", "VideoDecodeError", "VideoInfo"),
+    *("frame_seconds", "probe", "read_frames", "stream_frames"),
+]
 
 BACKENDS = ("decord", "pyav")  # in the order in which they are tried
 VIDEO_EXTENSIONS = (
@@ -146,8 +149,6 @@ def stream_frames(path: str | Path, info: VideoInfo) -> Iterator[np.ndarray]:
 
     They are those that `read_frames` gives. Raises VideoDecodeError.
     """
-    import av
-
     path, done = _existing(path), 0
     if info.backend == "decord" and _decord() is not None:
         try:
@@ -157,21 +158,28 @@ def stream_frames(path: str | Path, info: VideoInfo) -> Iterator[np.ndarray]:
         except VideoDecodeError:
             pass  # PyAV goes on, and says what is wrong where it cannot
     if done < info.frames:
-        try:
+        with _pyav_errors(path):
             yield from stream_pyav(path, np.arange(done, info.frames))
-        except av.error.FFmpegError as error:
-            raise VideoDecodeError(f"{path}: cannot be decoded (pyav: {error.strerror})") from error
-        except VideoDecodeError as error:
-            raise VideoDecodeError(f"{path}: cannot be decoded (pyav: {error})") from error
 
 
 def frame_seconds(path: str | Path, info: VideoInfo) -> np.ndarray:
     """Times (F,) of all frames of a file in seconds from the first one, float64. Raises VideoDecodeError."""
     path = _existing(path)
-    try:
+    with _pyav_errors(path):
         return TABLES.of(path).seconds()[: info.frames]
+
+
+@contextmanager
+def _pyav_errors(path: Path) -> Iterator[None]:
+    """Errors of PyAV within become VideoDecodeError, which names the file."""
+    import av
+
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        raise VideoDecodeError(f"{path}: cannot be decoded (pyav: {error.strerror})") from error
     except VideoDecodeError as error:
-        raise VideoDecodeError(f"{path}: {error}") from error
+        raise VideoDecodeError(f"{path}: cannot be decoded (pyav: {error})") from error
 
 
 def _existing(path: str | Path) -> Path:
