@@ -111,15 +111,17 @@ class Heartbeat:
             try:
                 self._tell(beats)
                 failed = self._store.get("failed").decode() if self._store.check(["failed"]) else None
+                grace = 2 * LOOK  # the main thread may fail of the same, and says it better
                 names = [f"state/{rank}" for rank in range(self.world)]
                 states = [json.loads(text) for text in self._store.multi_get(names)]
             except RuntimeError:  # of the store: its server, which is in process 0, is gone
-                failed, states = "process 0 is gone", None
-            if self._ended.wait(0):
+                failed, states, grace = "process 0 is gone", [], 10 * LOOK  # perhaps since the run is over
+            if self._ended.is_set():
                 return
-            failed = failed or self._trouble(states, lives, steps)
             if failed is not None:
-                self._end(failed)
+                self._end(failed, grace)
+            elif (trouble := self._trouble(states, lives, steps)) is not None:
+                self._end(trouble, 0)
 
     def _trouble(self, states: list[dict[str, Any]], lives: _Changes, steps: _Changes) -> str | None:
         """The sentence about processes that do not go on; None where all do."""
@@ -135,8 +137,11 @@ class Heartbeat:
             return f"no process came further for {waited:.0f} s: {told}"
         return None
 
-    def _end(self, sentence: str) -> None:
-        """Keep what can be kept, say why, and end the process: its main thread hangs in a collective."""
+    def _end(self, sentence: str, grace: float) -> None:
+        """Keep what can be kept, say why, and end the process: its main thread hangs in a collective.
+
+        It has `grace` seconds to end by itself.
+        """
         if self.rank == 0:
             kept = self.save()
             with contextlib.suppress(RuntimeError):
@@ -144,7 +149,7 @@ class Heartbeat:
                 time.sleep(min(LOOK, self._silent / 8))  # the others read it
         else:
             kept = self._await_kept()
-        if self._ended.wait(10 * min(LOOK, self._silent)):  # the main thread has failed by itself and says why
+        if self._ended.wait(grace):
             return
         text = f"\nerror (process {self.rank}): {sentence}; {kept}\n"
         with contextlib.suppress(OSError):

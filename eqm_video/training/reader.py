@@ -41,6 +41,7 @@ class Reader:
         self._restarts = 0
         self._wanted: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._batches: Any = None
         self._thread: threading.Thread | None = None
 
     def __iter__(self) -> Reader:
@@ -71,10 +72,10 @@ class Reader:
     def _start(self) -> None:
         """Begin with the batch whose turn it is."""
         with _keep_child_handler():
-            batches = self.load(self.number, self.stop)
+            self._batches = self.load(self.number, self.stop)
         self._wanted, self._found = queue.SimpleQueue(), queue.SimpleQueue()
         # A daemon: it may hang in a decoder, and must not keep the process alive then.
-        self._thread = threading.Thread(target=_serve, args=(batches, self._wanted, self._found), daemon=True)
+        self._thread = threading.Thread(target=_serve, args=(self._batches, self._wanted, self._found), daemon=True)
         self._thread.start()
 
     def _start_again(self, killed: str) -> None:
@@ -97,6 +98,9 @@ class Reader:
                 return self._found.get(timeout=min(POLL, limit / 4))
             except queue.Empty:
                 waited = time.monotonic() - began
+            killed = _killed(self._batches)  # the thread would see it too, some seconds later
+            if killed is not None:
+                return None, None, killed
             if self.stopping():
                 raise Stopped
             if waited > limit:
@@ -148,7 +152,7 @@ def _killed(batches: Any) -> str | None:
 def _keep_child_handler() -> Iterator[None]:
     """Undo torch's SIGCHLD handler: it raises in the middle of whatever runs, an optimizer step for instance.
 
-    The death of a worker is noticed by the wait for its batch, a few seconds later.
+    The death of a worker is noticed by the wait for its batch.
     """
     number = getattr(signal, "SIGCHLD", None)
     before = signal.getsignal(number) if number is not None else None

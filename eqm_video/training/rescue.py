@@ -67,8 +67,17 @@ class Rescue:
         if isinstance(error, OSError):
             where = f": {error.filename}" if error.filename else ""
             raise UserError(f"{error.strerror or error}{where}; {kept}") from error
+        if _lost_peer(error):
+            raise UserError(f"another process of this run is gone ({_first_line(error)}); {kept}") from error
         print(f"the run failed between steps; {kept}", file=sys.stderr, flush=True)
 
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)[:160]
+
+
+def _lost_peer(error: Exception) -> bool:
+    """Whether a collective failed since a process went away; gloo has no exception of its own for that."""
+    text = str(error)
+    named = "gloo" in text and ("Connection" in text or "closed" in text or "Timed out" in text)
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and named)
