@@ -205,7 +205,7 @@ def load_weights(
     here = Path(source) / subfolder
     if here.is_dir() and variant not in (found := _variants(here)) and found:
         known = " and ".join(f"variant={one!r}" if one else "no variant" for one in sorted(found, key=str))
-        asked = f"the variant {variant!r}" if variant else "plain weights"
+        asked = f"weights of the variant {variant!r}" if variant else "plain weights"
         raise UserError(f"{here} has no {asked} of {what}; its weights have {known}")
     try:
         model, report = model_class.from_pretrained(

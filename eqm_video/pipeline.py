@@ -263,6 +263,7 @@ class EqMPipeline(Landscape, DiffusionPipeline):
             raise UserError("step_size auto was measured without history guidance: give step_size a number")
         wanted = as_list(labels, num_samples, seeds, generator)
         generators = make_generators(len(wanted), seeds, generator)
+        decode_chunk_size = whole("decode_chunk_size", decode_chunk_size)
         steps = whole("steps", self.config.sampler["steps"] if steps is None else steps, 0)
         guidance_scale = None if guidance_scale is None else number("guidance_scale", guidance_scale)
         guidance = {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "match_norm": match_norm}
@@ -331,6 +332,8 @@ def _check_composition(
         raise UserError("a composition takes the place of labels and of guidance (its weights): leave those out")
     if plain_sum and composition is None:
         raise UserError("plain_sum says how to compose: give composition=[(label, weight), ...]")
+    if composition is not None and not isinstance(composition, (list, tuple)):
+        raise UserError(f"composition is {composition!r}; it must be a list of terms, (label, weight) each")
     for term in composition or ():
         if not isinstance(term, (tuple, list)) or len(term) not in (2, 3):
             raise UserError(

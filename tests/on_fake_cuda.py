@@ -1,0 +1,155 @@
+"""Run by test_device.py in a process of its own, in which CPU numbers stand on a device that is called cuda:0.
+
+Every case is run there; what is printed is JSON, for each case the waits of the host for the device, or the error.
+With --no-float64 the device refuses float64, as Apple's GPUs do.
+"""
+
+# ruff: noqa: E402, I001: the fake device must be there before torch
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import fakecuda
+import torch
+
+from eqm_video import curvature, devices, oracle, readout
+from eqm_video.codec import Codec
+from eqm_video.gamma import ConstantDecay, TruncatedDecay
+from eqm_video.metrics import frechet, nearest, ood
+from eqm_video.models.transformer import EqMTransformer
+from eqm_video.pipeline import EqMPipeline
+from eqm_video.randomness import generator
+from eqm_video.rollout import roll_out
+from eqm_video.samplers import SAMPLERS
+
+DEVICE = torch.device("cuda", 0)
+FREE = ("H2D non_blocking", "H2D index from cpu")
+STEPS = (3, 9)  # fewer than the updates between two looks for values that are not finite
+found: dict[str, Any] = {}
+
+
+def case(name: str, work: Callable[[], Any]) -> Any:
+    """Run a case on the device, and keep its waits, or its error."""
+    with fakecuda.cuda():
+        try:
+            result = work()
+            found[name] = sum(count for kind, count in fakecuda.LOG.items() if kind not in FREE)
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            found[name], result = f"{type(error).__name__}: {str(error)[:300]}", None
+    return result
+
+
+def refuse_float64() -> None:
+    """Make the device one without float64."""
+    new = fakecuda.Dev.__new__
+
+    def checked(cls: type, inner: torch.Tensor) -> Any:
+        if inner.dtype == torch.float64:
+            raise TypeError("this device has no float64")
+        return new(cls, inner)
+
+    fakecuda.Dev.__new__ = staticmethod(checked)
+    devices.WITHOUT_FLOAT64.add("cuda")
+
+
+def tiny_pipeline() -> EqMPipeline:
+    codec = Codec.load("bundled")
+    torch.manual_seed(0)
+    sizes = {"patch_size": 2, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_labels": 2}
+    network = EqMTransformer(in_channels=codec.latent_channels, **sizes)
+    for weight in network.parameters():
+        torch.nn.init.normal_(weight, std=0.05)
+    with fakecuda.cuda():
+        network.to(DEVICE), codec.to(DEVICE)
+    decay = {"kind": "truncated", "a": 0.8, "gain": 4.0}
+    size = codec.downsampling * 4
+    pipe = EqMPipeline(network, codec.vae, ["a", "b"], decay, {"kind": "nag", "steps": 3}, frames=3, size=size)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sampling(pipe: EqMPipeline) -> None:
+    """Every sampler, with and without known frames, guidance and turns, at two numbers of steps."""
+    clips = torch.randint(0, 256, (2, 3, pipe.config.size, pipe.config.size, 3), dtype=torch.uint8).numpy()
+    held = {"clips": clips, "known": [0]}
+    ways: dict[str, dict[str, Any]] = {name: {"sampler": name} for name in SAMPLERS}
+    ways |= {f"{name}, known": {"sampler": name, **held} for name in SAMPLERS}
+    ways["guided in an interval, known"] = {"guidance_scale": 2.0, "guidance_interval": (0, 0.5), **held}
+    ways["euler guided in an interval, known"] = {"sampler": "euler", **ways["guided in an interval, known"]}
+    ways["history"] = {"history_guidance": 2.0, **held}
+    ways["heun, history"] = {"history_guidance": 2.0, "sampler": "heun", **held}
+    ways["composition"] = {"composition": [("a", 0.5), ("b", 0.7)], "labels": None, "num_samples": 2}
+    ways["pyramid"] = {"frame_schedule": "pyramid", **held}
+    ways["autoregressive"] = {"frame_schedule": "autoregressive"}
+    ways["langevin, autoregressive"] = {"frame_schedule": "autoregressive", "sampler": "langevin"}
+    ways["tolerance"] = {"tolerance": 1e-6}
+    ways["tolerance per frame, pyramid"] = {"tolerance": 0.3, "per_frame": True, "frame_schedule": "pyramid", **held}
+    ways["partial"] = {"clips": clips, "start_gamma": 0.5}
+    for name, way in ways.items():
+        for steps in STEPS:
+            call = {"labels": ["a", "b"], "seeds": [1, 2], "output_type": "latent", "steps": steps, **way}
+            case(f"{name}/{steps}", lambda call=call: pipe(**call))
+    for kind in ("uint8", "pt", "pil"):
+        case(f"output {kind}", lambda kind=kind: pipe("a", seeds=[1], output_type=kind))
+    case("rollout", lambda: list(roll_out(pipe, ["a"], length=5, overlap=1, seeds=[1], output_type="latent")))
+
+
+def measures(pipe: EqMPipeline) -> None:
+    """Everything that wants float64, or keeps a state."""
+    channels = pipe.transformer.config.in_channels
+    generators = [generator("test", k) for k in range(2)]
+    latents = case("latents", lambda: torch.randn(2, 3, channels, 4, 4).to(DEVICE))
+    field, data = pipe.field(["a", "b"]), torch.randn(3, 3, channels, 4, 4)
+    scale = case("calibrate", lambda: readout.calibrate(latents))
+
+    def read() -> Any:
+        with torch.no_grad():
+            slope = field(latents)
+        rms, dot = readout.frame_rms(slope), readout.frame_dot(latents, slope)
+        gamma = readout.infer_gamma(rms, pipe.decay, scale, dot=dot)
+        return gamma, readout.is_saturated(rms, pipe.decay, scale)
+
+    def near() -> Any:
+        pixels = (torch.rand(3, 2, 4, 4, 3) * 255).to(torch.uint8)
+        state = nearest.NearestClips(pixels.to(DEVICE))
+        state.update(pixels.flip(0), torch.arange(3))  # from the CPU
+        state.update(pixels.to(DEVICE), torch.arange(3, 6).to(DEVICE))
+        if state.indices.device != DEVICE or state.clips.device != DEVICE:
+            raise RuntimeError("the state is not on the queries' device")
+        return state.rms, state.second_rms, state.ratio
+
+    def told() -> Any:
+        exact = oracle.OracleField(data, ConstantDecay())
+        return exact.at_gamma(torch.full((2, 3), 0.5).to(DEVICE))(latents), exact.posterior(latents)
+
+    features = torch.randn(6, 4)
+    case("curl", lambda: curvature.curl(field, latents, probes=2, generators=generators))
+    case("curvature", lambda: curvature.largest_curvature(field, latents, iterations=3, generators=generators))
+    case("readout", read)
+    case("oracle", lambda: oracle.OracleField(data, TruncatedDecay(), frame_wise=True)(latents))
+    case("oracle at gamma", told)
+    case("nearest", near)
+    case("frechet", lambda: frechet.frechet_distance(*frechet.gaussian_of(features.to(DEVICE)) * 2))
+    case("scores", lambda: ood.frame_scores(field, latents, "implicit"))
+    case("auroc", lambda: ood.auroc(torch.rand(4).to(DEVICE), torch.rand(5).to(DEVICE)))
+    case("network", lambda: pipe.transformer(latents, torch.tensor([0, 1])).sample.sum())
+
+
+def main() -> None:
+    fakecuda.patch_generators()
+    torch.Tensor.pin_memory = lambda values, *_: values  # the CPU build of torch pins nothing
+    EqMPipeline._execution_device = property(lambda _: DEVICE)
+    if "--no-float64" in sys.argv:
+        refuse_float64()
+    pipe = tiny_pipeline()
+    sampling(pipe)
+    measures(pipe)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Samplers and measures on a device other than the CPU: no tensors of two devices, no waits at updates, no float64.
+
+The device is faked: CPU numbers that are called cuda:0 (see on_fake_cuda.py), in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eqm_video import devices
+from eqm_video.devices import double, send, widest
+from eqm_video.metrics.nearest import NearestClips
+from eqm_video.samplers import Dopri5, run
+
+TESTS = Path(__file__).resolve().parent
+TOOL = TESTS.parent.parent / "shared" / "tools" / "fake_cuda"
+KNOWN_TO_WAIT = ("dopri5", "tolerance")  # each clip, and each update, by itself
+
+
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory) -> Path:
+    """The compiled part of the fake device."""
+    if not TOOL.is_dir() or shutil.which("g++") is None:
+        pytest.skip("needs ../shared/tools/fake_cuda beside the checkout, and g++")
+    environment = {**os.environ, "PYTHON": sys.executable}
+    command = ["bash", str(TOOL / "build.sh"), str(tmp_path_factory.mktemp("guard"))]
+    built = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return Path(built.stdout.strip())
+
+
+def on_the_device(guard: Path, *arguments: str) -> dict[str, Any]:
+    """Waits of each case, or its error."""
+    path = os.pathsep.join([str(TOOL), str(TESTS.parent)])
+    environment = {**os.environ, "FAKE_CUDA_GUARD": str(guard), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(TESTS / "on_fake_cuda.py"), *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=TESTS.parent)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def cases(guard) -> dict[str, Any]:
+    return on_the_device(guard)
+
+
+def test_nothing_mixes_the_tensors_of_two_devices(cases):
+    assert len(cases) > 60
+    assert {name: result for name, result in cases.items() if isinstance(result, str)} == {}
+
+
+def test_no_update_waits_for_the_device_without_a_tolerance(cases):
+    waits: dict[str, list[int]] = {}
+    for name, count in cases.items():
+        if "/" in name:
+            waits.setdefault(name.partition("/")[0], []).append(count)
+    assert len(waits) > 20 and all(len(counts) == 2 for counts in waits.values())
+    growing = {name: counts for name, counts in waits.items() if counts[0] != counts[1]}
+    assert [name for name in growing if not name.startswith(KNOWN_TO_WAIT)] == [], growing
+    assert waits["tolerance"][1] - waits["tolerance"][0] == 6  # one an update
+
+
+def test_a_device_without_float64_is_asked_for_none(guard):
+    cases = on_the_device(guard, "--no-float64")
+    assert {name: result for name, result in cases.items() if isinstance(result, str)} == {}
+
+
+def test_numbers_are_doubled_where_float64_is(monkeypatch):
+    """The CPU plays a device without float64: what is doubled moves (here to itself), what stays there is float32."""
+    values = torch.rand(3)
+    assert double(values).dtype == torch.float64 and widest("cpu") == widest("cuda") == torch.float64
+    assert widest("mps") == widest(torch.device("mps:0")) == torch.float32
+    queries = torch.randint(0, 256, (3, 2, 4, 4, 3), dtype=torch.uint8)
+    start = torch.randn(2, 3, 2, 2, 2)
+    found, ends = [], []
+    for without in (set(), {"cpu"}):
+        monkeypatch.setattr(devices, "WITHOUT_FLOAT64", without)
+        state = NearestClips(queries)
+        state.update(queries.flip(0), torch.arange(3))
+        found.append((state.indices, state.rms))
+        ends.append(run(lambda x: 3 * x, start, Dopri5(1e-4, 1e-4), steps=2).latents)
+        assert state._squares.dtype == widest("cpu") and state.rms.dtype == torch.float64
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-6)
+
+
+def test_sending_leaves_numbers_as_they_are():
+    values = torch.arange(4)
+    assert send(values, "cpu") is values
+    assert send(values, "meta").device.type == "meta"
+
+
+def test_no_module_asks_a_device_for_float64_by_itself():
+    """`devices.double` and `devices.widest` know which devices have float64; `.double()` does not."""
+    mathematics = ("curvature", "readout", "oracle", "objective", "samplers", "metrics", "training/tracking")
+    package = TESTS.parent / "eqm_video"
+    files = [file for name in mathematics for file in (package.glob(f"{name}.py"), (package / name).glob("*.py"))]
+    lines = [(file, line) for group in files for file in group for line in file.read_text().splitlines()]
+    assert len(lines) > 1000
+    asking = [(file.name, line.strip()) for file, line in lines if re.search(r"\.double\(\)", line)]
+    # numbers of a decay on a grid that was made on the CPU
+    assert [one for one in asking if "decay(" not in one[1] and "values" not in one[1]] == []
