@@ -35,8 +35,11 @@ def _is_log(path: Path) -> bool:
 
 
 def _is_look(path: Path) -> bool:
-    """Whether a JSON file says what became of a data set's files."""
-    return any(record(key)(path) for key in ("root", "files", "version"))
+    """Whether a JSON file, which may be long, says what became of a data set's files."""
+    if not anything(path):
+        return False
+    with path.open("rb") as file:
+        return re.search(rb'"(version|kind|files|root|found)": ', file.read(2**12)) is not None
 
 
 def _is_codec(path: Path) -> bool:
