@@ -27,7 +27,8 @@ PROBE = "writable"  # a file of no content that shows whether a folder can be wr
 NAMED = 4  # files of others that a refusal names
 # Left there by systems and shells: a folder that holds nothing else counts as empty.
 CLUTTER = re.compile(
-    r"\.DS_Store|\._.*|\.directory|Thumbs\.db|desktop\.ini|\.git(keep|ignore)|lost\+found|\.nfs.*|\.snapshot"
+    r"\.DS_Store|\._.*|\.directory|Thumbs\.db|desktop\.ini|\.(git)?keep|\.gitignore|lost\+found|\.nfs.*|\.snapshot"
+    r"|\.fuse_hidden.*|\.Trash.*|System Volume Information|\.ipynb_checkpoints"
     r"|nohup\.out|.*\.(log|out|err)|log\w*\.txt",
     re.IGNORECASE,
 )
@@ -229,9 +230,8 @@ def foreign_entries(folder: Path, known: list[Output]) -> list[str]:
     entries = [path for path in _entries(folder) if not _is_nothing(path)]
     if not entries or any(output.holds(folder) for output in known):
         return []
-    if all(path.is_dir() and any(output.holds(path) for output in known) for path in entries):
-        return []  # the parent of folders that commands wrote
-    return [path.name + ("/" if path.is_dir() else "") for path in entries]
+    foreign = [path for path in entries if not path.is_dir() or not any(output.holds(path) for output in known)]
+    return [path.name + ("/" if path.is_dir() else "") for path in foreign]  # none: a parent of own folders
 
 
 def _is_nothing(path: Path) -> bool:

@@ -91,8 +91,8 @@ def write_file(path: str | Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file, UTF-8 with the line ends as they are."""
-    write_file(path, lambda aside: aside.write_bytes(text.encode("utf-8")))
+    """Write a text file, UTF-8 with the line ends as they are. Names that are not UTF-8 keep their bytes."""
+    write_file(path, lambda aside: aside.write_bytes(text.encode("utf-8", "surrogateescape")))
 
 
 def write_json(path: str | Path, value: Any, *, indent: int | None = None) -> None:

@@ -229,7 +229,7 @@ def test_thinned_samples_keep_the_share_of_each_label():
 def test_mistakes_are_explained(data, tmp_path, capsys):
     folder, _ = copies(data, tmp_path / "copies")
     assert "there is no" in fails(capsys, tmp_path, "--data", data)
-    (tmp_path / "parts").mkdir()
+    (tmp_path / ".parts-eqm").mkdir()
     assert "unfinished" in fails(capsys, tmp_path, "--data", data)
     assert "does not exist" in fails(capsys, folder, "--data", tmp_path / "nothing")
     error = fails(

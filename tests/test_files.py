@@ -50,6 +50,8 @@ def test_names_that_are_not_utf8_come_back(tmp_path):
     name = os.fsdecode(b"caf\xe9.mp4")
     files.write_json(tmp_path / "a.json", {name: [name, "é"]})
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {name: [name, "é"]}
+    files.write_text(tmp_path / "a.md", name)
+    assert (tmp_path / "a.md").read_bytes() == b"caf\xe9.mp4"
     files.write_json(tmp_path / "a.json", {"é": 1}, indent=1)
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n "é": 1\n}\n'
 

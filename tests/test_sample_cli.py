@@ -508,3 +508,9 @@ def test_wrong_options_are_one_line(export, capsys):
     assert stopped.value.code == 2 and len(said) == 1 and said[0].startswith("error: argument --num-samples: 'many'")
     assert said[0].endswith("--help)")
     assert cli.main(["--version"]) == 0 and capsys.readouterr().out.startswith("eqm-video ")
+
+
+def test_a_folder_whose_name_is_not_utf8(export, tmp_path, capsys):
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    assert run(export, "--out", out, "--num-samples", 1, "--steps", 1) == 0
+    assert "samples.json" in files(out) and "caf\\udce9" in capsys.readouterr().out

@@ -22,7 +22,12 @@ def _is_resolved_recipe(path: Path) -> bool:
         return is_marked(path)
     text = path.read_text(encoding="utf-8", errors="replace")
     whole = all(re.search(rf"^{section}:", text, re.MULTILINE) for section in SECTIONS)
-    return whole and is_empty(path.with_name(".lock"))
+    return whole and _is_lock(path.with_name(".lock"))
+
+
+def _is_lock(path: Path) -> bool:
+    """Whether a lock file could be a run's: nothing is in it, or the number of a process."""
+    return is_empty(path) or (anything(path) and path.stat().st_size < 32 and path.read_bytes().strip().isdigit())
 
 
 def _is_log(path: Path) -> bool:
@@ -35,8 +40,11 @@ def _is_log(path: Path) -> bool:
 
 
 def _is_look(path: Path) -> bool:
-    """Whether a JSON file says what became of a data set's files."""
-    return any(record(key)(path) for key in ("root", "files", "version"))
+    """Whether a JSON file, which may be long, says what became of a data set's files."""
+    if not anything(path):
+        return False
+    with path.open("rb") as file:
+        return re.search(rb'"(version|kind|files|root|found)": ', file.read(2**12)) is not None
 
 
 def _is_codec(path: Path) -> bool:
@@ -54,7 +62,7 @@ SAMPLES = Output(
     older={f"{OLD_PARTS}/settings.json": record("model", "num_samples", "seed", "sampler", "steps")},
 )
 RUN = Output(
-    {"config.yaml": _is_resolved_recipe, r"\.lock": is_empty, "metrics.jsonl": _is_log},
+    {"config.yaml": _is_resolved_recipe, r"\.lock": _is_lock, "metrics.jsonl": _is_log},
     weak={
         r"data_(index|report)\w*\.json": _is_look,
         "checkpoints": Path.is_dir,
