@@ -77,3 +77,45 @@ def test_a_set_that_is_too_large_is_refused_before_it_is_encoded(
     monkeypatch.setattr(latents, "LIMIT", 1000)
     with pytest.raises(UserError, match=r"type data\.latents=online"):
         LatentSet(data, codec, "cpu", quiet=True)
+
+
+def test_moments_are_encoded_in_pieces_and_kept_in_half_precision(
+    root: Path, codec: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = open_data("videos", root, frames=4, frame_interval=2, size=32)
+    whole = LatentSet(data, codec, "cpu", quiet=True)
+    encode, counts = codec.moments, []
+
+    def counting(pixels: torch.Tensor) -> torch.Tensor:
+        counts.append(pixels.shape[1])
+        return encode(pixels)
+
+    pieces = data.pieces
+    monkeypatch.setattr(data, "pieces", lambda index: pieces(index, 4))
+    monkeypatch.setattr(codec, "moments", counting)
+    stored = LatentSet(data, codec, "cpu", quiet=True)
+    assert counts == [4, 4, 3] * len(data)
+    held = sum(one.nbytes for mirrorings, _ in stored.files.values() for one in mirrorings)
+    assert stored.bytes == held == 2 * 11 * len(data) * 2 * codec.latent_channels * (32 // codec.downsampling) ** 2
+    for index in range(len(data)):
+        assert stored.files[index][0][0].dtype == torch.float16
+        torch.testing.assert_close(stored.files[index][0][0], whole.files[index][0][0], rtol=2e-3, atol=2e-3)
+        assert (stored.files[index][1] == data.whole(index)[1]).all()
+    assert stored[(0, 1)].moments.dtype == torch.float32
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
+def test_moments_that_are_not_finite_are_refused_by_name(
+    root: Path, codec: Codec, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    data = open_data("videos", root, frames=4, frame_interval=2, size=32)
+    encode = codec.moments
+
+    def broken(pixels: torch.Tensor) -> torch.Tensor:
+        moments = encode(pixels)
+        moments[0, 2, 0, 0, 0] = value
+        return moments
+
+    monkeypatch.setattr(codec, "moments", broken)
+    with pytest.raises(UserError, match=rf"the latents of .*{Path(data.files[0][0]).name} are not finite"):
+        LatentSet(data, codec, "cpu", quiet=True)

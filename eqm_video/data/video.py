@@ -69,9 +69,9 @@ class VideoInfo:
 def probe(path: str | Path) -> VideoInfo:
     """Count the frames of a video file and verify that the first and the last one decode.
 
-    The packets are listed, not decoded, so the cost is that of the last keyframe interval; only AVI files with
-    B-frames, whose frames can be found by counting alone, are decoded whole. The number of frames is what PyAV can
-    decode: where decord counts otherwise, the file is read with PyAV. Raises VideoDecodeError.
+    The packets are listed, not decoded, so the cost is that of the last keyframe interval. Two kinds are decoded whole:
+    AVI files whose frames can be found by counting alone, and files up to WHOLE that decord may read. The number of
+    frames is what PyAV can decode: where decord counts otherwise, the file is read with PyAV. Raises VideoDecodeError.
     """
     import av
 
