@@ -106,6 +106,7 @@ def survives(copy: Path, module: str, limit: float) -> bool:
 
 
 def main() -> None:
+    """Print a line for each mutation, and how many survive."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=60, help="how many mutations")
     parser.add_argument("--seed", type=int, default=0)
