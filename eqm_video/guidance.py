@@ -180,7 +180,9 @@ class GuidedField:
         if self.gamma is None:
             return None
         exact = torch.promote_types(latents.dtype, torch.float32)
-        return torch.as_tensor(self.gamma, dtype=exact, device=latents.device).expand(latents.shape[:2])
+        if not isinstance(self.gamma, Tensor):  # made on the device: a copy of one number would make it wait
+            return torch.full(latents.shape[:2], float(self.gamma), dtype=exact, device=latents.device)
+        return self.gamma.to(latents.device, exact).expand(latents.shape[:2])
 
     def _evaluate(
         self, latents: Tensor, labels: Tensor, times: Tensor | None, gamma: Tensor | None, energy: str | None

@@ -268,6 +268,8 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         guidance_scale = None if guidance_scale is None else number("guidance_scale", guidance_scale)
         guidance = {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "match_norm": match_norm}
         _check_composition(composition, plain_sum, wanted, guidance)
+        if step_size == "auto" and any(len(term) > 2 for term in composition or ()):
+            raise UserError("step_size auto was measured for this model alone: with others give step_size a number")
         weights = None if composition is None else [float(term[1]) for term in composition]
         # A composition's weights play the part of the guidance scale: they set how steep the summed field is.
         scale = guidance_scale if weights is None else sum(map(abs, weights))

@@ -107,10 +107,10 @@ def infer_gamma(rms: Tensor, decay: Decay, scale: float, *, dot: Tensor | None =
         return most
     if dot.shape != rms.shape:
         raise ValueError(f"dot {tuple(dot.shape)} and rms {tuple(rms.shape)} must both be (B, T)")
-    threshold = _open_from(decay)
+    threshold, dot = _open_from(decay), dot.to(strength)
     # a large gradient along the latents is one of noise, however short an unsure prediction has made it
     open_ = (strength >= threshold) | ((dot > 0) & (strength > threshold / 2) & (threshold < math.inf))
-    return torch.where(open_, _gamma_of_dot(dot.to(strength), decay, scale, most), most)
+    return torch.where(open_, _gamma_of_dot(dot, decay, scale, most), most)
 
 
 def _open_from(decay: Decay) -> float:

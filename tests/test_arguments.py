@@ -176,6 +176,8 @@ def test_a_plain_sum_walks_as_many_times_faster():
     one = model.rule("gd", "auto", steps=100)
     three = model.rule("gd", "auto", steps=100, plain=[1.0, 1.5, 0.5])
     assert three.step_size == pytest.approx(one.step_size / 3)
+    with pytest.raises(UserError, match="measured for this model alone"):
+        model(composition=[("up", 1.0), ("up", 1.0, tiny_pipeline())], plain_sum=True, step_size="auto")
     with pytest.raises(UserError, match=r"add up to 0, .* give the step size"):
         model(composition=[("up", 1.0), ("down", -1.0)], plain_sum=True, step_size="auto")
 

@@ -110,3 +110,18 @@ def test_matched_norms_rest_where_the_labelled_field_rests(latents):
 def test_wrong_intervals(interval):
     with pytest.raises(ValueError, match="0 <= first < last <= 1"):
         GuidedField(Toy(), LABELS, null_label=NULL, interval=interval)
+
+
+def test_an_interval_inside_a_composition_is_kept(latents):
+    guided = GuidedField(Toy(), LABELS, guidance_scale=3.0, null_label=NULL, interval=(0.0, 0.5))
+    plain = GuidedField(Toy(), LABELS, null_label=NULL)
+    composed = ComposedField([guided, plain], [0.5, 0.5])
+    inside, outside = NULL + 2.0 * (LABELS.double() - NULL), LABELS.double()
+    for field in (composed, ScheduledField(composed, 4)):
+        torch.testing.assert_close(offsets(field.at_progress(0.25), latents)[:, 0], inside)
+        torch.testing.assert_close(offsets(field.at_progress(0.75), latents)[:, 0], outside)
+    scheduled = ScheduledField(composed, 4)
+    torch.testing.assert_close(offsets(scheduled.at_step(1), latents)[:, 0], inside)
+    torch.testing.assert_close(offsets(scheduled.at_step(2), latents)[:, 0], outside)
+    assert plain.settled and not guided.settled and not composed.settled
+    assert composed.at_progress(0.75).settled and composed.at_progress(0.75).at_progress(0.25).settled

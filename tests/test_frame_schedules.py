@@ -263,3 +263,23 @@ def test_the_pipeline_descends_its_field_in_turn(schedule):
 def test_the_pipeline_says_what_does_not_go_together(given, words):
     with pytest.raises(UserError, match=words):
         tiny_pipeline()("up", seeds=[0], **given)
+
+
+@pytest.mark.parametrize("rule", [NAG(0.1, 0.9), NAG(0.1, 0.35)])
+def test_a_frame_that_has_made_its_moves_is_seen_where_it_stands(rule):
+    """And not at its look-ahead, from the first step at which it stands still."""
+    start = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))
+    moves = torch.zeros(6, 2, dtype=torch.bool)
+    moves[:3, 0] = moves[3:, 1] = True
+    points, ends = [], []
+
+    def field(latents: torch.Tensor) -> torch.Tensor:
+        points.append(latents.clone())
+        return 2 * latents
+
+    descend(field, start, rule, steps=6, moves=moves, callback=lambda _, latents, __: ends.append(latents.clone()))
+    assert not torch.equal(points[2][:, 0], ends[1][:, 0])  # on its way it is
+    for step in (3, 4, 5):
+        assert torch.equal(points[step][:, 0], ends[2][:, 0])
+    for step in (0, 1, 2, 3):
+        assert torch.equal(points[step][:, 1], start[:, 1])

@@ -8,9 +8,11 @@ import pytest
 import torch
 from einops import rearrange
 from reference_network import ReferenceNetwork, expected, settings
+from test_pipeline import tiny_transformer
 
+from eqm_video.energy import Field
 from eqm_video.guidance import GuidedField, weighted_sum
-from eqm_video.samplers import NAG, GradientDescent, descend
+from eqm_video.samplers import NAG, GradientDescent, Heun, descend, run
 
 NULL = 7
 
@@ -173,3 +175,29 @@ def test_guided_field_refuses_latents_that_do_not_fit(latents):
         field(latents[:, 0])
     with pytest.raises(ValueError, match="channels=5"):
         GuidedField(Toy(), LABELS, null_label=NULL, channels=5)(latents)
+
+
+class ToyEnergies(Toy):
+    """As Toy, with an energy for each frame: the label plus the frame's number."""
+
+    def energies(self, latents, labels, *, times=None, energy=None):
+        return labels.double()[:, None] + torch.arange(latents.shape[1])
+
+
+@pytest.mark.parametrize("scale", [4.0, 0.5, -1.0])
+def test_energies_are_guided_as_the_fields_are(latents, scale):
+    found = GuidedField(ToyEnergies(), LABELS, guidance_scale=scale, null_label=NULL).energies(latents)
+    wanted = (NULL + scale * (LABELS.double() - NULL))[:, None] + torch.arange(2)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("sampler", [Heun(), NAG(0.05, 0.3)])
+def test_a_bare_network_that_is_not_told_gamma_can_be_solved(sampler):
+    network, start = tiny_transformer(), torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 2])
+    ends = []
+    for field in (network, Field(network)):
+        guided = GuidedField(field, labels, guidance_scale=2.0, null_label=network.null_label)
+        with torch.no_grad():
+            ends.append(run(guided, start, sampler, steps=2).latents)
+    assert torch.equal(*ends)

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor
+from torchdiffeq import odeint
 
 from eqm_video.gamma import ConstantDecay, TruncatedDecay
 from eqm_video.oracle import OracleField
@@ -245,3 +246,47 @@ def test_solutions_that_blow_up_are_divergence():
 def test_dopri5_refuses_wrong_tolerances(name, value):
     with pytest.raises(ValueError, match=f"Dopri5: {name} is"):
         Dopri5(**{name: value})
+
+
+@pytest.mark.parametrize(("solver", "method"), [(Euler(), "euler"), (Heun(), "heun2")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fixed_steps_are_those_of_the_library_bit_for_bit(solver, method, dtype):
+    start = gaussian(*SHAPE).to(dtype)
+    grid = torch.linspace(0.2, 1, 8, dtype=torch.float64).to(dtype)
+    expected = odeint(lambda _, latents: -latents.sin(), start, grid, method=method)[-1]
+    assert torch.equal(run(torch.sin, start, solver, steps=7, start_gamma=0.2).latents, expected)
+
+
+class Steep:
+    """A stiff field of each frame by itself, x(gamma) = x(0) exp(-20 (1 - cos(3 gamma)))."""
+
+    def __init__(self, gamma: float | Tensor | None = None) -> None:
+        self.gamma = gamma
+
+    def at_gamma(self, gamma: float | Tensor) -> Steep:
+        return Steep(gamma)
+
+    def select(self, indices: Tensor) -> Steep:
+        return self
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        gamma = torch.as_tensor(self.gamma, dtype=latents.dtype)
+        return 60 * (3 * gamma).sin().reshape(gamma.shape + (1,) * (latents.ndim - gamma.ndim)) * latents
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-5])
+def test_known_frames_do_not_loosen_the_tolerance_of_dopri5(tolerance):
+    """One unknown frame is as exact beside 15 known ones as alone, whichever it is, at about the same cost."""
+    start = gaussian(3, 16, 2, 2, 2)
+    known = torch.ones(3, 16, dtype=torch.bool)
+    frames = [4, 0, 15]
+    known[torch.arange(3), torch.tensor(frames)] = False
+    solver = Dopri5(tolerance, tolerance)
+    beside = run(Steep(), start, solver, steps=1, known=known)
+    assert torch.equal(beside.latents[known], start[known])
+    for clip, frame in enumerate(frames):
+        alone = run(Steep(), start[clip : clip + 1, frame : frame + 1], solver, steps=1)
+        torch.testing.assert_close(beside.latents[clip, frame], alone.latents[0, 0], rtol=1e-9, atol=1e-12)
+        assert beside.nfe[clip] == alone.nfe[0]
+        truth = start[clip, frame] * math.exp(-20 * (1 - math.cos(3)))
+        assert (alone.latents[0, 0] - truth).abs().max() < 5 * tolerance

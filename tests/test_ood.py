@@ -60,6 +60,17 @@ def test_the_standard_error_is_that_of_exponential_scores():
         auroc_error(1.2, 5, 5)
 
 
+def test_the_standard_error_in_closed_form():
+    """In-scores of mean 1 and out-scores of mean 2, exponential.
+
+    P(an out is above an in) = 2/3; P(two outs are above one in): the smaller of them has mean 1, so 1/2; P(an out is
+    above two ins) = E (1 - exp(-out))^2 = 1 - 2/3 + 1/5 = 8/15.
+    """
+    for ins, outs in ((30, 20), (2, 50), (50, 2)):
+        pairs = 2 / 3 * 1 / 3 + (outs - 1) * (1 / 2 - 4 / 9) + (ins - 1) * (8 / 15 - 4 / 9)
+        assert auroc_error(2 / 3, ins, outs) == pytest.approx((pairs / (ins * outs)) ** 0.5, rel=1e-12)
+
+
 def test_scores_of_a_known_field():
     latents = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
     scores = frame_scores(lambda x: 2 * x, latents, "implicit")
