@@ -8,7 +8,6 @@ with the autoencoder's own numbers, latents = (raw - shift) * scale, so that the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from torch import Generator, Tensor, nn
 
-from eqm_video.errors import UserError
+from eqm_video.errors import UserError, short
+from eqm_video.models.bounds import check_config, check_scaling
 from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.randomness import normal
+from eqm_video.reading import read_json
 
 BUNDLED = "bundled"
 BUNDLED_FOLDER = Path(__file__).parent / "assets" / "codec"
@@ -31,6 +32,8 @@ CLASSES = {one.__name__: one for one in (AutoencoderKL, AutoencoderTiny, PixelAu
 SUPPORTED = f"{', '.join(list(CLASSES)[:-1])} and {list(CLASSES)[-1]}"
 PIXELS_AT_ONCE = 2**20  # 16 frames of 256x256: about 3.5 GB in the decoder of a Stable Diffusion autoencoder, float32
 TINY_LOG_VARIANCE = -30.0  # AutoencoderTiny and pixels have no posterior: a standard deviation of 3e-7
+
+_UNUSABLE = (OSError, ValueError, RuntimeError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 
 
 class Codec:
@@ -57,6 +60,7 @@ class Codec:
         self.chunk = chunk
         self.name = name if name is not None else str(config.get("_name_or_path") or "")
         self.latent_channels: int = config.latent_channels
+        check_scaling(config, self.latent_channels, self.name)
         widths = config.get("encoder_block_out_channels") or config.get("block_out_channels") or [0]
         self.downsampling = 2 ** (len(widths) - 1)
 
@@ -195,6 +199,8 @@ def load_weights(
     diffusers on its own only warns of missing and surplus weights, and fills what is missing with random numbers.
     `what` names the model in the message.
     """
+    if (folder := Path(source) / subfolder).is_dir() and (folder / "config.json").is_file():
+        check_config(model_class, folder)
     try:
         model, report = model_class.from_pretrained(
             str(source),
@@ -203,7 +209,7 @@ def load_weights(
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, TypeError) as error:  # missing, unreadable, other shapes, bad config
+    except _UNUSABLE as error:  # missing, unreadable, of other shapes, a bad configuration
         raise UserError(
             f"cannot load {what} as {model_class.__name__} ({_first_line(error)}); needed is a complete folder of "
             "safetensors weights with the config.json they were saved with"
@@ -253,11 +259,11 @@ def _unreachable(name: str, error: Exception) -> UserError:
 
 def _class_name(config_file: Path, name: str) -> str:
     try:
-        found = json.loads(config_file.read_text()).get("_class_name")
-    except (ValueError, AttributeError) as error:
+        found = read_json(config_file).get("_class_name")
+    except UserError as error:
         raise UserError(f"{config_file} is not the JSON configuration of an autoencoder ({error})") from error
-    if found not in CLASSES:
-        raise UserError(f"codec {name!r} is of class {found}; supported are {SUPPORTED}")
+    if not isinstance(found, str) or found not in CLASSES:
+        raise UserError(f"codec {name!r} is of class {short(found)}; supported are {SUPPORTED}")
     return found
 
 

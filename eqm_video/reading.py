@@ -24,9 +24,7 @@ def read_bytes(path: str | Path, most: int, *, what: str = "", advice: str = "")
     """
     named = f"{what} {path}" if what else str(path)
     try:
-        kind = os.stat(path).st_mode
-        if not stat.S_ISREG(kind):
-            raise UserError(f"cannot read {named}: it is a {kind_of_file(kind)}, not a file{advice}")
+        check_regular(path, what=what, advice=advice)
         with Path(path).open("rb") as file:
             content = file.read(most + 1)
     except OSError as error:
@@ -40,10 +38,13 @@ def read_bytes(path: str | Path, most: int, *, what: str = "", advice: str = "")
     return content
 
 
-def kind_of_file(mode: int) -> str:
-    """A word for the kind that `st_mode` states."""
-    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFREG: "file"}
-    return kinds.get(stat.S_IFMT(mode), "device")
+def check_regular(path: str | Path, *, what: str = "", advice: str = "") -> None:
+    """Raise UserError for a folder, a pipe or a device; OSError where there is nothing."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+        kind = kinds.get(stat.S_IFMT(mode), "device")
+        raise UserError(f"cannot read {f'{what} {path}' if what else path}: it is a {kind}, not a file{advice}")
 
 
 def read_text(path: str | Path, most: int, *, what: str = "", advice: str = "") -> str:
