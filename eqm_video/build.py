@@ -22,6 +22,8 @@ from eqm_video.energy import Field
 from eqm_video.errors import UserError
 from eqm_video.folders import load_transformer, newest_of_run, read_json
 from eqm_video.gamma import ConstantDecay
+from eqm_video.limits import MOST_CHANNELS
+from eqm_video.model_settings import check_settings
 from eqm_video.models.presets import build_model
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
@@ -78,7 +80,7 @@ def codec_shape(name: str) -> tuple[int, int]:
             config = read_json(file)
             widths = config.get("encoder_block_out_channels") or config.get("block_out_channels")
             channels = config.get("latent_channels")
-            if isinstance(widths, list) and widths and isinstance(channels, int):
+            if isinstance(widths, list) and 0 < len(widths) < 16 and channels in range(1, MOST_CHANNELS + 1):
                 return 2 ** (len(widths) - 1), channels
     raise UserError(
         f"the latent shape of codec.name={name!r} is not known without a download: known are "
@@ -187,7 +189,10 @@ def find_start(source: str) -> tuple[Path, dict[str, Any]]:
         raise UserError(f"train.init_from={source} is no export, checkpoint or network folder (no config.json in it)")
     whole = folder.absolute().parent if folder.absolute().name in ("transformer", "ema") else folder
     files = [whole / name for name in ("model_index.json", "pipeline.json")]
-    settings = next((read_json(file) for file in files if file.is_file()), {})
+    file = next((file for file in files if file.is_file()), None)
+    settings = read_json(file) if file is not None else {}
+    if file is not None:
+        check_settings(settings, file)
     own = {"codec": str(whole / "vae")} if (whole / "vae" / "config.json").is_file() else {}
     return folder, {**own, **settings}
 

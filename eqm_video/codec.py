@@ -8,7 +8,6 @@ with the autoencoder's own numbers, latents = (raw - shift) * scale, so that the
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,9 +21,11 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 from safetensors import safe_open
 from torch import Generator, Tensor, nn
 
-from eqm_video.errors import UserError
+from eqm_video.errors import UserError, short
+from eqm_video.models.bounds import check_config, check_scaling
 from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.randomness import normal
+from eqm_video.reading import read_json
 
 BUNDLED = "bundled"
 BUNDLED_FOLDER = Path(__file__).parent / "assets" / "codec"
@@ -34,6 +35,8 @@ SUPPORTED = f"{', '.join(list(CLASSES)[:-1])} and {list(CLASSES)[-1]}"
 PIXELS_AT_ONCE = 2**20  # 16 frames of 256x256: about 3.5 GB in the decoder of a Stable Diffusion autoencoder, float32
 SAVED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # by safetensors
 TINY_LOG_VARIANCE = -30.0  # AutoencoderTiny and pixels have no posterior: a standard deviation of 3e-7
+
+_UNUSABLE = (OSError, ValueError, RuntimeError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 
 
 class Codec:
@@ -60,6 +63,7 @@ class Codec:
         self.chunk = chunk
         self.name = name if name is not None else str(config.get("_name_or_path") or "")
         self.latent_channels: int = config.latent_channels
+        check_scaling(config, self.latent_channels, self.name)
         widths = config.get("encoder_block_out_channels") or config.get("block_out_channels") or [0]
         self.downsampling = 2 ** (len(widths) - 1)
 
@@ -207,6 +211,8 @@ def load_weights(
         known = " and ".join(f"variant={one!r}" if one else "no variant" for one in sorted(found, key=str))
         asked = f"weights of the variant {variant!r}" if variant else "plain weights"
         raise UserError(f"{here} has no {asked} of {what}; its weights have {known}")
+    if here.is_dir() and (here / "config.json").is_file():
+        check_config(model_class, here)
     try:
         model, report = model_class.from_pretrained(
             str(source),
@@ -216,7 +222,7 @@ def load_weights(
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, TypeError) as error:  # missing, unreadable, other shapes, bad config
+    except _UNUSABLE as error:  # missing, unreadable, of other shapes, a bad configuration
         raise UserError(
             f"cannot load {what} as {model_class.__name__} ({_first_line(error)}); needed is a complete folder of "
             "safetensors weights with the config.json they were saved with"
@@ -291,11 +297,11 @@ def _unreachable(name: str, error: Exception) -> UserError:
 
 def _class_name(config_file: Path, name: str) -> str:
     try:
-        found = json.loads(config_file.read_text()).get("_class_name")
-    except (ValueError, AttributeError) as error:
+        found = read_json(config_file).get("_class_name")
+    except UserError as error:
         raise UserError(f"{config_file} is not the JSON configuration of an autoencoder ({error})") from error
-    if found not in CLASSES:
-        raise UserError(f"codec {name!r} is of class {found}; supported are {SUPPORTED}")
+    if not isinstance(found, str) or found not in CLASSES:
+        raise UserError(f"codec {name!r} is of class {short(found)}; supported are {SUPPORTED}")
     return found
 
 

@@ -14,8 +14,9 @@ import yaml
 
 from eqm_video import recipe
 from eqm_video.data.buckets import Bucket
-from eqm_video.errors import UserError
+from eqm_video.errors import UserError, short
 from eqm_video.gamma import DECAYS, GAMMA_DRAWS, SharedGamma, TruncatedDecay
+from eqm_video.limits import HIGHEST_RATE, LARGEST_SIDE, MOST_FRAMES, MOST_LABELS, MOST_UPDATES
 from eqm_video.recipe import choice, flatten, to_tree
 from eqm_video.samplers import NAG, SAMPLERS
 
@@ -235,6 +236,12 @@ _NOT_NEGATIVE = (
     *("model.label_std", "data.workers", "train.warmup", "train.weight_decay", "preview.every"),
     "objective.dispersion_weight",
 )
+_AT_MOST = {  # beyond these a run would fill the memory, start processes without end, or never finish a step
+    **dict.fromkeys(("data.frames", "data.frame_interval"), MOST_FRAMES),
+    **dict.fromkeys(("train.batch_size", "codec.chunk", "held_out.clips"), 2**20),
+    **{"data.size": LARGEST_SIDE, "model.num_labels": MOST_LABELS, "sampler.steps": MOST_UPDATES},
+    **{"data.workers": 1024, "preview.samples": 4096, "data.reference_fps": HIGHEST_RATE, "data.fold": 1000},
+}
 _FRACTIONS = ("train.ema", "train.label_dropout", "train.min_lr_factor")
 
 
@@ -247,12 +254,15 @@ def _check_ranges(config: Config) -> None:
     for key in _NOT_NEGATIVE:
         if tree[key] < 0:
             raise UserError(f"{key} is {tree[key]}: it must not be negative")
+    for key, most in _AT_MOST.items():
+        if tree[key] is not None and tree[key] > most:
+            raise UserError(f"{key} is {short(tree[key])}: the most is {most:,}")
     for key in _FRACTIONS:
         if not 0 <= tree[key] <= 1:
             raise UserError(f"{key} is {tree[key]}: it must lie between 0 and 1")
     for key, values in (("held_out.gammas", config.held_out.gammas), ("train.betas", train.betas)):
         if not values or not all(0 <= value < 1 for value in values):
-            raise UserError(f"{key} is {list(values)}: every value must lie in [0, 1)")
+            raise UserError(f"{key} is {short(list(values))}: every value must lie in [0, 1)")
     if data.kind == "images" and data.frames != 1:
         raise UserError(f"data.kind is images but data.frames is {data.frames}: an image is one frame, add frames=1")
     if data.frames > 1 and not config.model.temporal:
@@ -275,6 +285,10 @@ def _check_samples(config: Config) -> None:
             shape = Bucket.parse(text)
         except ValueError as error:
             raise UserError(f"data.buckets[{place}]: {error}") from error
+        if max(shape.frames, shape.frame_interval) > MOST_FRAMES:
+            raise UserError(
+                f"data.buckets[{place}] is {short(text)}: the most is {MOST_FRAMES:,} frames, and as many between two"
+            )
         if shape.frames < 2:
             raise UserError(
                 f"data.buckets has {text}, clips of one frame: leave it out, and add data.image_fraction=0.25 for the "

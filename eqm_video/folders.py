@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from eqm_video.codec import load_weights
-from eqm_video.errors import UserError
+from eqm_video.errors import UserError, cut, short
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
+from eqm_video.reading import read_json
 
 NETWORKS = {one.__name__: one for one in (EqMTransformer, EqMUNet)}  # what a network's config.json may name
 PARTS = ("transformer", "vae")
@@ -54,7 +54,7 @@ def local_folder(path: str | Path, hub: dict[str, Any]) -> Path:
 def describe_folder(folder: Path, index: Mapping[str, Any]) -> str:
     """What a folder is instead of an export, and what to type."""
     if index:
-        return f"its model_index.json describes a {index.get('_class_name')}, which is another architecture"
+        return f"its model_index.json describes a {_word(index.get('_class_name'))}, which is another architecture"
     if is_checkpoint(folder):
         return "it is a training checkpoint; load it with EqMPipeline.from_checkpoint"
     if (folder / "checkpoints").is_dir():
@@ -68,18 +68,12 @@ def describe_folder(folder: Path, index: Mapping[str, Any]) -> str:
 
 def class_in(config_file: Path) -> str | None:
     """The class that a diffusers `config.json` names; None where there is no such file."""
-    return read_json(config_file).get("_class_name") if config_file.is_file() else None
+    name = read_json(config_file).get("_class_name") if config_file.is_file() else None
+    return None if name is None else _word(name)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; UserError where there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object")
-    return value
+def _word(value: Any) -> str:
+    return cut(value) if isinstance(value, str) else short(value)
 
 
 def part_dtype(given: Any, part: str) -> torch.dtype | str | None:

@@ -30,6 +30,7 @@ from eqm_video.folders import (
 )
 from eqm_video.guidance import HistoryField
 from eqm_video.landscape import Landscape, Term
+from eqm_video.model_settings import check_settings
 from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
@@ -150,6 +151,7 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
         if index.get("_class_name") != cls.__name__:
             raise UserError(f"{folder} is no export of {cls.__name__}: {describe_folder(folder, index)}")
+        check_settings(index, folder / "model_index.json")
         older, dtype = kwargs.pop("torch_dtype", None), kwargs.pop("dtype", None)
         if None not in (older, dtype) and older != dtype:
             raise UserError(f"torch_dtype is {older!r} and dtype is {dtype!r}: they mean the same, give one of them")
@@ -173,6 +175,7 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         if not is_checkpoint(folder):
             raise UserError(f"{folder} is no whole checkpoint (checkpoint.json, pipeline.json, ema/config.json)")
         settings = read_json(folder / "pipeline.json")
+        check_settings(settings, folder / "pipeline.json")
         trained_with = settings.pop("codec", None)
         if codec is None and trained_with is None:
             raise UserError(f"{folder / 'pipeline.json'} names no codec: give one (--codec, or codec=...)")

@@ -2,24 +2,30 @@
 
 An unknown key is an error that names the nearest legal one. A *choice* (a decay, a draw of gamma, a sampler) is a
 mapping with a `kind`; its other legal keys are the fields of the class that the kind names, so a new class needs no
-line here. A section's class may name whole mappings in `SHORT`: `objective: flow`.
+line here. A section's class may name whole mappings in `SHORT`: `objective: flow`. A key may stand once in a recipe; of
+overrides of one key the last counts, as with all options of a command line.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from eqm_video.errors import UserError
+from eqm_video import plain_yaml
+from eqm_video.errors import UserError, cut, short
+from eqm_video.limits import WHOLE_NUMBERS
+from eqm_video.plain_yaml import Plain
+from eqm_video.reading import read_text
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+MOST_ITEMS = 1000  # of a list
+_LARGEST = {int: WHOLE_NUMBERS, float: sys.float_info.max}
 
 
 def choice(kinds: Mapping[str, type], default: Any, flat: bool = False) -> Any:
@@ -29,12 +35,9 @@ def choice(kinds: Mapping[str, type], default: Any, flat: bool = False) -> Any:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; UserError where there is none."""
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"cannot read the recipe {path}: {error.strerror}; give --config FILE.yaml") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
+    text = read_text(path, plain_yaml.MOST_TEXT, what="the recipe", advice="; give --config FILE.yaml")
+    tree = plain_yaml.parse(text, str(path))
+    tree = {} if plain_yaml.is_null(tree) else tree
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping of sections (model:, data:, train: ...)")
     return tree
@@ -79,13 +82,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 class _Text(str):
-    """The right-hand side of an override: what it means in YAML depends on the type it is for."""
+    """The right-hand side of an override, which is read as YAML where the key is not for text."""
 
 
 def _split(override: str, aliases: Mapping[str, str]) -> tuple[str, _Text]:
     path, equals, text = override.partition("=")
     if not equals or not path:
-        raise UserError(f"cannot read the override {override!r}: write section.key=value, such as train.lr=2e-4")
+        raise UserError(f"cannot read the override {short(override)}: write section.key=value, such as train.lr=2e-4")
     return aliases.get(path, path), _Text(text)
 
 
@@ -105,8 +108,8 @@ def _override(cls: type, tree: dict[str, Any], path: str, text: _Text) -> None:
 
 
 def _opened(place: Any, value: Any, path: str) -> dict[str, Any]:
-    """What stands at a place, spelled out so that an override can change a part of it."""
-    value = _yaml(value, path)
+    """The value at a place, spelled out so that an override can change a part of it."""
+    value = plain_yaml.meaning(_yaml(value, path))
     if isinstance(value, str):  # `gamma: shared` is short for `gamma: {kind: shared}`
         value = _spell_out(place, value, path) if hasattr(place, "SHORT") else {"kind": value}
     return dict(value) if isinstance(value, Mapping) else {}
@@ -116,7 +119,7 @@ def _spell_out(cls: type, word: str, path: str) -> Mapping[str, Any]:
     """The mapping that a word stands for in the section of `cls`."""
     if word not in cls.SHORT:
         legal = f"{', '.join(cls.SHORT)}, or a mapping of keys"
-        raise UserError(f"{path}: {word!r} is not one of {legal}; {_nearest(word, cls.SHORT)}")
+        raise UserError(f"{path}: {short(word)} is not one of {legal}; {_nearest(word, cls.SHORT)}")
     return cls.SHORT[word]
 
 
@@ -144,11 +147,11 @@ def _kinds_of(place: Any) -> tuple[Mapping[str, type], set[str]]:
 
 def _section(cls: type, tree: Any, path: str, keys: Sequence[str]) -> Any:
     """Build one dataclass from a mapping; `keys` are all keys there are, for the hint in an error."""
-    tree = _yaml(tree, path)
+    tree = plain_yaml.meaning(_yaml(tree, path))
     if isinstance(tree, str) and hasattr(cls, "SHORT"):
         tree = _spell_out(cls, tree, path)
     if not isinstance(tree, Mapping | None):
-        raise UserError(f"{path or 'the recipe'} must be a mapping of keys, got {tree!r}")
+        raise UserError(f"{path or 'the recipe'} must be a mapping of keys, got {short(tree)}")
     hints, values, rest = typing.get_type_hints(cls), {}, dict(tree or {})
     for entry in dataclasses.fields(cls):
         inner = f"{path}.{entry.name}" if path else entry.name
@@ -171,84 +174,101 @@ def _section(cls: type, tree: Any, path: str, keys: Sequence[str]) -> Any:
 
 def _choice(entry: dataclasses.Field, node: Any, path: str) -> Any:
     """Build the class that `kind` names; of the default's own kind, keys start from the default's values."""
-    node = _yaml(node, path)
+    node = plain_yaml.meaning(_yaml(node, path))
     if not isinstance(node, Mapping | str | None):
-        raise UserError(f"{path} must be a kind or a mapping with a kind, got {node!r}")
+        raise UserError(f"{path} must be a kind or a mapping with a kind, got {short(node)}")
     node = {"kind": node} if isinstance(node, str) else dict(node or {})
     kinds = entry.metadata["kinds"]
-    kind = str(node.pop("kind", None) or _kind_of(kinds, entry.default))
-    if kind not in kinds:
-        raise UserError(f"{path}.kind: {kind!r} is not one of {', '.join(kinds)}; {_nearest(kind, kinds)}")
+    kind = node.pop("kind", None)
+    kind = _kind_of(kinds, entry.default) if kind == "" or plain_yaml.is_null(kind) else kind
+    if not isinstance(kind, str) or kind not in kinds:
+        raise UserError(f"{path}.kind: {short(kind)} is not one of {', '.join(kinds)}; {_nearest(kind, kinds)}")
     cls = kinds[kind]
     hints, names = typing.get_type_hints(cls), _field_names(cls)
     values = {name: getattr(entry.default, name) for name in names} if type(entry.default) is cls else {}
     for name, value in node.items():
         if name not in names:
             legal = f"it has {', '.join(sorted(names))}" if names else "it has no other key"
-            raise UserError(f"unknown key {path + '.' + str(name)!r}: kind {kind!r} does not know it, {legal}")
+            raise UserError(f"unknown key {short(f'{path}.{name}')}: kind {str(kind)!r} does not know it, {legal}")
         values[name] = _coerce(hints[name], value, f"{path}.{name}")
     try:
         return cls(**values)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {cut(str(error), 300)}") from error
 
 
 def _coerce(hint: Any, value: Any, path: str) -> Any:
     """Turn a YAML value or an override's text into the declared type, or say what was expected."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        if value is None or str(value).lower() in ("null", "none", "~"):
+        if plain_yaml.is_null(value) or (isinstance(value, str) and value.lower() in ("null", "none", "~")):
             return None
         return _coerce(next(arg for arg in args if arg is not type(None)), value, path)
     if origin is Literal:
-        text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)  # YAML reads `no` as false
-        if text not in args:
-            raise UserError(f"{path}: {text!r} is not one of {', '.join(args)}; {_nearest(text, args)}")
-        return text
+        return _coerce_word(args, value, path)
     if origin is tuple:
         return _coerce_tuple(args, value, path)
-    if hint is str:
-        if isinstance(value, str | int | float) and not isinstance(value, bool):
-            return str(value)
-    elif isinstance(value, _Text):
+    if isinstance(value, _Text) and hint is not str:
         return _coerce(hint, _yaml(value, path), path)
-    elif hint is bool and isinstance(value, bool):
-        return value
-    elif hint in (int, float) and not isinstance(value, bool):
-        number = _number(value)
-        if number is not None and (hint is float or number == int(number)):
-            return hint(number)
-    raise UserError(f"{path}: expected {NAMES.get(hint, hint)}, got {value!r}")
+    if hint is str:
+        found = None if plain_yaml.is_null(value) else _text(value, path)
+    elif hint is bool:
+        found = plain_yaml.truth_of(value) if isinstance(value, Plain) else value if isinstance(value, bool) else None
+    else:
+        found = _number(hint, value)
+    if found is None:
+        advice = plain_yaml.advice_on(value) if isinstance(value, str) and hint in (int, float) else ""
+        raise UserError(f"{path}: expected {NAMES.get(hint, hint)}, got {short(plain_yaml.meaning(value))}{advice}")
+    return found
+
+
+def _coerce_word(words: tuple[str, ...], value: Any, path: str) -> str:
+    truth = plain_yaml.truth_of(value) if isinstance(value, Plain) and value not in words else value
+    text = {True: "yes", False: "no"}[truth] if isinstance(truth, bool) else value  # other readers take `no` for false
+    if not isinstance(text, str) or text not in words:
+        raise UserError(f"{path}: {short(text)} is not one of {', '.join(words)}; {_nearest(text, words)}")
+    return str(text)
 
 
 def _coerce_tuple(args: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
     if isinstance(value, _Text):
         parsed = _yaml(value, path)  # null and nothing at all are no values, as null is in a recipe
-        value = parsed if isinstance(parsed, list | None) else str(value).split(",")
+        value = parsed if isinstance(parsed, list) or plain_yaml.is_null(parsed) else str(value).split(",")
     if not isinstance(value, list | tuple):
-        value = [] if value is None else [value]
+        value = [] if plain_yaml.is_null(value) else [value]
     if args[-1] is not Ellipsis and len(args) != len(value):
-        raise UserError(f"{path}: expected {len(args)} values, got {value!r}")
+        raise UserError(f"{path}: expected {len(args)} values, got {short([*map(plain_yaml.meaning, value)])}")
+    if len(value) > MOST_ITEMS:
+        raise UserError(f"{path}: a list of {len(value):,} values; the most is {MOST_ITEMS:,}")
     return tuple(_coerce(args[0], item, f"{path}[{index}]") for index, item in enumerate(value))
 
 
-def _number(value: Any) -> float | int | None:
-    """YAML leaves 2e-4 and 1e5 as text; None for what is not a finite number."""
-    try:
-        number = value if isinstance(value, int) else float(value)
-    except (TypeError, ValueError):
+def _text(value: Any, path: str) -> str | None:
+    """Text as it was written, or None for what is no text."""
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
         return None
-    return number if number == number and abs(number) != float("inf") else None
+    text = str(value)
+    if flaw := plain_yaml.flaw_of(text):
+        raise UserError(f"{path}: {flaw}: {short(text)}")
+    return text
+
+
+def _number(hint: type, value: Any) -> float | int | None:
+    """The number of type `hint` that a value is, or a text spells; None for what is not a finite number of 64 bits."""
+    if isinstance(value, str):
+        return plain_yaml.whole_of(value) if hint is int else plain_yaml.number_of(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST[hint]:
+        return None
+    return hint(value) if hint is float or value == int(value) else None
 
 
 def _yaml(value: Any, path: str) -> Any:
-    """What an override's text says; other values are as YAML gave them."""
-    if not isinstance(value, _Text):
-        return value
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: cannot read {str(value)!r} as a value") from error
+    """The value of an override's text; other values as they are."""
+    return (
+        plain_yaml.parse(str(value), f"{path}: cannot read {short(value)}, which")
+        if isinstance(value, _Text)
+        else value
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- names
@@ -262,8 +282,8 @@ def _kind_of(kinds: Mapping[str, type], value: Any) -> str:
     return next(name for name, cls in kinds.items() if type(value) is cls)
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
+def _nearest(name: Any, names: Iterable[str]) -> str:
+    found = difflib.get_close_matches(cut(str(name)), list(names), n=1, cutoff=0.4) if isinstance(name, str) else []
     return f"did you mean {found[0]!r}?" if found else "see the recipes in configs/"
 
 
@@ -272,7 +292,7 @@ def _unknown(path: str, keys: Sequence[str]) -> UserError:
     leaf = path.rsplit(".", 1)[-1]
     same = [key for key in keys if key.rsplit(".", 1)[-1] == leaf]
     sections = [key.split(".")[0] for key in keys]
-    return UserError(f"unknown key {path!r}; {_nearest(path, same or [*keys, *sections])}")
+    return UserError(f"unknown key {short(path)}; {_nearest(path, same or [*keys, *sections])}")
 
 
 def _plain(value: Any) -> Any:

@@ -6,24 +6,21 @@ linear layer is negated here, and nothing else in the package knows that sign.
 
 from __future__ import annotations
 
-import argparse
-import pickle
 import re
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from einops import rearrange
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eqm_video.claims import Output, claim
-from eqm_video.errors import UserError
+from eqm_video.errors import UserError, cut
 from eqm_video.files import writing_folder
 from eqm_video.models.layers import position_table
 from eqm_video.models.presets import PRESETS
+from eqm_video.models.reference_files import read_weights
 from eqm_video.models.transformer import EqMTransformer
 
 POSITIONS = "pos_embed"  # a fixed table in the reference, computed by us
@@ -77,24 +74,24 @@ def convert_weights(
     gates are zero, so that frames are first treated as images. conditioned_on_gamma: for weights trained with the
     time fed to the network.
     """
-    depth = 1 + max((int(found[1]) for key in weights if (found := re.match(r"blocks\.(\d+)\.", key))), default=0)
+    highest = max((int(found[1]) for key in weights if (found := re.match(r"blocks\.(\d{1,9})\.", key))), default=0)
+    depth = 1 + min(highest, len(weights))  # a number beyond that is an unexpected key, not a network to be built
     names = key_names(depth)
     _check_keys(weights, expected={POSITIONS, *names})
+    _check_plain(weights, names)
     sizes = read_sizes(weights, depth)
     _check_positions(weights[POSITIONS], sizes["hidden_size"])
     dtype = _one_dtype(weights[key] for key in names)
     sizes["num_heads"] = _heads(sizes["hidden_size"], depth, num_heads)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # new temporal layers are the same in every conversion
-        try:
-            model = EqMTransformer(**sizes, temporal=temporal, conditioned_on_gamma=conditioned_on_gamma)
-        except ValueError as error:  # sizes that do not go together
-            raise UserError(str(error)) from error
+    options = {"temporal": temporal, "conditioned_on_gamma": conditioned_on_gamma}
     renamed = {names[key]: weights[key] for key in names}
     renamed["patch_embed.weight"] = renamed["patch_embed.weight"].flatten(1)
     for key in ("head.linear.weight", "head.linear.bias"):
         renamed[key] = _our_output(renamed[key], sizes["patch_size"], sizes["in_channels"])
-    _check_shapes(model, renamed, names)
+    _check_shapes(_build(sizes, options, "meta"), renamed, names)  # shapes alone, before anything is allocated
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # new temporal layers are the same in every conversion
+        model = _build(sizes, options, "cpu")
     model.load_state_dict({**model.state_dict(), **renamed}, assign=True)  # temporal layers keep their own start
     nn.Module.to(model, dtype)
     return model.eval()
@@ -118,6 +115,8 @@ def read_sizes(weights: dict[str, Tensor], depth: int) -> dict:
             "patches must be square and lie in one frame"
         )
     width, channels, size, _ = patch.shape
+    if weights["x_embedder.proj.bias"].shape != (width,) or weights["blocks.0.mlp.fc1.weight"].ndim != 2:
+        raise UserError("x_embedder.proj.bias or blocks.0.mlp.fc1.weight does not go with x_embedder.proj.weight")
     outputs = weights["final_layer.linear.weight"].shape[0]
     if outputs not in (size * size * channels, 2 * size * size * channels):
         raise UserError(
@@ -132,49 +131,6 @@ def read_sizes(weights: dict[str, Tensor], depth: int) -> dict:
         "mlp_ratio": weights["blocks.0.mlp.fc1.weight"].shape[0] / width,
         "num_labels": weights["y_embedder.embedding_table.weight"].shape[0] - 1,
     }
-
-
-def read_weights(source: Path) -> dict[str, Tensor]:
-    """The state dict of a file; the EMA weights where there are several. Nothing but tensors is ever unpickled."""
-    if not source.is_file():
-        raise UserError(f"{source} is not a file; give a .safetensors or .pt file of reference weights")
-    if source.suffix == ".safetensors":
-        try:
-            loaded = load_file(source)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{source} cannot be read as safetensors: {error}") from error
-    elif source.suffix in (".pt", ".pth", ".ckpt", ".bin"):
-        loaded = _read_pickle(source)
-    else:
-        raise UserError(
-            f"{source} ends in {source.suffix!r}; weights are read from .safetensors, .pt, .pth, .ckpt, .bin"
-        )
-    for key in ("ema", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-            break
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
-        held = ", ".join(map(str, list(loaded)[:8])) if isinstance(loaded, dict) else type(loaded).__name__
-        raise UserError(f"{source} holds {held or 'nothing'}; expected a state dict, or one under 'ema' or 'model'")
-    return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): value for key, value in loaded.items()}
-
-
-def _read_pickle(source: Path) -> object:
-    try:
-        # A reference checkpoint keeps its arguments beside the weights: a Namespace is a harmless container.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            # Mapped, because optimizer and raw weights lie in the same file and are not wanted.
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        held = f"a Python object ({found[1]})" if found else "more than tensors"
-        raise UserError(
-            f"{source} holds {held}, and loading that could run code. If you trust the file, save its weights alone: "
-            f"torch.save({{'ema': torch.load({str(source)!r}, weights_only=False)['ema']}}, 'weights.pt'), "
-            "then convert weights.pt"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{source} cannot be read as a torch checkpoint (damaged?): {error}") from error
 
 
 def _our_output(values: Tensor, patch_size: int, channels: int) -> Tensor:
@@ -214,6 +170,25 @@ def _check_keys(weights: dict[str, Tensor], expected: set[str]) -> None:
         raise UserError(f"these are not weights in the reference's layout (EqM, SiT). {told}")
 
 
+def _check_plain(weights: dict[str, Tensor], names: Iterable[str]) -> None:
+    """Every tensor that is converted must hold numbers, in a shape."""
+    for key in (POSITIONS, *names):
+        weight = weights[key]
+        if weight.layout != torch.strided or weight.is_meta or weight.is_quantized or not weight.ndim * weight.numel():
+            raise UserError(
+                f"{key} is no plain tensor ({weight.layout}, {tuple(weight.shape)}): save the weights again"
+            )
+
+
+def _build(sizes: dict, options: dict, device: str) -> EqMTransformer:
+    """The network of these sizes; UserError where they do not go together."""
+    try:
+        with torch.device(device):
+            return EqMTransformer(**sizes, **options)
+    except (ValueError, RuntimeError, ArithmeticError) as error:
+        raise UserError(f"the sizes of these weights do not go together: {error}") from error
+
+
 def _check_shapes(model: EqMTransformer, renamed: dict[str, Tensor], names: dict[str, str]) -> None:
     theirs = {ours: key for key, ours in names.items()}
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
@@ -243,7 +218,7 @@ def _check_positions(table: Tensor, width: int) -> None:
 
 def _shortened(items: list[str], most: int = 8) -> str:
     more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
+    return ", ".join(map(cut, items[:most])) + more
 
 
 def _write(model: EqMTransformer, out: Path) -> None:
