@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from eqm_video.codec import Codec
 from eqm_video.errors import UserError
 from eqm_video.gamma import Decay, gamma_path
+from eqm_video.names import as_label
 from eqm_video.randomness import generator as seeded
 from eqm_video.samplers import NAG, SAMPLERS, GradientDescent, Sampler, step_factors
 
@@ -65,21 +66,28 @@ def unknown_label(label: str, known: Mapping[str, int], count: int) -> UserError
 
 def label_ids(labels: Sequence[Label], names: Mapping[int, str], null: int) -> list[int]:
     """Numbers of labels given by name or number; None is the null label. Raises UserError for unknown ones."""
-    numbers_of = {name: label for label, name in names.items()}
+    numbers_of = {as_label(name): label for label, name in names.items()}
+    numeric = any(name.isdecimal() for name in numbers_of)  # then text is a name, and a number only where it is an int
     found = []
     for label in labels:
         if label is None:
             found.append(null)
             continue
         if isinstance(label, str):
-            if label not in numbers_of and not label.isdecimal():
-                raise unknown_label(label, numbers_of, null)
-            label = numbers_of.get(label, label)
+            word = as_label(label)
+            if word not in numbers_of and (numeric or not word.isdecimal()):
+                raise unknown_label(word, numbers_of, null)
+            label = numbers_of.get(word, word)
         elif isinstance(label, Tensor):
             label = label.item()
         label = int(label)
         if not 0 <= label < null:
             raise UserError(f"label {label} is out of range: this model has {null} labels (0 to {null - 1})")
+        if names and label not in names:
+            raise UserError(
+                f"label {label} has no name: this model was trained on {len(names)} of its {null} labels, such as "
+                f"{', '.join(list(numbers_of)[:4])}; give one of those"
+            )
         found.append(label)
     return found
 

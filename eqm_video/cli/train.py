@@ -15,6 +15,7 @@ import torch
 from eqm_video import build
 from eqm_video.config import Config, flatten, load_config, parse_config, to_tree, to_yaml
 from eqm_video.errors import UserError
+from eqm_video.names import as_label
 from eqm_video.training.checkpoint import Checkpoints, is_checkpoint, lock_run, read_record
 from eqm_video.training.tracking import check_trackers, start_trackers
 
@@ -216,7 +217,7 @@ def compare(checkpoint: Path, config: Config, processes: int) -> list[str]:
 def compare_data(checkpoint: Path, data: dict[str, Any]) -> None:
     """Refuse to continue on other data: their order is computed from their number, the labels are rows of weights."""
     old = read_record(checkpoint)["data"]
-    if old != data:
+    if {**old, "labels": [as_label(label) for label in old["labels"]]} != data:
         raise UserError(
             f"the data changed: {_items(old)} when {checkpoint} was written, {_items(data)} now; resume with the same "
             f"data, or start a new run from its weights with train.init_from={checkpoint}"

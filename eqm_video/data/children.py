@@ -237,7 +237,7 @@ class _Scan:
     """One set of files and the workers that share it."""
 
     def __init__(self, root: Path, names: Sequence[str], look: str) -> None:
-        self.root, self.look, self.stopped = root, look, False
+        self.root, self.look, self.stopped, self.handed_out = root, look, False, False
         self.count, self._names, self._lock = len(names), iter(names), threading.Lock()
         self.found: queue.SimpleQueue = queue.SimpleQueue()
         self.workers: list[_Worker] = []
@@ -245,16 +245,21 @@ class _Scan:
     def next_name(self) -> str | None:
         """The next file, None where there is no more."""
         with self._lock:
-            return None if self.stopped else next(self._names, None)
+            name = None if self.stopped else next(self._names, None)
+            self.handed_out = name is None
+            return name
 
     def answers(self) -> Iterator[tuple[str, Answer]]:
         """Names and answers as they come."""
         given, started, watched = 0, time.monotonic(), 0.0
         while given < self.count:
             now = time.monotonic()
-            if len(self.workers) < min(MOST, 1 + int((now - started) / RAMP), self.count - given):
+            self.workers = [worker for worker in self.workers if worker.is_alive()]
+            if not self.handed_out and len(self.workers) < min(MOST, 1 + int((now - started) / RAMP)):
                 self.workers.append(_Worker(self))
                 self.workers[-1].start()
+            elif not self.workers and self.found.empty():
+                raise RuntimeError("the threads that look at files ended before all were looked at")
             if now - watched > TICK:
                 watched = now
                 for worker in [worker for worker in self.workers if worker.watch()]:
@@ -274,7 +279,7 @@ class _Scan:
         self.workers.remove(worker)
         name, *others = worker.sent
         with self._lock:
-            self._names = chain(others, self._names)
+            self._names, self.handed_out = chain(others, self._names), False
         return name, worker.too_late()
 
     def stop(self) -> None:
