@@ -61,6 +61,7 @@ class DataConfig:
     image_fraction: float = 0.0  # of the samples of a step that are images; without a folder, frames of the videos
     size: int = 256  # pixels
     flip: bool = False
+    upright: bool = False  # images are turned as their EXIF data ask for; of videos the rotation is always applied
     labelled: bool = True  # false: labels that the data have are forgotten
     # Videos shorter than a clip (with buckets: than every one): hold the last frame, leave them out, or stop.
     short: Literal["repeat", "skip", "error"] = "repeat"

@@ -212,6 +212,7 @@ def _open(data: Any, index: Path, report: Path | None, **settings: Any) -> Any:
         verify=data.verify,
         labelled=data.labelled,
         buckets=[Bucket.parse(text) for text in data.buckets],
+        upright=data.upright,
         **settings,
     )
 

@@ -42,11 +42,15 @@ def write_numbered(
     rotation: int = 0,
     b_frames: int | None = None,
     size: tuple[int, int] = (64, 96),
+    container: str | None = None,
 ) -> Path:
-    """Write frames 0, 1, 2, ...; `ticks` are their times in units of 1/fps, where they are not regular."""
+    """Write frames 0, 1, 2, ...; `ticks` are their times in units of 1/fps, where they are not regular.
+
+    `container` is FFmpeg's name of the format, where the file's ending does not say it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps, options=options or {})
+    with av.open(str(path), "w", format=container) as output:
+        stream = output.add_stream(codec, rate=fps, options=options or {})
         stream.height, stream.width = size
         stream.pix_fmt = pixel_format
         stream.codec_context.time_base = Fraction(1, fps)
@@ -57,6 +61,6 @@ def write_numbered(
         for k in range(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture(k, *size)).astype(np.uint8), format="rgb24")
             frame.pts, frame.time_base = k if ticks is None else int(ticks[k]), Fraction(1, fps)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
     return path

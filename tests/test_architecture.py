@@ -51,6 +51,8 @@ ORDER = [
     (2, "grids"),
     (2, "media"),
     (2, "overlays"),
+    (2, "data.containers"),
+    (2, "data.colour"),
     (2, "data.packets"),
     (2, "data.video"),
     (2, "data.image"),

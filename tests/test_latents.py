@@ -43,7 +43,7 @@ def test_requests_give_the_clips_that_the_set_gives(root: Path, codec: Codec, fl
     online = collate([data[request] for request in requests])
     memory = collate_latents([stored[request] for request in requests])
     expected = codec.moments(online["pixels"].float() / 127.5 - 1)
-    torch.testing.assert_close(memory["moments"], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(memory["moments"], expected, rtol=1e-3, atol=1e-3)  # kept in half precision
     for key in ("labels", "times"):
         assert torch.equal(memory[key], online[key])
     assert memory["names"] == online["names"]

@@ -367,7 +367,7 @@ def test_a_folder_that_may_not_be_read_is_named_itself(
 
 
 def test_names_with_colons_are_files_wherever_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["12:30:05.avi", "concat:1.avi", "pipe:1.avi", "http:x.avi"]
+    names = ["12:30:05.avi", "concat:1.avi", "http:x.avi", "pipe:1.avi"]
     for name in names:
         video(tmp_path / "plain.avi", codec="mpeg4").rename(tmp_path / name)
     monkeypatch.chdir(tmp_path)

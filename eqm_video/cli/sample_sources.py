@@ -22,13 +22,14 @@ from eqm_video.cli.sources import kind_of
 from eqm_video.data.cifar import find_cifar
 from eqm_video.data.clips import ArraySet
 from eqm_video.data.datasets import look_at_video, open_data
-from eqm_video.data.image import read_image
+from eqm_video.data.image import decode_image, read_image
 from eqm_video.data.layout import EXTENSIONS, quote
 from eqm_video.data.transforms import center_crop, crop_clip
-from eqm_video.data.video import VideoInfo, read_frames
+from eqm_video.data.video import VideoInfo, frame_seconds, read_frames
 from eqm_video.errors import UserError
 from eqm_video.names import as_label
 
+TICK = 0.001  # seconds; files round the times of their frames
 END = "end"  # --at end: the last needed frame is the file's last
 
 
@@ -62,13 +63,15 @@ class VideoClip:
     interval: int
     rows: tuple[int, ...]  # ascending, one for each needed frame
     asked: Asked
+    seconds: tuple[float, ...]  # in the file, of the frames at `rows`
 
     @classmethod
     def of(cls, path: Path, label: str | None, info: VideoInfo, asked: Asked) -> VideoClip:
         """UserError where the file is too short for the needed frames."""
         interval = asked.frame_interval or asked.nearest_interval(info)
         last = asked.needed[-1] * interval
-        start = info.frames - 1 - last if asked.at == END else round(float(asked.at) * info.fps)
+        times = np.arange(info.frames) / info.fps if info.constant_rate else frame_seconds(path, info)
+        start = info.frames - 1 - last if asked.at == END else _frame_at(float(asked.at), times, info)
         if start < 0 or start + last >= info.frames:
             where = "" if asked.at == END else f" from {float(asked.at):g} s on"
             raise UserError(
@@ -76,7 +79,8 @@ class VideoClip:
                 f"{name_frames(asked.needed)} of a clip, at {every(interval)} of the file, need {last + 1}"
                 f"{where}: give an earlier --at, a smaller --frame-interval, or other --known frames"
             )
-        return cls(path, label, info, interval, tuple(start + frame * interval for frame in asked.needed), asked)
+        rows = tuple(start + frame * interval for frame in asked.needed)
+        return cls(path, label, info, interval, rows, asked, tuple(float(times[row]) for row in rows))
 
     @property
     def rate(self) -> float | None:
@@ -87,7 +91,7 @@ class VideoClip:
     def read(self) -> np.ndarray:
         """(T, H, W, 3)."""
         frames, _ = read_frames(self.path, self.rows, info=self.info)
-        return crop_clip(frames, self.asked.size)[self.asked.nearest()]
+        return crop_clip(frames, self.asked.size, pixel_aspect=self.info.pixel_aspect)[self.asked.nearest()]
 
     def identity(self) -> bytes:
         """A hash of the file and of what is read of it."""
@@ -95,9 +99,12 @@ class VideoClip:
 
     def describe(self) -> str:
         """The interval and the rate, where there is one, and the seconds of the frames that are read."""
-        fps, first, last = self.info.fps, self.rows[0] / self.info.fps, self.rows[-1] / self.info.fps
+        first, last = self.seconds[0], self.seconds[-1]
         when = f"at {first:.2f} s" if first == last else f"{first:.2f} to {last:.2f} s"
-        return when if self.rate is None else f"{every(self.interval)} of {fps:.4g} fps = {self.rate:.4g} fps, {when}"
+        if self.rate is None:
+            return when
+        fps = f"{self.info.fps:.4g} fps{'' if self.info.constant_rate else ' on average'}"
+        return f"{every(self.interval)} of {fps} = {self.rate:.4g} fps, {when}"
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ class PictureClip:
 
     def read(self) -> np.ndarray:
         """(T, H, W, 3)."""
-        pictures = np.stack([center_crop(read_image(path), self.asked.size) for path in self.paths])
+        pictures = np.stack([center_crop(read_image(path, upright=True), self.asked.size) for path in self.paths])
         return pictures[self.asked.nearest() if len(pictures) > 1 else np.zeros(self.asked.frames, int)]
 
     def identity(self) -> bytes:
@@ -154,7 +161,7 @@ Opened = VideoClip | PictureClip | ArrayClip
 
 @dataclass(frozen=True)
 class Found:
-    """The clips of a path, in the order of its files, and what to say of those that were left out."""
+    """The clips of a path, in the order of its files, and what to say of it: files left out, unusual pixels."""
 
     clips: list[Opened]
     kind: str  # "video", "image" or "clip"
@@ -165,10 +172,11 @@ def open_file(path: Path, asked: Asked) -> Found:
     """The clip of one video or image; its folder's name may be its label. UserError where it cannot be read."""
     name, label = path.name.lower(), as_label(path.resolve().parent.name)
     if name.endswith(tuple(EXTENSIONS["images"])):
-        read_image(path)  # now, not after other clips have been sampled
-        return Found([PictureClip((path,), label, asked)], "image")
+        notes = decode_image(path).notes  # now, not after other clips have been sampled
+        return Found([PictureClip((path,), label, asked)], "image", list(notes))
     if name.endswith(tuple(EXTENSIONS["videos"])):
-        return Found([VideoClip.of(path, label, look_at_video(path), asked)], "video")
+        info = look_at_video(path)
+        return Found([VideoClip.of(path, label, info, asked)], "video", list(info.notes))
     known = ", ".join((*EXTENSIONS["videos"], *EXTENSIONS["images"]))
     raise UserError(f"--start-from {path}: give a samples.npz (or .npy), a folder, or a file with one of {known}")
 
@@ -253,6 +261,18 @@ def hash_file(path: Path, more: str = "") -> bytes:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
     digest.update(more.encode())
     return digest.digest()
+
+
+def _frame_at(at: float, times: np.ndarray, info: VideoInfo) -> int:
+    """The number of the frame that is shown `at` seconds, or, of a constant rate, of the nearest one.
+
+    Beyond the end it is one that the file does not have. `times` (F,) are those of all frames, in seconds.
+    """
+    if info.constant_rate:
+        return round(at * info.fps)
+    if at >= times[-1] + 1 / info.fps:
+        return info.frames
+    return int(np.searchsorted(times, at + TICK, side="right")) - 1
 
 
 def every(number: int, last: int = 0) -> str:

@@ -256,7 +256,7 @@ def _describe(path: Path, found: Found, clips: Sequence[Opened]) -> str:
         words = [f"starts from {_count(len(clips), found.kind)}{of} in {path}"]
         videos = [clip for clip in clips if isinstance(clip, VideoClip)]
         rates = [clip.rate for clip in videos if clip.rate is not None]
-        if len({(clip.interval, clip.rows, clip.info.fps) for clip in videos}) == 1:
+        if len({(clip.interval, clip.seconds, clip.info.fps) for clip in videos}) == 1:
             words.append(videos[0].describe())
         elif rates:
             intervals = sorted({clip.interval for clip in videos})

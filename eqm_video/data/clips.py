@@ -10,7 +10,7 @@ Legend: B clips, T frames, H W height and width in pixels after the crop.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ from eqm_video.data.buckets import Bucket
 from eqm_video.data.image import read_image
 from eqm_video.data.index import Report, Substitutes
 from eqm_video.data.layout import quote
-from eqm_video.data.transforms import crop_clip, directed_labels, sides
-from eqm_video.data.video import read_frames
+from eqm_video.data.transforms import center_crop, crop_clip, directed_labels, sides
+from eqm_video.data.video import frame_seconds, read_frames, stream_frames
 from eqm_video.errors import UserError
 from eqm_video.randomness import generator as make_generator
+
+PIECE = 64  # frames that are held at a time where a file is read from end to end
 
 
 @dataclass
@@ -162,7 +164,8 @@ class ClipSet:
         elif not 0 <= start <= last:
             raise ValueError(f"start={start}, but windows of this file start at 0 to {last}")
         frames, seconds = self._read(index, self._rows(index, start))
-        frames = crop_clip(frames, self.size, flip=mirrored).transpose(0, 3, 1, 2)
+        aspect = self.pixel_aspect(index)
+        frames = crop_clip(frames, self.size, flip=mirrored, pixel_aspect=aspect).transpose(0, 3, 1, 2)
         times = self._times(index, start, seconds).astype(np.float32)
         name, label, _ = self.files[index]
         return Clip(torch.from_numpy(np.ascontiguousarray(frames)), label, torch.from_numpy(times), name, start)
@@ -192,8 +195,29 @@ class ClipSet:
 
     def whole(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """All frames of a file, cropped, uint8 (F,H,W,3), and their seconds from the first one (F,)."""
-        frames, seconds = self._read(index, np.arange(self.length(index)))
-        return crop_clip(frames, self.size), seconds
+        return np.concatenate(list(self.pieces(index))), self.seconds(index)
+
+    def pieces(self, index: int, count: int = PIECE) -> Iterator[np.ndarray]:
+        """All frames of a file, cropped, uint8 (count,H,W,3) at a time; the last piece may hold fewer.
+
+        Every frame is cropped as soon as it is decoded, so that no more than a piece of cropped ones is in memory.
+        """
+        piece: list[np.ndarray] = []
+        for frame in self._stream(index):
+            piece.append(center_crop(frame, self.size, pixel_aspect=self.pixel_aspect(index)))
+            if len(piece) == count:
+                yield np.stack(piece)
+                piece = []
+        if piece:
+            yield np.stack(piece)
+
+    def seconds(self, index: int) -> np.ndarray:
+        """Times (F,) of all frames of a file in seconds from the first one, float64."""
+        return np.zeros(1)
+
+    def pixel_aspect(self, index: int) -> float:
+        """The width of a pixel of a file over its height."""
+        return 1.0
 
     def length(self, index: int) -> int:
         """The number of frames of a file."""
@@ -202,6 +226,10 @@ class ClipSet:
     def _read(self, index: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Frames (T,H,W,3) at `rows`, uncropped, and their seconds (T,)."""
         raise NotImplementedError
+
+    def _stream(self, index: int) -> Iterator[np.ndarray]:
+        """All frames (H,W,3) of a file, uncropped, one after the other."""
+        yield from self._read(index, np.arange(self.length(index)))[0]
 
     def _last_start(self, index: int) -> int:
         return max(0, self.length(index) - self.span)
@@ -226,6 +254,19 @@ class VideoSet(ClipSet):
         name, _, info = self.files[index]
         return read_frames(self.root / name, rows.tolist(), info=info)
 
+    def _stream(self, index: int) -> Iterator[np.ndarray]:
+        name, _, info = self.files[index]
+        return stream_frames(self.root / name, info)
+
+    def seconds(self, index: int) -> np.ndarray:
+        """Times (F,) of all frames of a file in seconds from the first one, float64."""
+        name, _, info = self.files[index]
+        return frame_seconds(self.root / name, info)
+
+    def pixel_aspect(self, index: int) -> float:
+        """The width of a pixel of a file over its height."""
+        return self.files[index][2].pixel_aspect
+
     def _times(self, index: int, start: int, seconds: np.ndarray) -> np.ndarray:
         info, offsets = self.files[index][2], np.arange(self.frames) * self.frame_interval
         if info.constant_rate:  # exact, while the times in a file are rounded to its ticks
@@ -234,14 +275,18 @@ class VideoSet(ClipSet):
 
 
 class ImageSet(ClipSet):
-    """Photographs as clips of one frame, at time 0: see `open_data`."""
+    """Photographs as clips of one frame, at time 0; `upright` turns them as EXIF data ask for: see `open_data`."""
+
+    def __init__(self, *args: Any, upright: bool = False, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.upright = upright
 
     def length(self, index: int) -> int:
         """1: an image is one frame."""
         return 1
 
     def _read(self, index: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return read_image(self.root / self.files[index][0])[None], np.zeros(1)
+        return read_image(self.root / self.files[index][0], upright=self.upright)[None], np.zeros(1)
 
 
 class ArraySet(ClipSet):

@@ -51,6 +51,7 @@ def open_data(
     labelled: bool = True,
     buckets: Sequence[Bucket] = (),
     beside: bool = False,
+    upright: bool = False,
     share: Share | None = None,
     again: bool = True,
     split_option: str = "data.split",
@@ -75,7 +76,8 @@ def open_data(
     `share` keeps a part of the usable files, which all other settings leave alone: those to train on, or the others.
 
     UserError where nothing can be used, and for every setting out of range. `beside` says that these are images beside
-    videos: errors then advise no other kind and no split. `split_option` is what the user typed for `split`.
+    videos: errors then advise no other kind and no split. `split_option` is what the user typed for `split`. `upright`
+    turns images as their EXIF data ask for.
     """
     _check(kind, frames, frame_interval, short, verify)
     sides(size)
@@ -99,7 +101,7 @@ def open_data(
             report.write(report_path)
         _check_lengths(kind, infos, report, shapes, bool(buckets))
         if kind == "images":
-            whole = ImageSet(place, files, labels, report, **look)
+            whole = ImageSet(place, files, labels, report, upright=upright, **look)
         else:
             shortest = shapes[0].span if buckets else None
             clip = {"frames": frames, "frame_interval": frame_interval, "shortest": shortest}

@@ -2,7 +2,8 @@
 
 A codec works frame by frame and the crop of a set is fixed, so the posterior of every frame (of both mirrorings, where
 flips are on) can be computed before the first step. What a request returns is what the set itself would return, with
-moments instead of pixels: the same window, flip, label and times.
+moments instead of pixels: the same window, flip, label and times. Files are decoded, cropped and encoded in pieces of a
+few frames, and the moments are kept in half precision, which rounds them by less than a codec's own noise.
 
 Legend: B clips, T frames, F frames of a whole file, C channels, h w height and width of the latents.
 """
@@ -10,6 +11,7 @@ Legend: B clips, T frames, F frames of a whole file, C channels, h w height and 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +29,7 @@ from eqm_video.errors import UserError
 from eqm_video.randomness import generator
 
 LIMIT = 8 * 2**30  # bytes; larger sets are encoded online
+DTYPE = torch.float16  # of the moments in memory
 
 
 @dataclass
@@ -54,7 +57,7 @@ class LatentSet:
     `taken` bytes are what other sets of the run hold already; `bytes` is that and what this one adds.
 
     Raises:
-        UserError: the moments would take more than 8 GiB, or no file decodes.
+        UserError: the moments would take more than 8 GiB, those of a file are not finite, or no file decodes.
     """
 
     def __init__(
@@ -73,14 +76,10 @@ class LatentSet:
         self.unreadable: dict[int, str] = {}
         for index in tqdm(range(len(data)), desc="encoding", unit="file", disable=quiet or None):
             try:
-                frames, seconds = data.whole(index)
+                self.files[index] = self._encoded(index, codec, device)
             except VideoDecodeError as error:
                 self.unreadable[index] = str(error)
                 data.substitutes.warn(index, error)
-                continue
-            pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)[None].to(device).float() / 127.5 - 1
-            mirrorings = [pixels, pixels.flip(-1)] if data.flip else [pixels]
-            self.files[index] = [codec.moments(one)[0].float().cpu() for one in mirrorings], seconds
         if not self.files:
             reasons = list(self.unreadable.values())
             raise UserError(f"none of the {len(reasons)} files in {data.root} can be decoded: {quote(reasons)}")
@@ -100,6 +99,29 @@ class LatentSet:
         other.data = self.data.view(shape)
         return other
 
+    def _encoded(self, index: int, codec: Codec, device: str | torch.device) -> tuple[list[Tensor], Any]:
+        """Moments float16 (F, 2C, h, w) of a file, of each mirroring, and the seconds of its frames (F,).
+
+        Raises VideoDecodeError where it does not decode, UserError where its moments are not finite in half precision.
+        """
+        count, seconds = self.data.length(index), self.data.seconds(index)
+        stored = [torch.empty(count, *self._shape(codec), dtype=DTYPE) for _ in range(2 if self.data.flip else 1)]
+        first = 0
+        for piece in self.data.pieces(index):
+            pixels = torch.from_numpy(piece).permute(0, 3, 1, 2)[None].to(device).float() / 127.5 - 1
+            rows = slice(first, first + len(piece))
+            for kept, one in zip(stored, [pixels, pixels.flip(-1)], strict=False):
+                kept[rows] = codec.moments(one)[0].to(DTYPE).cpu()
+                if not torch.isfinite(kept[rows]).all():
+                    raise UserError(
+                        f"the latents of {self.data.root / self.data.files[index][0]} are not finite (frames {first} "
+                        f"to {rows.stop - 1}): take another codec, or leave the file out"
+                    )
+            first = rows.stop
+        if first < count:
+            raise VideoDecodeError(f"{self.data.root / self.data.files[index][0]}: frame {first} does not decode")
+        return stored, seconds
+
     def _clip(self, index: int, seed: int) -> LatentClip:
         """The clip of one file. VideoDecodeError where it was left out."""
         index = self.data.stand_in(index, seed)
@@ -109,13 +131,15 @@ class LatentSet:
         start, mirrored = self.data.draw(index, generator(seed))
         mirrorings, seconds = self.files[index]
         rows, times = self.data.window(index, start, seconds)
-        return LatentClip(
-            mirrorings[int(mirrored)][torch.from_numpy(rows)], label, torch.from_numpy(times).float(), name, start
-        )
+        moments = mirrorings[int(mirrored)][torch.from_numpy(rows)].float()
+        return LatentClip(moments, label, torch.from_numpy(times).float(), name, start)
+
+    def _shape(self, codec: Codec) -> tuple[int, int, int]:
+        """(2C, h, w) of the moments of a frame."""
+        height, width = self.data.size
+        return 2 * codec.latent_channels, height // codec.downsampling, width // codec.downsampling
 
     def _size(self, codec: Codec) -> int:
         """Bytes that the moments of the set take."""
-        height, width = self.data.size
-        values = 2 * codec.latent_channels * (height // codec.downsampling) * (width // codec.downsampling)
         frames = sum(self.data.length(index) for index in range(len(self.data)))
-        return 4 * values * frames * (2 if self.data.flip else 1)
+        return DTYPE.itemsize * math.prod(self._shape(codec)) * frames * (2 if self.data.flip else 1)

@@ -1,23 +1,29 @@
 """Video files through PyAV: where the frames are, by the file's packets, and the frames themselves.
 
 PyAV is the reference. Frame i of a file is the i-th in order of presentation; its time comes from the packets, which
-are listed without decoding them. Reading seeks to the keyframe before a frame and decodes on from there. AVI stores no
-presentation times: where its frames are reordered (B-frames), they are found by counting from the start.
+are listed without decoding them, once for each file. Reading seeks to the keyframe before a frame and decodes on from
+there. AVI stores no presentation times: where its frames are reordered (B-frames), they are found by counting from the
+start.
 
 Legend: T frames asked for, H W height and width in pixels after the rotation that the file asks for.
 """
 
 from __future__ import annotations
 
+import os
+import threading
+from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eqm_video.errors import UserError
+from eqm_video.data.colour import has_alpha, is_hdr, rgb
+from eqm_video.data.containers import Pictures, VideoDecodeError, open_video, video_stream
 
 if TYPE_CHECKING:
     import av
@@ -26,49 +32,83 @@ if TYPE_CHECKING:
 
 TRUNCATED = 0.95  # a file with fewer than this share of the frames that its header promises has been cut short
 DEFAULT_FPS = 25.0  # stands in for the rate of a file that holds one frame and states none
-
-
-class VideoDecodeError(UserError):
-    """A file that cannot be opened or decoded, or that lacks the frames asked for; the message says which and why."""
+CHUNK_HEADER = 8  # bytes of an AVI chunk before its content: an index points to the chunk, a packet to the content
+KEPT = 64 * 2**20  # bytes of tables that a process remembers; a table takes 16 bytes for a frame at most
 
 
 @dataclass(frozen=True)
 class Table:
     """Where the frames of a file are, by its packets; times in ticks, in order of presentation."""
 
-    times: list[int]  # one for every frame
-    keys: list[int]  # those of the keyframes
+    times: array[int]  # one for every frame
+    keys: array[int]  # those of the keyframes
     tick: float  # seconds
     rate: float  # frames per second as the header states them, 0 where it does not
     timed: bool  # False: the file has no presentation times, a frame is found by counting from the start
     declared: int  # frames that the header promises, 0 where it does not say
     exact: bool  # decord addresses these frames exactly, unless the picture is rotated outside mp4 and mov
     rotates: bool  # decord applies the rotation that this kind of file asks for
+    lead: int = 0  # ticks before a keyframe's time that a seek to it must aim at
+
+    def seconds(self, frames: np.ndarray | None = None) -> np.ndarray:
+        """Times (T,) of `frames`, numbers (T,), or of all, in seconds from the first frame, float64."""
+        times = np.frombuffer(self.times, dtype=np.int64)
+        chosen = times if frames is None else times[frames]
+        return self.tick * (chosen.astype(np.float64) - times[0])
 
 
-def _open(path: Path) -> InputContainer:
-    import av
+@dataclass
+class Tables:
+    """The tables of the files that were read last, as long as these stay as they are; at most `most` bytes."""
 
-    return av.open(str(path), metadata_errors="ignore")  # titles in old encodings are no reason to refuse a video
+    most: int = KEPT
+    _kept: OrderedDict[tuple[str, int, int], Table] = field(default_factory=OrderedDict)
+    _bytes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def of(self, path: Path) -> Table:
+        """The table of a file, listed where it is not known yet."""
+        status = path.stat()
+        key = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        with open_video(path) as container:
+            table = _table(container, video_stream(container))
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = table
+                self._bytes += _size(table)
+            while self._bytes > self.most:
+                self._bytes -= _size(self._kept.popitem(last=False)[1])
+        return table
+
+    def unlock(self) -> None:
+        """Make the lock anew, in a process that was forked while a thread of its parent may have held it."""
+        self._lock = threading.Lock()
 
 
-def _video_stream(container: InputContainer) -> VideoStream:
-    stream = container.streams.best("video")
-    if stream is None:
-        raise VideoDecodeError("holds no video stream")
-    if stream.codec_context is None:
-        raise VideoDecodeError("holds video in a format that PyAV does not know")
-    stream.codec_context.thread_count = 1  # data loading runs in parallel already
-    return stream
+def _size(table: Table) -> int:
+    return 8 * (len(table.times) + len(table.keys)) + 500
+
+
+TABLES = Tables()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=TABLES.unlock)
 
 
 def _table(container: InputContainer, stream: VideoStream) -> Table:
     """List the packets of a freshly opened file. Frames before the first keyframe, and hidden ones, do not count."""
     import av
 
-    rows: list[tuple[int | None, bool]] = []  # presentation time, "is a keyframe" of the shown frames, in file order
-    keys: list[int] = []  # hidden keyframes too: an edit list may cut right behind one, which decoding starts from
-    hidden, end = 0, 0.0  # `end`: seconds at which the last packet of any stream ends
+    times, marks = array("q"), array("q")  # presentation times of the shown frames in file order; of their keyframes
+    keys = array("q")  # hidden keyframes too: an edit list may cut right behind one, which decoding starts from
+    rows, hidden, end = 0, 0, 0.0  # `end`: seconds at which the last packet of any stream ends
+    is_avi, indexed = container.format.name == "avi", True
+    index = {entry.timestamp: entry.pos for entry in stream.index_entries if entry.is_keyframe} if is_avi else {}
+    lead = 0  # of presentation over decoding, at keyframes
+    places = array("q")  # of `marks`: which shown frame each one is
     try:
         for packet in container.demux():
             if packet.size == 0:
@@ -76,28 +116,37 @@ def _table(container: InputContainer, stream: VideoStream) -> Table:
             if packet.pts is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream_index == stream.index:
-                if packet.is_keyframe and packet.pts is not None:
+                keyframe = packet.is_keyframe and packet.pts is not None
+                if keyframe:
                     keys.append(packet.pts)
+                    lead = max(lead, packet.pts - (packet.pts if packet.dts is None else packet.dts))
+                    # Seeks go by the index: where a chunk is lost, it counts other frames than there are.
+                    indexed = indexed and (not index or index.get(packet.dts) == packet.pos - CHUNK_HEADER)
                 if packet.is_discard:
                     hidden += 1
-                else:
-                    rows.append((packet.pts, packet.is_keyframe))
+                    continue
+                if keyframe:
+                    marks.append(packet.pts)
+                    places.append(rows)
+                if packet.pts is not None:
+                    times.append(packet.pts)
+                rows += 1
     except av.error.FFmpegError:
         if not rows:
             raise
     if not rows:
         raise VideoDecodeError("holds no frames")
-    keys, times = sorted(keys), sorted(pts for pts, _ in rows if pts is not None)
-    reordered_avi = container.format.name == "avi" and stream.codec_context.has_b_frames
-    timed = bool(keys) and len(set(times)) == len(rows) and not reordered_avi
-    closed = timed and all(pts == times[place] for place, (pts, key) in enumerate(rows) if key)
+    keys, times = _rising(keys), _rising(times)
+    untimed_avi = is_avi and (stream.codec_context.has_b_frames or not indexed)
+    timed = bool(keys) and len(times) == rows and bool(np.all(np.diff(times) > 0)) and not untimed_avi
+    closed = timed and all(times[place] == mark for place, mark in zip(places, marks, strict=True))
     depth = max((part.bits for part in getattr(stream.codec_context.format, "components", ())), default=8)
     rate = float(stream.average_rate or 0)
     declared, seconds = max(stream.frames - hidden, 0), (container.duration or 0) / av.time_base
     if not declared and end < TRUNCATED * seconds:
         declared = round((rate or DEFAULT_FPS) * seconds)
     return Table(
-        times=times[bisect_left(times, keys[0]) :] if timed else list(range(len(rows))),
+        times=times[bisect_left(times, keys[0]) :] if timed else array("q", range(rows)),
         keys=keys,
         tick=float(stream.time_base) if timed else 1 / (rate or DEFAULT_FPS),
         rate=rate,
@@ -105,59 +154,99 @@ def _table(container: InputContainer, stream: VideoStream) -> Table:
         declared=declared,
         exact=closed and not hidden and depth <= 8,
         rotates="mp4" in container.format.name,
+        lead=lead if container.format.name.startswith("mpeg") else 0,  # MPEG's streams are searched by decoding times
     )
 
 
-def _pictures(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-    """The decoded frames from here on; a damaged packet costs its own frames only."""
-    import av
-
-    for packet in container.demux(stream):
-        try:
-            yield from packet.decode()
-        except av.error.InvalidDataError:
-            continue
+def _rising(values: array[int]) -> array[int]:
+    return array("q", np.sort(np.frombuffer(values, dtype=np.int64)).tobytes()) if values else values
 
 
-def outline(path: Path) -> tuple[Table, av.VideoFrame]:
-    """The table of a file and its first frame."""
+@dataclass(frozen=True)
+class Outline:
+    """What a first look at a file finds: its table, its first frame, and what its pixels need."""
 
-    with _open(path) as container:
-        table = _table(container, _video_stream(container))
-    with _open(path) as container:
-        first = next(_pictures(container, _video_stream(container)), None)
-    if first is None:
-        raise VideoDecodeError("not one frame can be decoded")
-    return table, first
+    table: Table
+    first: av.VideoFrame
+    pixel_aspect: float  # width of a pixel over its height, before the rotation; 1 where it is square, or nearly
+    interlaced: bool
+
+    @property
+    def exact(self) -> bool:
+        """Whether decord gives the frames of this file, as far as its header, packets and first frame can tell."""
+        plain = not (is_hdr(self.first) or has_alpha(self.first) or self.first.is_corrupt)
+        return self.table.exact and plain and (self.table.rotates or turns(self.first) == 0)
+
+
+def outline(path: Path) -> Outline:
+    """The first look at a file."""
+    table = TABLES.of(path)
+    with Pictures(path) as pictures:
+        first = next(iter(pictures), None)
+        if first is None:
+            raise VideoDecodeError("not one frame can be decoded")
+        order = int(pictures.stream.codec_context.field_order)  # 0: unknown, 1: progressive
+        return Outline(table, first, _pixel_aspect(pictures.stream), first.interlaced_frame or order > 1)
+
+
+def _pixel_aspect(stream: VideoStream) -> float:
+    """Within 2 % of square is square: scalers write such ratios (2048:2043) to make up for a rounded width.
+
+    A ratio beyond any that is in use, as damage makes it, is none.
+    """
+    ratio = stream.sample_aspect_ratio
+    aspect = float(ratio) if ratio else 1.0
+    return aspect if abs(aspect - 1) > 0.02 and 1 / 4 <= aspect <= 4 else 1.0
 
 
 def decodable(path: Path, table: Table) -> tuple[int, np.ndarray | None]:
     """How many frames there are up to the last one that decodes; and that one (H,W,3), unless frames are counted."""
-
-    with _open(path) as container:
-        stream = _video_stream(container)
+    with Pictures(path) as pictures:
         if not table.timed:
-            return sum(1 for _ in _pictures(container, stream)), None
-        for key in reversed(table.keys):
-            container.seek(key, stream=stream)
-            last = max((p for p in _pictures(container, stream) if p.pts is not None), key=_shown_at, default=None)
+            return sum(1 for _ in pictures), None
+        for key in (*reversed(table.keys), None):
+            _go(pictures, table, key)
+            last = max((p for p in pictures if p.pts is not None), key=_shown_at, default=None)
             if last is not None and last.pts >= table.times[0]:
                 return bisect_right(table.times, last.pts), _pixels(last)
     raise VideoDecodeError("none of its frames can be found by time")
+
+
+def _go(pictures: Pictures, table: Table, key: int | None) -> None:
+    """To the keyframe that is shown at `key`, in ticks; None: to the start."""
+    if key is None:
+        pictures.rewind()
+    else:
+        pictures.seek(key - table.lead)
 
 
 def _shown_at(picture: av.VideoFrame) -> int:
     return picture.pts
 
 
+def verify(path: Path, table: Table) -> tuple[bool, bool]:
+    """Decode a whole file with a decoder that reports damage rather than patches it.
+
+    Returns whether its frames come as the table says, and whether damage was met.
+    """
+    with Pictures(path, strict=True) as pictures:
+        times = array("q", (-1 if picture.pts is None else picture.pts for picture in pictures))
+        return times == table.times, pictures.damaged
+
+
 def rate(table: Table, frames: int) -> tuple[float, bool]:
-    """Frames per second, and whether frames follow each other at that rate (within half a frame)."""
+    """Frames per second, and whether every frame is within half a frame of where it is at that rate.
+
+    The header's rate is taken where the frames keep to it, or come within 1 % of it on average.
+    """
     if not table.timed or frames < 2:
         return table.rate or DEFAULT_FPS, True
-    seconds = table.tick * np.asarray(table.times[:frames], dtype=np.float64)
-    measured = (frames - 1) / (seconds[-1] - seconds[0])
-    fps = table.rate if abs(table.rate - measured) <= 0.01 * measured else measured
-    return float(fps), bool(np.all(np.abs(np.diff(seconds) - 1 / fps) <= 0.5 / fps))
+    seconds = table.seconds()[:frames]
+    measured = float((frames - 1) / seconds[-1])
+    for fps in (table.rate, measured):
+        if fps > 0 and np.all(np.abs(seconds - np.arange(frames) / fps) <= 0.5 / fps):
+            return fps, True
+    return (table.rate if abs(table.rate - measured) <= 0.01 * measured else measured), False
 
 
 def turns(frame: av.VideoFrame) -> int:
@@ -166,48 +255,50 @@ def turns(frame: av.VideoFrame) -> int:
 
 
 def _pixels(frame: av.VideoFrame) -> np.ndarray:
-    return np.rot90(frame.to_ndarray(format="rgb24"), turns(frame))
+    return np.rot90(rgb(frame), turns(frame))
 
 
-def read_pyav(path: Path, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Frames (T,H,W,3) and seconds (T,) at the rising indices `wanted`."""
-
-    with _open(path) as container:
-        stream = _video_stream(container)
-        table = _table(container, stream)
-        if wanted[-1] >= len(table.times):
-            raise VideoDecodeError(f"frame {wanted[-1]} was asked for, but the last one is {len(table.times) - 1}")
-        times = [table.times[i] for i in wanted]
-        found = list(_frames_at(container, stream, table, times)) if table.timed else []
-    if not table.timed:
-        with _open(path) as container:
-            pictures, chosen = _pictures(container, _video_stream(container)), set(times)
-            found = [_pixels(p) for i, p in zip(range(times[-1] + 1), pictures, strict=False) if i in chosen]
-    if len(found) < len(times):
-        raise VideoDecodeError(f"frame {wanted[len(found)]} does not decode")
-    if len({frame.shape for frame in found}) > 1:
-        raise VideoDecodeError("the size of the picture changes on the way")
-    return np.stack(found), table.tick * (np.asarray(times, dtype=np.float64) - table.times[0])
+def stream_pyav(path: Path, wanted: np.ndarray) -> Iterator[np.ndarray]:
+    """The frames (H,W,3) at the rising indices `wanted`, one after the other; VideoDecodeError where one is missing."""
+    table = TABLES.of(path)
+    if wanted[-1] >= len(table.times):
+        raise VideoDecodeError(f"frame {wanted[-1]} was asked for, but the last one is {len(table.times) - 1}")
+    times = [table.times[i] for i in wanted]
+    count, shape = 0, None
+    with Pictures(path) as pictures:
+        for frame in _at(pictures, table, times) if table.timed else _counted(pictures, times):
+            if frame.shape != (shape or frame.shape):
+                raise VideoDecodeError("the size of the picture changes on the way")
+            count, shape = count + 1, frame.shape
+            yield frame
+    if count < len(times):
+        raise VideoDecodeError(f"frame {wanted[count]} does not decode")
 
 
-def _frames_at(
-    container: InputContainer, stream: VideoStream, table: Table, times: Sequence[int]
-) -> Iterator[np.ndarray]:
+def _counted(pictures: Pictures, places: list[int]) -> Iterator[np.ndarray]:
+    """The frames at rising `places`, counted from the start."""
+    chosen = set(places)
+    for place, picture in zip(range(places[-1] + 1), pictures, strict=False):
+        if place in chosen:
+            yield _pixels(picture)
+
+
+def _at(pictures: Pictures, table: Table, times: list[int]) -> Iterator[np.ndarray]:
     """The frames shown at `times` (rising ticks); ends before the first one that does not come."""
-    pictures: Iterator[av.VideoFrame] = iter(())
+    coming: Iterator[av.VideoFrame] = iter(())
     now = table.keys[0] - 1
     for time in times:
         nearest = table.keys[bisect_right(table.keys, time) - 1]
         picture = None
         if now < nearest:  # a keyframe lies in between, so that a seek is shorter than decoding on
-            for start in (nearest, table.keys[0]):  # some files seek too far: then from the first keyframe
-                container.seek(start, stream=stream)
-                pictures = _pictures(container, stream)
-                picture = _advance(pictures, time)
+            for start in (nearest, table.keys[0], None):  # some files seek too far: then from the first keyframe on
+                _go(pictures, table, start)
+                coming = iter(pictures)
+                picture = _advance(coming, time)
                 if picture is not None:
                     break
         else:
-            picture = _advance(pictures, time)
+            picture = _advance(coming, time)
         if picture is None:
             return
         now = time

@@ -17,6 +17,7 @@ from PIL import Image
 from eqm_video.errors import UserError
 
 CENTRE = (0.5, 0.5)  # share of the spare room that is cut off at the top and on the left
+LARGEST = 2**24  # pixels of a resized picture, most of which the crop throws away
 DIRECTED = re.compile(r"(?:left|right)(?:ward|wards|hand|handed|side)?|(?:counter|anti)?clockwise|c?cw")
 WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # "TurnLeft", "move_left" and "TURN-LEFT" are two words each
 
@@ -29,17 +30,32 @@ def sides(size: int | tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def center_crop(frame: np.ndarray, size: int | tuple[int, int], position: tuple[float, float] = CENTRE) -> np.ndarray:
-    """Resize and crop one picture, uint8 (H,W,3) → (h,w,3), as DiT and SiT do; `position` (top, left) in [0, 1]."""
+def center_crop(
+    frame: np.ndarray,
+    size: int | tuple[int, int],
+    position: tuple[float, float] = CENTRE,
+    *,
+    pixel_aspect: float = 1.0,
+) -> np.ndarray:
+    """Resize and crop one picture, uint8 (H,W,3) → (h,w,3), as DiT and SiT do; `position` (top, left) in [0, 1].
+
+    `pixel_aspect` is the width of a pixel over its height. Where it is not 1, the picture is made square-pixelled by
+    the same resize, without halving before.
+    """
     height, width = sides(size)
     picture = Image.fromarray(frame)
-    while picture.height >= 2 * height and picture.width >= 2 * width:
+    while pixel_aspect == 1 and picture.height >= 2 * height and picture.width >= 2 * width:
         picture = picture.resize((picture.width // 2, picture.height // 2), resample=Image.Resampling.BOX)
-    scale = max(height / picture.height, width / picture.width)
-    full = (round(picture.width * scale), round(picture.height * scale))
+    shown = picture.width * pixel_aspect
+    scale = max(height / picture.height, width / shown)
+    full = (max(width, round(shown * scale)), max(height, round(picture.height * scale)))
+    left, top = int((full[0] - width) * position[1]), int((full[1] - height) * position[0])
+    if full[0] * full[1] > LARGEST:  # a sliver: only what is kept is enlarged
+        across, down = picture.width / full[0], picture.height / full[1]
+        right, bottom = min((left + width) * across, picture.width), min((top + height) * down, picture.height)
+        box = (left * across, top * down, right, bottom)
+        return np.asarray(picture.resize((width, height), resample=Image.Resampling.BICUBIC, box=box))
     pixels = np.asarray(picture.resize(full, resample=Image.Resampling.BICUBIC))
-    top = int((pixels.shape[0] - height) * position[0])
-    left = int((pixels.shape[1] - width) * position[1])
     return pixels[top : top + height, left : left + width]
 
 
@@ -49,9 +65,10 @@ def crop_clip(
     *,
     flip: bool = False,
     position: tuple[float, float] = CENTRE,
+    pixel_aspect: float = 1.0,
 ) -> np.ndarray:
     """Crop all frames of a clip alike, uint8 (T,H,W,3) → (T,h,w,3); `flip` mirrors all of them left to right."""
-    cropped = np.stack([center_crop(frame, size, position) for frame in frames])
+    cropped = np.stack([center_crop(frame, size, position, pixel_aspect=pixel_aspect) for frame in frames])
     return np.ascontiguousarray(cropped[:, :, ::-1]) if flip else cropped
 
 

@@ -3,25 +3,35 @@
 decord reads first where it is installed, PyAV where it is missing or fails, and both give the same frames. That holds
 because decord is handed only files that it addresses exactly. Measured with decord 0.6, it returns *other* frames,
 without a word, where frames are shown before a keyframe that precedes them in the file (open GOPs: x265's default,
-MPEG-4 with B-frames), in AVI files with B-frames, behind an edit list and at the very end of some files; it ignores
-rotation outside mp4 and mov and cannot rotate to some widths, gives wrong pixels from more than 8 bits a channel, and
-knows no AV1. PyAV (`packets.py`) reads all of those; `probe` decides which reader a file gets.
+MPEG-4 with B-frames), in AVI files with B-frames, behind an edit list, after damaged packets and at the very end of
+some files; it ignores rotation outside mp4 and mov and cannot rotate to some widths, gives wrong pixels from more than
+8 bits a channel, aborts on some implausible headers, and knows no AV1, no transparency and no names outside UTF-8.
+PyAV (`packets.py`) reads all of those; `probe` decides which reader a file gets. Damage shows only where a file is
+decoded, so the first look decodes files up to WHOLE that decord would get, and larger ones are read with PyAV.
 
 Legend: T frames asked for, H W height and width in pixels after the rotation that the file asks for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
-from eqm_video.data.packets import TRUNCATED, VideoDecodeError, decodable, outline, rate, read_pyav, turns
+from eqm_video.data.colour import is_hdr, is_transparent
+from eqm_video.data.containers import VideoDecodeError
+from eqm_video.data.packets import TABLES, TRUNCATED, Outline, decodable, outline, rate, stream_pyav, turns, verify
 
-__all__ = ["BACKENDS", "VIDEO_EXTENSIONS", "VideoDecodeError", "VideoInfo", "probe", "read_frames"]
+__all__ = [
+    *("BACKENDS", "VIDEO_EXTENSIONS", "VideoDecodeError", "VideoInfo"),
+    *("frame_seconds", "probe", "read_frames", "stream_frames"),
+]
 
 BACKENDS = ("decord", "pyav")  # in the order in which they are tried
 VIDEO_EXTENSIONS = (
@@ -29,11 +39,13 @@ VIDEO_EXTENSIONS = (
     *(".wmv", ".ogv"),
 )
 TOLERANCE = 8  # of 255: decoders of lossy formats round differently (2 was seen), a wrong frame is further off
+WHOLE = 2**27  # pixels of all frames of a file that the first look decodes (0.1 to 0.8 s): 10 s of 640x480, or less
+AT_ONCE = 8  # frames that decord decodes at once where a file is read from end to end
 
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What `probe` found in a file. `height` and `width` (pixels) are those of the upright picture."""
+    """What `probe` found in a file. `height` and `width` are those of the decoded, upright picture."""
 
     frames: int  # that can be decoded
     fps: float  # frames per second, on average
@@ -43,6 +55,7 @@ class VideoInfo:
     constant_rate: bool = True  # False: frames come at irregular times, so index / fps is not their time
     backend: str = "pyav"  # the reader to try first
     notes: tuple[str, ...] = ()  # what is unusual about its pixels, in a word or two each, such as "interlaced"
+    pixel_aspect: float = 1.0  # width of a pixel over its height, in the upright picture
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", tuple(self.notes))  # JSON, where infos are remembered, makes a list of it
@@ -64,16 +77,35 @@ def probe(path: str | Path) -> VideoInfo:
 
     path = _existing(path)
     try:
-        table, first = outline(path)
-        frames, last = decodable(path, table)
+        look = outline(path)
+        frames, last = decodable(path, look.table)
+        exact, damaged = _decord_is_exact(path, look, frames, last)
     except av.error.FFmpegError as error:
         raise VideoDecodeError(f"{path}: cannot be read as a video ({error.strerror})") from error
     except VideoDecodeError as error:
         raise VideoDecodeError(f"{path}: {error}") from error
-    fps, constant = rate(table, frames)
-    height, width = (first.height, first.width) if turns(first) % 2 == 0 else (first.width, first.height)
-    exact = table.exact and (table.rotates or turns(first) == 0) and _decord_agrees(path, frames, last)
-    return VideoInfo(frames, fps, height, width, table.declared, constant, "decord" if exact else "pyav")
+    fps, constant = rate(look.table, frames)
+    height, width, aspect = look.first.height, look.first.width, look.pixel_aspect
+    if turns(look.first) % 2:
+        height, width, aspect = width, height, 1 / aspect
+    notes = {
+        "non-square pixels": aspect != 1,
+        "hdr": is_hdr(look.first),
+        "interlaced": look.interlaced,
+        "transparency": is_transparent(look.first),
+        "damaged": damaged,
+    }
+    return VideoInfo(
+        frames,
+        fps,
+        height,
+        width,
+        look.table.declared,
+        constant,
+        "decord" if exact else "pyav",
+        tuple(note for note, holds in notes.items() if holds),
+        aspect,
+    )
 
 
 def read_frames(
@@ -103,13 +135,51 @@ def read_frames(
     reasons = []
     for name in (backend,) if backend else (BACKENDS if exact else ("pyav",)):
         try:
-            frames, seconds = _read_decord(path, wanted, info) if name == "decord" else read_pyav(path, wanted)
-            return frames[inverse], seconds[inverse]
+            pictures = _read_decord(path, wanted, info) if name == "decord" else np.stack([*stream_pyav(path, wanted)])
+            return pictures[inverse], TABLES.of(path).seconds(wanted)[inverse]
         except av.error.FFmpegError as error:
             reasons.append(f"{name}: {error.strerror}")
         except VideoDecodeError as error:
             reasons.append(f"{name}: {error}")
     raise VideoDecodeError(f"{path}: cannot be decoded ({'; '.join(reasons)})")
+
+
+def stream_frames(path: str | Path, info: VideoInfo) -> Iterator[np.ndarray]:
+    """All frames of a file, uint8 RGB (H,W,3), one after the other, without holding more than a few of them.
+
+    They are those that `read_frames` gives. Raises VideoDecodeError.
+    """
+    path, done = _existing(path), 0
+    if info.backend == "decord" and _decord() is not None:
+        try:
+            for picture in _stream_decord(path, info):
+                done += 1
+                yield picture
+        except VideoDecodeError:
+            pass  # PyAV goes on, and says what is wrong where it cannot
+    if done < info.frames:
+        with _pyav_errors(path):
+            yield from stream_pyav(path, np.arange(done, info.frames))
+
+
+def frame_seconds(path: str | Path, info: VideoInfo) -> np.ndarray:
+    """Times (F,) of all frames of a file in seconds from the first one, float64. Raises VideoDecodeError."""
+    path = _existing(path)
+    with _pyav_errors(path):
+        return TABLES.of(path).seconds()[: info.frames]
+
+
+@contextmanager
+def _pyav_errors(path: Path) -> Iterator[None]:
+    """Errors of PyAV within become VideoDecodeError, which names the file."""
+    import av
+
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        raise VideoDecodeError(f"{path}: cannot be decoded (pyav: {error.strerror})") from error
+    except VideoDecodeError as error:
+        raise VideoDecodeError(f"{path}: cannot be decoded (pyav: {error})") from error
 
 
 def _existing(path: str | Path) -> Path:
@@ -131,28 +201,69 @@ def _decord() -> ModuleType | None:
     return decord
 
 
+def _decord_is_exact(path: Path, look: Outline, frames: int, last: np.ndarray | None) -> tuple[bool, bool]:
+    """Whether decord gives the frames of a file that PyAV gives, and whether the file was found to be damaged.
+
+    decord itself is asked last, after all that it is known to fail on, or to abort at, is ruled out.
+    """
+    table = look.table
+    plausible = table.declared == 0 or TRUNCATED * table.declared <= frames <= 2 * table.declared
+    small = frames * look.first.width * look.first.height <= WHOLE
+    if not (look.exact and plausible and small and frames == len(table.times) and _is_utf8(path)):
+        return False, look.first.is_corrupt
+    in_order, damaged = verify(path, table)
+    return in_order and not damaged and _decord_agrees(path, frames, last), damaged
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        os.path.abspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _decord_agrees(path: Path, frames: int, last: np.ndarray) -> bool:
     """Whether decord is there, counts as many frames, and finds `last` (H,W,3) at the end: seeking there it may err."""
     decord = _decord()
     if decord is None:
         return False
     try:
-        reader = decord.VideoReader(str(path), num_threads=1)
+        reader = decord.VideoReader(os.path.abspath(path), num_threads=1)
         found = reader[frames - 1].asnumpy() if len(reader) == frames else None
     except (decord.DECORDError, RuntimeError, IndexError):
         return False
     return found is not None and found.shape == last.shape and np.abs(found.astype(int) - last).max() <= TOLERANCE
 
 
-def _read_decord(path: Path, wanted: np.ndarray, info: VideoInfo) -> tuple[np.ndarray, np.ndarray]:
-    """Frames (T,H,W,3) and seconds (T,) at the rising indices `wanted`."""
+def _read_decord(path: Path, wanted: np.ndarray, info: VideoInfo) -> np.ndarray:
+    """Frames (T,H,W,3) at the rising indices `wanted`."""
+    with _decord_errors() as decord:
+        return _reader(decord, path, info).get_batch(wanted.tolist()).asnumpy()
+
+
+def _stream_decord(path: Path, info: VideoInfo) -> Iterator[np.ndarray]:
+    """All frames (H,W,3), one after the other."""
+    with _decord_errors() as decord:
+        reader = _reader(decord, path, info)
+    for first in range(0, info.frames, AT_ONCE):
+        with _decord_errors():
+            pictures = reader.get_batch(list(range(first, min(first + AT_ONCE, info.frames)))).asnumpy()
+        yield from pictures
+
+
+def _reader(decord: ModuleType, path: Path, info: VideoInfo) -> Any:
+    reader = decord.VideoReader(os.path.abspath(path), num_threads=1)
+    if len(reader) != info.frames:
+        raise VideoDecodeError(f"counts {len(reader)} frames instead of {info.frames}")
+    return reader
+
+
+@contextmanager
+def _decord_errors() -> Iterator[ModuleType]:
+    """The decord module, whose errors within become VideoDecodeError."""
     decord = _decord()
     try:
-        reader = decord.VideoReader(str(path), num_threads=1)
-        if len(reader) != info.frames:
-            raise VideoDecodeError(f"counts {len(reader)} frames instead of {info.frames}")
-        frames = reader.get_batch(wanted.tolist()).asnumpy()
-        seconds = reader.get_frame_timestamp([0, *wanted.tolist()])[:, 0].astype(np.float64)
+        yield decord
     except (decord.DECORDError, RuntimeError, IndexError) as error:
         raise VideoDecodeError(str(error).strip().splitlines()[-1] if str(error).strip() else "failed") from error
-    return frames, seconds[1:] - seconds[0]
