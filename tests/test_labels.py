@@ -37,7 +37,7 @@ def test_accents_are_compared_in_one_form() -> None:
 def test_numbers_without_a_name_are_refused_and_never_drawn() -> None:
     known = {0: "up", 2: "down"}
     for label in (1, "1", 4):
-        with pytest.raises(UserError, match=rf"label {label} has no name: .* trained on 2 of its 5 labels, such as up"):
+        with pytest.raises(UserError, match=rf"label {label} has no name"):
             label_ids([label], known, 5)
     with pytest.raises(UserError, match="out of range"):
         label_ids([5], known, 5)

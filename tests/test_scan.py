@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -438,17 +437,6 @@ def test_two_folders_of_one_name_are_refused(tmp_path: Path) -> None:
         video(tmp_path / name / "a.mp4")
     with pytest.raises(UserError, match=r"two class folders called Caf\u00e9, stored as 'Cafe\\u0301' and 'Caf\\xe9'"):
         open_videos(tmp_path)
-
-
-def test_the_command_line_shows_names_of_any_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from eqm_video import cli
-
-    screen = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    monkeypatch.setattr(sys, "stdout", screen)
-    assert cli.main(["no-such-command"]) == 2
-    print("\udce9")
-    screen.flush()
-    assert screen.buffer.getvalue().endswith(b"\\udce9\n")
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import io
 import os
 import sys
 import warnings
@@ -44,8 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("usage: python -m eqm_video COMMAND ...   (COMMAND --help tells more)\n")
         print("\n".join(f"  {command:{width}}  {text}" for command, (_, text) in COMMANDS.items()))
         return 0 if name else 2
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what the terminal cannot show
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if name not in COMMANDS:
             near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.4)
