@@ -27,6 +27,7 @@ from eqm_video.model_settings import check_settings
 from eqm_video.models.presets import build_model
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
+from eqm_video.names import as_label
 from eqm_video.randomness import fold
 
 # Shapes of codecs without a folder, so that a dry run needs no download: (downsampling, latent channels).
@@ -200,7 +201,7 @@ def find_start(source: str) -> tuple[Path, dict[str, Any]]:
 def label_names(settings: Mapping[str, Any]) -> list[str]:
     """The labels that the settings of an export or a checkpoint name, by number; none where they do not."""
     names = settings.get("id2label") or {}
-    return [names[key] for key in sorted(names, key=int)]
+    return [as_label(names[key]) for key in sorted(names, key=int)]
 
 
 def check_start(network: EqMTransformer | EqMUNet) -> None:

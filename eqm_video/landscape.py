@@ -21,6 +21,7 @@ from eqm_video.errors import UserError
 from eqm_video.gamma import Decay, make_decay
 from eqm_video.guidance import GuidedField
 from eqm_video.media import to_uint8
+from eqm_video.names import as_label
 from eqm_video.randomness import normal
 from eqm_video.requests import (
     Label,
@@ -49,7 +50,7 @@ class Landscape:
     @property
     def labels(self) -> dict[int, str]:
         """Names of the labels by number; empty where the model has no names."""
-        return {int(label): name for label, name in self.config.id2label.items()}
+        return {int(label): as_label(name) for label, name in self.config.id2label.items()}
 
     def label_ids(self, labels: Sequence[Label]) -> list[int]:
         """Numbers of labels given by name or number; None is the null label. Raises UserError for unknown ones."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Generator, Tensor
 from eqm_video.codec import Codec
 from eqm_video.errors import UserError
 from eqm_video.gamma import Decay, gamma_path
+from eqm_video.names import as_label
 from eqm_video.randomness import generator as seeded
 from eqm_video.samplers import NAG, SAMPLERS, GradientDescent, Sampler, step_factors
 from eqm_video.settings import is_whole, whole
@@ -85,30 +85,29 @@ def unknown_label(label: str, known: Mapping[str, int], count: int) -> UserError
 
 def label_ids(labels: Sequence[Label], names: Mapping[int, str], null: int) -> list[int]:
     """Numbers of labels given by name or number; None is the null label. Raises UserError for unknown ones."""
-    numbers_of = {name: label for label, name in names.items()}
+    numbers_of = {as_label(name): label for label, name in names.items()}
     return [null if label is None else _label_id(label, names, numbers_of, null) for label in labels]
 
 
 def _label_id(given: Label, names: Mapping[int, str], numbers_of: Mapping[str, int], null: int) -> int:
     """The number of one label. Text is a name; where no name is a number, it may also be a number that is written out.
 
-    Names are compared as Unicode's composed form: a file system may have taken them apart.
+    Names are compared as labels (`as_label`): a file system may have taken accents apart.
     """
     label = plain_value(given)
     if isinstance(label, str):
-        composed = {unicodedata.normalize("NFC", name): number for name, number in numbers_of.items()}
-        found = numbers_of.get(label, composed.get(unicodedata.normalize("NFC", label)))
-        if found is None and (not label.isdecimal() or any(name.isdecimal() for name in numbers_of)):
-            raise unknown_label(label, numbers_of, null)
-        label = int(label) if found is None else found
+        word = as_label(label)
+        if word not in numbers_of and (not word.isdecimal() or any(name.isdecimal() for name in numbers_of)):
+            raise unknown_label(word, numbers_of, null)
+        label = numbers_of[word] if word in numbers_of else int(word)
     if not is_whole(label):
         raise UserError(f"label {given!r} is no label: give names, or whole numbers from 0 to {null - 1}")
     if not 0 <= label < null:
         raise UserError(f"label {label} is out of range: this model has {null} labels (0 to {null - 1})")
     if names and int(label) not in names:
         raise UserError(
-            f"label {label} has no name, so it was never trained: this model knows {len(names)} labels, "
-            f"{min(names)} to {max(names)}"
+            f"label {label} has no name: this model was trained on {len(names)} of its {null} labels, such as "
+            f"{', '.join(list(numbers_of)[:4])}; give one of those"
         )
     return int(label)
 

@@ -66,8 +66,7 @@ class Run:
         if not config.held_out.wanted:
             self.notes.append(
                 "note: nothing is held out, so there will be no loss on held-out clips; held_out.fraction=0.1 holds "
-                "out a tenth of the files, held_out.root=FOLDER names other ones, held_out.split=test takes an "
-                "official list"
+                "out a tenth of the files, held_out.root=FOLDER names others, held_out.split=test takes a list of them"
             )
         self.fps = playback_fps(data.videos, config.data.reference_fps)
         self.ema = Ema(network.to(accelerator.device), config.train.ema)

@@ -51,10 +51,9 @@ class TrainingData:
         """What became of the files, which of them the buckets leave out, and which are too short for all of these."""
         notes = [self.videos.report.summary()]
         if (stated := self.config.model.num_labels) is not None and stated > len(self.labels):
-            spare = f"{len(self.labels)} to {stated - 1}" if stated - len(self.labels) > 1 else f"{stated - 1}"
             notes.append(
-                f"note: model.num_labels={stated}, but the data have {counted(len(self.labels), 'label')}: {spare} "
-                "will never be trained and cannot be sampled; model.num_labels=null counts the labels"
+                f"note: model.num_labels={stated}, but the data have {counted(len(self.labels), 'label')}: numbers "
+                f"from {len(self.labels)} on are never trained; model.num_labels=null counts the labels"
             )
         if self.images is not None:
             notes.append(self.images.report.summary())

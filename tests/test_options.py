@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from test_pipeline import tiny_pipeline
 
 from eqm_video.cli import options as module
 from eqm_video.cli import plots
+from eqm_video.data.layout import list_files
 from eqm_video.errors import UserError
 
 
@@ -87,3 +89,31 @@ def test_a_missing_matplotlib_is_said_in_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match="pip install"):
         plots.figure()
+
+
+@pytest.mark.parametrize(("default", "note"), [("test", "no official list of test files"), ("all", "")])
+def test_a_split_falls_back_to_every_file_where_there_are_no_lists(
+    default: str, note: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    parser = argparse.ArgumentParser()
+    module.add_split(parser, default)
+    given = parser.parse_args([])
+    assert module.choose_split(given, tmp_path, default) == {"split": None, "fold": 1, "split_option": "--split"}
+    said = capsys.readouterr().out
+    assert given.split == "all" and note in said and (not note or "--split all" in said)
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "classInd.txt").write_text("1 a\n")
+    given = parser.parse_args(["--fold", "2"])
+    expected = None if default == "all" else default
+    assert module.choose_split(given, tmp_path, default) == {"split": expected, "fold": 2, "split_option": "--split"}
+    assert given.split == default and not capsys.readouterr().out
+    given = parser.parse_args(["--split", "test"])
+    assert module.choose_split(given, tmp_path, default)["split"] == "test"
+
+
+def test_the_error_names_the_option_that_was_typed(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"^--split test needs UCF-101's lists .*; type --split all to use every file"):
+        list_files("videos", tmp_path, split="test", split_option="--split")
+    with pytest.raises(UserError, match=r"^data.split=test needs .*; type data.split=null to use every file"):
+        list_files("videos", tmp_path, split="test")

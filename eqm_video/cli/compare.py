@@ -35,7 +35,7 @@ from torch import Tensor
 from eqm_video.cli import compare_memorisation as memorisation
 from eqm_video.cli.compare_report import Samples, describe, spread, summarise_nearest, table, write
 from eqm_video.cli.compare_windows import Search, Windows, halves, look, project, real_searches, some_windows, thin
-from eqm_video.cli.options import whole
+from eqm_video.cli.options import add_split, choose_split, whole
 from eqm_video.cli.outputs import PARTS, claim_output
 from eqm_video.cli.parser import Parser
 from eqm_video.data.datasets import ClipSet, open_data
@@ -100,8 +100,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("samples", type=Path, metavar="SAMPLES", help="a folder that sample_video.py wrote")
     add("--data", type=Path, required=True, metavar="ROOT", help="the folder of the training data")
     add("--kind", choices=("videos", "images"), help="default: videos, and images for samples of one frame")
-    add("--split", choices=("train", "test", "all"), default="train", help="all: every file; default: train")
-    add("--fold", type=whole(1), default=1, metavar="F", help="of the split; default: 1")
+    add_split(parser, "train")
     add("--frame-interval", type=whole(1), metavar="K", help="default: by the fps of data and samples")
     add("--stride", type=whole(1), default=1, metavar="S", help="source frames from window to window; default: 1")
     add("--dimensions", type=whole(1, MOST_DIMENSIONS), default=32, metavar="D", help="of the projection; default: 32")
@@ -160,14 +159,13 @@ def open_set(samples: Samples, options: argparse.Namespace) -> ClipSet:
     kind = options.kind or ("images" if frames == 1 else "videos")
     if kind == "images" and frames > 1:
         raise UserError(f"the samples are clips of {frames} frames, and compare with videos only: type --kind videos")
-    split = None if options.split == "all" else options.split
+    lists = choose_split(options, options.data, "train")
 
     def opened(interval: int) -> ClipSet:
         return open_data(
             kind,
             options.data,
-            split=split,
-            fold=options.fold,
+            **lists,
             frames=frames,
             frame_interval=interval,
             size=(height, width),

@@ -1,22 +1,27 @@
-"""Which label each sample gets, and what it is called."""
+"""Which label each sample gets, what it is called, and how its name is typed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
+from eqm_video.names import as_label
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.randomness import fold
+
+LISTS = ("labels", "compose")  # options that are followed by labels
 
 
 def choose_labels(pipeline: EqMPipeline, wanted: Sequence[str] | None, count: int, seed: int) -> list[int | None]:
     """One label for each sample (None: unlabelled): those that are wanted in turn, or drawn from (seed, sample)."""
-    total, known = pipeline.transformer.null_label, pipeline.labels.values()
-    word = wanted[0] if wanted and len(wanted) == 1 and wanted[0] not in known else None
+    total, known = pipeline.transformer.null_label, pipeline.labels
+    word = wanted[0] if wanted and len(wanted) == 1 and as_label(wanted[0]) not in known.values() else None
     if word == "none" or (total == 0 and (wanted is None or word in ("all", "random"))):
         return [None] * count
+    every = sorted(known) or list(range(total))  # a number without a name was never trained
     if word == "random":
-        return [fold("label", seed + index) % total for index in range(count)]
-    pool = list(range(total)) if wanted is None or word == "all" else pipeline.label_ids(wanted)
+        return [every[fold("label", seed + index) % len(every)] for index in range(count)]
+    pool = every if wanted is None or word == "all" else pipeline.label_ids(wanted)
     return [pool[index % len(pool)] for index in range(count)]
 
 
@@ -28,6 +33,38 @@ def clip_labels(pipeline: EqMPipeline, given: Sequence[str | int | None], count:
 
 def names(pipeline: EqMPipeline, labels: Sequence[int | None]) -> list[str] | None:
     """Captions of the samples; None where no sample has a label."""
-    if all(label is None for label in labels):
-        return None
-    return ["unlabelled" if one is None else pipeline.labels.get(one, str(one)).split(",")[0] for one in labels]
+    return None if all(label is None for label in labels) else captions(pipeline.labels, labels)
+
+
+def captions(known: Mapping[int, str], labels: Sequence[int | None]) -> list[str]:
+    """What samples are called: of "tench, Tinca tinca" the first word, unless another label begins with it too."""
+    first = {label: name.split(",")[0] for label, name in known.items()}
+    counts: dict[str, int] = {}
+    for word in first.values():
+        counts[word] = counts.get(word, 0) + 1
+    short = {label: word if counts[word] == 1 else known[label] for label, word in first.items()}
+    return ["unlabelled" if one is None else short.get(one, str(one)) for one in labels]
+
+
+def protect_labels(words: Sequence[str], options: Sequence[str]) -> list[str]:
+    """The command line with every label made a plain value: `-left` gets a space before it, `pose=up` a mark.
+
+    Labels are the words after --labels and --compose, up to the next option of `options` (names without dashes), or the
+    next `key=value` whose key is one of them. `unprotect` takes the marks off.
+    """
+    protected, inside = [], False
+    for word in words:
+        name, key = word[2:].partition("=")[0], re.fullmatch(r"(?:(?:data|sampler)\.)?([a-z_]+)=.*", word, re.DOTALL)
+        if word.startswith("--") and name and any(option.startswith(name) for option in options):
+            inside = "=" not in word and any(option.startswith(name) for option in LISTS)
+        elif inside and key and key[1].replace("_", "-") in (*options, "kind"):
+            inside = False
+        elif inside:
+            word = f" {word}"
+        protected.append(word)
+    return protected
+
+
+def unprotect(word: str) -> str:
+    """The label that was typed."""
+    return word.removeprefix(" ")

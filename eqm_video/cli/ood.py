@@ -25,7 +25,7 @@ from tqdm import tqdm
 from eqm_video import files
 from eqm_video.cli import ood_report as report
 from eqm_video.cli.ood_sets import made_sets, other_labels
-from eqm_video.cli.options import add_model, open_model, whole
+from eqm_video.cli.options import add_model, add_split, choose_split, open_model, whole
 from eqm_video.cli.outputs import claim_output
 from eqm_video.cli.parser import Parser
 from eqm_video.cli.sources import Clips, Source
@@ -34,6 +34,7 @@ from eqm_video.metrics.ood import SCORES, auroc, auroc_error, frame_scores, larg
 from eqm_video.pipeline import EqMPipeline
 
 Scores = dict[str, Tensor]  # score -> (N, T)
+SPLIT = "test"  # what a model was not trained on, where there are lists
 CUTS = ("spliced", "jump cut")  # sets that break at frame T // 2
 
 
@@ -44,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pipeline = open_model(options)
     frames, size = pipeline.check_frames(), pipeline.check_size()
     common = {"frames": frames, "size": size, "fps": pipeline.config.fps, "count": options.clips}
-    split = None if options.split == "all" else options.split
-    source = Source(options.data, frame_interval=options.frame_interval, split=split, fold=options.fold, **common)
+    lists = choose_split(options, options.data, SPLIT)
+    source = Source(options.data, frame_interval=options.frame_interval, **lists, **common)
     clips = source.read()
     modes = label_modes(options.labels, clips, pipeline)
     made, left_out = made_sets(clips, source, options.seed)
@@ -80,8 +81,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_model(parser)
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="FOLDER", help="videos or images like those it was trained on")
-    add("--split", choices=("train", "test", "all"), default="test", help="all: every file; default: test")
-    add("--fold", type=whole(1), default=1, metavar="F", help="of the split; default: 1")
+    add_split(parser, SPLIT)
     add("--also", type=Path, nargs="+", default=[], metavar="FOLDER", help="folders of other videos or images")
     add("--labels", choices=("none", "given", "both"), help="tell the model the labels; default: both where it can be")
     add("--clips", type=whole(2), default=256, metavar="N", help="of each set, at most; default: 256")

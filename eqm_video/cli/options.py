@@ -18,10 +18,14 @@ from typing import Any
 import torch
 from diffusers.utils import logging as diffusers_logging
 
-from eqm_video.cli.labels import choose_labels
+from eqm_video.cli.labels import captions, choose_labels
+from eqm_video.data.cifar import find_cifar
+from eqm_video.data.layout import find_lists
 from eqm_video.errors import UserError
 from eqm_video.loading import load_pipeline
 from eqm_video.pipeline import EqMPipeline
+
+SPLITS = ("train", "test", "all")
 
 # Kinds of values ----------------------------------------------------------------------------------------------------
 
@@ -72,6 +76,28 @@ def add_model(parser: argparse.ArgumentParser, *, positional: bool = True) -> No
     add("--out", type=Path, required=True, metavar="DIR", help="folder for pictures and numbers")
     add("--codec", metavar="NAME", help="use this codec: bundled, a folder or a hub id; default: the model's")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps; default: auto")
+
+
+def add_split(parser: argparse.ArgumentParser, default: str = "all") -> None:
+    """--split and --fold, of folders with official lists; `choose_split` says what they come to."""
+    where = "default: all" if default == "all" else f"default: {default}, and all where there are none"
+    add = parser.add_argument
+    add("--split", choices=SPLITS, help=f"of official lists (UCF-101's, CIFAR-10's), or all files; {where}")
+    add("--fold", type=whole(1), default=1, metavar="F", help="of UCF-101's lists; default: 1")
+
+
+def choose_split(options: argparse.Namespace, root: Path, default: str = "all") -> dict[str, Any]:
+    """Settings for `open_data`. Without --split it is `default`, or all files, with a note, where there are no lists.
+
+    `options.split` becomes what was chosen.
+    """
+    if options.split is None:
+        options.split = default
+        if default != "all" and root.is_dir() and find_lists(root) is None and find_cifar(root) is None:
+            options.split = "all"
+            print(f"note: {root} has no official list of {default} files, so all files are used (--split all)")
+    split = None if options.split == "all" else options.split
+    return {"split": split, "fold": options.fold, "split_option": "--split"}
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, num_samples: int = 16, descent: bool = True) -> None:
@@ -144,7 +170,7 @@ class Request:
         scale = options.guidance_scale
         return cls(
             ids=ids,
-            names=["unlabelled" if one is None else pipeline.labels.get(one, str(one)).split(",")[0] for one in ids],
+            names=captions(pipeline.labels, ids),
             seeds=[options.seed + index for index in range(options.num_samples)],
             frames=pipeline.check_frames(options.frames),
             size=pipeline.check_size(options.size),

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from eqm_video import files
 from eqm_video.cli import partial_report as report
 from eqm_video.cli.ood_sets import MOVING_SHAPES
-from eqm_video.cli.options import add_model, describe_rule, number, open_model, whole
+from eqm_video.cli.options import add_model, add_split, choose_split, describe_rule, number, open_model, whole
 from eqm_video.cli.outputs import claim_output
 from eqm_video.cli.parser import Parser
 from eqm_video.cli.sources import Clips, Source
@@ -39,6 +39,8 @@ from eqm_video.objective import interpolate
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.requests import check_fraction, make_generators, told_gammas
 from eqm_video.samplers import DivergenceError, Sampler, run
+
+SPLIT = "test"  # what a model was not trained on, where there are lists
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("models", nargs="+", metavar="MODEL", help="exports, training runs or checkpoints, or hub ids")
     add_model(parser, positional=False)
     add("--data", type=Path, required=True, metavar="FOLDER", help="videos or images like those it was trained on")
-    add("--split", choices=("train", "test", "all"), default="test", help="all: every file; default: test")
-    add("--fold", type=whole(1), default=1, metavar="F", help="of the split; default: 1")
+    add_split(parser, SPLIT)
     add("--frame-interval", type=whole(1), metavar="K", help="of --data; default: by the fps of data and model")
     add("--clips", type=whole(2), default=64, metavar="N", help="at most; default: 64")
     add("--start-gammas", type=number(0), nargs="+", default=[0, 0.2, 0.4, 0.6, 0.8], metavar="G", help="in [0, 1)")
@@ -143,7 +144,7 @@ def open_source(options: argparse.Namespace, pipelines: Sequence[EqMPipeline]) -
     if len(asked) > 1:
         raise UserError(f"the models were trained on different clips (frames, size, fps): {sorted(asked)}")
     ((frames, size, fps),) = asked
-    lists = {"split": None if options.split == "all" else options.split, "fold": options.fold}
+    lists = choose_split(options, options.data, SPLIT)
     interval = options.frame_interval
     return Source(
         options.data, frames=frames, size=size, fps=fps, count=options.clips, frame_interval=interval, **lists

@@ -44,9 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     claim_output(given.out, "predict")
     pipeline = options.open_model(given)
     frames, size, fps = pipeline.check_frames(given.frames), pipeline.check_size(), float(pipeline.config.fps)
-    source = Source(
-        given.data, frames=frames, size=size, fps=fps, count=given.clips, split=given.split, fold=given.fold
-    )
+    lists = options.choose_split(given, given.data)
+    source = Source(given.data, frames=frames, size=size, fps=fps, count=given.clips, **lists)
     if source.data.frames == 1:
         raise UserError(
             f"--data {given.data} holds images: predictions are of frames of videos, give a folder of those"
@@ -91,8 +90,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     options.add_model(parser)
     add("--data", type=Path, required=True, metavar="FOLDER", help="videos, as for training")
-    add("--split", choices=("train", "test"), help="of UCF-101's lists; default: all files")
-    add("--fold", type=options.whole(1, 3), default=1, help="of UCF-101's lists; default: 1")
+    options.add_split(parser)
     add("--known", nargs="+", type=parse_known, default=[parse_known(text) for text in KNOWN], metavar="FRAMES",
         help="what the model is shown: first, first:4, ends, 0-2,5 ...; default: first first:4 ends")  # fmt: skip
     add("--frames", type=options.whole(2), metavar="T", help="frames of a clip; default: as trained")

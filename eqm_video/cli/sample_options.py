@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from eqm_video.cli.options import number, size, whole
+from eqm_video.cli.labels import protect_labels, unprotect
+from eqm_video.cli.options import SPLITS, number, size, whole
 from eqm_video.cli.parser import Parser
 from eqm_video.cli.sample_known import parse_keyframe, parse_known
 from eqm_video.cli.sample_sources import END
@@ -57,13 +58,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     _add_files(parser)
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = [name[2:] for action in parser._actions for name in action.option_strings if name.startswith("--")]
-    return parser.parse_args([_as_value(_as_option(one, options)) for one in given])
+    words = protect_labels(given, options)
+    return parser.parse_args([_as_value(_as_option(one, options)) for one in words])
 
 
 def _add_what(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="an export, a training run or checkpoint (folders), or a hub id OWNER/NAME")
-    add("--labels", nargs="+", metavar="LABEL", help="names or numbers, in turn; or all (default), random, none")
+    add(
+        "--labels",
+        nargs="+",
+        type=unprotect,
+        metavar="LABEL",
+        help="names or numbers, in turn; or all (default), random, none",
+    )
     add("--num-samples", type=whole(1), metavar="N", help="default: 16")
     add("--frames", type=whole(1), metavar="T", help="frames of a clip, 1 = images; default: as trained")
     add(
@@ -106,7 +114,7 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
     )
     add("--at", type=_seconds, metavar="SECONDS", help="of a video: where a clip begins, or end; default: 0")
     add("--frame-interval", type=whole(1), metavar="K", help="take every K-th frame; default: nearest to --fps")
-    add("--split", choices=("train", "test"), help="of a folder with UCF-101's lists; default: every file")
+    add("--split", choices=SPLITS, help="of a folder with official lists (UCF-101's, CIFAR-10's); default: all")
     add("--fold", type=whole(1), metavar="F", help="of the split; default: 1")
     add(
         "--frame-schedule",
@@ -211,5 +219,6 @@ def _step_size(text: str) -> float | str:
 
 def _term(text: str) -> tuple[str, float]:
     """LABEL:WEIGHT, a label of any name and a number; without :WEIGHT the weight is 1."""
+    text = unprotect(text)
     label, colon, weight = text.rpartition(":")
     return (label, number()(weight)) if colon else (text, 1.0)

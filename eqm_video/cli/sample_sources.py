@@ -27,6 +27,7 @@ from eqm_video.data.layout import EXTENSIONS, quote
 from eqm_video.data.transforms import center_crop, crop_clip
 from eqm_video.data.video import VideoInfo, frame_seconds, read_frames
 from eqm_video.errors import UserError
+from eqm_video.names import as_label
 
 TICK = 0.001  # seconds; files round the times of their frames
 END = "end"  # --at end: the last needed frame is the file's last
@@ -169,7 +170,7 @@ class Found:
 
 def open_file(path: Path, asked: Asked) -> Found:
     """The clip of one video or image; its folder's name may be its label. UserError where it cannot be read."""
-    name, label = path.name.lower(), path.resolve().parent.name
+    name, label = path.name.lower(), as_label(path.resolve().parent.name)
     if name.endswith(tuple(EXTENSIONS["images"])):
         notes = decode_image(path).notes  # now, not after other clips have been sampled
         return Found([PictureClip((path,), label, asked)], "image", list(notes))
@@ -185,8 +186,7 @@ def open_folder(root: Path, asked: Asked, **lists: Any) -> Found:
     kind = kind_of(root)
     data = open_data(kind, root, frames=1, frame_interval=1, size=asked.size, **lists)
     names = [data.labels[label] if label >= 0 else None for _, label, _ in data.files]
-    whole = data.report.used == data.report.found and not data.report.missing
-    notes = [] if whole else [data.report.summary()]
+    notes = [] if data.report.complete else [data.report.summary()]
     if isinstance(data, ArraySet):
         pictures = (data.clip(index).pixels.movedim(1, -1).numpy() for index in range(len(data)))
         clips = [ArrayClip(pixels, name, asked.frames) for pixels, name in zip(pictures, names, strict=True)]

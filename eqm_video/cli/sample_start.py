@@ -167,9 +167,10 @@ def _from_files(pipeline: EqMPipeline, options: argparse.Namespace) -> Start:
     held = known.of(frames) if known else []
     needed = list(range(frames)) if options.start_gamma or not held else held
     asked = Asked(frames, size, fps, needed, options.at or 0.0, options.frame_interval)
-    if options.fold and not options.split:
+    split = None if options.split == "all" else options.split
+    if options.fold and not split:
         raise UserError("--fold is of a split: add --split train or --split test")
-    found = open_path(path, asked, split=options.split, fold=options.fold or 1)
+    found = open_path(path, asked, split=split, fold=options.fold or 1, split_option="--split")
     if found.kind == "image" and (clash := [name for name in ("at", "frame_interval") if getattr(options, name)]):
         raise UserError(f"--{clash[0].replace('_', '-')} is for videos, but {path} holds images: leave it out")
     total = len(found.clips)

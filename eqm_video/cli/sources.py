@@ -15,7 +15,7 @@ import numpy as np
 
 from eqm_video.data.cifar import find_cifar
 from eqm_video.data.datasets import ClipSet, open_data
-from eqm_video.data.layout import EXTENSIONS
+from eqm_video.data.layout import EXTENSIONS, check_folder
 from eqm_video.errors import UserError
 from eqm_video.randomness import fold
 
@@ -64,6 +64,8 @@ class Source:
             self.data: ClipSet = open_data(kind, root, frames=1, size=size, **lists)
         else:
             self.data = open_at(fps, root, frames=frames, size=size, frame_interval=frame_interval, **lists)
+        if not self.data.report.complete:
+            print(self.data.report.summary())
         windows = self.data.windows()
         kept = min(count, len(windows))
         self.windows = [windows[k * len(windows) // kept] for k in range(kept)]
@@ -98,11 +100,15 @@ def kind_of(root: Path) -> str:
     """
     if find_cifar(Path(root)) is not None:
         return "images"
-    if not Path(root).is_dir():
-        found = "is a file" if Path(root).exists() else "does not exist"
+    if not os.path.isdir(root):
+        found = "is a file" if os.path.exists(root) else "does not exist"
         raise UserError(f"{root} {found}; give a folder of videos or of images")
-    names = [name.lower() for _, _, inside in os.walk(root) for name in inside]
+    check_folder("videos", Path(root))
+    names = [name.lower() for _, _, inside in os.walk(root) for name in inside if not name.startswith(".")]
     kinds = [kind for kind, endings in EXTENSIONS.items() if any(name.endswith(tuple(endings)) for name in names)]
+    stills = [name for name in names if name.endswith(tuple(EXTENSIONS["images"]))]
+    if len(kinds) == 2 and all(name.endswith(".gif") for name in stills):
+        return "videos"  # GIFs beside them are previews
     if len(kinds) != 1:
         found = "videos and images" if kinds else "neither videos nor images"
         raise UserError(f"{root} holds {found}; give a folder that holds one kind")

@@ -20,6 +20,7 @@ from eqm_video.config import Config, flatten, load_config, to_tree, to_yaml
 from eqm_video.data.identity import difference
 from eqm_video.errors import UserError
 from eqm_video.files import MARK, write_text
+from eqm_video.names import as_label
 from eqm_video.resume import NEWEST, find_checkpoint, note_rates, recorded_config, starting_point
 from eqm_video.training.checkpoint import LOCK, Checkpoints, lock_run, read_record
 from eqm_video.training.heartbeat import Heartbeat
@@ -224,6 +225,8 @@ def compare_data(checkpoint: Path, data: dict[str, Any]) -> None:
     A record from before the files themselves were part of it is compared by their number and labels.
     """
     old = read_record(checkpoint, "data")["data"]
+    if isinstance(old.get("labels"), list):
+        old = {**old, "labels": [as_label(str(label)) for label in old["labels"]]}
     advice = f"resume with the same data, or start a new run from its weights with train.init_from={checkpoint}"
     plain = [{key: value for key, value in one.items() if not key.endswith("identity")} for one in (old, data)]
     if plain[0] != plain[1]:

@@ -34,6 +34,7 @@ SECONDS = 60.0  # that a file may take, and one more for every
 BYTES = 10_000_000  # of its size
 PATIENCE = 10.0  # seconds after which the file in hand is said
 GRACE = 5.0  # seconds that a child may take to die, before it is left behind: its disk may not answer
+START = 300.0  # seconds that a child may take to start
 KEPT = 30.0  # seconds that an idle child is kept for the next set
 RAMP = 0.3  # seconds until one more child is started: small sets are done by then
 MOST = min(8, 2 * (os.cpu_count() or 1))  # children at once: more than processors, since disks make them wait
@@ -154,16 +155,30 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_idle.forget)
 
 
+@dataclass(frozen=True)
+class _InHand:
+    """The file that a child looks at."""
+
+    name: str
+    seconds: float  # that it is given
+    since: float
+
+    def too_late(self) -> Answer:
+        """The answer where it takes longer."""
+        return Answer(None, f"took longer than {self.seconds:.0f} s to look at", costly=True)
+
+
 class _Worker(threading.Thread):
     """Hands files to one child after the other; the child has the next ones already while it looks at the first."""
 
     def __init__(self, scan: _Scan) -> None:
         super().__init__(daemon=True)
         self.scan, self.child = scan, None
-        self.sent: deque[str] = deque()  # names without an answer; the first one is in the child's hand
-        self.seconds: deque[float] = deque()  # that they are given
-        self.since = time.monotonic()
-        self.deaths, self.late, self.said, self.left_behind = 0, False, False, False
+        self.sent: deque[tuple[str, float]] = deque()  # files without an answer, and the seconds that they are given
+        self.in_hand: _InHand | None = None  # replaced as a whole: another thread reads it
+        self.late: _InHand | None = None  # the file whose child was ended for it
+        self.said: _InHand | None = None
+        self.deaths, self.left_behind = 0, False
 
     def run(self) -> None:
         """Work until no file is left, or the scan stops."""
@@ -173,28 +188,37 @@ class _Worker(threading.Thread):
                 if self.left_behind:
                     return
                 if answer is not None:
-                    self.scan.found.put((self._next(), answer))
+                    name, _ = self.sent.popleft()
+                    self.deaths = 0
+                    self._turn()
+                    self.scan.found.put((name, answer))
         except UserError as error:
             self.scan.found.put((None, error))
         if self.child is not None and not self.sent:
             _idle.keep(self.child)
 
+    def _turn(self) -> None:
+        """Note which file the child has in hand from now on."""
+        self.in_hand = _InHand(*self.sent[0], time.monotonic()) if self.sent else None
+
     def _sent_some(self) -> bool:
         """Keep the child busy; whether any file is without an answer."""
-        fresh = self.child is None
+        fresh, idle = self.child is None, not self.sent
         while len(self.sent) <= AHEAD[self.scan.look] and (name := self.scan.next_name()) is not None:
-            if not self.sent:
-                self.since = time.monotonic()
-            self.sent.append(name)
-            self.seconds.append(time_for(self.scan.root / name))
+            self.sent.append((name, time_for(self.scan.root / name)))
             if not fresh:
-                self.child.send(self.scan.look, self.scan.root / name, self.seconds[-1])
+                self._send(*self.sent[-1])
         if fresh and self.sent:
+            self._turn()
             self.child = _idle.take()
-            self.since = time.monotonic()
-            for name, seconds in zip(self.sent, self.seconds, strict=True):
-                self.child.send(self.scan.look, self.scan.root / name, seconds)
+            for one in self.sent:
+                self._send(*one)
+        if fresh or idle:
+            self._turn()
         return bool(self.sent)
+
+    def _send(self, name: str, seconds: float) -> None:
+        self.child.send(self.scan.look, self.scan.root / name, seconds)
 
     def _receive(self) -> Answer | None:
         """The answer for the file in hand; None where it gets a second child. One may end for another reason too."""
@@ -202,34 +226,31 @@ class _Worker(threading.Thread):
         if answer is not None:
             return answer
         died, self.child = self.child.end(), None
-        if self.late:
-            return self.too_late()
+        if self.late is self.in_hand:
+            return self.late.too_late()
         self.deaths += 1
         return Answer(None, f"ends the decoder: {died}", costly=True) if self.deaths == 2 else None
 
-    def _next(self) -> str:
-        """Turn to the next file; returns the one before it."""
-        self.deaths, self.late, self.said, self.since = 0, False, False, time.monotonic()
-        self.seconds.popleft()
-        return self.sent.popleft()
-
-    def too_late(self) -> Answer:
-        """The answer for a file that took too long."""
-        return Answer(None, f"took longer than {self.seconds[0]:.0f} s to look at", costly=True)
-
     def watch(self) -> bool:
-        """Say which file takes long, and end its child where it takes too long; whether that one has to be left."""
-        waited = time.monotonic() - self.since
-        if waited < PATIENCE or not self.sent or self.child is None:
+        """Say which file takes long, and end its child where it takes too long; whether that one has to be left.
+
+        UserError where no child starts.
+        """
+        now, child = self.in_hand, self.child
+        waited = 0.0 if now is None else time.monotonic() - now.since
+        if waited < PATIENCE:
             return False
-        name, seconds = self.sent[0], self.seconds[0]
-        if not self.said:
-            self.said = True
-            tqdm.write(f"{shown(name)} takes long to look at; it is given {seconds:.0f} s", file=sys.stderr)
-        if waited > seconds and not self.late:
-            self.late = True
-            self.child.process.kill()
-        self.left_behind = self.late and waited > seconds + GRACE
+        if child is None:
+            if waited > START:
+                raise UserError(f"the process that looks at files did not start within {START:.0f} s: is a disk away?")
+            return False
+        if self.said is not now:
+            self.said = now
+            tqdm.write(f"{shown(now.name)} takes long to look at; it is given {now.seconds:.0f} s", file=sys.stderr)
+        if waited > now.seconds and self.late is not now:
+            self.late = now
+            child.process.kill()
+        self.left_behind = self.late is now and waited > now.seconds + GRACE
         return self.left_behind
 
 
@@ -237,7 +258,7 @@ class _Scan:
     """One set of files and the workers that share it."""
 
     def __init__(self, root: Path, names: Sequence[str], look: str) -> None:
-        self.root, self.look, self.stopped = root, look, False
+        self.root, self.look, self.stopped, self.handed_out = root, look, False, False
         self.count, self._names, self._lock = len(names), iter(names), threading.Lock()
         self.found: queue.SimpleQueue = queue.SimpleQueue()
         self.workers: list[_Worker] = []
@@ -245,16 +266,21 @@ class _Scan:
     def next_name(self) -> str | None:
         """The next file, None where there is no more."""
         with self._lock:
-            return None if self.stopped else next(self._names, None)
+            name = None if self.stopped else next(self._names, None)
+            self.handed_out = name is None
+            return name
 
     def answers(self) -> Iterator[tuple[str, Answer]]:
         """Names and answers as they come."""
         given, started, watched = 0, time.monotonic(), 0.0
         while given < self.count:
             now = time.monotonic()
-            if len(self.workers) < min(MOST, 1 + int((now - started) / RAMP), self.count - given):
+            self.workers = [worker for worker in self.workers if worker.is_alive()]
+            if not self.handed_out and len(self.workers) < min(MOST, 1 + int((now - started) / RAMP)):
                 self.workers.append(_Worker(self))
                 self.workers[-1].start()
+            elif not self.workers and self.found.empty():
+                raise RuntimeError("the threads that look at files ended before all were looked at")
             if now - watched > TICK:
                 watched = now
                 for worker in [worker for worker in self.workers if worker.watch()]:
@@ -272,10 +298,10 @@ class _Scan:
     def _left_behind(self, worker: _Worker) -> tuple[str, Answer]:
         """The file that a worker's child does not die with; what the child had beside it goes to others."""
         self.workers.remove(worker)
-        name, *others = worker.sent
+        others = [name for name, _ in worker.sent if name != worker.late.name]
         with self._lock:
-            self._names = chain(others, self._names)
-        return name, worker.too_late()
+            self._names, self.handed_out = chain(others, self._names), False
+        return worker.late.name, worker.late.too_late()
 
     def stop(self) -> None:
         """Let no worker take another file, and end the children that still have one."""

@@ -76,8 +76,8 @@ def open_data(
     `share` keeps a part of the usable files, which all other settings leave alone: those to train on, or the others.
 
     UserError where nothing can be used, and for every setting out of range. `beside` says that these are images beside
-    videos: errors then advise no other kind and no split. `upright` turns images as their EXIF data ask for.
-    `split_option` is what the user typed for `split`.
+    videos: errors then advise no other kind and no split. `split_option` is what the user typed for `split`. `upright`
+    turns images as their EXIF data ask for.
     """
     _check(kind, frames, frame_interval, short, verify)
     sides(size)

@@ -66,8 +66,6 @@ def check_folder(kind: str, root: Path, beside: bool = False) -> None:
     what = f"the {'' if beside else 'data '}folder {shown(str(root))}"
     try:
         os.scandir(root).close()
-        if not os.access(root, os.X_OK):
-            raise UserError(f"{what} cannot be entered (no permission): give yourself that right, or another folder")
     except (FileNotFoundError, NotADirectoryError) as error:
         problem = "is a file, not a folder" if os.path.exists(root) else "does not exist"
         raise UserError(f"{what} {problem}.\n{expected(kind, root, beside)}") from error
@@ -75,6 +73,8 @@ def check_folder(kind: str, root: Path, beside: bool = False) -> None:
         raise UserError(
             f"{what} cannot be read ({getattr(error, 'strerror', error)}): mend that, or give another folder"
         ) from error
+    if not os.access(root, os.X_OK):
+        raise UserError(f"{what} cannot be entered (no permission): give yourself that right, or another folder")
 
 
 def find_lists(root: Path) -> Path | None:
