@@ -227,7 +227,11 @@ def foreign_files(folder: Path, output: Output) -> list[str]:
 
 def foreign_entries(folder: Path, known: list[Output]) -> list[str]:
     """What a folder holds, unless something in it, or all of it, is this package's."""
-    entries = [path for path in _entries(folder) if not _is_nothing(path)]
+    entries = [
+        path
+        for path in _entries(folder)
+        if not _is_nothing(path) and not (any(output.writes(path.name) for output in known) and is_empty(path))
+    ]
     if not entries or any(output.holds(folder) for output in known):
         return []
     foreign = [path for path in entries if not path.is_dir() or not any(output.holds(path) for output in known)]

@@ -108,11 +108,6 @@ def write_record(path: str | Path, value: Mapping[str, Any]) -> None:
     write_json(path, {"origin": MARK.decode(), **value}, indent=1)
 
 
-def write_markdown(path: str | Path, text: str) -> None:
-    """Write tables in Markdown, marked as ours in a comment."""
-    write_text(path, f"{text.rstrip()}\n\n<!-- {MARK.decode()} -->\n")
-
-
 def _is_utf8(text: str) -> bool:
     try:
         text.encode("utf-8")

@@ -107,7 +107,7 @@ def legend(summary: Mapping[str, Any]) -> str:
 def write(out: Path, summary: Mapping[str, Any]) -> None:
     """ablations.json, ablations.md and ablations.png; says where."""
     files.write_record(out / "ablations.json", summary)
-    files.write_markdown(out / "ablations.md", tables(summary))
+    files.write_text(out / "ablations.md", tables(summary))
     draw(summary, out / "ablations.png")
     print(f"look at {out / 'ablations.png'}; numbers: {out}/ablations.md, {out}/ablations.json")
 

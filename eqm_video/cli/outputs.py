@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from eqm_video.claims import Output, anything, begins, claim, folder_with, is_empty, is_marked, record
+from eqm_video.claims import Output, Test, anything, begins, claim, folder_with, is_empty, is_marked, record
 
 PARTS = ".parts-eqm"  # of samples that are not all there yet
 OLD_PARTS = "parts"  # of earlier versions
@@ -47,9 +47,9 @@ def _is_look(path: Path) -> bool:
         return re.search(rb'"(version|kind|files|root|found)": ', file.read(2**12)) is not None
 
 
-def _is_codec(path: Path) -> bool:
-    """Whether a file of an autoencoder was written by `train-codec`, which leaves its numbers beside it."""
-    return anything(path) and _CODEC(path.with_name("numbers.json"))
+def beside(name: str, test: Test) -> Test:
+    """The test for a file without a mark that lies beside a record: of an autoencoder, or tables."""
+    return lambda path: anything(path) and test(path.with_name(name))
 
 
 _CODEC = record("psnr", "latent_mean", "latent_std", "posterior_std")
@@ -100,11 +100,13 @@ OUTPUTS = {
     ),
     "tasks": Output(
         {"tasks.json": record("command", "settings", "models"), **_MEASURED},
-        (r"tasks\.(md|png|gif)", r"tasks_(strips|long|ways|stopping)\.(png|gif)", r"measured/.+\.npz"),
+        (r"tasks\.(png|gif)", r"tasks_(strips|long|ways|stopping)\.(png|gif)", r"measured/.+\.npz"),
+        weak={"tasks.md": beside("tasks.json", record("command", "settings", "models"))},
     ),
     "ablate": Output(
         {"ablations.json": record("command", "lines"), **_MEASURED},
-        (r"ablations\.(md|png)", r"measured/.+\.npz"),
+        ("ablations.png", r"measured/.+\.npz"),
+        weak={"ablations.md": beside("ablations.json", record("command", "lines"))},
     ),
     "convert": Output({}),  # a new folder
     "demo": Output(
@@ -115,11 +117,16 @@ OUTPUTS = {
     ),
     "reconstruct": Output({"numbers.json": record("codec", "clips", "psnr_mean")}, (r"pairs\.(gif|png)",)),
     "train-codec": Output(
-        {"numbers.json": _CODEC}, weak={"config.json": _is_codec, r"diffusion_pytorch_model\.safetensors": _is_codec}
+        {"numbers.json": _CODEC},
+        weak=dict.fromkeys(("config.json", r"diffusion_pytorch_model\.safetensors"), beside("numbers.json", _CODEC)),
     ),
 }
 
 
+# Models that were saved: a folder of them is no one else's.
+MODELS = Output({}, older={"model_index.json": lambda path: b'"EqMPipeline"' in path.read_bytes()})
+
+
 def claim_output(folder: str | Path, command: str, *, option: str = "--out", probe: bool = True) -> Path:
     """The folder that a command may write into: see `claims.claim`. Raises UserError where it may not."""
-    return claim(folder, OUTPUTS[command], OUTPUTS.values(), option=option, probe=probe)
+    return claim(folder, OUTPUTS[command], (*OUTPUTS.values(), MODELS), option=option, probe=probe)

@@ -43,7 +43,7 @@ def write(out: Path, found: Mapping[str, Any]) -> None:
     """tasks.json, tasks.md and the plots; prints the tables and says where they are."""
     files.write_record(out / "tasks.json", found)
     text = tables(found)
-    files.write_markdown(out / "tasks.md", text)
+    files.write_text(out / "tasks.md", text)
     models, drawn = found["models"], []
     if all("tasks" in one for one in models.values()):
         drawn.append(draw_tasks(models, out / "tasks.png"))
