@@ -15,6 +15,7 @@ from eqm_video.errors import UserError, cut, short
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
 from eqm_video.reading import read_json
+from eqm_video.training.record import is_checkpoint as has_record
 
 NETWORKS = {one.__name__: one for one in (EqMTransformer, EqMUNet)}  # what a network's config.json may name
 PARTS = ("transformer", "vae")
@@ -25,7 +26,7 @@ def newest_of_run(run: Path) -> Path:
     """What to sample from in the folder of a training run: its export, else its newest whole checkpoint."""
     if (run / "export" / "model_index.json").is_file():
         return run / "export"
-    found = (folder for folder in run.glob("checkpoints/step_*") if is_checkpoint(folder))
+    found = (folder for folder in run.glob("checkpoints/step_*") if is_checkpoint(folder) and has_record(folder))
     whole = sorted(found, key=lambda folder: (len(folder.name), folder.name))  # by step, past 8 digits too
     if not whole:
         raise UserError(f"{run} is a training run without an export or a whole checkpoint yet; wait for its first one")

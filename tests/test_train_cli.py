@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,12 @@ from tiny_run import ROOT, read_metrics, run_command, tiny_network, write_codec,
 from eqm_video.cli import main as command_line
 from eqm_video.config import load_config
 from eqm_video.energy import Field
+from eqm_video.errors import UserError
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.pipeline import EqMPipeline
+from eqm_video.run import Run
+from eqm_video.training.checkpoint import Checkpoints
+from eqm_video.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -355,6 +360,100 @@ def test_trackers_offline(made, tmp_path, monkeypatch) -> None:
     events = EventAccumulator(str(next((run / "eqm-video").glob("events*")).parent))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [2, 4, 6, 7]
+
+
+# ------------------------------------------------------------------------------------- what must not be lost
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), UserError("cannot write"), ValueError("odd")]
+)
+def test_a_preview_that_cannot_be_written_ends_nothing(made, tmp_path, capsys, monkeypatch, error) -> None:
+    def full(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("eqm_video.media.write_gif", full)
+    assert main([*recipe(made, tmp_path / "run"), "preview.every=2"]) == 0
+    said = capsys.readouterr().err
+    assert "warning: no preview of step 2: " in said and "warning: no preview of step 4: " in said
+    assert (tmp_path / "run" / "export").is_dir()
+
+
+def test_a_signal_in_a_preview_stops_it_at_once(made, tmp_path, capsys, monkeypatch) -> None:
+    """The checkpoint is there, and no further step is taken."""
+    pulse, calls = Run.pulse, []
+
+    def interrupted(self, *arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return pulse(self, *arguments)
+
+    monkeypatch.setattr(Run, "pulse", interrupted)
+    run = tmp_path / "run"
+    words = [*recipe(made, run), "preview.every=1", "train.save_every=100", "sampler.steps=3000"]
+    assert main(words) == 0
+    assert "stopped after step 1; type the same command with --resume" in capsys.readouterr().out
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000001"] and len(calls) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_folder_that_vanishes_costs_no_step(made, tmp_path, capsys, monkeypatch, workers) -> None:
+    monkeypatch.setenv("EQM_VIDEO_PATIENCE", "0.02")
+    data, run = shutil.copytree(made / "videos", tmp_path / "data"), tmp_path / "run"
+    update = Trainer._update
+
+    def vanish(self, step: int) -> None:
+        update(self, step)
+        if step == 5:
+            data.rename(tmp_path / "away")
+
+    monkeypatch.setattr(Trainer, "_update", vanish)
+    words = [*recipe(made, run), f"data.root={data}", f"data.workers={workers}", "preview.every=0", "train.steps=30"]
+    assert main([*words, "train.save_every=100"]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    step = Checkpoints(run / "checkpoints").newest().name
+    assert f"the data folder {data} has been away for" in error and step in error and "--resume" in error
+    assert int(step[5:]) >= 5
+
+
+def test_replaced_files_of_equal_number_are_named_and_refused(made, tmp_path, capsys) -> None:
+    data, run = shutil.copytree(made / "videos", tmp_path / "data"), tmp_path / "run"
+    words = [*recipe(made, run), f"data.root={data}", "preview.every=0"]
+    assert main(words) == 0
+    shutil.copy(data / "left" / "1.mp4", data / "left" / "0.mp4")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main([*words, "--resume", "train.steps=6"]) == 2
+    assert "other files than then (changed: left/0.mp4); resume with the same data" in capsys.readouterr().err
+    shutil.copy(made / "videos" / "left" / "0.mp4", data / "left" / "0.mp4")
+    moved = data.rename(tmp_path / "elsewhere")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main([*words, f"data.root={moved}", "--resume", "train.steps=6"]) == 0
+
+
+def test_damaged_checkpoints_from_the_command_line(made, tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    words = [*recipe(made, run), "preview.every=0", "train.schedule=cosine"]
+    assert main(words) == 0
+    file = run / "checkpoints" / "step_00000004" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+
+    def again(*more: str) -> tuple[int, str]:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        status, told = main([*words, *more]), capsys.readouterr()
+        return status, told.out + told.err
+
+    capsys.readouterr()
+    status, told = again("--resume", "train.steps=6")
+    assert status == 2 and "model.safetensors is damaged" in told and "--resume --from-older" in told
+    assert again("--from-older")[0] == 2
+    status, told = again("--resume", "--from-older", "train.steps=6")
+    assert status == 0 and "passed over the damaged checkpoint step_00000004: model.safetensors" in told
+    assert "set aside as" in told and "the learning rate of step 3 would have been 1.46e-05 and is 5e-05" in told
+    assert sorted(path.name for path in (run / "checkpoints").iterdir())[0] == "damaged-step_00000004"
+    assert [line["step"] for line in read_metrics(run)] == [2, 4, 6]
 
 
 # ---------------------------------------------------------------------------------------------------- wrong input

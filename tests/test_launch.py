@@ -1,0 +1,66 @@
+"""Launchers' settings that would train another run than the recipe says are refused by name."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from accelerate.utils import DistributedType
+
+from eqm_video import build
+from eqm_video.config import load_config
+from eqm_video.errors import UserError
+from eqm_video.launch import check_environment, check_launch, note_precision
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "advice"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "train.accumulation=N"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "train.compile=true"),
+        ("ACCELERATE_USE_FSDP", "true", "not supported"),
+        ("ACCELERATE_USE_DEEPSPEED", "True", "not supported"),
+        ("ACCELERATE_USE_MEGATRON_LM", "1", "not supported"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "not supported"),
+    ],
+)
+def test_a_setting_that_changes_the_run_is_refused_by_name(monkeypatch, name, value, advice) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"{name}={value} is set.*{advice}"):
+        build.make_accelerator(load_config(None, []))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"),
+        ("ACCELERATE_DYNAMO_BACKEND", "NO"),
+        ("ACCELERATE_USE_FSDP", "false"),
+        ("ACCELERATE_USE_DEEPSPEED", "0"),
+    ],
+)
+def test_what_launchers_set_anyway_is_harmless(monkeypatch, name, value) -> None:
+    monkeypatch.setenv(name, value)
+    check_environment()
+
+
+def test_gradients_are_whole_whatever_accelerate_reads(monkeypatch) -> None:
+    monkeypatch.setattr("eqm_video.launch.check_environment", lambda: None)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert build.make_accelerator(load_config(None, [])).gradient_accumulation_steps == 1
+
+
+def test_the_recipe_decides_the_precision_and_a_launcher_that_asks_for_another_is_told(monkeypatch) -> None:
+    config = load_config(None, ["train.mixed_precision=bf16"])
+    for asked, count in (("no", 0), ("bf16", 0), ("fp16", 1), ("fp8", 1)):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+        assert len(note_precision(config)) == count
+    assert build.make_accelerator(config).mixed_precision == "bf16"
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"])
+def test_training_in_parts_is_refused_in_a_sentence(kind) -> None:
+    with pytest.raises(UserError, match=r"not supported.*train\.accumulation"):
+        check_launch(SimpleNamespace(distributed_type=DistributedType[kind], num_processes=2))
