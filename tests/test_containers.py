@@ -61,7 +61,8 @@ def test_lists_of_other_files_are_no_videos(tmp_path: Path, monkeypatch: pytest.
     write_numbered(tmp_path / "secret.avi", 12, codec="mpeg4")
     (tmp_path / name).write_text(LISTS[name])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(VideoDecodeError, match=rf"{name}: cannot be read as a video"):
+    reason = "its content is of no format" if name in ("concat.mp4", "sdp.mp4") else "its content|Invalid data"
+    with pytest.raises(VideoDecodeError, match=rf"{name}: cannot be read as a video \(({reason})"):
         probe(name)
 
 
