@@ -86,7 +86,7 @@ def _captions(names: tuple[str, ...], cell_w: int, band: int, size: int) -> np.n
         end = start + 1
         while end < len(names) and names[end] == names[start]:
             end += 1
-        text, room = names[start], (end - start) * cell_w - 4
+        text, room = " ".join(names[start].split()), (end - start) * cell_w - 4  # a label may have line breaks
         if pen.textlength(text, font) > room:
             while text and pen.textlength(text + "…", font) > room:
                 text = text[:-1]

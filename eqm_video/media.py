@@ -9,25 +9,26 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import imageio.v3 as iio
 import numpy as np
-from PIL import GifImagePlugin, Image, ImageChops
+from PIL import GifImagePlugin, Image, ImageChops, PngImagePlugin
 
 from eqm_video.errors import UserError
+from eqm_video.files import MARK, refusing, write_file, writing
 from eqm_video.grids import Grid, checked
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PALETTE_PIXELS = 500_000  # pixels that a GIF's palette is chosen from
+BT709, LIMITED = 1, 1  # FFmpeg's numbers of a matrix, of primaries and of a transfer, and of the range 16 to 235
 LONGEST = 655_350  # milliseconds that a GIF can show a frame for
 
 
@@ -61,19 +62,6 @@ def filmstrips(clips: np.ndarray) -> np.ndarray:
 # Files --------------------------------------------------------------------------------------------------------------
 
 
-def make_folder(path: str | Path) -> Path:
-    """The folder `path`, made where it is missing; UserError where nothing can be written into it."""
-    path = Path(path)
-    probe = path / f".writable-{os.getpid()}"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to {path} ({error.strerror}); give another folder") from error
-    return path
-
-
 def gif_fps(fps: float) -> float:
     """The frame rate a GIF plays `fps` at: the nearest delay of whole hundredths of a second, at least 0.02 s."""
     if not (math.isfinite(fps) and fps >= 0.01):
@@ -91,7 +79,7 @@ def write_gif(path: str | Path, frames: np.ndarray | Sequence[np.ndarray], fps: 
     real = gif_fps(fps)
     palette = _palette(frames)
     delay = round(1000 / real)  # milliseconds, a multiple of 10
-    _atomically(path, lambda aside: _stream_gif(aside, frames, palette, delay))
+    write_file(path, lambda aside: _stream_gif(aside, frames, palette, delay))
     return real
 
 
@@ -107,6 +95,7 @@ def _stream_gif(path: Path, frames: np.ndarray | Sequence[np.ndarray], palette: 
             if shown is None:
                 file.write(b"GIF89a" + struct.pack("<HHBBB", *picture.size, 0xF7, 0, 0) + colours)
                 file.write(b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0")  # for ever
+                file.write(b"!\xfe" + bytes([len(MARK)]) + MARK + b"\0")  # a comment
                 box: tuple[int, ...] | None = (0, 0, *picture.size)
             else:
                 box = ImageChops.difference(_levels(shown), _levels(picture)).getbbox()
@@ -144,8 +133,9 @@ def _palette(frames: np.ndarray | Sequence[np.ndarray]) -> Image.Image:
 
 def write_png(path: str | Path, frame: np.ndarray) -> None:
     """Write one picture (H, W, 3) as a PNG, without loss."""
-    frame = checked(frame, 3, "a picture (H, W, 3)")
-    _atomically(path, lambda aside: iio.imwrite(aside, frame, plugin="pillow", extension=".png"))
+    frame, info = checked(frame, 3, "a picture (H, W, 3)"), PngImagePlugin.PngInfo()
+    info.add_text("Software", MARK.decode())
+    write_file(path, lambda aside: iio.imwrite(aside, frame, plugin="pillow", extension=".png", pnginfo=info))
 
 
 def write_mp4(path: str | Path, frames: np.ndarray | Sequence[np.ndarray], fps: float) -> None:
@@ -157,7 +147,7 @@ def write_mp4(path: str | Path, frames: np.ndarray | Sequence[np.ndarray], fps: 
         raise ValueError("a video needs at least one frame")
     if not (math.isfinite(fps) and fps >= 0.01):
         raise UserError(f"fps is {fps}; it must be a number of at least 0.01")
-    _atomically(path, lambda aside: _encode(aside, frames, Fraction(fps).limit_denominator(1001)))
+    write_file(path, lambda aside: _encode(aside, frames, Fraction(fps).limit_denominator(1001)))
 
 
 def _encode(path: Path, frames: np.ndarray | Sequence[np.ndarray], rate: Fraction) -> None:
@@ -165,12 +155,20 @@ def _encode(path: Path, frames: np.ndarray | Sequence[np.ndarray], rate: Fractio
 
     height, width = frames[0].shape[:2]
     with av.open(str(path), "w", format="mp4") as container:
+        container.metadata["comment"] = MARK.decode()
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
         stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
+        context = stream.codec_context  # told, since players guess the matrix from the height
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = LIMITED
         for frame in frames:
             frame = checked(frame, 3, "a frame (H, W, 3)")
             frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture = picture.reformat(
+                format="yuv420p", dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG"
+            )
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())
 
 
@@ -197,10 +195,11 @@ def write_npz(path: str | Path, samples: np.ndarray | Iterable[np.ndarray], labe
                     count += len(piece)
                 if count != len(labels):
                     raise ValueError(f"{count} samples but {len(labels)} labels; give one label for each sample")
+            archive.comment = MARK
             with archive.open("labels.npy", "w") as member:
                 np.lib.format.write_array(member, np.asarray(labels, np.int64))
 
-    _atomically(path, write)
+    write_file(path, write)
 
 
 def open_npz(path: str | Path) -> np.ndarray:
@@ -223,33 +222,28 @@ class NpyFile:
 
     def __init__(self, path: str | Path, shape: tuple[int, ...]) -> None:
         self.path, self.shape = Path(path), tuple(shape)
-        self.aside = _aside(self.path)
 
     def __enter__(self) -> NpyFile:
-        with _written(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.aside, "wb")
+        with contextlib.ExitStack() as opened:
+            aside = opened.enter_context(writing(self.path))
+            self.file = opened.enter_context(open(aside, "wb"))
             header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
             np.lib.format.write_array_header_1_0(self.file, header)
             self.begin = self.file.tell()
             self.file.truncate(self.begin + math.prod(self.shape))
+            self.opened = opened.pop_all()
         return self
 
     def write(self, index: int, start: int, frames: np.ndarray) -> None:
         """Put `frames` (t, ...) at [index, start : start + t]."""
         if frames.dtype != np.uint8 or frames.shape[1:] != self.shape[2:] or start + len(frames) > self.shape[1]:
             raise ValueError(f"frames {frames.dtype} {frames.shape} do not fit at {start} into {self.shape}")
-        with _written(self.path):
+        with refusing(self.path):
             self.file.seek(self.begin + (index * self.shape[1] + start) * math.prod(self.shape[2:]))
             self.file.write(np.ascontiguousarray(frames).data)
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        with _written(self.path):
-            self.file.close()
-            if kind is None:
-                os.replace(self.aside, self.path)
-            else:
-                self.aside.unlink(missing_ok=True)
+    def __exit__(self, *error: Any) -> None:
+        self.opened.__exit__(*error)
 
 
 def write_npy(path: str | Path, array: np.ndarray) -> None:
@@ -259,32 +253,4 @@ def write_npy(path: str | Path, array: np.ndarray) -> None:
         with open(aside, "wb") as file:
             np.save(file, array)
 
-    _atomically(path, write)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file."""
-    _atomically(path, lambda aside: aside.write_text(text, encoding="utf-8"))
-
-
-def _atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
-    path = Path(path)
-    with _written(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(_aside(path))
-        os.replace(_aside(path), path)
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.aside")
-
-
-@contextlib.contextmanager
-def _written(path: Path) -> Iterator[None]:
-    """UserError in place of the system's errors."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror or error}); choose a folder that you may write to"
-        ) from error
+    write_file(path, write)

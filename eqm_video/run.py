@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from eqm_video import build
+from eqm_video.claims import carry_over
 from eqm_video.codec import BUNDLED, PIXELS, Codec
 from eqm_video.config import Config, TrainConfig, to_tree
 from eqm_video.data.datasets import collate
@@ -29,6 +30,9 @@ from eqm_video.training.optim import OPTIMIZERS, Schedule
 from eqm_video.training.tracking import RunLog
 from eqm_video.training.trainer import Hook, Settings, Trainer
 from eqm_video.training_data import TrainingData, open_held_out, open_training_data
+
+# Paths in an export that `save_pretrained` writes
+EXPORTED = r"model_index\.json|(transformer|vae)/(config\.json|diffusion_pytorch_model.*)"
 
 
 class Run:
@@ -193,13 +197,18 @@ class Run:
         final = self.folder / "export"
         if self.accelerator.is_main_process:
             try:
-                write_folder(final, lambda folder: self.pipeline().save_pretrained(folder))
+                write_folder(final, self._fill_export)
             except (OSError, SafetensorError) as error:
                 raise UserError(
                     f"cannot write {final} ({error}): mend that, then add --resume to write it from the last checkpoint"
                 ) from error
         self.accelerator.wait_for_everyone()
         return final
+
+    def _fill_export(self, folder: Path) -> None:
+        """The pipeline, and what a user put into the export of before, such as a model card."""
+        self.pipeline().save_pretrained(folder)
+        carry_over(self.folder / "export", folder, EXPORTED)
 
 
 def note_start(source: str, config: Config, codec: Codec) -> list[str]:

@@ -16,6 +16,7 @@ from eqm_video.data.datasets import Share, collate, open_data
 from eqm_video.data.layout import quote
 from eqm_video.errors import UserError
 from eqm_video.training.batches import Batches, BatchPlan
+from eqm_video.wording import counted
 
 STILL = Bucket(1, 1)  # a single frame of a video
 
@@ -215,8 +216,3 @@ def _open(data: Any, index: Path, report: Path | None, **settings: Any) -> Any:
         upright=data.upright,
         **settings,
     )
-
-
-def counted(number: int, noun: str) -> str:
-    """ "1 label", "3 labels"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -16,6 +16,9 @@ PACKAGE = ROOT / "eqm_video"
 ORDER = [
     (0, "errors"),
     (0, "names"),
+    (0, "wording"),
+    (0, "files"),
+    (0, "claims"),
     (0, "randomness"),
     (0, "gamma"),
     (0, "objective"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eqm_video import cli, media
+from eqm_video import cli, files, media
 from eqm_video.cli import compare as module
 from eqm_video.cli.compare_report import caption
 from eqm_video.cli.compare_windows import Windows, halves, thin
@@ -39,7 +39,7 @@ def clip_set(data: Path, split: str | None = "train"):
 def fake(folder: Path, pixels: np.ndarray, labels: list[str] | None, fps: float = 4.0) -> Path:
     folder.mkdir(exist_ok=True)
     media.write_npz(folder / "samples.npz", pixels, np.zeros(len(pixels), np.int64))
-    media.write_text(folder / "samples.json", json.dumps({"labels": labels, "settings": {"fps": fps}}))
+    files.write_text(folder / "samples.json", json.dumps({"labels": labels, "settings": {"fps": fps}}))
     return folder
 
 
@@ -229,7 +229,7 @@ def test_thinned_samples_keep_the_share_of_each_label():
 def test_mistakes_are_explained(data, tmp_path, capsys):
     folder, _ = copies(data, tmp_path / "copies")
     assert "there is no" in fails(capsys, tmp_path, "--data", data)
-    (tmp_path / "parts").mkdir()
+    (tmp_path / ".parts-eqm").mkdir()
     assert "unfinished" in fails(capsys, tmp_path, "--data", data)
     assert "does not exist" in fails(capsys, folder, "--data", tmp_path / "nothing")
     error = fails(

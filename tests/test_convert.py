@@ -238,9 +238,9 @@ def test_out_must_be_new_or_empty(tmp_path: Path) -> None:
     assert sample_of(tmp_path / "empty").equal(sample_of(tmp_path / "new" / "deep"))
     (tmp_path / "file").write_text("mine")
     for taken in (tmp_path / "empty", tmp_path / "file"):
-        with pytest.raises(UserError, match="exists and is not an empty folder"):
+        with pytest.raises(UserError, match=r"choose a new or empty folder|is a file, not a folder"):
             convert(FIXTURE, taken, num_heads=4)
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot write"):
         convert(FIXTURE, tmp_path / "file" / "inside", num_heads=4)
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -251,7 +251,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError("No space left on device")
 
     monkeypatch.setattr(EqMTransformer, "save_pretrained", full)
-    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+    with pytest.raises(UserError, match=r"cannot write .*No space left on device"):
         convert(FIXTURE, tmp_path / "out", num_heads=4)
     assert os.listdir(tmp_path) == []
 

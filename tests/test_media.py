@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from eqm_video import media
+from eqm_video.claims import is_marked
 from eqm_video.errors import UserError
 
 
@@ -102,18 +103,17 @@ def test_npz_refuses_a_wrong_number_and_leaves_nothing_behind(tmp_path):
     assert not (tmp_path / "a.npz").exists()
 
 
-def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
-    media.write_text(tmp_path / "a.txt", "old")
-
-    def crash(aside):
-        aside.write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        media._atomically(tmp_path / "a.txt", crash)
-    assert (tmp_path / "a.txt").read_text() == "old"
+def test_pictures_below_a_file_are_refused(tmp_path):
+    (tmp_path / "a.txt").touch()
     with pytest.raises(UserError, match="cannot write"):
         media.write_png(tmp_path / "a.txt" / "b.png", clips()[0, 0])
+
+
+def test_a_half_written_array_goes_with_what_ended_it(tmp_path):
+    with pytest.raises(KeyboardInterrupt), media.NpyFile(tmp_path / "a.npy", (2, 3, 4)) as file:
+        file.write(0, 0, np.zeros((3, 4), np.uint8))
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
 
 
 def test_grid_without_labels_tiles_and_enlarges():
@@ -178,3 +178,44 @@ def test_import_loads_no_video_library(root):
     code = "import sys, eqm_video.media; print('av' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 240), (720, 1280)])
+def test_mp4_says_its_colours_and_keeps_them(tmp_path, height, width):
+    """Decoded by the file's own tags, as players do, on both sides of the height where untagged files change."""
+    colours = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 255, 255), (255, 0, 255), (255, 255, 255)])
+    frame = colours.astype(np.uint8)[np.arange(width) * len(colours) // width][None].repeat(height, axis=0)
+    media.write_mp4(tmp_path / "a.mp4", np.stack([frame, frame]), 8)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        tags = (context.colorspace, context.color_primaries, context.color_trc, context.color_range)
+        assert [int(tag) for tag in tags] == [1, 1, 1, 1]  # BT.709 three times, limited range
+        assert context.pix_fmt == "yuv420p" and context.codec.name == "h264"
+        planes = next(container.decode(stream)).to_ndarray().astype(float)
+    luma = planes[:height, :]
+    blue, red = (part.reshape(height // 2, width // 2) for part in np.split(planes[height:].reshape(-1), 2))
+    for place, colour in enumerate(colours):
+        x = (2 * place + 1) * width // (2 * len(colours))
+        y, cb, cr = luma[height // 2, x], blue[height // 4, x // 2] - 128, red[height // 4, x // 2] - 128
+        y, cb, cr = (y - 16) / 219, cb / 224, cr / 224  # BT.709, limited range
+        r, b = y + 1.5748 * cr, y + 1.8556 * cb
+        g = (y - 0.2126 * r - 0.0722 * b) / 0.7152
+        assert np.abs(np.clip(np.array([r, g, b]) * 255, 0, 255) - colour).max() <= 3, colour
+
+
+def test_every_picture_says_who_wrote_it(tmp_path):
+    frames = clips(1)[0]
+    media.write_gif(tmp_path / "a.gif", frames, 8)
+    media.write_png(tmp_path / "a.png", frames[0])
+    media.write_mp4(tmp_path / "a.mp4", frames, 8)
+    media.write_npz(tmp_path / "a.npz", clips(2), np.zeros(2))
+    assert all(is_marked(path) for path in tmp_path.iterdir())
+    Image.fromarray(frames[0]).save(tmp_path / "mine.png")
+    assert not is_marked(tmp_path / "mine.png")
+
+
+def test_labels_of_several_lines_are_drawn(tmp_path):
+    tiled = media.grid(clips(2), ["first\nsecond", "\n\tb\r\n"], scale=4)
+    band = (tiled.shape[1] - 2) // 2 - 66 if tiled.shape[1] > 100 else tiled.shape[1] - 2 - 66
+    assert tiled[0, 2 : 2 + band].min() < 60

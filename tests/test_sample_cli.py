@@ -137,7 +137,7 @@ def test_an_interrupted_run_goes_on(export, tmp_path, monkeypatch, capsys):
         assert sizes == [2, 2]
     assert "samples.npz" not in files(out) and "clips/000003.gif" in files(out)
     assert "steps: 4 there, 5 here" in fails(capsys, *common, "--out", out, "--steps", 5)
-    (out / "parts" / ".00000004.npy.aside").write_bytes(b"half")
+    (out / ".parts-eqm" / ".00000004.npy.aside").write_bytes(b"half")
     (out / "clips" / "000001.gif").unlink()
     with monkeypatch.context() as patch:
         sizes = count_batches(patch)
@@ -440,3 +440,77 @@ def test_what_is_no_archive_of_samples_is_refused(export, tmp_path, capsys):
     for name in ("empty.npz", "cut.npz", "floats.npy", "none.npz"):
         said = fails(capsys, export, "--out", tmp_path / "x", "--start-from", tmp_path / name, "--start-gamma", 0.5)
         assert name in said and ("cannot be read" in said or "not uint8" in said)
+
+
+def test_files_of_others_outlive_sampling_and_overwriting(export, tmp_path, monkeypatch, capsys):
+    common = ("--out", tmp_path, "--num-samples", 2, "--steps", 1, "--batch-size", 1)
+    theirs = ["parts/chapter1.tex", "parts/settings.json", "clips/mine.gif", ".parts-eqm/mine", "notes.txt", "a/b/c"]
+    with monkeypatch.context() as patch:
+        count_batches(patch, stop_after=1)
+        assert run(export, *common) == 130
+    for name in theirs:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    written = {"grid.gif", "clips/000000.gif", "clips/000001.gif", "samples.npz", "samples.json"}
+    for more in ((), ("--format", "png"), ("--seed", 5, "--overwrite")):
+        assert run(export, *common, *more) == 0
+        assert all((tmp_path / name).read_text() == "mine" for name in theirs)
+    assert files(tmp_path) == {*theirs, *written}  # the pictures in the other format were ours
+    (tmp_path / "grid.png").write_text("mine")
+    for more in ((), ("--format", "png"), ("--overwrite",)):
+        assert "holds grid.png" in fails(capsys, export, *common, "--seed", 5, *more)
+    assert (tmp_path / "grid.png").read_text() == "mine" and written < files(tmp_path)
+
+
+def test_parts_of_earlier_versions_are_taken_over(export, tmp_path, monkeypatch, capsys):
+    common = (export, "--num-samples", 5, "--labels", "up", "down", "--batch-size", 2)
+    assert run(*common, "--out", tmp_path / "whole") == 0
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        count_batches(patch, stop_after=2)
+        assert run(*common, "--out", out) == 130
+    settings = json.loads((out / ".parts-eqm" / "settings.json").read_text())
+    (out / ".parts-eqm").rename(out / "parts")
+    del settings["origin"]
+    (out / "parts" / "settings.json").write_text(json.dumps(settings))
+    (out / "parts" / ".00000004.npy.aside").write_bytes(b"half")
+    for index in range(4):
+        Image.new("RGB", (4, 4)).save(out / "clips" / f"{index:06d}.gif")  # without the mark
+    assert "steps: 4 there, 5 here" in fails(capsys, *common, "--out", out, "--steps", 5)
+    assert "parts/settings.json" in files(out)
+    sizes = count_batches(monkeypatch)
+    assert run(*common, "--out", out) == 0
+    assert sizes == [1] and files(out) == files(tmp_path / "whole")
+    assert (out / "clips" / "000000.gif").read_bytes() == (tmp_path / "whole" / "clips" / "000000.gif").read_bytes()
+    assert run(*common, "--out", out) == 0
+
+
+def test_what_diverges_leaves_no_folder(export, tmp_path, capsys):
+    fails(capsys, export, "--out", tmp_path / "out" / "deep", "--step-size", 1e30, "--steps", 40, "--num-samples", 1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_counts_and_rates_are_said_where_they_matter(export, tmp_path, capsys):
+    common = ("--num-samples", 1, "--steps", 1)
+    assert run(export, "--out", tmp_path / "a", *common, "--fps", 8.333) == 0
+    said = capsys.readouterr().out
+    assert "1 clip of 3 frames at 8.333 fps" in said and ", 1 step (" in said and "instead of" not in said
+    assert run(export, "--out", tmp_path / "b", *common, "--fps", 8) == 0
+    assert "GIFs play at 8.33 fps instead of 8" in capsys.readouterr().out
+    assert run(export, "--out", tmp_path / "c", *common, "frames=1") == 0
+    assert ": 1 image, 16x16 pixels" in capsys.readouterr().out
+
+
+def test_wrong_options_are_one_line(export, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(export, "--out", "x", "--num-samples", "many")
+    said = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and len(said) == 1 and said[0].startswith("error: argument --num-samples: 'many'")
+    assert said[0].endswith("--help)")
+    assert cli.main(["--version"]) == 0 and capsys.readouterr().out.startswith("eqm-video ")
+
+
+def test_a_folder_whose_name_is_not_utf8(export, tmp_path, capsys):
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    assert run(export, "--out", out, "--num-samples", 1, "--steps", 1) == 0
+    assert "samples.json" in files(out) and "caf\\udce9" in capsys.readouterr().out

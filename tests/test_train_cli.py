@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -442,20 +443,43 @@ def test_a_second_start_on_a_live_run_is_refused_and_changes_nothing(made, tmp_p
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_one_sentence_wherever_it_is_met(made, tmp_path, capsys) -> None:
-    for name, sentence in (("metrics.jsonl", "cannot write"), ("config.yaml", "No space left on device")):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        run = tmp_path / name
-        run.mkdir()
-        (run / name).symlink_to("/dev/full")
-        assert main([*recipe(made, run), "preview.every=0"]) == 2
-        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and sentence in errors[0] and "No space left" in errors[0]
+    run = tmp_path / "metrics.jsonl"
+    run.mkdir()
+    (run / "metrics.jsonl").symlink_to("/dev/full")
+    assert main([*recipe(made, run), "preview.every=0"]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "cannot write" in errors[0] and "No space left" in errors[0]
     AcceleratorState._reset_state(reset_partial_state=True)
     run = tmp_path / "export"
     run.mkdir()
     (run / "export").write_text("a file is in the way")
     assert main([*recipe(made, run), "preview.every=0"]) == 2
-    assert f"cannot write {run / 'export'}" in capsys.readouterr().err
+    assert f"run.dir={run} holds export" in capsys.readouterr().err
+
+
+def test_files_of_others_in_a_run_outlive_it(made, tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    assert main(recipe(made, run)) == 0
+    theirs = ["export/README.md", "export/vae/notes", "checkpoints/mine", "previews/mine.gif", "notes.txt", "parts/a"]
+    for name in theirs:
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text(f"mine {name}")
+        os.utime(run / name, ns=(10**18, 10**18))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main([*recipe(made, run), "--resume", "train.steps=6"]) == 0
+    for name in theirs:
+        assert (run / name).read_text() == f"mine {name}" and (run / name).stat().st_mtime_ns == 10**18
+    AcceleratorState._reset_state(reset_partial_state=True)
+    before = (run / "metrics.jsonl").read_bytes()
+    (run / "config.yaml").write_text("mine: 1\n")
+    assert main([*recipe(made, run), "--resume", "train.steps=8"]) == 2
+    assert f"run.dir={run} holds config.yaml, which eqm-video did not write" in capsys.readouterr().err
+    assert (run / "config.yaml").read_text() == "mine: 1\n" and (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_fails_before_it_writes_leaves_no_folder(made, tmp_path) -> None:
+    assert main([*recipe(made, tmp_path / "runs" / "a"), f"data.root={tmp_path / 'nowhere'}"]) == 2
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_thin_entry(tmp_path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from eqm_video.errors import UserError
 
@@ -37,12 +39,18 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 2, and one line on stderr, for a user's mistake."""
+    for stream in (sys.stdout, sys.stderr):  # a name that is not UTF-8 is printed all the same
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or [""]
     if name in ("-h", "--help", ""):
         width = max(map(len, COMMANDS))
         print("usage: python -m eqm_video COMMAND ...   (COMMAND --help tells more)\n")
         print("\n".join(f"  {command:{width}}  {text}" for command, (_, text) in COMMANDS.items()))
         return 0 if name else 2
+    if name == "--version":
+        print(f"eqm-video {version('eqm-video')}")
+        return 0
     try:
         if name not in COMMANDS:
             near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.4)

@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from eqm_video import media
+from eqm_video import files, media
 from eqm_video.build import versions
 from eqm_video.cli import ablate_report, options
 from eqm_video.cli.demo import write_videos
+from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.quality import Judge
 from eqm_video.cli.recipes import CONFIGS, Recipes, split_overrides
 from eqm_video.cli.sample import fingerprint
@@ -44,9 +46,10 @@ ADAM = {"step_size": 0.05, "beta1": 0.9, "beta2": 0.999}  # the best of eight tr
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is missing, measure what is missing, write the table; returns the exit status."""
     given = parse(arguments)
-    media.make_folder(given.out)
-    write_videos(given.data)
+    claim_output(given.out, "ablate")
     names = RECIPES.chosen(given.only)
+    RECIPES.claim(names, given)
+    write_videos(given.data)
     for name in names:
         RECIPES.train(name, given)
     lines = [line for name in names for line in measure(name, given)]
@@ -66,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m eqm_video ablate",
         description="Train the recipes of configs/ablations on moving shapes, each once, sample them all, and compare.",
     )
@@ -132,7 +135,7 @@ def measure(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
             found |= {**judge(clips, request.names), "rest": found.pop("rms") / config.objective.decay.gain}
             media.write_npz(file.with_suffix(".npz"), clips, np.asarray(request.ids))
             known = {"asked": {**asked, **asdict(way)}, "found": found, "reference": judge.scale}
-            media.write_text(file, json.dumps(known, indent=1) + "\n")
+            files.write_record(file, known)
         line = {"recipe": name, **asdict(way), **known["found"], **training_log(config)}
         lines.append({**line, "reference": known["reference"]})
     return lines

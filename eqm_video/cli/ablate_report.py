@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eqm_video import media
+from eqm_video import files
 from eqm_video.cli import plots
 from eqm_video.cli.tables import aligned
 
@@ -107,8 +106,8 @@ def legend(summary: Mapping[str, Any]) -> str:
 
 def write(out: Path, summary: Mapping[str, Any]) -> None:
     """ablations.json, ablations.md and ablations.png; says where."""
-    media.write_text(out / "ablations.json", json.dumps(summary, indent=1) + "\n")
-    media.write_text(out / "ablations.md", tables(summary))
+    files.write_record(out / "ablations.json", summary)
+    files.write_markdown(out / "ablations.md", tables(summary))
     draw(summary, out / "ablations.png")
     print(f"look at {out / 'ablations.png'}; numbers: {out}/ablations.md, {out}/ablations.json")
 

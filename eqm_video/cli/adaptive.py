@@ -13,7 +13,6 @@ are medians. CPU seconds are this process's own, which other work on the machine
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 from collections.abc import Sequence
@@ -22,9 +21,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from eqm_video import media
+from eqm_video import files
 from eqm_video.cli.adaptive_plot import draw_adaptive
 from eqm_video.cli.options import Request, add_model, add_sampling, describe_rule, machine, number, open_model, whole
+from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.quality import Judge, add_data
 from eqm_video.cli.walks import Walk, decode, walk
 from eqm_video.errors import UserError
@@ -37,7 +38,7 @@ TOLERANCES = (0.1, 0.2, 0.4, 0.8)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    media.make_folder(options.out)
+    claim_output(options.out, "adaptive")
     pipeline = open_model(options)
     request = Request.of(pipeline, options)
     check_sampler(pipeline, options)
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **judge.scale,
         "results": results,
     }
-    media.write_text(options.out / "adaptive.json", json.dumps(record, indent=1) + "\n")
+    files.write_record(options.out / "adaptive.json", record)
     draw_adaptive(options.out / "adaptive.png", results, judge.headline)
     print(as_table(results, judge.headline))
     print(f"look at {options.out / 'adaptive.png'}; numbers: {options.out}/adaptive.json")
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video adaptive", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video adaptive", description=__doc__.splitlines()[0])
     add_model(parser)
     add_sampling(parser, num_samples=64, descent=False)
     add = parser.add_argument

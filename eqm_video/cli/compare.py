@@ -32,11 +32,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqm_video import media
 from eqm_video.cli import compare_memorisation as memorisation
 from eqm_video.cli.compare_report import Samples, describe, spread, summarise_nearest, table, write
 from eqm_video.cli.compare_windows import Search, Windows, halves, look, project, real_searches, some_windows, thin
 from eqm_video.cli.options import add_split, choose_split, whole
+from eqm_video.cli.outputs import PARTS, claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.data.datasets import ClipSet, open_data
 from eqm_video.errors import UserError
 from eqm_video.metrics.frechet import frechet_distance, gaussian_of, random_projection
@@ -50,6 +51,7 @@ OVERRIDES = ("kind", "split", "fold", "frame_interval")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, compare, write."""
     options = parse(arguments)
+    out = claim_output(options.out or options.samples / "compare", "compare")
     samples = read_samples(options.samples)
     windows = Windows(open_set(samples, options), options.stride)
     print(windows.data.report.summary())
@@ -79,8 +81,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
     }
     print(table(summary))
-    out = options.out or options.samples / "compare"
-    media.make_folder(out)
     memorisation.draw(found, summary["memorisation"], out / "memorisation.png")
     write(out, samples, windows, found["samples"], summary, options.columns)
     return 0
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; `data.split=null` is the same as `--split all`, `data.frame_interval=3` as an option."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m eqm_video compare",
         description="Compare samples with the data that the model was trained on: the training clip nearest to each, "
         "and a Fréchet distance in random projections of the pixels, beside the same between real clips.",
@@ -130,7 +130,7 @@ def read_samples(folder: Path) -> Samples:
     npz, record = folder / "samples.npz", folder / "samples.json"
     for file in (npz, record):
         if not file.is_file():
-            hint = f"(an unfinished run? {folder / 'parts'} is there)" if (folder / "parts").is_dir() else ""
+            hint = f"(an unfinished run? {folder / PARTS} is there)" if (folder / PARTS).is_dir() else ""
             raise UserError(f"there is no {file}; give a folder that sample_video.py finished {hint}".rstrip())
     try:
         with np.load(npz, allow_pickle=False) as file:

@@ -6,7 +6,6 @@ Legend: N samples, T frames, H W pixels; pixels uint8, channels last.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from eqm_video import media
+from eqm_video import files, media
 from eqm_video.cli import compare_memorisation
 from eqm_video.cli.compare_windows import Windows
 from eqm_video.grids import PAPER
@@ -114,8 +113,8 @@ def write(
             {"sample": index, "label": label, **distances, "name": name, "start": start, "nearest_label": named}
         )
     scale = {name: one for name, one in summary["nearest"].items() if name != "samples"}
-    media.write_text(out / "nearest.json", json.dumps({**scale, "samples": rows}, indent=1) + "\n")
-    media.write_text(out / "compare.json", json.dumps(summary, indent=1) + "\n")
+    files.write_record(out / "nearest.json", {**scale, "samples": rows})
+    files.write_record(out / "compare.json", summary)
     chosen = sorted(sorted(range(len(rows)), key=rms.__getitem__)[:SHOWN])
     pictures = pairs(samples.pixels[chosen].numpy(), nearest.clips[chosen].numpy())
     captions = [caption(rows[k]["label"], rows[k]["name"]) for k in chosen]

@@ -18,7 +18,6 @@ Legend: N samples, T frames, H W pixels; pixels uint8, channels last.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,9 +29,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from eqm_video import media
+from eqm_video import files
 from eqm_video.cli.compose_report import Sampled, draw_grid, draw_shares, report
 from eqm_video.cli.options import Request, add_model, add_sampling, describe_rule, machine, number, open_model
+from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.walks import FAR
 from eqm_video.composition import ScheduledField
 from eqm_video.data.shapes import DIRECTIONS, SHAPES, score_motion, write_moving_shapes
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[:1] == ["--write-data"]:
         return write_data(given)
     options = parse(given)
-    media.make_folder(options.out)
+    claim_output(options.out, "compose")
     models = [open_model(options, path) for path in (options.model, *options.others)]
     if options.labels is not None:
         raise UserError("compose takes its labels from --terms: leave --labels out")
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
         "rows": rows,
     }
-    media.write_text(options.out / "compose.json", json.dumps(record, indent=1) + "\n")
+    files.write_record(options.out / "compose.json", record)
     draw_grid(options.out / "compose.gif", found, float(models[0].config.fps), options.columns)
     drawn = draw_shares(options.out / "compose.png", rows)
     report(rows, options.out, drawn)
@@ -115,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(given: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m eqm_video compose",
         description=__doc__.splitlines()[0],
         epilog="compose --write-data FOLDER writes the moving shapes that configs/attributes.yaml learns.",
@@ -135,7 +136,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
 
 def write_data(given: Sequence[str]) -> int:
     """`compose --write-data FOLDER`: moving shapes filed under single attributes, to train configs/attributes.yaml."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video compose")
+    parser = Parser(prog="python -m eqm_video compose")
     parser.add_argument("--write-data", type=Path, required=True, metavar="FOLDER")
     folder = parser.parse_args(given).write_data
     write_moving_shapes(folder, attributes=True, videos=VIDEOS, held_out=HELD_OUT)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from eqm_video.cli.parser import Parser
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Convert, then say what came out. A mistake of the user raises UserError."""
@@ -52,7 +54,7 @@ def _refuse_ours(source: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m eqm_video convert",
         description="Turn weights of the reference EqM (or of another SiT-layout network) into a saved EqMTransformer.",
     )

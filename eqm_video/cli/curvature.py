@@ -28,9 +28,11 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from eqm_video import media
+from eqm_video import files
 from eqm_video.cli.curvature_report import Stages, draw, numbers, report, stiffest
 from eqm_video.cli.options import Request, add_model, add_sampling, machine, number, open_device, whole
+from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.sources import Source
 from eqm_video.curvature import curl, largest_curvature, step_limit
 from eqm_video.errors import UserError
@@ -46,7 +48,7 @@ from eqm_video.samplers import DivergenceError, run
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    media.make_folder(options.out)
+    claim_output(options.out, "curvature")
     diffusers_logging.disable_progress_bar()
     pipeline, folder = load_pipeline(options.model, codec=options.codec)
     pipeline.set_progress_bar_config(disable=True)
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "progress": progress,
         "stages": [{"guidance_scale": one.guidance_scale, **numbers(one)} for one in found],
     }
-    media.write_text(options.out / "curvature.json", json.dumps(record, indent=1) + "\n")
+    files.write_record(options.out / "curvature.json", record)
     draw(options.out / "curvature.png", found, own, progress, options.data is not None, pipeline.decay)
     report(pipeline, curvature, own, progress, options)
     if options.write:
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video curvature", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video curvature", description=__doc__.splitlines()[0])
     add_model(parser)
     add_sampling(parser, num_samples=8)
     add = parser.add_argument
@@ -237,4 +239,4 @@ def summarise(
 def write(index: Path, curvature: dict[str, Any]) -> None:
     """Keep the result in an export's `model_index.json`, which is replaced as a whole."""
     settings = {**read_json(index), "curvature": curvature}
-    media.write_text(index, json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    files.write_text(index, json.dumps(settings, indent=2, sort_keys=True) + "\n")

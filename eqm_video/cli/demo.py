@@ -16,13 +16,17 @@ from typing import Any
 
 import numpy as np
 
+from eqm_video import files
 from eqm_video.build import versions
+from eqm_video.claims import check_place
+from eqm_video.cli import plots
 from eqm_video.cli import sample as sampling
 from eqm_video.cli import train as training
 from eqm_video.cli.options import processor
+from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.data.shapes import score_motion, write_moving_shapes
 from eqm_video.errors import UserError
-from eqm_video.media import make_folder
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 SHAPES = ("Disc", "Square")
@@ -33,7 +37,7 @@ ENDLESS_FRAMES = 24  # of an endless video: windows of it begin at many places
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video demo", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video demo", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("data/moving_shapes"), help="where the videos are written")
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="the training run; an old one is continued")
     parser.add_argument("--out", type=Path, default=Path("video_samples/demo"), help="where the samples go")
@@ -42,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not RECIPE.is_file():
         raise UserError(f"the demo's recipe {RECIPE} is missing: run the demo from a clone of the repository")
-    make_folder(options.out)
+    claim_output(options.out, "demo")
+    claim_output(options.run, "train", option="--run")
     write_videos(options.data)
     seconds = train(options)
     seconds["sampling"] = sample(options)
@@ -50,13 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     numbers["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
     numbers["machine"] = {"cpu_cores": os.cpu_count(), "processor": processor(), **versions()}
     draw_curve(options.run / "metrics.jsonl", options.out / "curve.png")
-    (options.out / "numbers.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    files.write_record(options.out / "numbers.json", numbers)
     report(numbers, options)
     return 0
 
 
 def write_videos(root: Path, *, endless: bool = False) -> None:
     """Write the moving shapes, unless they are there."""
+    check_place(root, f"--data {root}")
     if not root.exists():
         print(f"writing moving shapes as videos to {root}")
         longer = {"frames": ENDLESS_FRAMES, "endless": True} if endless else {}
@@ -92,16 +98,14 @@ def measure(samples: Path, record: Path) -> dict[str, Any]:
 
 def draw_curve(metrics: Path, out: Path) -> None:
     """Draw the loss of training and of held-out clips over the steps; needs matplotlib (the `demo` extra)."""
-    from matplotlib.figure import Figure
-
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     held_out = [(line["step"], line["held_out"]["mean"]) for line in lines if "held_out" in line]
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    figure = plots.figure(6, 3.5)
     axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log", title="Training on moving shapes")
     axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], label="training (running mean)")
     axes.plot(*zip(*held_out, strict=True), "o-", label="held-out clips, averaged weights")
     axes.legend()
-    figure.savefig(out, dpi=150)
+    plots.save(figure, out)
 
 
 def report(numbers: dict[str, Any], options: argparse.Namespace) -> None:

@@ -15,7 +15,6 @@ Legend: E evaluations, S shown states, B clips, T frames, H W pixels.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqm_video import media
+from eqm_video import files
 from eqm_video.cli.descent_pictures import draw_curves, draw_film, draw_strip
 from eqm_video.cli.options import Request, add_model, add_sampling, describe_rule, machine, open_model, whole
+from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.walks import Watched, begin, decode
 from eqm_video.errors import UserError
 from eqm_video.gamma import ConstantDecay, gamma_path
@@ -63,7 +64,7 @@ class Trace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    media.make_folder(options.out)
+    claim_output(options.out, "descent")
     models = [options.model, *([options.against] if options.against else [])]
     names = options.names or default_names(models)
     if len(names) != len(models):
@@ -83,14 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "settings": {**request.settings(), "machine": machine(pipeline)},
         "models": [{"model": str(path), **numbers(one)} for path, one in zip(models, traces, strict=True)],
     }
-    media.write_text(options.out / "descent.json", json.dumps(record, indent=1) + "\n")
+    files.write_record(options.out / "descent.json", record)
     report(traces, options.out)
     return 0
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video descent", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video descent", description=__doc__.splitlines()[0])
     add_model(parser)
     parser.add_argument("against", nargs="?", metavar="MODEL2", help="another model, from the same start noise")
     add_sampling(parser)

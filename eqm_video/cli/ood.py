@@ -13,7 +13,6 @@ or its peak, at the splice?
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from eqm_video import media
+from eqm_video import files
 from eqm_video.cli import ood_report as report
 from eqm_video.cli.ood_sets import made_sets, other_labels
 from eqm_video.cli.options import add_model, add_split, choose_split, open_model, whole
+from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.sources import Clips, Source
 from eqm_video.errors import UserError
 from eqm_video.metrics.ood import SCORES, auroc, auroc_error, frame_scores, largest_jump
@@ -40,7 +41,7 @@ CUTS = ("spliced", "jump cut")  # sets that break at frame T // 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, build the sets, score, write."""
     options = parse(arguments)
-    media.make_folder(options.out)
+    claim_output(options.out, "ood")
     pipeline = open_model(options)
     frames, size = pipeline.check_frames(), pipeline.check_size()
     common = {"frames": frames, "size": size, "fps": pipeline.config.fps, "count": options.clips}
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
         "breaks": {mode: breaks(scores[mode]) for mode in modes} if "spliced" in sets else {},
     }
-    media.write_text(options.out / "ood.json", json.dumps(numbers, indent=1) + "\n")
+    files.write_record(options.out / "ood.json", numbers)
     report.draw_areas(numbers["auroc"], options.out / "ood.png")
     report.draw_examples(sets, options.out / "ood_sets.png")
     pictures = "ood.png; examples of the sets: ood_sets.png"
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video ood", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video ood", description=__doc__.splitlines()[0])
     add_model(parser)
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="FOLDER", help="videos or images like those it was trained on")

@@ -12,7 +12,6 @@ oracle.gif: some descents; oracle.json: where all of them ended, and what they t
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,10 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqm_video import media
+from eqm_video import files, media
 from eqm_video.build import versions
 from eqm_video.cli.options import number, whole
 from eqm_video.cli.oracle_pictures import Strip, draw_film
+from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.data.shapes import DIRECTIONS, SHAPES, coverage
 from eqm_video.gamma import TruncatedDecay
 from eqm_video.objective import interpolate
@@ -94,7 +95,7 @@ def moving_clips(size: int, frames: int, shapes: Sequence[str] = SHAPES) -> tupl
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    media.make_folder(options.out)
+    claim_output(options.out, "oracle")
     began = time.monotonic()
     clips, names = moving_clips(options.size, options.frames)
     rule = NAG(options.step_size, 0.35)
@@ -122,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "tasks": found,
         "seconds": round(time.monotonic() - began, 1),
     }
-    media.write_text(options.out / "oracle.json", json.dumps(record, indent=1) + "\n")
+    files.write_record(options.out / "oracle.json", record)
     print(as_table(found))
     film = "" if options.no_film else f"look at {options.out / 'oracle.gif'}; "
     print(f"{film}numbers: {options.out / 'oracle.json'}")
@@ -131,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video oracle", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video oracle", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder for oracle.gif and oracle.json")
     add("--num-samples", type=whole(2), default=32, metavar="N", help="descents of every task; default: 32")

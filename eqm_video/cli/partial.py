@@ -14,7 +14,6 @@ Legend: N clips, T frames, C latent channels, h w latents.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +24,12 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from eqm_video import media
+from eqm_video import files
 from eqm_video.cli import partial_report as report
 from eqm_video.cli.ood_sets import MOVING_SHAPES
 from eqm_video.cli.options import add_model, add_split, choose_split, describe_rule, number, open_model, whole
+from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.sources import Clips, Source
 from eqm_video.composition import ScheduledField
 from eqm_video.data.shapes import SHAPES, score_motion
@@ -77,7 +78,7 @@ class Pairs:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, mix, sample, measure, write."""
     options = parse(arguments)
-    media.make_folder(options.out)
+    claim_output(options.out, "partial")
     starts = [check_fraction("--start-gammas", gamma) for gamma in sorted(set(options.start_gammas))]
     pipelines = {path: open_model(options, path) for path in options.models}
     source = open_source(options, list(pipelines.values()))
@@ -104,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "measured": measured,
         "references": references(first, clips, ours.clean),
     }
-    media.write_text(options.out / "partial.json", json.dumps(numbers, indent=1) + "\n")
+    files.write_record(options.out / "partial.json", numbers)
     report.draw_curves(numbers, options.out / "partial.png")
     report.draw_examples(clips.pixels[0], shown, options.out / "partial_examples.png")
     print(
@@ -117,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video partial", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video partial", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="exports, training runs or checkpoints, or hub ids")
     add_model(parser, positional=False)

@@ -10,7 +10,6 @@ plane.png: fields and walks; plane.gif: the same while they walk; plane.json: se
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +17,12 @@ from typing import Any
 
 import torch
 
-from eqm_video import media, plane
+from eqm_video import files, plane
 from eqm_video.build import versions
 from eqm_video.cli import plots
 from eqm_video.cli.options import number, whole
+from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.plane_pictures import Scene, draw_film, draw_picture
 
 LEAST_STEPS = 12  # below, the step is too large for the equilibrium's slope at the data: step size * 20 < 2
@@ -30,7 +31,7 @@ LEAST_STEPS = 12  # below, the step is too large for the equilibrium's slope at 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    media.make_folder(options.out)
+    claim_output(options.out, "plane")
     plots.figure()  # where matplotlib is missing, say so before the training
     began = time.monotonic()
     points = plane.data_points(options.points)
@@ -47,14 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.no_film:
         draw_film(options.out / "plane.gif", scene)
     numbers["seconds"] = {"training": round(trained - began, 1), "all": round(time.monotonic() - began, 1)}
-    media.write_text(options.out / "plane.json", json.dumps(numbers, indent=1) + "\n")
+    files.write_record(options.out / "plane.json", numbers)
     report(numbers, options)
     return 0
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video plane", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video plane", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder for plane.png, plane.gif and plane.json")
     add("--points", type=points, default=2, metavar="M", help="data points on a ring, 1 to 64, or moons; default: 2")

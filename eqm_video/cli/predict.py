@@ -12,7 +12,6 @@ Legend: N clips, S samples of each, T frames, H W pixels.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -22,8 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eqm_video import media
+from eqm_video import files
 from eqm_video.cli import options, plots
+from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.sample_known import parse_known
 from eqm_video.cli.sample_options import frame_schedule
 from eqm_video.cli.sources import Clips, Source
@@ -32,6 +33,7 @@ from eqm_video.cli.tasks_pictures import draw_clips, draw_strips, without_known
 from eqm_video.errors import UserError
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.randomness import fold
+from eqm_video.wording import counted
 
 KNOWN = ("first", "first:4", "ends")
 
@@ -39,7 +41,7 @@ KNOWN = ("first", "first:4", "ends")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Sample, compare, write; returns the exit status."""
     given = parse(arguments)
-    media.make_folder(given.out)
+    claim_output(given.out, "predict")
     pipeline = options.open_model(given)
     frames, size, fps = pipeline.check_frames(given.frames), pipeline.check_size(), float(pipeline.config.fps)
     lists = options.choose_split(given, given.data)
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "machine": options.machine(pipeline),
         "predictions": found,
     }
-    media.write_text(given.out / "predict.json", json.dumps(record, indent=1) + "\n")
+    files.write_record(given.out / "predict.json", record)
     print(table(record))
     names = [draw(found, given.out / "predict.png")]
     shown, rows = (None, without_known(rows)) if given.predictions_only else (truth, rows)
@@ -79,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m eqm_video predict",
         description="Predict frames of real clips that the model is not shown, and compare them with the true ones.",
         epilog="Example: python -m eqm_video predict runs/actions --data FOLDER --split test --known first:4 ends "
@@ -200,7 +202,9 @@ def table(record: dict[str, Any]) -> str:
         error = one["error"]
         numbers = [f"{error[key]:.1f}" for key in ("mean", "best", "held", "faded")]
         rows.append([name, *numbers, f"{one['motion']:.2f}"])
-    return f"{aligned(rows)}\n\nRMS of 255 on {record['clips']} clips; the codec alone: {record['codec']:.1f}"
+    return (
+        f"{aligned(rows)}\n\nRMS of 255 on {counted(record['clips'], 'clip')}; the codec alone: {record['codec']:.1f}"
+    )
 
 
 def draw(found: dict[str, Any], path: Path) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eqm_video.cli import train as training
+from eqm_video.cli.outputs import claim_output
 from eqm_video.config import Config, flatten, load_config, to_tree
 from eqm_video.errors import UserError
 
@@ -52,6 +53,11 @@ class Recipes:
         """The recipe whose run this one starts from."""
         source = load_config(self.folder / f"{name}.yaml").train.init_from  # runs/ablations/base/export
         return None if source is None else Path(source).parent.name
+
+    def claim(self, names: Sequence[str], given: argparse.Namespace) -> None:
+        """UserError where the folder of a run holds something else; before any of them is trained."""
+        for name in {*names, *filter(None, map(self.origin, names))}:
+            claim_output(given.runs / name, "train", option="the run's folder")
 
     def train(self, name: str, given: argparse.Namespace) -> None:
         """Train a recipe, or continue, or find its run finished; first the run that it starts from."""

@@ -6,8 +6,6 @@ standard deviation should be near 1, because the noise that training mixes in ha
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,15 +13,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from eqm_video import media
+from eqm_video import files, media
+from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.codec import BUNDLED, Codec
 from eqm_video.data.datasets import ClipSet, open_data
 from eqm_video.errors import UserError
+from eqm_video.wording import counted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video reconstruct", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video reconstruct", description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="folder of videos or images, as for training")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pairs and numbers.json")
     parser.add_argument("--codec", default=BUNDLED, help="bundled, a folder or a hub id; default: bundled")
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=8, help="files, spread evenly over the set; 0: all; default: 8")
     options = parser.parse_args(arguments)
     frames = options.frames or (1 if options.kind == "images" else 16)
-    media.make_folder(options.out)
+    claim_output(options.out, "reconstruct")
     data = open_data(
         options.kind, options.root, frames=frames, frame_interval=options.frame_interval, size=options.size
     )
@@ -51,11 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "psnr_lowest": float(np.min(errors)),
         "latent_std": float(np.mean([clip["latent_std"] for clip in clips])),
     }
-    media.write_text(options.out / "numbers.json", json.dumps(numbers, indent=1) + "\n")
+    files.write_record(options.out / "numbers.json", numbers)
     picture = show(options.out, pairs, data)
     print(
-        f"{len(clips)} {options.kind} of {options.size} px through {options.codec}: PSNR {numbers['psnr_mean']:.2f} dB "
-        f"(lowest {numbers['psnr_lowest']:.2f}), latents' deviation {numbers['latent_std']:.2f}\n"
+        f"{counted(len(clips), options.kind[:-1])} of {options.size} px through {options.codec}: PSNR "
+        f"{numbers['psnr_mean']:.2f} dB (lowest {numbers['psnr_lowest']:.2f}), latents' deviation "
+        f"{numbers['latent_std']:.2f}\n"
         f"look at {picture}: originals above their reconstructions"
     )
     return 0

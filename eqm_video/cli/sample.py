@@ -21,6 +21,7 @@ from diffusers.utils import logging as diffusers_logging
 from eqm_video.build import versions
 from eqm_video.cli.labels import choose_labels, clip_labels, names
 from eqm_video.cli.options import open_device
+from eqm_video.cli.outputs import claim_output
 from eqm_video.cli.sample_descent import choose_descent, choose_look
 from eqm_video.cli.sample_folder import SampleFolder
 from eqm_video.cli.sample_long import Long, summarise
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, sample, write."""
     options = parse(arguments)
     state = start_processes(options.device)
+    claim_output(options.out, "sample", probe=state.is_main_process)
     device = choose_device(options.device, state)
     diffusers_logging.disable_progress_bar()
     pipeline, source = load_pipeline(options.model, codec=options.codec)
@@ -57,13 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if start:
             print(describe_start(start, options, labels, pipeline))
         folder.start()
+    state.wait_for_everyone()
     batches = folder.missing(options.batch_size, state.num_processes)
     state.wait_for_everyone()
     if state.is_main_process and sum(map(len, batches)) < folder.count:
         print(f"{folder.count - sum(map(len, batches))} of {folder.count} samples are there already")
-    pipeline.to(device)
-    work = Work(pipeline, folder, labels, look, descent, start, long)
-    work.run(batches[state.process_index :: state.num_processes], state)
+    try:
+        pipeline.to(device)
+        work = Work(pipeline, folder, labels, look, descent, start, long)
+        work.run(batches[state.process_index :: state.num_processes], state)
+    finally:
+        if state.num_processes == 1:  # others may be about to finish a part
+            folder.abandon()
     state.wait_for_everyone()
     if state.is_main_process:
         finish(folder, source, options.seed, long)

@@ -4,16 +4,18 @@
     samples.json     labels and seeds of the samples, and all settings
     grid.gif         labelled clips side by side (images: grid.png), known frames in an orange border
     clips/000000.gif one file for each of the first clips
-    parts/           finished batches, and the settings they were made with; gone when samples.npz is there
+    .parts-eqm/      finished batches, and the settings they were made with; gone when samples.npz is there
 
-What is finished is never sampled again, whatever the batch size or the number of processes of the next run is.
+Files of others stay as they are. Earlier versions kept finished batches in `parts`: they are told by what they are, and
+taken over. What is finished is never sampled again, whatever the batch size or the number of processes of the next
+run is.
 N samples, T frames, H W pixels.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,11 +24,15 @@ from typing import Any
 
 import numpy as np
 
-from eqm_video import media
+from eqm_video import files, media
+from eqm_video.claims import remove_empty
+from eqm_video.cli.outputs import OLD_PARTS, PARTS, SAMPLES
 from eqm_video.errors import UserError
+from eqm_video.files import remove_asides
 from eqm_video.grids import Grid
 from eqm_video.overlays import draw_known_borders
 
+PART = re.compile(r"settings\.json|([a-z]+_)?\d{8,}\.npy")
 GRID_CLIPS = 64  # at most this many clips in the grid
 
 
@@ -56,8 +62,14 @@ class SampleFolder:
         self.labels = labels
         self.names = names
         self.count = len(labels)
-        self.parts_folder = path / "parts"
+        self.made = [one for one in (path, *path.parents) if not one.exists()]  # by this process
         self.npz, self.json = path / "samples.npz", path / "samples.json"
+
+    @property
+    def parts_folder(self) -> Path:
+        """Where finished batches are: those that an earlier version left, until `start` takes them over."""
+        old, new = self.path / OLD_PARTS, self.path / PARTS
+        return old if not new.is_dir() and any(SAMPLES.older_records(self.path)) else new
 
     @property
     def finished(self) -> bool:
@@ -65,13 +77,7 @@ class SampleFolder:
         return self.npz.is_file() and self.json.is_file()
 
     def check(self) -> None:
-        """UserError where the folder cannot be written, or holds samples that these settings did not make."""
-        try:
-            (self.path / "clips").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {self.path} ({error.strerror}); give --out a folder that you may write to"
-            ) from error
+        """UserError where the folder holds samples that these settings did not make."""
         if not (self.npz.exists() or self.json.exists() or any(self._parts()) or self._pictures()):
             return  # no samples: at most the settings of a run that failed before its first
         hint = f"give another --out, or add --overwrite to delete what is in {self.path}"
@@ -83,6 +89,7 @@ class SampleFolder:
             there = dict(there["settings"] if found == self.json else there)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{found} is damaged; {hint}") from error
+        there.pop("origin", None)
         differing = [key for key in sorted(there.keys() | self.settings) if there.get(key) != self.settings.get(key)]
         if differing:
             pairs = ((key, _short(there.get(key)), _short(self.settings.get(key))) for key in differing)
@@ -91,15 +98,29 @@ class SampleFolder:
 
     def clear(self) -> None:
         """Delete what sampling wrote here, and nothing else."""
-        leftovers = [*self.path.glob(".*.aside"), *self.path.glob("clips/.*.aside")]
-        for file in (self.json, self.npz, *self._pictures(), *leftovers):
+        for file in [file for file, ours in SAMPLES.written(self.path) if ours]:
             file.unlink(missing_ok=True)
-        shutil.rmtree(self.parts_folder, ignore_errors=True)
+        self._remove_parts()
+        remove_empty([self.path / "clips"])
 
     def start(self) -> None:
-        """Write down the settings before the first part."""
+        """Write down the settings before the first part, and take over the parts of earlier versions."""
         if not self.finished:
-            media.write_text(self.parts_folder / "settings.json", json.dumps(self.settings, indent=1) + "\n")
+            if (old := self.parts_folder).name == OLD_PARTS:
+                for file in self._pictures():  # they carry no mark; `show` makes them again
+                    file.unlink()
+                (self.path / PARTS).mkdir()
+                for file in _files_of_parts(old):
+                    file.rename(self.path / PARTS / file.name)
+                remove_asides(old, lambda name: PART.fullmatch(name) is not None)
+                remove_empty([old])
+            files.write_record(self.parts_folder / "settings.json", self.settings)
+
+    def abandon(self) -> None:
+        """Delete the settings where no part was finished, and the folders that were made for them."""
+        if not self.finished and not any(self._parts()):
+            self._remove_parts()
+            remove_empty([self.path / "clips", *self.made])
 
     def missing(self, batch_size: int, processes: int) -> list[range]:
         """Batches of samples that are still to be made, each of consecutive samples, even over the processes."""
@@ -151,8 +172,8 @@ class SampleFolder:
             pieces = (samples[:, 0] if samples.shape[1] == 1 else samples for _, samples in self._parts())
             media.write_npz(self.npz, pieces, np.asarray(self.labels))
             whole = {**record, "nfe": self.kept("nfe").tolist()}
-            media.write_text(self.json, json.dumps({**whole, "settings": self.settings}, indent=1) + "\n")
-        shutil.rmtree(self.parts_folder, ignore_errors=True)
+            files.write_record(self.json, {**whole, "settings": self.settings})
+        self._remove_parts()
 
     def nfe(self) -> np.ndarray | None:
         """Evaluations of the field of every sample (N,); None where they were not written down."""
@@ -189,10 +210,18 @@ class SampleFolder:
             yield int(file.stem), np.load(file, mmap_mode="r")
 
     def _pictures(self) -> list[Path]:
-        kinds = ("gif", "mp4", "png")
-        grids = [self.path / f"grid.{kind}" for kind in kinds]
-        clips = [file for kind in kinds for file in self.path.glob(f"clips/[0-9][0-9][0-9][0-9][0-9][0-9].{kind}")]
-        return [file for file in grids if file.exists()] + clips
+        return [file for file, ours in SAMPLES.written(self.path) if ours and file.suffix in (".gif", ".mp4", ".png")]
+
+    def _remove_parts(self) -> None:
+        folder = self.parts_folder
+        for file in _files_of_parts(folder):
+            file.unlink()
+        remove_empty([folder])
+
+
+def _files_of_parts(folder: Path) -> list[Path]:
+    """The files that sampling wrote into the folder of finished batches."""
+    return [file for file in folder.glob("*") if PART.fullmatch(file.name)]
 
 
 def _border(held: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:

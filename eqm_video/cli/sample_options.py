@@ -13,6 +13,7 @@ import torch
 
 from eqm_video.cli.labels import protect_labels, unprotect
 from eqm_video.cli.options import SPLITS, number, size, whole
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.sample_known import parse_keyframe, parse_known
 from eqm_video.cli.sample_sources import END
 from eqm_video.errors import UserError
@@ -44,7 +45,7 @@ EXAMPLES = """examples:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; `frames=1` and `sampler.steps=50` are the same as `--frames 1` and `--steps 50`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sample_video.py",
         description="Sample labelled clips, or images, from a trained model.",
         epilog=EXAMPLES,

@@ -23,6 +23,7 @@ from eqm_video.media import gif_fps
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.rollout import roll_out
 from eqm_video.samplers.frames import frame_delay
+from eqm_video.wording import counted
 
 
 @dataclass(frozen=True)
@@ -103,17 +104,18 @@ def describe(settings: dict[str, Any]) -> str:
     height, width = settings["size"]
     rates = settings.get("clip_fps", [settings["fps"]])
     fps = " to ".join(f"{rate:.4g}" for rate in sorted({min(rates), max(rates)})) + " fps"
-    what = "images" if settings["frames"] == 1 else f"clips of {settings['frames']} frames at {fps}"
+    count, frames = settings["num_samples"], counted(settings["frames"], "frame")
+    what = counted(count, "image") if settings["frames"] == 1 else f"{counted(count, 'clip')} of {frames} at {fps}"
     if "length" in settings:
         what = (
-            f"videos of {settings['length']} frames at {fps}, in windows of {settings['frames']} "
+            f"{counted(count, 'video')} of {counted(settings['length'], 'frame')} at {fps}, in windows of {frames} "
             f"that overlap by {settings['overlap']}"
         )
     rule = ", ".join(f"{key} {value}" for key, value in settings["sampler"].items())
     composed = "composition" in settings
     guidance = " + ".join(settings["labels"]) if composed else f"guidance {settings['guidance_scale']:g}"
     return (
-        f"{settings['num_samples']} {what}, {height}x{width} pixels, {settings['steps']} steps ({rule}), "
+        f"{what}, {height}x{width} pixels, {counted(settings['steps'], 'step')} ({rule}), "
         f"{guidance}, seeds from {settings['seed']}"
     )
 
@@ -126,7 +128,7 @@ def report(folder: SampleFolder, look: Look) -> None:
     real = gif_fps(look.fps)
     if "gif" in look.formats and look.rates:
         print(f"clips play at their own rates, the grid at {real:.4g} fps")
-    elif "gif" in look.formats and abs(real - look.fps) > 1e-6:
+    elif "gif" in look.formats and abs(real / look.fps - 1) > 0.01:
         print(f"GIFs play at {real:.2f} fps instead of {look.fps:.4g}: their delays are multiples of 10 ms")
     if look.clips < folder.count:
         print(f"files for the first {look.clips} of {folder.count} samples (--clips); samples.npz holds all")

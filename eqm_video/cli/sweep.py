@@ -24,8 +24,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from eqm_video import media
+from eqm_video import files
 from eqm_video.cli.options import Request, add_model, add_sampling, machine, number, open_model, whole
+from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.quality import Judge, add_data
 from eqm_video.cli.sample import fingerprint
 from eqm_video.cli.sweep_plot import draw_sweep
@@ -53,7 +55,7 @@ class Setting:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse(arguments)
-    media.make_folder(options.out)
+    claim_output(options.out, "sweep")
     pipelines = {"model": open_model(options)}
     if options.against is not None:
         pipelines["against"] = open_model(options, options.against)
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record.add(one, measure(pipelines[one.model], request, one, judge, options.mu))
     record.write({"machine": machine(pipelines["model"]), **judge.scale})
     rows = [record.find(one) for one in wanted]
-    media.write_text(options.out / "sweep.csv", as_csv(record.rows))
+    files.write_text(options.out / "sweep.csv", as_csv(record.rows))
     known = {**judge.scale, "limits": limits(pipelines["model"], options.mu)}
     draw_sweep(options.out / "sweep.png", record.rows, judge.headline, known)
     print(as_table(rows))
@@ -78,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video sweep", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video sweep", description=__doc__.splitlines()[0])
     add_model(parser)
     add_sampling(parser, num_samples=64, descent=False)
     add = parser.add_argument
@@ -233,7 +235,7 @@ class Record:
 
     def write(self, more: dict[str, Any]) -> None:
         """Write everything, with what is known at the end."""
-        media.write_text(self.path, json.dumps({"settings": self.about, **more, "rows": self.rows}, indent=1) + "\n")
+        files.write_record(self.path, {"settings": self.about, **more, "rows": self.rows})
 
 
 def about(pipelines: dict[str, EqMPipeline], request: Request, options: argparse.Namespace) -> dict[str, Any]:

@@ -23,10 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from eqm_video import media
+from eqm_video import files, media
 from eqm_video.build import versions
 from eqm_video.cli import options, tasks_long, tasks_pictures, tasks_report, tasks_short
 from eqm_video.cli.demo import write_videos
+from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.cli.recipes import CONFIGS, Recipes, split_overrides
 from eqm_video.cli.sample import fingerprint
 from eqm_video.cli.tasks_clips import Truth, names_of
@@ -42,7 +44,7 @@ PARTS = ("short", "long", "ways", "stopping")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is missing, measure what is missing, write tables and pictures; returns the exit status."""
     given = parse(arguments)
-    media.make_folder(given.out)
+    claim_output(given.out, "tasks")
     measurer = Measurer(given, models(given))
     found: dict[str, Any] = {"settings": measurer.settings(), "models": {name: {} for name in measurer.paths}}
     for name in measurer.paths:
@@ -66,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m eqm_video tasks",
         description="Train the recipes of configs/gamma on endless moving shapes and measure every video task.",
     )
@@ -115,6 +117,7 @@ def models(given: argparse.Namespace) -> dict[str, Path]:
             f"--parts {' '.join(given.parts)} is of one model: add long, or --best and one of {', '.join(found)}"
         )
     if not given.models:
+        RECIPES.claim(names, given)
         write_videos(given.data, endless=True)
         for name in found:
             RECIPES.train(name, given)
@@ -289,7 +292,7 @@ class Measurer:
             if clips is not None:
                 media.write_npz(file.with_suffix(".npz"), clips, np.full(len(clips), -1))
             known = {"asked": asked, "found": found}
-            media.write_text(file, json.dumps(known, indent=1) + "\n")
+            files.write_record(file, known)
         return known["found"]
 
 

@@ -5,12 +5,11 @@ Legend: T frames of a clip; errors in pixels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eqm_video import media
+from eqm_video import files
 from eqm_video.cli import plots
 from eqm_video.cli.tables import aligned
 from eqm_video.cli.tasks_clips import NEAR
@@ -42,9 +41,9 @@ def best(models: Mapping[str, Any]) -> str:
 
 def write(out: Path, found: Mapping[str, Any]) -> None:
     """tasks.json, tasks.md and the plots; prints the tables and says where they are."""
-    media.write_text(out / "tasks.json", json.dumps(found, indent=1) + "\n")
+    files.write_record(out / "tasks.json", found)
     text = tables(found)
-    media.write_text(out / "tasks.md", text)
+    files.write_markdown(out / "tasks.md", text)
     models, drawn = found["models"], []
     if all("tasks" in one for one in models.values()):
         drawn.append(draw_tasks(models, out / "tasks.png"))

@@ -5,19 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from eqm_video import build
+from eqm_video.claims import removed_if_empty
+from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.config import Config, flatten, load_config, parse_config, to_tree, to_yaml
 from eqm_video.errors import UserError
+from eqm_video.files import MARK, write_text
 from eqm_video.names import as_label
-from eqm_video.training.checkpoint import Checkpoints, is_checkpoint, lock_run, read_record
+from eqm_video.training.checkpoint import LOCK, Checkpoints, is_checkpoint, lock_run, read_record
 from eqm_video.training.tracking import check_trackers, start_trackers
+from eqm_video.wording import counted
 
 NEWEST = "newest"  # what `--resume` without a path stands for
 # What may not change when a run continues: with another value here the checkpoint would belong to another run.
@@ -45,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line of `train_video.py`."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="train_video.py",
         description="Train a video or image model with Equilibrium Matching.",
         epilog="Example: accelerate launch train_video.py --config configs/ucf101_b2.yaml data.root=data/UCF-101 "
@@ -120,7 +125,8 @@ def train(config: Config, resume: str | None) -> int:
         torch.set_float32_matmul_precision("high")  # TF32, for the codec and what else computes in float32
     starting_point(config, resume)  # refuses before anything is touched
     main_process = accelerator.is_main_process
-    with lock_run(config.run.folder) if main_process else nullcontext():
+    claim_output(config.run.folder, "train", option="run.dir", probe=main_process)
+    with claimed_run(config.run.folder) if main_process else nullcontext():
         accelerator.wait_for_everyone()
         checkpoint = starting_point(config, resume)  # again, now that nobody else writes there
         notes = compare(checkpoint, config, accelerator.num_processes) if checkpoint is not None else []
@@ -131,6 +137,13 @@ def train(config: Config, resume: str | None) -> int:
         accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
+
+
+@contextmanager
+def claimed_run(folder: Path) -> Iterator[None]:
+    """Lock a run's folder; one that was made for that goes again where the run fails before it writes anything."""
+    with removed_if_empty(folder, LOCK), lock_run(folder):
+        yield
 
 
 def _train(config: Config, resume: str | None, checkpoint: Path | None, notes: list[str], accelerator: Any) -> None:
@@ -148,7 +161,7 @@ def _train(config: Config, resume: str | None, checkpoint: Path | None, notes: l
         if resume is not None:
             say(f"no checkpoint in {folder} yet: starting from scratch")
     if accelerator.is_main_process:
-        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        write_text(folder / "config.yaml", f"# {MARK.decode()}\n{to_yaml(config)}")
     if config.track.to:
         names = dict(flatten(to_tree(config)))
         start_trackers(accelerator, folder, config.track.to, names, config.track.project, config.track.name)
@@ -226,12 +239,8 @@ def compare_data(checkpoint: Path, data: dict[str, Any]) -> None:
 
 
 def _items(data: dict[str, Any]) -> str:
-    images = f" and {_counted(data['images'], 'image')} beside them" if "images" in data else ""
-    return f"{_counted(data['size'], 'item')}{images} with {_counted(len(data['labels']), 'label')}"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
+    images = f" and {counted(data['images'], 'image')} beside them" if "images" in data else ""
+    return f"{counted(data['size'], 'item')}{images} with {counted(len(data['labels']), 'label')}"
 
 
 def summary(run: Any) -> str:
@@ -239,19 +248,23 @@ def summary(run: Any) -> str:
     config, train, data = run.config, run.config.train, run.config.data
     count = sum(parameter.numel() for parameter in run.trainer.network.parameters())
     plan = run.trainer.batches.plan
-    shapes = f"{data.frames} frames" if not data.buckets else f"{', '.join(map(str, data.shapes))} (frames x interval)"
-    samples = f"{plan.batch_size} clips"
+    shapes = (
+        f"{', '.join(map(str, data.shapes))} (frames x interval)" if data.buckets else counted(data.frames, "frame")
+    )
+    only_images = data.frames == 1 and not data.buckets
+    what = "images" if only_images else f"clips of {shapes}"
+    samples = counted(plan.batch_size, "image" if only_images else "clip")
     if plan.images:
-        clips, images = _counted(plan.clips, "clip"), _counted(plan.images, "image")
-        samples = f"{plan.batch_size} samples ({clips}, {images})"
-    found = f"{_counted(run.data_record['size'], data.kind[:-1])} with {_counted(len(run.video_labels), 'label')}"
+        clips, images = counted(plan.clips, "clip"), counted(plan.images, "image")
+        samples = f"{counted(plan.batch_size, 'sample')} ({clips}, {images})"
+    found = f"{counted(run.data_record['size'], data.kind[:-1])} with {counted(len(run.video_labels), 'label')}"
     if "images" in run.data_record:
-        further = _counted(len(run.labels) - len(run.video_labels), "further label")
-        found += f" and {_counted(run.data_record['images'], 'image')} beside them with {further}"
+        further = counted(len(run.labels) - len(run.video_labels), "further label")
+        found += f" and {counted(run.data_record['images'], 'image')} beside them with {further}"
     return (
         f"{config.model.preset}, {count / 1e6:.1f} M parameters; {found}; "
-        f"clips of {shapes}, {data.size} px, {run.fps:g} fps\n"
-        f"step {run.trainer.step} of {train.steps}; {samples} a step = {_counted(plan.world, 'process')} x "
+        f"{what}, {data.size} px{'' if only_images else f', {run.fps:g} fps'}\n"
+        f"step {run.trainer.step} of {train.steps}; {samples} a step = {counted(plan.world, 'process')} x "
         f"{plan.accumulation} accumulated x {plan.batch_size // plan.world // plan.accumulation}; "
         f"{run.accelerator.device}, mixed precision: {train.mixed_precision}; writing to {run.folder}"
     )

@@ -10,8 +10,6 @@ learned last.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import time
 from pathlib import Path
@@ -23,9 +21,11 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
 from tqdm import tqdm
 
+from eqm_video import files
+from eqm_video.cli.outputs import claim_output
+from eqm_video.cli.parser import Parser
 from eqm_video.codec import Codec
 from eqm_video.data.stills import dead_leaves
-from eqm_video.media import make_folder
 from eqm_video.training.ema import Ema
 
 CROP_SIZES = (32, 48, 64)  # normalisation statistics depend on size, so training sees several
@@ -102,7 +102,6 @@ def train(
     out: Path, steps: int, seed: int, lr: float, kl_weight: float, bf16: bool, seconds: float | None, init: Path | None
 ) -> None:
     """Train for `steps` updates, or as many as fit in `seconds`, and write the averaged weights to `out` in float16."""
-    make_folder(out)
     torch.manual_seed(seed)
     model = new_autoencoder()
     if init is not None:
@@ -162,13 +161,14 @@ def save(model: AutoencoderKL, numbers: dict[str, float], out: Path) -> None:
     half = new_autoencoder().half()
     half.load_state_dict({name: value.half() for name, value in model.state_dict().items()})
     half.register_to_config(scaling_factor=model.config.scaling_factor, shift_factor=model.config.shift_factor)
-    half.save_pretrained(out)
-    (out / "numbers.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    with files.writing_folder(out) as aside:
+        half.save_pretrained(aside)
+        files.write_record(aside / "numbers.json", numbers)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(prog="python -m eqm_video train-codec", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eqm_video train-codec", description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=15000)
     parser.add_argument("--seconds", type=float, default=None, help="stop by the clock instead of by --steps")
@@ -178,6 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--init", type=Path, default=None, help="continue from the weights in this folder")
     a = parser.parse_args(arguments)
+    claim_output(a.out, "train-codec", option="")
     train(a.out, a.steps, a.seed, a.lr, a.kl_weight, a.bf16, a.seconds, a.init)
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from eqm_video.data.children import Answer, look_at
 from eqm_video.data.layout import counted, quote
 from eqm_video.data.video import VideoDecodeError
-from eqm_video.errors import UserError
+from eqm_video.files import write_json
 from eqm_video.names import shown
 from eqm_video.randomness import generator
 
@@ -88,18 +88,6 @@ class Report:
     def write(self, path: str | Path) -> None:
         """Save as JSON. UserError where that is not possible."""
         write_json(path, asdict(self))
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write aside, then rename, so that a reader never meets half a file. Names keep their bytes, UTF-8 or not."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(value), encoding="ascii")
-        os.replace(aside, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); give another path") from error
 
 
 @dataclass

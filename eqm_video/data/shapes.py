@@ -12,8 +12,6 @@ Legend: T frames, H W height and width in pixels; positions are (x, y) in pixels
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqm_video.errors import UserError
+from eqm_video.files import remove_aside_folders, writing_folder
 
 DIRECTIONS: dict[str, tuple[int, int]] = {"Right": (1, 0), "Left": (-1, 0), "Down": (0, 1), "Up": (0, -1)}
 SHAPES = ("Disc", "Square", "Triangle", "Cross")
@@ -261,12 +260,8 @@ def write_moving_shapes(
     """
     if root.exists():
         raise UserError(f"{root} exists already; name a new folder or remove it")
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    except OSError as error:
-        raise UserError(f"{root} cannot be made ({error.strerror}); name a folder that you may write to") from error
-    try:
+    remove_aside_folders(root)
+    with writing_folder(root) as folder:
         names = attribute_names(shapes) if attributes else label_names(shapes)
         train, test = [], []
         for number, name in enumerate(names, start=1):
@@ -294,10 +289,6 @@ def write_moving_shapes(
         (splits / "classInd.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, start=1)))
         (splits / "trainlist01.txt").write_text("".join(f"{line}\n" for line in train))
         (splits / "testlist01.txt").write_text("".join(f"{line}\n" for line in test))
-        folder.chmod(0o755)  # mkdtemp's own is private
-        folder.rename(root)
-    finally:  # gone already, unless something failed
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_video(path: Path, clip: NDArray[np.uint8], fps: int) -> None:

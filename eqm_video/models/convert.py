@@ -7,10 +7,8 @@ linear layer is negated here, and nothing else in the package knows that sign.
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
 import re
-import shutil
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from eqm_video.claims import Output, claim
 from eqm_video.errors import UserError
+from eqm_video.files import writing_folder
 from eqm_video.models.layers import position_table
 from eqm_video.models.presets import PRESETS
 from eqm_video.models.transformer import EqMTransformer
@@ -57,7 +57,7 @@ def convert(
     or `model`. out: a new or empty folder; it appears whole or not at all. The weights keep the source's dtype.
     The options are those of `convert_weights`. Raises UserError for everything that a user can mend.
     """
-    out = _checked_folder(Path(out))
+    out = claim(Path(out), Output({}), (), option="").resolve()  # a new folder, or an empty one
     weights = read_weights(Path(source))
     model = convert_weights(weights, num_heads=num_heads, temporal=temporal, conditioned_on_gamma=conditioned_on_gamma)
     _write(model, out)
@@ -246,22 +246,10 @@ def _shortened(items: list[str], most: int = 8) -> str:
     return ", ".join(items[:most]) + more
 
 
-def _checked_folder(out: Path) -> Path:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty folder; give a new folder")
-    return out.resolve()
-
-
 def _write(model: EqMTransformer, out: Path) -> None:
     """Save beside `out`, then rename: a folder that is there is whole."""
-    aside = out.parent / f".{out.name}.{os.getpid()}.partial"
     try:
-        aside.mkdir(parents=True)
-        model.save_pretrained(aside)
-        if out.exists():
-            out.rmdir()  # empty, checked before; fails if something was put there meanwhile
-        aside.rename(out)
-    except (OSError, SafetensorError) as error:
+        with writing_folder(out) as aside:
+            model.save_pretrained(aside)
+    except SafetensorError as error:
         raise UserError(f"{out} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
