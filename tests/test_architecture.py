@@ -15,12 +15,12 @@ PACKAGE = ROOT / "eqm_video"
 # Each line is (layer, module prefix). Inside a layer a module may import only modules of earlier lines.
 ORDER = [
     (0, "errors"),
+    (0, "names"),
     (0, "machine"),
     (0, "wording"),
     (0, "files"),
     (0, "claims"),
     (0, "devices"),
-    (0, "names"),
     (0, "patience"),
     (0, "limits"),
     (0, "reading"),
