@@ -79,7 +79,8 @@ def places(tree: ast.AST) -> list[ast.AST]:
         if type(operator) in SWAPS or isinstance(operator, (ast.USub, ast.Not)) or number:
             found.append(node)
         for child in ast.iter_child_nodes(node):
-            visit(child)
+            if child is not getattr(node, "returns", None):
+                visit(child)
 
     visit(tree)
     return found
