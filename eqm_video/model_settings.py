@@ -12,8 +12,8 @@ from eqm_video.curvature import curvature_at
 from eqm_video.errors import UserError, cut, short
 from eqm_video.gamma import make_decay
 from eqm_video.limits import HIGHEST_RATE, LARGEST_SIDE, MOST_FRAMES, MOST_LABELS, MOST_UPDATES
-from eqm_video.requests import sampler_settings
 from eqm_video.samplers import SAMPLERS
+from eqm_video.settings import sampler_settings
 
 
 def check_settings(settings: Mapping[str, Any], file: Path) -> None:
