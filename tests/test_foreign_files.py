@@ -62,7 +62,7 @@ def example(pattern: str) -> str:
 
 
 def names_of(output: Output) -> list[str]:
-    return [example(pattern) for pattern in (*output.records, *output.pictures)]
+    return [example(pattern) for pattern in (*output.records, *output.pictures, *output.weak) if "." in pattern]
 
 
 def put(folder: Path, name: str) -> None:
@@ -94,7 +94,6 @@ def test_every_command_is_here() -> None:
 def test_a_folder_of_others_is_refused_and_stays_as_it_is(command, words, tmp_path, capsys) -> None:
     output = OUTPUTS["train" if "--run" in words(tmp_path, tmp_path)[-2:] else command]
     every = sorted({*THEIRS, *(name for one in (output, SAMPLES, OUTPUTS["train"]) for name in names_of(one))})
-    every += [name for name in map(example, output.weak) if "." in name]
     for number, name in enumerate(every):
         folder = tmp_path / str(number)
         put(folder, name)
@@ -152,7 +151,7 @@ def test_every_file_that_a_command_names_is_declared(module) -> None:
     found = re.findall(
         r'(?:out|folder|path) / f?"([\w.-]+\.(?:json|gif|png|csv|md|npz|mp4))"', module.read_text("utf-8")
     )
-    found = set(found) - {"model_index.json", "settings.json"}  # of the model; in a folder of sampling's own
+    found = set(found) - {"model_index.json", "settings.json", "checkpoint.json"}  # they lie deeper
     assert not [name for name in found if not any(output.writes(name) for output in OUTPUTS.values())]
 
 
@@ -203,3 +202,10 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_again(tmp_path) -> N
     )  # of earlier versions
     claim_output(tmp_path, "train", option="run.dir")
     assert SAMPLES.holds(tmp_path) is False
+
+
+def test_a_run_of_another_program_is_no_run_of_ours(tmp_path) -> None:
+    put(tmp_path, "checkpoints/step_00001000/model.safetensors")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n')
+    with pytest.raises(UserError, match=r"holds checkpoints/, metrics\.jsonl"):
+        claim_output(tmp_path, "train", option="run.dir")

@@ -39,6 +39,17 @@ def _is_log(path: Path) -> bool:
     return lines is not None or any(path.parent.glob("checkpoints/step_*/checkpoint.json"))
 
 
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a folder is a checkpoint of this package, whole or damaged."""
+    file = path / "checkpoint.json"
+    return anything(file) and b'"world_size"' in file.read_bytes()
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file is a GIF or a PNG at all: previews of earlier versions carry no mark."""
+    return anything(path) and path.read_bytes()[:4] in (b"GIF8", b"\x89PNG", b"")
+
+
 def _is_look(path: Path) -> bool:
     """Whether a JSON file, which may be long, says what became of a data set's files."""
     if not anything(path):
@@ -58,21 +69,22 @@ _MEASURED = {r"measured/.+\.json": record("asked", "found")}
 SAMPLES = Output(
     {"samples.json": record("labels", "seeds", "settings"), f"{PARTS}/settings.json": record()},
     ("samples.npz", rf"grid\.{PICTURE}", rf"clips/\d{{6,}}\.{PICTURE}"),
-    weak={rf"{PARTS}/([a-z]+_)?\d{{8,}}\.npy": anything},
+    weak={rf"{PARTS}/([a-z]+_)?\d{{8,}}\.npy": beside("settings.json", record())},
     older={f"{OLD_PARTS}/settings.json": record("model", "num_samples", "seed", "sampler", "steps")},
 )
 RUN = Output(
-    {"config.yaml": _is_resolved_recipe, r"\.lock": _is_lock, "metrics.jsonl": _is_log},
+    {"config.yaml": _is_resolved_recipe, r"\.lock": _is_lock},
     weak={
+        "metrics.jsonl": _is_log,  # other programs have such lines too: it says nothing of the folder
         r"data_(index|report)\w*\.json": _is_look,
         "checkpoints": Path.is_dir,
         "previews": Path.is_dir,
-        r"previews/step_\d{8,}\.(gif|png)": anything,
+        r"previews/step_\d{8,}\.(gif|png)": _is_picture,
         r"\.incomplete-(deleting-)?export": folder_with("model_index.json", "transformer", "vae"),
         "export": lambda path: path.is_dir() and not path.is_symlink(),
         "wandb_id": anything,
     },
-    older={r"checkpoints/step_\d{8,}": folder_with("checkpoint.json", "model.safetensors", "optimizer.pt", "ema")},
+    older={r"checkpoints/step_\d{8,}": _is_checkpoint},
 )
 OUTPUTS = {
     "train": RUN,
@@ -83,8 +95,9 @@ OUTPUTS = {
     ),
     "descent": Output({"descent.json": record("settings", "models")}, ("descent.png", "strip.png", "descent.gif")),
     "sweep": Output(
-        {"sweep.json": record("settings", "rows"), "sweep.csv": begins("model,sampler,schedule,steps,step_size")},
+        {"sweep.json": record("settings", "rows")},
         ("sweep.png",),
+        weak={"sweep.csv": begins("model,sampler,schedule,steps,step_size")},
     ),
     "adaptive": Output({"adaptive.json": record("settings", "machine", "results")}, ("adaptive.png",)),
     "curvature": Output({"curvature.json": record("settings", "curvature", "stages")}, ("curvature.png",)),
