@@ -248,7 +248,7 @@ def test_latents_in_memory_are_encoded_once_for_all_shapes(videos: Path, tmp_pat
         for request in ((0, 1), (2, 5), (3, 7)):
             one, other = online[request], memory[request]
             expected = codec.moments(one.pixels[None].float() / 127.5 - 1)[0]
-            torch.testing.assert_close(other.moments, expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(other.moments, expected, rtol=1e-3, atol=1e-3)  # half precision
             assert (one.name, one.start, one.label) == (other.name, other.start, other.label)
             assert torch.equal(one.times, other.times)
     assert frames == [60, 40, 20, 12]

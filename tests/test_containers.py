@@ -84,6 +84,19 @@ def test_every_usual_kind_of_file_is_read(tmp_path: Path, name: str, codec: str)
     assert found[1] - found[0] == 7 and found[2] - found[1] == info.frames - 10
 
 
+def test_transport_streams_are_sought_and_not_read_from_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_numbered(tmp_path / "a.ts", options={"g": "10", "bf": "2", "sc_threshold": "0"})
+
+    def forbidden(self: packets.Pictures) -> None:
+        raise AssertionError("read from the start")
+
+    monkeypatch.setattr(packets.Pictures, "rewind", forbidden)
+    assert probe(path).frames == 60
+    assert numbers(read_frames(path, [3, 25, 30, 59], "pyav")[0]) == [3, 25, 30, 59]
+
+
 def test_the_reader_needs_no_torch() -> None:
     code = "import sys, eqm_video.data.video; print([m for m in ('torch', 'av', 'decord') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
