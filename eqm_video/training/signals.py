@@ -33,10 +33,6 @@ class StopSignals:
         self._writing = self._warned = False
         self._previous: dict[int, Any] = {}
 
-    def __bool__(self) -> bool:
-        """Whether a signal has come."""
-        return self.received
-
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for name in NAMES:
