@@ -64,7 +64,8 @@ def save_checkpoint(folder, pipe: EqMPipeline, codec: str) -> None:
     keys = ("id2label", "decay", "sampler", "frames", "fps", "reference_fps", "size")
     settings = {**{key: pipe.config[key] for key in keys}, "codec": codec}
     (folder / "pipeline.json").write_text(json.dumps(settings))
-    (folder / "checkpoint.json").write_text('{"step": 100}')
+    step = int(folder.name.removeprefix("step_")) if folder.name.startswith("step_") else 100
+    (folder / "checkpoint.json").write_text(json.dumps({"step": step}))
 
 
 @pytest.fixture(scope="module")
