@@ -15,6 +15,7 @@ PACKAGE = ROOT / "eqm_video"
 # Each line is (layer, module prefix). Inside a layer a module may import only modules of earlier lines.
 ORDER = [
     (0, "errors"),
+    (0, "options"),
     (0, "randomness"),
     (0, "gamma"),
     (0, "objective"),
@@ -88,6 +89,17 @@ ORDER = [
     (4, "training_data"),
     (4, "run"),
     (4, "cli"),
+    (4, "studies.study"),
+    (4, "studies.adaptive"),
+    (4, "studies.ood.report"),
+    (4, "studies.ood.sets"),
+    (4, "studies.ood.study"),
+    (4, "studies.ood"),
+    (4, "studies.oracle.pictures"),
+    (4, "studies.oracle.runs"),
+    (4, "studies.oracle.study"),
+    (4, "studies.oracle"),
+    (4, "studies"),
     (4, "__main__"),
     (4, ""),  # the package itself: lazy exports only
 ]

@@ -27,17 +27,18 @@ from tqdm import tqdm
 
 from eqm_video import media
 from eqm_video.cli import partial_report as report
-from eqm_video.cli.ood_sets import MOVING_SHAPES
 from eqm_video.cli.options import add_model, describe_rule, number, open_model, whole
 from eqm_video.cli.sources import Clips, Source
 from eqm_video.composition import ScheduledField
-from eqm_video.data.shapes import SHAPES, score_motion
+from eqm_video.data.shapes import SHAPES, label_names, score_motion
 from eqm_video.errors import UserError
 from eqm_video.gamma import ConstantDecay
 from eqm_video.objective import interpolate
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.requests import check_fraction, make_generators, told_gammas
 from eqm_video.samplers import DivergenceError, Sampler, run
+
+MOVING_SHAPES = frozenset(label_names())
 
 
 @dataclass(frozen=True)

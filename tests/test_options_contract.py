@@ -1,0 +1,251 @@
+"""Options are declared once: one name, one meaning, and no number that makes no sense gets past the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from eqm_video import cli, options
+from eqm_video.errors import UserError
+from eqm_video.options import Declared, Option, declared, narrower, option
+
+ROOT = Path(__file__).resolve().parent.parent
+STUDIES = {
+    name: getattr(importlib.import_module(command.module), command.study)
+    for name, command in cli.COMMANDS.items()
+    if command.study
+}
+EVERY = [(name, one) for name, study in STUDIES.items() for one in declared(study).values()]
+# Names with two meanings: labels of what is sampled, and whether a model is told the labels that clips have.
+SEVERAL = {"labels": 2}
+# Options for which these are numbers like others.
+ZERO = {"seed", "mu", "guidance_scale", "step_size of sweep"}
+NEGATIVE = {"guidance_scale"}
+SENSELESS = ("0", "-1", "nan", "inf", "-inf", "1e30", "-1e30", "1e400", "many", "", "1,5", "0x10")
+
+
+def home(study: type, name: str) -> type:
+    """The one class that says what an option means."""
+    homes = [base for base in study.__mro__ if name in vars(base).get("__annotations__", {}) and _says(base, name)]
+    assert len(homes) == 1, f"{study.__name__}: --{name} is declared in {homes}"
+    return homes[0]
+
+
+def _says(base: type, name: str) -> bool:
+    return "option" in base.__dataclass_fields__[name].metadata
+
+
+@pytest.mark.parametrize("name", sorted({one.name for _, one in EVERY}))
+def test_an_option_is_declared_in_one_place(name: str) -> None:
+    homes = {home(study, name) for study in STUDIES.values() if name in declared(study)}
+    assert len(homes) == SEVERAL.get(name, 1), f"--{name} has several meanings: {homes}"
+    for place in homes:
+        first = declared(place)[name]
+        for study in STUDIES.values():
+            if place in study.__mro__:
+                _is_the_same(first, declared(study)[name])
+
+
+def _is_the_same(first: Declared, here: Declared) -> None:
+    """Help and kind are equal; bounds and choices allow less or as much; the default is None, or within them."""
+    for entry in ("help", "metavar", "read", "words", "positional"):
+        assert getattr(here.option, entry) == getattr(first.option, entry), entry
+    assert here.type is first.type and (here.count == first.count or here.count == "many")
+    assert set(here.option.choices) <= set(first.option.choices)
+    inside = [("least", "least"), ("above", "above"), ("most", "most"), ("below", "below")]
+    for mine, theirs in inside:
+        value, bound = getattr(here.option, mine), getattr(first.option, theirs)
+        assert bound is None or (value >= bound if mine in ("least", "above") else value <= bound)
+    if here.default not in (None, dataclasses.MISSING):
+        here.check(here.default, here.flag)
+
+
+def words_of(study: type, tmp_path: Path) -> list[str]:
+    """As few words as a study can be called with."""
+    words = []
+    for one in declared(study).values():
+        if one.default is dataclasses.MISSING:
+            value = str(tmp_path / "new") if one.name == "out" else "somewhere"
+            words += [value] if one.option.positional else [f"{one.flag}={value}"]
+    return words
+
+
+NUMERIC = [(name, one) for name, one in EVERY if one.type in (int, float) or one.option.read]
+
+
+@pytest.mark.parametrize(("name", "one"), NUMERIC, ids=[f"{name} {one.flag}" for name, one in NUMERIC])
+def test_numbers_without_sense_are_refused_before_anything_is_done(name, one, tmp_path, capsys) -> None:
+    for text in SENSELESS:
+        fine = (text == "0" and one.name in ZERO) or (text == "-1" and one.name in NEGATIVE)
+        words = [*words_of(STUDIES[name], tmp_path), f"{one.flag}={text}"]
+        if fine:
+            options.parse(STUDIES[name], words, prog="")
+            continue
+        assert cli.main([name, *words]) == 2, f"{one.flag} {text}"
+        said = capsys.readouterr()
+        assert said.err.startswith(f"error: {one.flag} is {text}") and said.err.count("\n") == 1, said.err
+        assert ": it must be " in said.err and said.out == ""
+        assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_helps(name: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([name, "--help"])
+    said, study = capsys.readouterr().out, STUDIES[name]
+    assert stopped.value.code == 0 and all(one.option.help for one in declared(study).values())
+    assert all(one.option.positional or one.flag in said for one in declared(study).values())
+    assert cli.COMMANDS[name].group in cli.GROUPS and study.name == name and study.record.endswith(".json")
+    needed = [one.label for one in declared(study).values() if one.default is dataclasses.MISSING]
+    with pytest.raises(
+        UserError, match=f"^{' and '.join(needed)} must be given; see python -m eqm_video {name} --help$"
+    ):
+        study.main([])
+
+
+def test_the_list_of_commands_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from eqm_video.cli import main; main(['--help']); print('torch' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stderr.strip() == "False"
+    assert all(f"\n  {name} " in done.stdout for name in cli.COMMANDS)
+    assert all(f"\n{title}:\n" in done.stdout for title in cli.GROUPS.values())
+
+
+# The words of a command line ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Many:
+    """Everything that options can be."""
+
+    model: str = option(positional=True, metavar="MODEL", help="a model")
+    steps: int = option(3, least=1, most=99, help="updates")
+    step_size: float | str | None = option(None, above=0, words=("auto",), help="eta", unset="the model's")
+    shift: float = option(0.0, help="of anything")
+    labels: tuple[str, ...] | None = option(None, help="names")
+    keyframes: tuple[str, ...] = option((), help="pictures")
+    interval: tuple[float, float] | None = option(None, least=0, metavar=("A", "B"), help="a part")
+    kind: Literal["one", "other"] = option("one", help="which")
+    frames: int = option(1, least=1, help="frames")
+    loud: bool = option(False, help="a switch")
+
+
+class Fewer(Many):
+    """As `Many`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Narrow(Many):
+    """As `Many`, with another default, several values, and a tighter bound."""
+
+    shift: tuple[float, ...] = (1.0, 2.0)
+    steps: int = narrower(5, least=4)
+
+
+def parsed(text: str, cls: type = Many, **more: object) -> Many:
+    return options.parse(cls, ["MODEL", *text.split()], prog="PROG", **more)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("", {"model": "MODEL", "steps": 3, "step_size": None, "labels": None, "keyframes": (), "loud": False}),
+        ("--steps 7 --loud --kind other", {"steps": 7, "loud": True, "kind": "other"}),
+        ("--steps=1e1", {"steps": 10}),
+        ("--step-size auto", {"step_size": "auto"}),
+        ("--step-size 1e-3", {"step_size": 1e-3}),
+        ("--shift -2.5", {"shift": -2.5}),
+        ("--shift -1e-3", {"shift": -1e-3}),
+        ("--shift -.5", {"shift": -0.5}),
+        ("--labels a b -x", {"labels": ("a", "b", "-x")}),
+        ("--labels=-x", {"labels": ("-x",)}),
+        ("--keyframes 0=a.png -1=end.png --steps 2", {"keyframes": ("0=a.png", "-1=end.png"), "steps": 2}),
+        ("--interval 0 0.5", {"interval": (0.0, 0.5)}),
+        ("--interv 0 0.5", {"interval": (0.0, 0.5)}),
+    ],
+)
+def test_words_are_read(text: str, values: dict) -> None:
+    found = vars(parsed(text))
+    assert {name: found[name] for name in values} == values
+    assert [type(found[name]) for name in values] == [type(value) for value in values.values()]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("--steps 0", "--steps is 0: it must be a whole number from 1 to 99"),
+        ("--steps 2.5", "--steps is 2.5: it must be a whole number from 1 to 99"),
+        ("--step-size nan", "--step-size is nan: it must be auto or a number above 0"),
+        ("--step-size atuo", "--step-size is atuo: it must be auto or a number above 0"),
+        ("--shift 1e30", r"--shift is 1e30: it must be a number, and no larger than 1e\+09"),
+        ("--frames 1e30", r"--frames is 1e30: it must be a whole number of at least 1, and no larger than 1e\+12"),
+        ("--interval 0 -1", "--interval is -1: it must be a number of at least 0"),
+        ("--interval 0", "expected 2 arguments"),
+        ("--kind ohter", r"--kind is ohter: it must be one of one, other \(did you mean other\?\)"),
+        ("--stpes 4", "unknown option --stpes: did you mean --steps"),
+        ("--steps", "expected one argument; see PROG --help"),
+        ("--labels", "expected at least one argument"),
+        ("surplus", "unrecognized arguments: surplus; see PROG --help"),
+    ],
+)
+def test_mistakes_are_one_sentence(text: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as caught:
+        parsed(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_sections_may_stand_for_options(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parsed("frames=2 sampler.step_size=0.5", sections=("sampler",)).frames == 2
+    for text, sentence in (
+        ("frame=2", r"unknown override 'frame=2': did you mean frames\?"),
+        ("labels=a", "'labels=a': --labels is an option, not an override"),
+        ("loud=true", "'loud=true': --loud is an option"),
+        ("frames=0", "--frames is 0: it must be a whole number of at least 1"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            parsed(text, sections=("sampler",))
+    with pytest.raises(UserError, match=r"unrecognized arguments: train\.frames=2"):
+        parsed("train.frames=2", sections=("sampler",))
+    (tmp_path / "frames=2").touch()
+    assert options.parse(Many, ["frames=2"], prog="", sections=("sampler",)).model == "frames=2"
+
+
+def test_an_option_declared_again_keeps_its_meaning() -> None:
+    one, other = declared(Many), declared(Narrow)
+    assert list(declared(Fewer)) == list(one) and list(other)[:2] == ["shift", "steps"]
+    assert (other["shift"].count, other["shift"].option, other["shift"].default) == (
+        "many",
+        one["shift"].option,
+        (1.0, 2.0),
+    )
+    assert parsed("--shift -1 2", Narrow).shift == (-1.0, 2.0) and parsed("", Narrow).steps == 5
+    with pytest.raises(UserError, match="--steps is 3: it must be a whole number from 4 to 99"):
+        parsed("--steps 3", Narrow)
+    help_text = options.parser(Narrow, prog="PROG").format_help()
+    assert "updates (from 4 to 99); default: 5" in help_text and "eta; default: the model's" in help_text
+    assert help_text.split("options:")[0].endswith("MODEL          a model\n\n") or "a model" in help_text
+
+
+def test_instances_are_held_to_the_same_bounds() -> None:
+    options.check(Many(model="x", interval=(0, 1), step_size="auto"))
+    for bad in ({"steps": 0}, {"steps": math.inf}, {"interval": (0.5, -1)}, {"kind": "third"}, {"step_size": 0}):
+        with pytest.raises(UserError, match="it must be"):
+            options.check(Many(model="x", **bad))
+    with pytest.raises(UserError, match=r"^train\.steps is 0: "):
+        options.check(Many(model="x", steps=0), prefix="train.")
+
+
+def test_a_bound_says_itself() -> None:
+    assert Declared("x", float, "one", None, Option(least=0, below=1)).says() == "a number of at least 0 and below 1"
+    assert Declared("x", int, "one", None, Option(least=0, most=3)).says() == "a whole number from 0 to 3"
+    assert Declared("x", float, "one", None, Option(kind="a size")).says() == "a size"
