@@ -99,6 +99,9 @@ ORDER = [
     (4, "studies.oracle.runs"),
     (4, "studies.oracle.study"),
     (4, "studies.oracle"),
+    (4, "studies.sweep.plot"),
+    (4, "studies.sweep.study"),
+    (4, "studies.sweep"),
     (4, "studies"),
     (4, "__main__"),
     (4, ""),  # the package itself: lazy exports only

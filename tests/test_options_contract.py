@@ -26,7 +26,7 @@ EVERY = [(name, one) for name, study in STUDIES.items() for one in declared(stud
 # Names with two meanings: labels of what is sampled, and whether a model is told the labels that clips have.
 SEVERAL = {"labels": 2}
 # Options for which these are numbers like others.
-ZERO = {"seed", "mu", "guidance_scale", "step_size of sweep"}
+ZERO = {"seed", "mu", "guidance_scale"}
 NEGATIVE = {"guidance_scale"}
 SENSELESS = ("0", "-1", "nan", "inf", "-inf", "1e30", "-1e30", "1e400", "many", "", "1,5", "0x10")
 

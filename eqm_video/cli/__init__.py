@@ -69,7 +69,6 @@ COMMANDS = {
         ("compose", "look", "several labels, or several models, in one sample"),
         ("predict", "look", "hidden frames of real clips: predictions against what they were"),
         ("compare", "look", "samples against data: nearest clips, and a Fréchet distance"),
-        ("sweep", "look", "quality over number of steps, step size and sampler"),
         ("plane", "compare", "flow matching and Equilibrium Matching in two dimensions"),
         ("tasks", "compare", "train and compare draws of gamma: every video task on endless moving shapes"),
         ("ablate", "compare", "train and compare objectives, decays and samplers on moving shapes"),

@@ -173,7 +173,26 @@ class Stepping:
     """--steps and --step-size."""
 
     steps: int | None = option(None, least=1, metavar="N", help="updates of a descent", unset="the model's")
-    step_size: float | None = option(None, above=0, metavar="E", help="eta", unset="the model's")
+    step_size: float | str | None = option(
+        None, above=0, words=("auto",), metavar="E", help="eta, or auto", unset="the model's"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Against:
+    """--against-sampler and --against, of studies with a second model."""
+
+    against: str | None = option(None, metavar="MODEL2", help="another model, such as a flow, beside MODEL")
+    against_sampler: str | None = option(
+        None, choices=tuple(SAMPLERS), metavar="KIND", help="the sampler of MODEL2", unset="the model's"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overwriting:
+    """--overwrite."""
+
+    overwrite: bool = option(False, help="delete what other settings left in DIR")
 
 
 @dataclass(frozen=True, kw_only=True)
