@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
+import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from eqm_video import cli, options
+from eqm_video.config import Config, parse_config
 from eqm_video.errors import UserError
 from eqm_video.options import Declared, Option, declared, narrower, option
 
@@ -118,6 +121,44 @@ def test_the_list_of_commands_imports_nothing_heavy() -> None:
     assert done.stderr.strip() == "False"
     assert all(f"\n  {name} " in done.stdout for name in cli.COMMANDS)
     assert all(f"\n{title}:\n" in done.stdout for title in cli.GROUPS.values())
+
+
+# Recipes ------------------------------------------------------------------------------------------------------------
+
+SECTIONS = {
+    entry.name: type(getattr(Config(), entry.name)) for entry in dataclasses.fields(Config) if not entry.metadata
+}
+KEYS = [
+    f"{section}.{entry.name}"
+    for section, cls in SECTIONS.items()
+    for entry in dataclasses.fields(cls)
+    if {int, float} & {*typing.get_args(typing.get_type_hints(cls)[entry.name]), typing.get_type_hints(cls)[entry.name]}
+]
+KEYS_ZERO = {
+    *("model.label_std", "data.workers", "data.image_fraction", "objective.dispersion_weight", "train.seed"),
+    *("train.weight_decay", "train.warmup", "train.min_lr_factor", "train.ema", "train.label_dropout"),
+    *("held_out.gammas", "preview.every", "sampler.guidance_scale", "train.betas"),
+}
+KEYS_NEGATIVE = {"sampler.guidance_scale", "train.seed"}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_numbers_without_sense_are_refused_in_recipes(key: str) -> None:
+    for text in SENSELESS[:-1]:  # YAML reads numbers in other bases
+        words = [f"{key}={text},{text}" if key == "train.betas" else f"{key}={text}"]
+        if (text == "0" and key in KEYS_ZERO) or (text == "-1" and key in KEYS_NEGATIVE):
+            parse_config({}, words)
+        else:
+            with pytest.raises(UserError, match=re.escape(key)) as caught:
+                parse_config({}, words)
+            assert "\n" not in str(caught.value)
+
+
+def test_every_number_of_a_recipe_has_bounds() -> None:
+    assert len(KEYS) > 30
+    for key in KEYS:
+        section, _, name = key.partition(".")
+        assert name in declared(SECTIONS[section]), f"{key} has no option() with its bounds"
 
 
 # The words of a command line ----------------------------------------------------------------------------------------

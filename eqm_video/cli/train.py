@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from eqm_video import build
-from eqm_video.config import Config, flatten, load_config, parse_config, to_tree, to_yaml
+from eqm_video.config import Config, load_config, parse_config, to_tree, to_yaml
 from eqm_video.errors import UserError
+from eqm_video.recipe import flatten
 from eqm_video.training.checkpoint import Checkpoints, is_checkpoint, lock_run, read_record
 from eqm_video.training.tracking import check_trackers, start_trackers
 
