@@ -36,7 +36,8 @@ class Option:
 
     least, most: bounds that belong to the range; above, below: bounds that do not. words: texts allowed beside numbers,
     such as auto. read: a function from text to value that raises ValueError, and kind: what it reads, in words.
-    unset: the default in words where it is None. positional: a word without a --name; metavar: its name in the help.
+    unset: the default in words where it is None. flag: the --name where it is not the field's. positional: a word
+    without a --name; metavar: its name in the help.
     """
 
     help: str = ""
@@ -50,6 +51,7 @@ class Option:
     read: Callable[[str], Any] | None = None
     kind: str = ""
     unset: str = ""
+    flag: str = ""
     positional: bool = False
 
 
@@ -61,6 +63,12 @@ def option(default: Any = MISSING, **described: Any) -> Any:
 def required() -> Any:
     """A field declared again, without a default: the option must be given here."""
     return dataclasses.field()
+
+
+def same(cls: type, name: str, **bounds: Any) -> Any:
+    """A field declared as in another class, with tighter `bounds` where they are given."""
+    entry = cls.__dataclass_fields__[name]
+    return dataclasses.field(default=entry.default, metadata={**entry.metadata, "narrower": bounds})
 
 
 def narrower(default: Any = MISSING, **bounds: Any) -> Any:
@@ -81,7 +89,7 @@ class Declared:
     @property
     def flag(self) -> str:
         """The option's name on the command line."""
-        return f"--{self.name.replace('_', '-')}"
+        return self.option.flag or f"--{self.name.replace('_', '-')}"
 
     @property
     def label(self) -> str:
@@ -114,7 +122,7 @@ class Declared:
             for item in value:
                 self.check(item, label, text)
             return value
-        if rule.choices:
+        if rule.choices and isinstance(value, str):
             good = value in rule.choices
         elif self.type in LARGEST and isinstance(value, int | float):
             good = not math.isnan(value) and not self._outside(value)
@@ -166,11 +174,13 @@ def declared(cls: type) -> dict[str, Declared]:
     names = dict.fromkeys(name for base in cls.__mro__ for name in vars(base).get("__annotations__", {}))
     for entry in (entries[name] for name in names if name in entries):
         homes = [vars(base).get("__dataclass_fields__", {}).get(entry.name) for base in cls.__mro__]
-        rules = [home.metadata["option"] for home in homes if home is not None and "option" in home.metadata]
+        homes = [home for home in homes if home is not None]
+        rules = [home.metadata["option"] for home in homes if "option" in home.metadata]
         if rules:
             kind, count, choices = _shape(hints[entry.name], rules[0])
             rule = dataclasses.replace(rules[0], choices=choices) if choices else rules[0]
-            rule = dataclasses.replace(rule, **entry.metadata.get("narrower", {}))
+            for home in reversed(homes):
+                rule = dataclasses.replace(rule, **home.metadata.get("narrower", {}))
             found[entry.name] = Declared(entry.name, kind, count, entry.default, rule)
     return found
 

@@ -20,7 +20,8 @@ from eqm_video.errors import UserError
 from eqm_video.options import narrower, option
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.samplers import RULES
-from eqm_video.studies.study import Data, PerFrame, Report, Ruled, Sampled
+from eqm_video.sampling.option_groups import Data, PerFrame, Ruled
+from eqm_video.studies.study import Report, Sampled
 
 
 def read_fixed(text: str) -> tuple[int, float]:

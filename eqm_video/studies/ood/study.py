@@ -17,9 +17,10 @@ from eqm_video.errors import UserError
 from eqm_video.metrics.ood import SCORES, auroc, auroc_error, frame_scores, largest_jump
 from eqm_video.options import narrower, option
 from eqm_video.pipeline import EqMPipeline
+from eqm_video.sampling.option_groups import Batched, HeldOut, Seeded, ToldLabels
 from eqm_video.studies.ood import report
 from eqm_video.studies.ood.sets import made_sets, other_labels
-from eqm_video.studies.study import Batched, HeldOut, OneModel, Report, Seeded, ToldLabels
+from eqm_video.studies.study import OneModel, Report
 
 Scores = dict[str, Tensor]  # score -> (N, T)
 CUTS = ("spliced", "jump cut")  # sets that break at frame T // 2

@@ -10,9 +10,10 @@ from eqm_video.build import versions
 from eqm_video.errors import UserError
 from eqm_video.options import narrower
 from eqm_video.samplers import NAG
+from eqm_video.sampling.option_groups import Filmed, Many, Seeded, Shaped, Stepping, Stopping
 from eqm_video.studies.oracle.pictures import draw_film
 from eqm_video.studies.oracle.runs import DECAY, Runs, moving_clips, tasks
-from eqm_video.studies.study import Filmed, Many, Report, Seeded, Shaped, Stepping, Stopping, Study
+from eqm_video.studies.study import Report, Study
 
 MU = 0.35
 LARGEST_STEP = 0.045  # NAG at mu = 0.35 is stable about data up to step size 0.0588

@@ -22,7 +22,8 @@ from eqm_video.errors import UserError
 from eqm_video.options import narrower, option
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.samplers import NAG, RULES, SAMPLERS, SCHEDULES
-from eqm_video.studies.study import Against, Data, Overwriting, Report, Ruled, Sampled, Stepping
+from eqm_video.sampling.option_groups import Against, Data, Overwriting, Ruled, Stepping
+from eqm_video.studies.study import Report, Sampled
 from eqm_video.studies.sweep.plot import draw_sweep
 
 LENGTHS = (0.25, 0.5, 1.0, 2.0)  # of the walk, in units of the model's own, for --step-size auto
