@@ -102,11 +102,16 @@ class Declared:
         if text in rule.words:
             return text
         try:
-            value = rule.read(text) if rule.read else _number(text) if self.type in LARGEST else self.type(text)
-            if self.type is float:
-                value = float(value)
-            elif self.type is int and isinstance(value, float):
-                value = int(value) if value.is_integer() else math.nan
+            if rule.read:
+                value = rule.read(text)
+            elif self.type is float:
+                value = float(text)
+            elif self.type is int:
+                value = _whole(text)
+            else:
+                value = self.type(text)
+        except UserError:  # the sentence of `read`
+            raise
         except (ValueError, OverflowError) as error:
             raise self._refusal(text, text, label) from error
         return self.check(value, label, text)
@@ -114,7 +119,7 @@ class Declared:
     def check(self, value: Any, label: str, text: str | None = None) -> Any:
         """`value` itself; UserError where it is out of bounds. `text` is what was typed."""
         rule = self.option
-        if value is None or value in rule.words or isinstance(value, bool):
+        if value is None or isinstance(value, bool) or (isinstance(value, str) and value in rule.words):
             return value
         if isinstance(value, tuple | list) and not (rule.read and self.count == "one"):
             if self.count == "many" and not value and self.default is MISSING:
@@ -298,7 +303,7 @@ def _shape(hint: Any, rule: Option) -> tuple[type, str | int, tuple[str, ...]]:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         shapes = [_shape(arg, rule) for arg in args if arg is not type(None)]
-        return next((shape for shape in shapes if shape[0] is not str), shapes[0])
+        return next((shape for shape in shapes if shape[0] in LARGEST), shapes[0])
     if origin is tuple and (args[-1] is Ellipsis or rule.read is None):
         kind, _, choices = _shape(args[0], rule)
         return kind, "many" if args[-1] is Ellipsis else len(args), choices
@@ -307,6 +312,6 @@ def _shape(hint: Any, rule: Option) -> tuple[type, str | int, tuple[str, ...]]:
     return (hint if isinstance(hint, type) and origin is None else object), "one", ()
 
 
-def _number(text: str) -> int | float:
-    """A whole number where the text is one, else a float."""
-    return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else float(text)
+def _whole(text: str) -> int:
+    """A whole number, which may be written as 1e3; ValueError for anything else."""
+    return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) or not float(text).is_integer() else int(float(text))

@@ -78,6 +78,7 @@ def roll_out(
     known: Any = None,
     output_type: str = "uint8",
     decode_chunk_size: int = 64,
+    how: Sampling | None = None,
     **options: Any,
 ) -> Iterator[Window]:
     """Sample videos of `length` frames window by window; yields each `Window` as soon as it is at rest.
@@ -99,7 +100,8 @@ def roll_out(
         raise UserError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
     if options.get("generator") is not None:
         raise UserError("long videos draw the noise of every window from seeds: give seeds= instead of generator")
-    how, options = Sampling.split(options)
+    given_how, options = Sampling.split(options)
+    how = given_how if how is None else how
     check_context(how.context_gamma, told=pipeline.transformer.config.conditioned_on_gamma)
     if clips is not None:
         shape = (num_samples, num_frames, options.get("size"))

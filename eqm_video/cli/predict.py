@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from eqm_video import media
 from eqm_video.cli import options, plots
 from eqm_video.cli.sample_known import parse_known
-from eqm_video.cli.sample_options import frame_schedule
 from eqm_video.cli.sources import Clips, Source
 from eqm_video.cli.tables import aligned
 from eqm_video.cli.tasks_pictures import draw_clips, draw_strips, without_known
 from eqm_video.errors import UserError
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.randomness import fold
+from eqm_video.sampling.settings import read_frame_schedule
 
 KNOWN = ("first", "first:4", "ends")
 
@@ -99,7 +99,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--labels", choices=("own", "none"), default="own", help="tell each clip's label where the model knows it")
     add("--steps", type=options.whole(1), metavar="N", help="updates; default: the model's")
     add("--guidance-scale", type=options.number(), metavar="G", help="1 = no guidance; default: the model's")
-    add("--frame-schedule", type=frame_schedule, default="joint", metavar="ORDER",
+    add("--frame-schedule", type=read_frame_schedule, default="joint", metavar="ORDER",
         help="joint (default), pyramid, autoregressive, or a delay in steps")  # fmt: skip
     add("--context-gamma", type=options.number(0, above=True), default=1.0, metavar="C", help="default: 1")
     add("--history-guidance", type=options.number(), default=1.0, metavar="S", help="default: 1, none")

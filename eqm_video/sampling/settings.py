@@ -92,9 +92,9 @@ class Sampling:
         options.check(self, prefix="")
 
     @classmethod
-    def of(cls, chosen: Any) -> Sampling:
-        """The part of some options that says how samples are made; what they do not have stays as it is by default."""
-        return cls(**{one.name: getattr(chosen, one.name) for one in fields(cls) if hasattr(chosen, one.name)})
+    def of(cls, chosen: Any, **others: Any) -> Sampling:
+        """The part of some options that says how samples are made, with `others` in place of theirs."""
+        return cls(**{one.name: getattr(chosen, one.name) for one in fields(cls) if hasattr(chosen, one.name)} | others)
 
     @classmethod
     def split(cls, keywords: Mapping[str, Any]) -> tuple[Sampling, dict[str, Any]]:
@@ -104,6 +104,11 @@ class Sampling:
             cls(**{key: value for key, value in keywords.items() if key in own}),
             {key: value for key, value in keywords.items() if key not in own},
         )
+
+    def call(self) -> Sampling:
+        """As a call takes it: a composition is its own guidance."""
+        plain = {"guidance_scale": None, "guidance_interval": None, "match_norm": False}
+        return self if self.composition is None else replace(self, **plain)
 
     @property
     def steepness(self) -> float | None:
