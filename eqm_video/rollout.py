@@ -89,8 +89,9 @@ def roll_out(
     the seed fold("window", s, n). What of the last window lies beyond the end is left out.
 
     num_frames: T, frames of a window; that of `clips`, or the model's own, by default. fps: of all windows, as of a
-    call. options: everything else of a call: size, callback, and the fields of `Sampling`, of which start_gamma acts in
-    the first window, context_gamma and history_guidance where frames are known.
+    call. how: a `Sampling`, in place of its fields. options: everything else of a call: size, callback, and the fields
+    of `Sampling`, of which start_gamma acts in the first window, context_gamma and history_guidance where frames are
+    known.
 
     Raises:
         UserError: as a call does, for a length or an overlap that windows cannot have, and for `generator`; at the
@@ -100,8 +101,7 @@ def roll_out(
         raise UserError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
     if options.get("generator") is not None:
         raise UserError("long videos draw the noise of every window from seeds: give seeds= instead of generator")
-    given_how, options = Sampling.split(options)
-    how = given_how if how is None else how
+    how, options = Sampling.split(options, how)
     check_context(how.context_gamma, told=pipeline.transformer.config.conditioned_on_gamma)
     if clips is not None:
         shape = (num_samples, num_frames, options.get("size"))

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from eqm_video import options
+from eqm_video.errors import UserError
 from eqm_video.options import option
 from eqm_video.samplers import FRAME_SCHEDULES, SAMPLERS, SCHEDULES, Sampler, Schedule
 
@@ -97,13 +98,13 @@ class Sampling:
         return cls(**{one.name: getattr(chosen, one.name) for one in fields(cls) if hasattr(chosen, one.name)} | others)
 
     @classmethod
-    def split(cls, keywords: Mapping[str, Any]) -> tuple[Sampling, dict[str, Any]]:
-        """The keywords of a call that are of this class, as one, and the others."""
-        own = {one.name for one in fields(cls)}
-        return (
-            cls(**{key: value for key, value in keywords.items() if key in own}),
-            {key: value for key, value in keywords.items() if key not in own},
-        )
+    def split(cls, keywords: Mapping[str, Any], how: Sampling | None = None) -> tuple[Sampling, dict[str, Any]]:
+        """The keywords of a call that are of this class, as one (or `how` in their place), and the others."""
+        own = {one.name: keywords[one.name] for one in fields(cls) if one.name in keywords}
+        if how is not None and own:
+            raise UserError(f"give how, or its fields, not both: {', '.join(own)}")
+        others = {key: value for key, value in keywords.items() if key not in own}
+        return (cls(**own) if how is None else how), others
 
     def call(self) -> Sampling:
         """As a call takes it: a composition is its own guidance."""
