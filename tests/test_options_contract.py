@@ -15,6 +15,7 @@ from typing import Literal
 import pytest
 
 from eqm_video import cli, options
+from eqm_video.cli.sample_options import SampleOptions
 from eqm_video.config import Config, parse_config
 from eqm_video.errors import UserError
 from eqm_video.options import Declared, Option, declared, narrower, option
@@ -25,12 +26,17 @@ STUDIES = {
     for name, command in cli.COMMANDS.items()
     if command.study
 }
-EVERY = [(name, one) for name, study in STUDIES.items() for one in declared(study).values()]
-# Names with two meanings: labels of what is sampled, and whether a model is told the labels that clips have.
-SEVERAL = {"labels": 2}
+CLASSES = STUDIES | {"sample": SampleOptions}
+EVERY = [(name, one) for name, given in CLASSES.items() for one in declared(given).values()]
+# Names with two meanings. labels: of what is sampled, and whether a model is told those that clips have; clips: that
+# are measured, and that get files of their own; step_schedule: the sweep has one that goes by the model's decay.
+SEVERAL = {"labels": 2, "clips": 2, "step_schedule": 2}
 # Options for which these are numbers like others.
-ZERO = {"seed", "mu", "guidance_scale"}
-NEGATIVE = {"guidance_scale"}
+ZERO = {
+    *("seed", "mu", "guidance_scale", "history_guidance", "temperature", "start_gamma", "guidance_interval", "at"),
+    *("clips of sample", "frame_schedule"),
+}
+NEGATIVE = {"guidance_scale", "history_guidance"}
 SENSELESS = ("0", "-1", "nan", "inf", "-inf", "1e30", "-1e30", "1e400", "many", "", "1,5", "0x10")
 
 
@@ -45,7 +51,7 @@ def meaning(study: type, name: str) -> Option:
 
 @pytest.mark.parametrize("name", sorted({one.name for _, one in EVERY}))
 def test_an_option_is_declared_in_one_place(name: str) -> None:
-    having = [study for study in STUDIES.values() if name in declared(study)]
+    having = [study for study in CLASSES.values() if name in declared(study)]
     meanings = {id(meaning(study, name)) for study in having}
     assert len(meanings) == SEVERAL.get(name, 1), f"--{name} has {len(meanings)} meanings"
     for study in having:
@@ -75,16 +81,22 @@ def words_of(study: type, tmp_path: Path) -> list[str]:
     return words
 
 
-NUMERIC = [(name, one) for name, one in EVERY if one.type in (int, float) or one.option.read]
+FRAMES = {"known", "keyframes", "composition"}  # words in which numbers are frames, or labels: tested with their tasks
+NUMERIC = [
+    (name, one) for name, one in EVERY if (one.type in (int, float) or one.option.read) and one.name not in FRAMES
+]
 
 
 @pytest.mark.parametrize(("name", "one"), NUMERIC, ids=[f"{name} {one.flag}" for name, one in NUMERIC])
 def test_numbers_without_sense_are_refused_before_anything_is_done(name, one, tmp_path, capsys) -> None:
     for text in SENSELESS:
-        fine = (text == "0" and one.name in ZERO) or (text == "-1" and one.name in NEGATIVE)
-        words = [*words_of(STUDIES[name], tmp_path), f"{one.flag}={text}"]
+        fine = (text == "0" and {one.name, f"{one.name} of {name}"} & ZERO) or (text == "-1" and one.name in NEGATIVE)
+        words = [
+            *words_of(CLASSES[name], tmp_path),
+            *([one.flag, text, text] if one.count == 2 else [f"{one.flag}={text}"]),
+        ]
         if fine:
-            options.parse(STUDIES[name], words, prog="")
+            options.parse(CLASSES[name], words, prog="")
             continue
         assert cli.main([name, *words]) == 2, f"{one.flag} {text}"
         said = capsys.readouterr()
