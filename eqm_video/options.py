@@ -281,10 +281,13 @@ def _as_option(word: str, options: dict[str, Declared], sections: Sequence[str])
     match = re.fullmatch(r"(?:([a-z]+)\.)?([a-z]+(?:_[a-z]+)*)=(.*)", word)
     if match is None or Path(word).exists() or match[1] not in (None, *sections):
         return word
+    named = {one.flag[2:].replace("-", "_"): one for one in options.values() if not one.option.positional}
     name = "sampler" if (match[1], match[2]) == ("sampler", "kind") else match[2]
-    if name not in options:
-        raise UserError(f"unknown override {word!r}{_nearest(name, options)}; see --help for the options")
-    one = options[name]
+    if name not in named:
+        near = difflib.get_close_matches(name, named, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}={match[3]}? " if near else ""
+        raise UserError(f"unknown override {word!r}; {hint}See --help for the options")
+    one = named[name]
     if one.type is bool or one.count != "one":
         raise UserError(f"{word!r}: {one.flag} is an option, not an override; see --help for what follows it")
     return f"{one.flag}={match[3]}"

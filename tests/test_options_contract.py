@@ -255,7 +255,7 @@ def test_sections_may_stand_for_options(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert parsed("frames=2 sampler.step_size=0.5", sections=("sampler",)).frames == 2
     for text, sentence in (
-        ("frame=2", r"unknown override 'frame=2': did you mean frames\?"),
+        ("frame=2", r"unknown override 'frame=2'; did you mean frames=2\? "),
         ("labels=a", "'labels=a': --labels is an option, not an override"),
         ("loud=true", "'loud=true': --loud is an option"),
         ("frames=0", "--frames is 0: it must be a whole number of at least 1"),

@@ -15,7 +15,7 @@ import argparse
 import json
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def worded(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """An argparse type that keeps the sentence of `read`."""
+
+    def convert(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -91,7 +103,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--data", type=Path, required=True, metavar="FOLDER", help="videos, as for training")
     add("--split", choices=("train", "test"), help="of UCF-101's lists; default: all files")
     add("--fold", type=options.whole(1, 3), default=1, help="of UCF-101's lists; default: 1")
-    add("--known", nargs="+", type=parse_known, default=[parse_known(text) for text in KNOWN], metavar="FRAMES",
+    add("--known", nargs="+", type=worded(parse_known), default=[parse_known(text) for text in KNOWN], metavar="FRAMES",
         help="what the model is shown: first, first:4, ends, 0-2,5 ...; default: first first:4 ends")  # fmt: skip
     add("--frames", type=options.whole(2), metavar="T", help="frames of a clip; default: as trained")
     add("--clips", type=options.whole(1), default=16, metavar="N", help="spread evenly over the folder; default: 16")
@@ -99,7 +111,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--labels", choices=("own", "none"), default="own", help="tell each clip's label where the model knows it")
     add("--steps", type=options.whole(1), metavar="N", help="updates; default: the model's")
     add("--guidance-scale", type=options.number(), metavar="G", help="1 = no guidance; default: the model's")
-    add("--frame-schedule", type=read_frame_schedule, default="joint", metavar="ORDER",
+    add("--frame-schedule", type=worded(read_frame_schedule), default="joint", metavar="ORDER",
         help="joint (default), pyramid, autoregressive, or a delay in steps")  # fmt: skip
     add("--context-gamma", type=options.number(0, above=True), default=1.0, metavar="C", help="default: 1")
     add("--history-guidance", type=options.number(), default=1.0, metavar="S", help="default: 1, none")
