@@ -153,7 +153,13 @@ class Declared:
         rule = self.option
         if rule.least is not None and rule.most is not None:
             return f"from {rule.least} to {rule.most}"
-        phrases = {"least": "of at least", "above": "above", "most": "of at most", "below": "below"}
+        alone = rule.least is None and rule.above is None
+        phrases = {
+            "least": "of at least",
+            "above": "above",
+            "most": "of at most" if alone else "at most",
+            "below": "below",
+        }
         return " and ".join(
             f"{said} {getattr(rule, key)}" for key, said in phrases.items() if getattr(rule, key) is not None
         )
