@@ -23,12 +23,12 @@ from eqm_video.errors import UserError
 from eqm_video.folders import load_transformer, newest_of_run, read_json
 from eqm_video.gamma import ConstantDecay
 from eqm_video.limits import MOST_CHANNELS
-from eqm_video.model_settings import check_settings
 from eqm_video.models.presets import build_model
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
 from eqm_video.names import as_label
 from eqm_video.randomness import fold
+from eqm_video.settings import check_settings
 
 # Shapes of codecs without a folder, so that a dry run needs no download: (downsampling, latent channels).
 KNOWN_CODECS = {

@@ -1,4 +1,4 @@
-"""The configuration of a training run: a tree of frozen dataclasses, and the ranges of its values.
+"""The configuration of a training run: a tree of frozen dataclasses, and the ranges of its values, each on its field.
 
 `recipe.py` reads YAML recipes and overrides into it, strictly.
 """
@@ -6,18 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import yaml
 
-from eqm_video import recipe
+from eqm_video import options, recipe
 from eqm_video.data.buckets import Bucket
 from eqm_video.errors import UserError, short
 from eqm_video.gamma import DECAYS, GAMMA_DRAWS, SharedGamma, TruncatedDecay
-from eqm_video.limits import HIGHEST_RATE, LARGEST_SIDE, MOST_FRAMES, MOST_LABELS, MOST_UPDATES
-from eqm_video.recipe import choice, flatten, to_tree
+from eqm_video.limits import HIGHEST_RATE, LARGEST_SIDE, MOST_FRAMES, MOST_ITEMS, MOST_LABELS, MOST_UPDATES
+from eqm_video.options import option
+from eqm_video.recipe import choice, to_tree
 from eqm_video.samplers import NAG, SAMPLERS
 
 ALIASES = {"frames": "data.frames"}  # names that may be given as an override without their section
@@ -33,8 +34,9 @@ class ModelConfig:
     # What the output f means: the gradient itself, or the energy x.f(x) (dot) or |f(x)|^2 / 2 (l2), whose true gradient
     # is then trained and descended; l2 starts from a trained network (train.init_from).
     energy: Literal["implicit", "dot", "l2"] = "implicit"
-    num_labels: int | None = None
-    label_std: float = 0.02  # of the label embeddings at the start; 1 makes short runs listen to labels much sooner
+    num_labels: int | None = option(None, least=1, most=MOST_LABELS)
+    # Of the label embeddings at the start; 1 makes short runs listen to labels much sooner.
+    label_std: float = option(0.02, least=0)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class CodecConfig:
     """The frozen autoencoder: "bundled", a local folder, or a hub id."""
 
     name: str = "stabilityai/sd-vae-ft-ema"
-    chunk: int = 64  # frames encoded at once
+    chunk: int = option(64, least=1, most=MOST_ITEMS)  # frames encoded at once
 
 
 @dataclass(frozen=True)
@@ -52,23 +54,25 @@ class DataConfig:
     kind: Literal["videos", "images"] = "videos"
     root: str | None = None
     split: Literal["train", "test"] | None = None
-    fold: int = 1
-    frames: int = 16  # 1: image mode
-    frame_interval: int = 3  # source frames between two frames of a clip
+    fold: int = option(1, least=1, most=1000)
+    frames: int = option(16, least=1, most=MOST_FRAMES)  # 1: image mode
+    frame_interval: int = option(3, least=1, most=MOST_FRAMES)  # source frames between two frames of a clip
     # Shapes of training clips, one of which is drawn for each step: FRAMESxINTERVAL, and :WEIGHT for how often, such as
     # [16x3, 16x1, 32x3:0.5]. None: frames x frame_interval, which previews, held-out loss and the export have anyway.
     buckets: tuple[str, ...] = ()
     images: str | None = None  # a folder of images to train on beside the videos
-    image_fraction: float = 0.0  # of the samples of a step that are images; without a folder, frames of the videos
-    size: int = 256  # pixels
+    # Of the samples of a step that are images; without a folder, frames of the videos.
+    image_fraction: float = option(0.0, least=0, below=1)
+    size: int = option(256, least=1, most=LARGEST_SIDE)  # pixels
     flip: bool = False
     upright: bool = False  # images are turned as their EXIF data ask for; of videos the rotation is always applied
     labelled: bool = True  # false: labels that the data have are forgotten
     # Videos shorter than a clip (with buckets: than every one): hold the last frame, leave them out, or stop.
     short: Literal["repeat", "skip", "error"] = "repeat"
     verify: Literal["header", "size"] = "header"  # size: images are not opened at the start, for sets of a million
-    reference_fps: float = 8.0  # the network's unit of time is 1 / reference_fps seconds
-    workers: int = 4  # decoding processes of each training process
+    # The network's unit of time is 1 / reference_fps seconds.
+    reference_fps: float = option(8.0, above=0, most=HIGHEST_RATE)
+    workers: int = option(4, least=0, most=1024)  # decoding processes of each training process
     latents: Literal["online", "memory"] = "online"  # memory: encode the whole set once, for small sets
 
     @property
@@ -88,7 +92,7 @@ class ObjectiveConfig:
     decay: Any = choice(DECAYS, TruncatedDecay(a=0.8, gain=4.0))  # noqa: RUF009 (choice makes a field)
     # Of the dispersive loss, over the clips of one forward pass in all processes: with train.accumulation its parts are
     # separate batches, so that this term (and no other) depends on their number.
-    dispersion_weight: float = 0.0
+    dispersion_weight: float = option(0.0, least=0)
 
 
 @dataclass(frozen=True)
@@ -98,27 +102,27 @@ class TrainConfig:
     A sample is a clip, or with `data.image_fraction` an image: that share of the samples are images, the others clips.
     """
 
-    steps: int = 100_000
-    batch_size: int = 64
-    accumulation: int = 1  # forward passes of each process in one optimizer step
-    seed: int = 0
+    steps: int = option(100_000, least=1)
+    batch_size: int = option(64, least=1, most=MOST_ITEMS)
+    accumulation: int = option(1, least=1)  # forward passes of each process in one optimizer step
+    seed: int = option(0, least=-(2**63), most=2**63)
     optimizer: Literal["adamw", "muon"] = "adamw"
-    lr: float = 1e-4
-    matrix_scale: float = 1.0  # muon: learning rate of the blocks' matrices in units of lr
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0  # on matrices only
-    warmup: int = 0  # steps
+    lr: float = option(1e-4, above=0)
+    matrix_scale: float = option(1.0, above=0)  # muon: learning rate of the blocks' matrices in units of lr
+    betas: tuple[float, float] = option((0.9, 0.999), least=0, below=1)
+    weight_decay: float = option(0.0, least=0)  # on matrices only
+    warmup: int = option(0, least=0)  # steps
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    min_lr_factor: float = 0.0  # of lr, at the last step
-    clip_norm: float | None = 1.0
-    ema: float = 0.9999
-    label_dropout: float = 0.1
+    min_lr_factor: float = option(0.0, least=0, most=1)  # of lr, at the last step
+    clip_norm: float | None = option(1.0, above=0)
+    ema: float = option(0.9999, least=0, most=1)
+    label_dropout: float = option(0.1, least=0, most=1)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
     compile: bool = False  # torch.compile of every block
-    log_every: int = 50
-    save_every: int = 5000
-    keep: int | None = 3  # newest checkpoints kept; null: all
+    log_every: int = option(50, least=1)
+    save_every: int = option(5000, least=1)
+    keep: int | None = option(3, least=1)  # newest checkpoints kept; null: all
     init_from: str | None = None  # a run, an export or a converted network to start from, weights only
 
 
@@ -128,18 +132,16 @@ class HeldOutConfig:
 
     _SOURCES: ClassVar = ("split", "fraction", "root")
     split: Literal["train", "test"] | None = None
-    fraction: float | None = None  # of the files, chosen by name and train.seed; they are kept from training
+    fraction: float | None = option(None, above=0, below=1)  # of the files, by name and train.seed; not trained on
     root: str | None = None  # a folder with the same class folders as data.root
-    every: int = 1000
-    clips: int = 64
-    gammas: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    every: int = option(1000, least=1)
+    clips: int = option(64, least=1, most=MOST_ITEMS)
+    gammas: tuple[float, ...] = option((0.1, 0.3, 0.5, 0.7, 0.9), least=0, below=1)
 
     def __post_init__(self) -> None:
         given = [f"held_out.{key}={getattr(self, key)}" for key in self._SOURCES if getattr(self, key) is not None]
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)} exclude each other: keep one, and set the others to null")
-        if self.fraction is not None and not 0 < self.fraction < 1:
-            raise UserError(f"held_out.fraction is {self.fraction:g}: it must lie between 0 and 1, such as 0.1")
 
     @property
     def wanted(self) -> bool:
@@ -151,8 +153,8 @@ class HeldOutConfig:
 class PreviewConfig:
     """Grids sampled from the averaged weights while training; `every: 0` switches them off."""
 
-    every: int = 5000
-    samples: int = 8
+    every: int = option(5000, least=0)
+    samples: int = option(8, least=1, most=4096)
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,8 @@ class SamplerConfig:
     """The sampler of previews, and the one recommended by the export."""
 
     rule: Any = choice(SAMPLERS, NAG(step_size=0.003, mu=0.35), flat=True)  # noqa: RUF009
-    steps: int = 250
-    guidance_scale: float = 1.0
+    steps: int = option(250, least=1, most=MOST_UPDATES)
+    guidance_scale: float = option(1.0, help="1 = no guidance")
 
 
 @dataclass(frozen=True)
@@ -226,43 +228,16 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_tree(config), sort_keys=False)
 
 
-_ABOVE_ZERO = (
-    *("model.num_labels", "codec.chunk", "data.fold", "data.frames", "data.frame_interval", "data.size"),
-    *("data.reference_fps", "train.steps", "train.batch_size", "train.accumulation", "train.lr", "train.clip_norm"),
-    *("train.log_every", "train.save_every", "train.keep", "held_out.every", "held_out.clips", "preview.samples"),
-    *("train.matrix_scale", "sampler.steps"),
-)
-_NOT_NEGATIVE = (
-    *("model.label_std", "data.workers", "train.warmup", "train.weight_decay", "preview.every"),
-    "objective.dispersion_weight",
-)
-_AT_MOST = {  # beyond these a run would fill the memory, start processes without end, or never finish a step
-    **dict.fromkeys(("data.frames", "data.frame_interval"), MOST_FRAMES),
-    **dict.fromkeys(("train.batch_size", "codec.chunk", "held_out.clips"), 2**20),
-    **{"data.size": LARGEST_SIDE, "model.num_labels": MOST_LABELS, "sampler.steps": MOST_UPDATES},
-    **{"data.workers": 1024, "preview.samples": 4096, "data.reference_fps": HIGHEST_RATE, "data.fold": 1000},
-}
-_FRACTIONS = ("train.ema", "train.label_dropout", "train.min_lr_factor")
-
-
 def _check_ranges(config: Config) -> None:
     """Refuse values that no run could use; None was let through where the type allows it."""
-    tree, data, train = dict(flatten(to_tree(config))), config.data, config.train
-    for key in _ABOVE_ZERO:
-        if tree[key] is not None and not tree[key] > 0:
-            raise UserError(f"{key} is {tree[key]}: it must be greater than 0")
-    for key in _NOT_NEGATIVE:
-        if tree[key] < 0:
-            raise UserError(f"{key} is {tree[key]}: it must not be negative")
-    for key, most in _AT_MOST.items():
-        if tree[key] is not None and tree[key] > most:
-            raise UserError(f"{key} is {short(tree[key])}: the most is {most:,}")
-    for key in _FRACTIONS:
-        if not 0 <= tree[key] <= 1:
-            raise UserError(f"{key} is {tree[key]}: it must lie between 0 and 1")
-    for key, values in (("held_out.gammas", config.held_out.gammas), ("train.betas", train.betas)):
-        if not values or not all(0 <= value < 1 for value in values):
-            raise UserError(f"{key} is {short(list(values))}: every value must lie in [0, 1)")
+    data, train = config.data, config.train
+    for entry in fields(config):
+        if is_dataclass(section := getattr(config, entry.name)) and "kinds" not in entry.metadata:
+            options.check(section, prefix=f"{entry.name}.")
+    if not config.held_out.gammas:
+        raise UserError(
+            "held_out.gammas is empty: give one or more, such as held_out.gammas=0.5, or held_out.split=null"
+        )
     if data.kind == "images" and data.frames != 1:
         raise UserError(f"data.kind is images but data.frames is {data.frames}: an image is one frame, add frames=1")
     if data.frames > 1 and not config.model.temporal:
@@ -309,8 +284,6 @@ def _check_samples(config: Config) -> None:
             f"gamma.patterns has 'ends' alone, where the first and the last frame are given: with {where} none is left "
             f"to learn; add gamma.patterns=prefix,ends, or {more}"
         )
-    if not 0 <= data.image_fraction < 1:
-        raise UserError(f"data.image_fraction is {data.image_fraction}: it must be at least 0 and below 1")
     if data.images is not None and data.image_fraction == 0:
         raise UserError("data.images is given, but data.image_fraction is 0: add for instance data.image_fraction=0.25")
     if data.image_fraction and not 0 < config.images < train.batch_size:

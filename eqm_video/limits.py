@@ -4,6 +4,7 @@ from __future__ import annotations
 
 MOST_FRAMES = 65_536  # of a clip
 LARGEST_SIDE = 16_384  # pixels, height or width
+MOST_ITEMS = 2**20  # clips or frames that go through a network at once
 MOST_CHANNELS = 4096  # of latents
 MOST_LABELS = 1_000_000
 MOST_UPDATES = 1_000_000  # steps of a sampler

@@ -29,8 +29,7 @@ from eqm_video.folders import (
     read_json,
 )
 from eqm_video.guidance import HistoryField
-from eqm_video.landscape import Landscape, Term
-from eqm_video.model_settings import check_settings
+from eqm_video.landscape import Landscape
 from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
@@ -44,8 +43,10 @@ from eqm_video.requests import (
     make_generators,
     told_gammas,
 )
-from eqm_video.samplers import Sampler, frame_moves, run
+from eqm_video.samplers import frame_moves, run
+from eqm_video.sampling.settings import Sampling, with_sampling
 from eqm_video.settings import (
+    check_settings,
     curvature_settings,
     decay_settings,
     explain_keywords,
@@ -189,51 +190,13 @@ class EqMPipeline(Landscape, DiffusionPipeline):
     # Sampling -------------------------------------------------------------------------------------------------------
 
     @explain_keywords
-    @torch.no_grad()
-    def __call__(
-        self,
-        labels: Label | Sequence[Label] = None,
-        *,
-        num_samples: int | None = None,
-        num_frames: int | None = None,
-        steps: int | None = None,
-        sampler: str | Sampler | None = None,
-        step_size: float | str | None = None,
-        mu: float | None = None,
-        temperature: float | None = None,
-        step_schedule: str | Callable[[int, int], float] = "constant",
-        guidance_scale: float | None = None,
-        guidance_interval: tuple[float, float] | None = None,
-        match_norm: bool = False,
-        composition: Sequence[Term] | None = None,
-        plain_sum: bool = False,
-        seeds: Sequence[int] | None = None,
-        generator: Generator | Sequence[Generator] | None = None,
-        fps: float | Sequence[float] | None = None,
-        size: int | tuple[int, int] | None = None,
-        clips: Any = None,
-        start_gamma: float = 0.0,
-        known: Tensor | Sequence[int] | None = None,
-        context_gamma: float = 1.0,
-        history_guidance: float = 1.0,
-        frame_schedule: str | int = "joint",
-        tolerance: float | None = None,
-        per_frame: bool = False,
-        output_type: str = "pil",
-        callback: Callable[[int, Tensor, Tensor], Any] | None = None,
-        decode_chunk_size: int = 64,
-    ) -> EqMPipelineOutput:
+    def __call__(self, labels: Label | Sequence[Label] = None, **keywords: Any) -> EqMPipelineOutput:
         """Sample one clip for each label. What is not given comes from the model's own settings.
 
         labels: a list of names or numbers (None: unlabelled), or one for all `num_samples` samples.
         num_frames: T. fps: frames per second, one number or one for each sample: frame k of a clip is at time
         k * reference_fps / fps for the network. Known frames of a real video are at its true rate.
         size: pixels, or (height, width); a multiple of the codec's downsampling times the patch size.
-        steps: number of updates. sampler: a name in `samplers.SAMPLERS`, or an object such as `NAG(0.003, 0.35)`, which
-        brings its own numbers. step_size: eta, or "auto" where the model's curvature was measured. mu: of nag.
-        temperature: of langevin. step_schedule: "constant", "linear", "cosine", or (step, steps) -> factor of eta.
-        guidance_scale: 1 is the plain labelled field, 0 the unlabelled one. guidance_interval, match_norm: see
-        `GuidedField`. composition, plain_sum: terms instead of labels, see `composed_field`.
         seeds: one for each sample; a seed gives the same start noise whatever the batch or the device. generator:
         torch's instead of seeds, one or a list. Neither: fresh seeds from torch's global generator.
         clips: uint8 (B, T, H, W, 3), latents (B, T, C, h, w), or Pillow's pictures: one, a list of one for each sample
@@ -244,75 +207,92 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         image-to-video, the first k for continuation, the first and the last for in-betweening. context_gamma: what the
         network sees of known frames, as start_gamma; a little below 1 it forgives their faults. history_guidance: s of
         `HistoryField`.
-        frame_schedule: "joint", "pyramid", "autoregressive", or the steps between the starts of two unknown frames;
-        every frame makes `steps` updates of its own.
-        tolerance: a clip stops once the gradient's RMS is below it in every frame; with per_frame each frame by itself.
         callback(step, latents, gradient). output_type: see EqMPipelineOutput. decode_chunk_size: frames at once.
+        All fields of `Sampling` are keywords too: steps, sampler, guidance_scale and the others.
         Raises UserError for whatever cannot be sampled, and when the descent diverges.
         """
+        how, others = Sampling.split(keywords)
+        return self.sample(how, labels, **others)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        how: Sampling,
+        labels: Label | Sequence[Label] = None,
+        *,
+        num_samples: int | None = None,
+        num_frames: int | None = None,
+        seeds: Sequence[int] | None = None,
+        generator: Generator | Sequence[Generator] | None = None,
+        fps: float | Sequence[float] | None = None,
+        size: int | tuple[int, int] | None = None,
+        clips: Any = None,
+        known: Tensor | Sequence[int] | None = None,
+        output_type: str = "pil",
+        callback: Callable[[int, Tensor, Tensor], Any] | None = None,
+        decode_chunk_size: int = 64,
+    ) -> EqMPipelineOutput:
+        """As a call, with what the fields of `Sampling` say in one piece."""
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
         if (pictures := Pictures.of(clips)) is not None:
             count = len(as_list(labels, num_samples, seeds, generator))
             clips = self._clips_of(pictures, count, num_frames, size)
-            if pictures.still and known is None and start_gamma == 0 and clips.shape[1] > 1:
+            if pictures.still and known is None and how.start_gamma == 0 and clips.shape[1] > 1:
                 known = [0]
         given = None if clips is None else Clips.of(clips)
         if given is not None:
             num_samples, num_frames, size = given.agree(self, labels, num_samples, num_frames, size)
         told = self.transformer.config.conditioned_on_gamma
-        known = check_start(given, start_gamma, known, context_gamma, history_guidance, told=told)
-        if step_size == "auto" and history_guidance != 1:
+        known = check_start(given, how.start_gamma, known, how.context_gamma, how.history_guidance, told=told)
+        if how.step_size == "auto" and how.history_guidance != 1:
             raise UserError("step_size auto was measured without history guidance: give step_size a number")
         wanted = as_list(labels, num_samples, seeds, generator)
         generators = make_generators(len(wanted), seeds, generator)
         decode_chunk_size = whole("decode_chunk_size", decode_chunk_size)
-        steps = whole("steps", self.config.sampler["steps"] if steps is None else steps, 0)
-        guidance_scale = None if guidance_scale is None else number("guidance_scale", guidance_scale)
-        guidance = {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "match_norm": match_norm}
-        _check_composition(composition, plain_sum, wanted, guidance)
-        if step_size == "auto" and any(len(term) > 2 for term in composition or ()):
+        _check_composition(how, wanted)
+        if how.step_size == "auto" and any(len(term) > 2 for term in how.composition or ()):
             raise UserError("step_size auto was measured for this model alone: with others give step_size a number")
-        weights = None if composition is None else [float(term[1]) for term in composition]
-        # A composition's weights play the part of the guidance scale: they set how steep the summed field is.
-        scale = guidance_scale if weights is None else sum(map(abs, weights))
-        plain = weights if plain_sum else None
-        more = {"temperature": temperature, "steps": steps, "guidance_scale": scale, "step_schedule": step_schedule}
-        rule = self.rule(sampler, step_size, mu, plain=plain, **more)
-        if wrong := self.step_warning(rule, scale, plain=plain):
-            warnings.warn(wrong, stacklevel=2)
+        how = how.on(self)
+        steps = how.steps
+        if wrong := self.step_warning(how.sampler, how.steepness, plain=how.plain):
+            warnings.warn(wrong, stacklevel=4)
         timing = {"num_frames": num_frames, "fps": check_rates(fps, len(wanted))}
         try:
-            if composition is not None:
-                field = self.composed_field(composition, len(wanted), plain_sum=plain_sum, **timing)
+            if how.composition is not None:
+                field = self.composed_field(how.composition, len(wanted), plain_sum=how.plain_sum, **timing)
             else:
+                interval, match = how.guidance_interval, how.match_norm
+                guidance = {"guidance_scale": how.guidance_scale, "guidance_interval": interval, "match_norm": match}
                 field = self.field(wanted, **guidance, **timing)
             noise = self.start_noise(generators, num_frames=num_frames, size=size)
-            around = {"gamma": start_gamma, "known": known, "context_gamma": context_gamma}
+            around = {"gamma": how.start_gamma, "known": known, "context_gamma": how.context_gamma}
             start = Start.of(noise, self.codec, given, **around)
-            if history_guidance != 1:
-                field = HistoryField(field, start.known, noise, history_guidance)
-            moves = frame_moves(frame_schedule, steps, start.unknown)
+            if how.history_guidance != 1:
+                field = HistoryField(field, start.known, noise, how.history_guidance)
+            moves = frame_moves(how.frame_schedule, steps, start.unknown)
             if moves is not None:
-                check_turns(rule, guidance_interval)
+                check_turns(how.sampler, how.guidance_interval)
             gammas = None
             if told:
-                alone = per_frame or moves is not None
-                pull = 1.0 if plain is None else sum(plain)
-                gammas = told_gammas(self.decay, rule, steps, step_schedule, start_gamma, start.known, alone, pull)
+                alone, schedule = how.per_frame or moves is not None, how.step_schedule
+                pull = 1.0 if how.plain is None else sum(how.plain)
+                gammas = told_gammas(
+                    self.decay, how.sampler, steps, schedule, how.start_gamma, start.known, alone, pull
+                )
             total = steps if moves is None else len(moves)
             with self.progress_bar(total=total) as bar:
                 descent = run(
                     ScheduledField(field, total, gammas),
                     start.latents,
-                    rule,
+                    how.sampler,
                     steps=total,
-                    start_gamma=start_gamma,
+                    start_gamma=how.start_gamma,
                     known=start.known,
                     moves=moves,
-                    schedule=step_schedule,
-                    tolerance=tolerance,
-                    per_frame=per_frame,
+                    schedule=how.step_schedule,
+                    tolerance=how.tolerance,
+                    per_frame=how.per_frame,
                     callback=_both(lambda *_: bar.update(), callback),
                     generators=generators,
                 )
@@ -328,18 +308,19 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         return pictures.clips(count, self.check_frames(num_frames), None if size is None else self.check_size(size))
 
 
-def _check_composition(
-    composition: Sequence[Term] | None, plain_sum: bool, wanted: Sequence[Label], guidance: Mapping[str, Any]
-) -> None:
+EqMPipeline.__call__.__signature__ = with_sampling(EqMPipeline.sample)
+
+
+def _check_composition(how: Sampling, wanted: Sequence[Label]) -> None:
     """UserError where something is asked for that would be ignored beside a composition, or without one."""
-    guided = guidance["match_norm"] or any(guidance[key] is not None for key in ("guidance_scale", "guidance_interval"))
-    if composition is not None and (guided or any(one is not None for one in wanted)):
+    guided = how.match_norm or how.guidance_scale is not None or how.guidance_interval is not None
+    if how.composition is not None and (guided or any(one is not None for one in wanted)):
         raise UserError("a composition takes the place of labels and of guidance (its weights): leave those out")
-    if plain_sum and composition is None:
+    if how.plain_sum and how.composition is None:
         raise UserError("plain_sum says how to compose: give composition=[(label, weight), ...]")
-    if composition is not None and not isinstance(composition, (list, tuple)):
-        raise UserError(f"composition is {composition!r}; it must be a list of terms, (label, weight) each")
-    for term in composition or ():
+    if how.composition is not None and not isinstance(how.composition, (list, tuple)):
+        raise UserError(f"composition is {how.composition!r}; it must be a list of terms, (label, weight) each")
+    for term in how.composition or ():
         if not isinstance(term, (tuple, list)) or len(term) not in (2, 3):
             raise UserError(
                 f"a term of the composition is {term!r}; it must be (label, weight), or with a pipeline too"

@@ -7,7 +7,7 @@ Memory does not depend on the length: what is kept from window to window are the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from eqm_video.pipeline import OUTPUT_TYPES, EqMPipeline
 from eqm_video.randomness import fold
 from eqm_video.requests import Label, as_list, check_rates, known_frames
 from eqm_video.samplers.moving import frame_rms
+from eqm_video.sampling.settings import Sampling
 from eqm_video.starts import Clips, check_context
 
 
@@ -74,12 +75,10 @@ def roll_out(
     fps: float | Sequence[float] | None = None,
     seeds: Sequence[int] | None = None,
     clips: Any = None,
-    start_gamma: float = 0.0,
     known: Any = None,
-    context_gamma: float = 1.0,
-    history_guidance: float = 1.0,
     output_type: str = "uint8",
     decode_chunk_size: int = 64,
+    how: Sampling | None = None,
     **options: Any,
 ) -> Iterator[Window]:
     """Sample videos of `length` frames window by window; yields each `Window` as soon as it is at rest.
@@ -90,8 +89,9 @@ def roll_out(
     the seed fold("window", s, n). What of the last window lies beyond the end is left out.
 
     num_frames: T, frames of a window; that of `clips`, or the model's own, by default. fps: of all windows, as of a
-    call. context_gamma and history_guidance, as in a call, act where frames are known. options: everything else of a
-    call: steps, guidance_scale, frame_schedule, tolerance ...
+    call. how: a `Sampling`, in place of its fields. options: everything else of a call: size, callback, and the fields
+    of `Sampling`, of which start_gamma acts in the first window, context_gamma and history_guidance where frames are
+    known.
 
     Raises:
         UserError: as a call does, for a length or an overlap that windows cannot have, and for `generator`; at the
@@ -101,7 +101,8 @@ def roll_out(
         raise UserError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
     if options.get("generator") is not None:
         raise UserError("long videos draw the noise of every window from seeds: give seeds= instead of generator")
-    check_context(context_gamma, told=pipeline.transformer.config.conditioned_on_gamma)
+    how, options = Sampling.split(options, how)
+    check_context(how.context_gamma, told=pipeline.transformer.config.conditioned_on_gamma)
     if clips is not None:
         shape = (num_samples, num_frames, options.get("size"))
         num_samples, num_frames, _ = Clips.of(clips).agree(pipeline, labels, *shape)
@@ -109,21 +110,23 @@ def roll_out(
     starts = window_starts(length, frames, overlap)
     wanted = as_list(labels, num_samples, seeds, None)
     seeds = torch.randint(2**62, (len(wanted),)).tolist() if seeds is None else [int(seed) for seed in seeds]
-    history = {"context_gamma": context_gamma, "history_guidance": history_guidance}
     held = known_frames(known, (len(wanted), frames))
-    first = {"clips": clips, "start_gamma": start_gamma, "known": held}
+    first = {"clips": clips, "known": held}
+    plain = how if held is not None and held.any() else replace(how, context_gamma=1.0, history_guidance=1.0)
+    later = replace(how, start_gamma=0.0)
     timing = {"num_frames": frames, "fps": check_rates(fps, len(wanted))}
     meter = pipeline.field(wanted, guidance_scale=1.0, **timing)  # guidance would move the places of rest
     context: Tensor | None = None  # (B, k, C, h, w)
     for index, start in enumerate(starts):
         if context is None:
-            now, given = seeds, {**first, **(history if held is not None and held.any() else {})}
+            now, given = seeds, first
         else:
             now = [fold("window", seed, index) for seed in seeds]
             ahead = context.new_zeros(len(wanted), frames - overlap, *context.shape[2:])
             held = torch.arange(frames).expand(len(wanted), -1) < overlap
-            given = {"clips": torch.cat([context, ahead], dim=1), "known": held, **history}
-        result = pipeline(wanted, seeds=now, output_type="latent", **timing, **given, **options)
+            given = {"clips": torch.cat([context, ahead], dim=1), "known": held}
+        ways = plain if context is None else later
+        result = pipeline.sample(ways, wanted, seeds=now, output_type="latent", **timing, **given, **options)
         latents: Tensor = result.frames
         new = slice(overlap if index else 0, min(frames, length - start))
         yield Window(

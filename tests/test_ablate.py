@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from eqm_video.cli import ablate, ablate_report, recipes
-from eqm_video.config import flatten, load_config, to_tree
+from eqm_video.config import load_config, to_tree
 from eqm_video.errors import UserError
+from eqm_video.recipe import flatten
 
 DECAY, SAMPLER = "objective.decay.", "sampler."
 # what each recipe changes in the base; the folder of its run besides

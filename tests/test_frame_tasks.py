@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from eqm_video.cli.oracle import moving_clips
 from eqm_video.gamma import TruncatedDecay
 from eqm_video.oracle import OracleField
 from eqm_video.randomness import generator, normal
 from eqm_video.readout import frame_rms
 from eqm_video.samplers import NAG, Descent, GradientDescent, descend, frame_moves
+from eqm_video.studies.oracle.runs import moving_clips
 
 DECAY = TruncatedDecay(a=0.8, gain=4.0)
 SIZE, FRAMES, STEPS = 8, 5, 40

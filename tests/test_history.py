@@ -208,9 +208,9 @@ def test_clips_that_stop_leave_the_others_their_own_known_frames_and_noise():
     [
         ({"known": None, "history_guidance": 2.0}, "are about known frames: give known="),
         ({"known": None, "context_gamma": 0.9}, "are about known frames: give known="),
-        ({"context_gamma": 0.0}, "context_gamma is 0.0; it must be a number above 0 and at most 1"),
+        ({"context_gamma": 0.0}, "context_gamma is 0.0: it must be a number above 0 and at most 1"),
         ({"context_gamma": 1.5}, "context_gamma is 1.5"),
-        ({"history_guidance": float("inf")}, "history guidance is inf"),
+        ({"history_guidance": float("inf")}, "history_guidance is inf: it must be a number"),
         ({"history_guidance": 2.0, "step_size": "auto"}, "auto was measured without history guidance"),
     ],
 )

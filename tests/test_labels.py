@@ -52,16 +52,16 @@ def test_numbers_without_a_name_are_refused_and_never_drawn() -> None:
 @pytest.mark.parametrize("typed", ["pose=left up", "-minus", "--dashes", "a, b", "a\nb", "-1", "=", "x=1", "frames"])
 def test_every_label_can_be_typed(typed: str) -> None:
     words = ["model", "--out", "o", "--labels", "up", typed, "down", "--num-samples", "3"]
-    assert parse(words).labels == ["up", typed, "down"] and parse(words).num_samples == 3
-    assert parse(["model", "--out", "o", f"--labels={typed}"]).labels == [typed]
+    assert parse(words).labels == ("up", typed, "down") and parse(words).num_samples == 3
+    assert parse(["model", "--out", "o", f"--labels={typed}"]).labels == (typed,)
     composed = parse(["model", "--out", "o", "--compose", f"{typed}:2", "up", "frames=1"])
-    assert composed.compose == [(typed, 2.0), ("up", 1.0)] and composed.frames == 1
+    assert composed.composition == ((typed, 2.0), ("up", 1.0)) and composed.frames == 1
 
 
 def test_options_and_overrides_end_a_list_of_labels() -> None:
     options = parse(["m", "--out", "o", "--labels", "up", "frames=1", "sampler.steps=5", "--start-gamma", "0.5"])
-    assert (options.labels, options.frames, options.steps, options.start_gamma) == (["up"], 1, 5, 0.5)
-    assert parse(["m", "--out", "o", "--lab", "-x", "--seed", "4"]).labels == ["-x"]
+    assert (options.labels, options.frames, options.steps, options.start_gamma) == (("up",), 1, 5, 0.5)
+    assert parse(["m", "--out", "o", "--lab", "-x", "--seed", "4"]).labels == ("-x",)
     with pytest.raises(UserError, match="unknown override 'pose=up'"):
         parse(["m", "pose=up", "--out", "o"])
 

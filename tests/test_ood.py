@@ -13,8 +13,6 @@ from PIL import Image
 from test_pipeline import tiny_pipeline, tiny_transformer
 
 from eqm_video import media
-from eqm_video.cli import ood as module
-from eqm_video.cli.ood_sets import diagonal, made_sets, orders, other_labels, splice
 from eqm_video.cli.sources import Clips, Source
 from eqm_video.data.shapes import measure_motion, render_clip, write_moving_shapes
 from eqm_video.energy import Field
@@ -23,6 +21,8 @@ from eqm_video.gamma import TruncatedDecay
 from eqm_video.guidance import GuidedField
 from eqm_video.metrics.ood import auroc, auroc_error, frame_scores, largest_jump
 from eqm_video.oracle import OracleField
+from eqm_video.studies.ood import study as module
+from eqm_video.studies.ood.sets import diagonal, made_sets, orders, other_labels, splice
 
 FRAMES, SIZE = 8, 16
 
@@ -231,7 +231,7 @@ def export(data, tmp_path_factory) -> Path:
 
 def test_the_command_measures_every_set(data, export, tmp_path, capsys):
     words = [export, "--data", data, "--out", tmp_path / "out", "--also", data / "DiscUp", "--batch-size", 3]
-    assert module.main([str(word) for word in words]) == 0
+    assert module.Ood.main([str(word) for word in words]) == 0
     numbers = json.loads((tmp_path / "out" / "ood.json").read_text())
     assert numbers["sets"]["held-out clips"] == 8 and numbers["sets"]["DiscUp"] == 3
     made = set(numbers["sets"]) - {"held-out clips"}
@@ -277,7 +277,7 @@ def test_images_have_fewer_sets(tmp_path):
         media.write_png(tmp_path / "photos" / f"{number}.png", rng.integers(0, 256, (20, 20, 3), np.uint8))
     tiny_pipeline(tiny_transformer(temporal=False), frames=1).save_pretrained(tmp_path / "export")
     words = [tmp_path / "export", "--data", tmp_path / "photos", "--out", tmp_path / "out"]  # no lists: all files
-    assert module.main([str(word) for word in words]) == 0
+    assert module.Ood.main([str(word) for word in words]) == 0
     numbers = json.loads((tmp_path / "out" / "ood.json").read_text())
     assert set(numbers["sets"]) == {"held-out clips", "constant colour", "uniform noise", "Gaussian noise"}
     assert list(numbers["auroc"]) == ["none"] and numbers["breaks"] == {}
@@ -287,7 +287,7 @@ def test_images_have_fewer_sets(tmp_path):
 def test_mistakes_are_explained(data, export, tmp_path):
     words = [str(export), "--data", str(data), "--out", str(tmp_path)]
     with pytest.raises(UserError, match="repeats a name"):
-        module.main([*words, "--also", str(data), str(data)])
+        module.Ood.main([*words, "--also", str(data), str(data)])
     tiny_pipeline(frames=FRAMES, fps=8.0).save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="does not know the label 'DiscDown'"):
-        module.main([str(tmp_path / "other"), *words[1:], "--labels", "given"])
+        module.Ood.main([str(tmp_path / "other"), *words[1:], "--labels", "given"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 from types import SimpleNamespace
@@ -13,7 +12,6 @@ import torch
 from test_pipeline import tiny_pipeline, tiny_transformer
 from tiny_run import write_videos
 
-from eqm_video.cli import sweep
 from eqm_video.cli.options import Request
 from eqm_video.cli.quality import Judge
 from eqm_video.cli.sources import Source
@@ -21,8 +19,10 @@ from eqm_video.cli.walks import walk
 from eqm_video.data.shapes import label_names, render_clip
 from eqm_video.errors import UserError
 from eqm_video.gamma import gamma_path
+from eqm_video.options import LARGEST, parse
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.samplers import GradientDescent
+from eqm_video.studies.sweep import study as sweep
 
 
 class Bowl:
@@ -77,11 +77,9 @@ def rows_of(folder) -> list[dict]:
 
 
 def test_automatic_step_sizes_keep_the_length_of_the_walk():
-    options = argparse.Namespace(
-        steps=[2, 10], sampler=["gd", "heun"], step_size=["auto", 0.1], step_schedule=["constant", "even"]
-    )
-    options.against_sampler = ["euler", "heun"]
-    wanted = sweep.settings_of({"model": tiny_pipeline(), "against": None}, options)
+    words = "MODEL --out DIR --steps 2 10 --sampler gd heun --step-size auto 0.1 --step-schedule constant even"
+    study = parse(sweep.Sweep, words.split(), prog="")
+    wanted = study.settings({"model": tiny_pipeline(), "against": None})
     constant = [one for one in wanted if one.sampler == "gd" and one.schedule == "constant"]
     assert [one.step_size for one in constant if one.steps == 2] == [0.025, 0.05, 0.1, 0.2]  # of 4 steps of 0.05
     assert [one.step_size for one in constant if one.steps == 10] == [0.005, 0.01, 0.02, 0.04, 0.1]
@@ -155,12 +153,12 @@ def test_shapes_are_judged_in_closed_form_and_other_labels_are_not():
 
 def test_rows_pictures_and_going_on(folders, tmp_path, monkeypatch, capsys):
     words = [folders.eqm, "--out", str(tmp_path), "--num-samples", "3", "--sampler", "nag", "--step-size", "0.05"]
-    assert sweep.main([*words, "--steps", "2"]) == 0
+    assert sweep.Sweep.main([*words, "--steps", "2"]) == 0
     (first,) = rows_of(tmp_path)
     both = [*words, "--steps", "2", "4", "--step-schedule", "constant", "even", "--against", folders.flow]
     with pytest.raises(UserError, match="--overwrite"):  # a second model: another sweep
-        sweep.main(both)
-    assert sweep.main([*both, "--overwrite"]) == 0
+        sweep.Sweep.main(both)
+    assert sweep.Sweep.main([*both, "--overwrite"]) == 0
     rows = rows_of(tmp_path)
     assert len(rows) == 2 * (1 + 1 + 2)
     same = next(row for row in rows if row["steps"] == 2 and row["step_size"] == 0.05)
@@ -176,23 +174,24 @@ def test_rows_pictures_and_going_on(folders, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
     monkeypatch.setattr(sweep, "measure", lambda *_: pytest.fail("measured again"))
-    assert sweep.main(both) == 0
+    assert sweep.Sweep.main(both) == 0
     assert "8 of 8 settings are there already" in capsys.readouterr().out
     assert rows_of(tmp_path) == rows
 
 
 def test_a_setting_that_diverges_is_a_row(folders, tmp_path, capsys):
     words = f"{folders.eqm} --out {tmp_path} --num-samples 2 --sampler gd --steps 20 --step-size 0.01 1e4"
-    assert sweep.main(words.split()) == 0
+    assert sweep.Sweep.main(words.split()) == 0
     calm, wild = rows_of(tmp_path)
     assert (calm["diverged"], wild["diverged"]) == (0.0, 1.0) and wild["gradient_rms"] is None
     assert "1e+04" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_a_step_beyond_all_numbers_is_a_row_too(folders, tmp_path):
+def test_a_step_beyond_all_numbers_is_a_row_too(folders, tmp_path, monkeypatch):
+    monkeypatch.setitem(LARGEST, float, float("inf"))  # larger than what an option lets pass
     words = f"{folders.eqm} --out {tmp_path} --num-samples 2 --sampler gd --steps 20 --step-size 1e38 1e39"
-    assert sweep.main(words.split()) == 0
+    assert sweep.Sweep.main(words.split()) == 0
     held, infinite = rows_of(tmp_path)
     assert held["diverged"] == infinite["diverged"] == 1.0 and infinite["gradient_rms"] is None
     assert (held["nfe"], infinite["nfe"]) == (20, 16)  # looked for every 16 updates
@@ -203,20 +202,20 @@ def test_models_whose_sampler_has_no_mu_or_no_step_size(tmp_path):
     tiny_pipeline(sampler=gd).save_pretrained(tmp_path / "gd")
     tiny_pipeline(sampler={"kind": "euler", "steps": 4, "guidance_scale": 1.0}).save_pretrained(tmp_path / "euler")
     rest = ["--num-samples", "2", "--steps", "2"]
-    assert sweep.main([str(tmp_path / "gd"), "--out", str(tmp_path / "a"), *rest]) == 0
+    assert sweep.Sweep.main([str(tmp_path / "gd"), "--out", str(tmp_path / "a"), *rest]) == 0
     assert [row["step_size"] for row in rows_of(tmp_path / "a")] == [0.025, 0.05, 0.1, 0.2]
     assert json.loads((tmp_path / "a" / "sweep.json").read_text())["settings"]["mu"] == 0.35
     euler = [str(tmp_path / "euler"), "--out", str(tmp_path / "b"), *rest]
     with pytest.raises(UserError, match="'euler' has none: type --step-size NUMBERS"):
-        sweep.main(euler)
-    assert sweep.main([*euler, "--step-size", "0.1"]) == 0
+        sweep.Sweep.main(euler)
+    assert sweep.Sweep.main([*euler, "--step-size", "0.1"]) == 0
     assert [(row["sampler"], row["step_size"]) for row in rows_of(tmp_path / "b")] == [("euler", None), ("gd", 0.1)]
 
 
 def test_a_damaged_record_is_refused(folders, tmp_path):
     (tmp_path / "sweep.json").write_text("{")
     with pytest.raises(UserError, match="--overwrite"):
-        sweep.main([folders.eqm, "--out", str(tmp_path), "--num-samples", "2"])
+        sweep.Sweep.main([folders.eqm, "--out", str(tmp_path), "--num-samples", "2"])
 
 
 def test_a_frechet_distance_is_small_for_real_clips_and_large_for_others(tmp_path):

@@ -12,10 +12,11 @@ import pytest
 
 from eqm_video.cli import recipes, tasks, tasks_clips, tasks_long, tasks_report, tasks_short
 from eqm_video.cli.demo import write_videos
-from eqm_video.config import flatten, load_config, to_tree
+from eqm_video.config import load_config, to_tree
 from eqm_video.data.datasets import look_at_video
 from eqm_video.data.shapes import label_names
 from eqm_video.errors import UserError
+from eqm_video.recipe import flatten
 
 NAMES = label_names(("Disc", "Square"))
 GAMMAS = {"shared", "per_frame", "context", "context_any", "mixture", "mixture_half"}

@@ -1,40 +1,81 @@
-"""The command line, `python -m eqm_video COMMAND ...`: each command is a module with main(arguments) -> int | None."""
+"""The command line, `python -m eqm_video COMMAND ...`: a few commands of its own, and every study by its name.
+
+Studies are found by reading the folder `studies`, without importing it: a class with `group="look"` in studies/NAME.py
+or studies/NAME/study.py is the command NAME, and the first line of its docstring is what the list says of it.
+"""
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import io
 import os
+import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
 
 from eqm_video.errors import UserError
 
-# name: (module, what it does), imported when it is called
+GROUPS = {"use": "make and use models", "look": "look into one", "compare": "compare many"}
+STUDIES = Path(__file__).resolve().parents[1] / "studies"
+
+
+STUDY = re.compile(
+    r'^class \w+\([^)]*\bgroup="[^)]*\):\n    """.*?"""', re.DOTALL | re.MULTILINE
+)  # up to its docstring
+
+
+class Command(NamedTuple):
+    """A command: the module and, for a study, the class that run it, its group, and what it does."""
+
+    module: str
+    group: str
+    says: str
+    study: str | None = None
+
+    def main(self) -> Callable[[Sequence[str]], int | None]:
+        """The function to call with the words behind the command's name."""
+        module = importlib.import_module(self.module)
+        return module.main if self.study is None else getattr(module, self.study).main
+
+
+def _studies() -> Iterator[tuple[str, Command]]:
+    """Every study, by name; read, not imported."""
+    for path in sorted([*STUDIES.glob("*.py"), *STUDIES.glob("*/study.py")]):
+        inside = path.relative_to(STUDIES).with_suffix("").parts
+        for found in STUDY.finditer(path.read_text(encoding="utf-8")):
+            (node,) = ast.parse(found[0]).body
+            group = next(ast.literal_eval(word.value) for word in node.keywords if word.arg == "group")
+            first = ast.get_docstring(node).partition("\n")[0].rstrip(".")
+            module = ".".join(("eqm_video.studies", *inside))
+            yield inside[0].replace("_", "-"), Command(module, group, first[0].lower() + first[1:], node.name)
+
+
 COMMANDS = {
-    "train": ("eqm_video.cli.train", "train a model from a recipe (train_video.py)"),
-    "sample": ("eqm_video.cli.sample", "sample clips or images from a trained model (sample_video.py)"),
-    "compare": ("eqm_video.cli.compare", "samples against data: nearest clips, and a Fréchet distance"),
-    "descent": ("eqm_video.cli.descent", "gradient, energy and frames along a descent, of one model or two"),
-    "sweep": ("eqm_video.cli.sweep", "quality over number of steps, step size and sampler"),
-    "adaptive": ("eqm_video.cli.adaptive", "stop clips when they rest: evaluations, time and quality"),
-    "curvature": ("eqm_video.cli.curvature", "curl and largest curvature of a field, and the steps that it bears"),
-    "partial": ("eqm_video.cli.partial", "denoise clips that start between noise and data"),
-    "ood": ("eqm_video.cli.ood", "tell clips that are unlike the training data, frame by frame"),
-    "compose": ("eqm_video.cli.compose", "several labels, or several models, in one sample"),
-    "oracle": ("eqm_video.cli.oracle", "every video task along the exact field of a few clips, without any training"),
-    "plane": ("eqm_video.cli.plane", "flow matching and Equilibrium Matching in two dimensions"),
-    "predict": ("eqm_video.cli.predict", "hidden frames of real clips: predictions against what they were"),
-    "tasks": ("eqm_video.cli.tasks", "train and compare draws of gamma: every video task on endless moving shapes"),
-    "ablate": ("eqm_video.cli.ablate", "train and compare objectives, decays and samplers on moving shapes"),
-    "convert": ("eqm_video.cli.convert", "convert weights of the reference EqM or SiT code"),
-    "demo": ("eqm_video.cli.demo", "write moving shapes, train on them, sample, measure"),
-    "reconstruct": ("eqm_video.cli.reconstruct", "put your data through a codec and back, before any training"),
-    "train-codec": ("eqm_video.cli.train_codec", "train the small autoencoder that ships with the package"),
-}
+    name: Command(f"eqm_video.cli.{name.replace('-', '_')}", group, says)
+    for name, group, says in (
+        ("train", "use", "train a model from a recipe (train_video.py)"),
+        ("sample", "use", "sample clips or images from a trained model (sample_video.py)"),
+        ("convert", "use", "convert weights of the reference EqM or SiT code"),
+        ("demo", "use", "write moving shapes, train on them, sample, measure"),
+        ("reconstruct", "use", "put your data through a codec and back, before any training"),
+        ("train-codec", "use", "train the small autoencoder that ships with the package"),
+        ("descent", "look", "gradient, energy and frames along a descent, of one model or two"),
+        ("curvature", "look", "curl and largest curvature of a field, and the steps that it bears"),
+        ("partial", "look", "denoise clips that start between noise and data"),
+        ("compose", "look", "several labels, or several models, in one sample"),
+        ("predict", "look", "hidden frames of real clips: predictions against what they were"),
+        ("compare", "look", "samples against data: nearest clips, and a Fréchet distance"),
+        ("plane", "compare", "flow matching and Equilibrium Matching in two dimensions"),
+        ("tasks", "compare", "train and compare draws of gamma: every video task on endless moving shapes"),
+        ("ablate", "compare", "train and compare objectives, decays and samplers on moving shapes"),
+    )
+} | dict(_studies())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,9 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or [""]
     if name in ("-h", "--help", ""):
-        width = max(map(len, COMMANDS))
-        print("usage: python -m eqm_video COMMAND ...   (COMMAND --help tells more)\n")
-        print("\n".join(f"  {command:{width}}  {text}" for command, (_, text) in COMMANDS.items()))
+        print(_overview())
         return 0 if name else 2
     if name == "--version":
         print(f"eqm-video {version('eqm-video')}")
@@ -58,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown command {name!r}; {hint}commands: {', '.join(COMMANDS)}")
         with warnings.catch_warnings():
             warnings.showwarning = _warn
-            return importlib.import_module(COMMANDS[name][0]).main(rest) or 0
+            return COMMANDS[name].main()(rest) or 0
     except UserError as error:
         return _fail(str(error))
     except OSError as error:  # a full disk, a folder that vanished, a file that may not be read
@@ -67,6 +106,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _overview() -> str:
+    """All commands, a line each, by group."""
+    width = max(map(len, COMMANDS))
+    lines = ["usage: python -m eqm_video COMMAND ...   (COMMAND --help tells more)"]
+    for group, title in GROUPS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {name:{width}}  {one.says}" for name, one in COMMANDS.items() if one.group == group]
+    return "\n".join(lines)
 
 
 def _warn(message: Warning | str, *unused: object) -> None:

@@ -1,15 +1,12 @@
-"""Which label each sample gets, what it is called, and how its name is typed."""
+"""Which label each sample gets, and what it is called."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from eqm_video.names import as_label
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.randomness import fold
-
-LISTS = ("labels", "compose")  # options that are followed by labels
 
 
 def choose_labels(pipeline: EqMPipeline, wanted: Sequence[str] | None, count: int, seed: int) -> list[int | None]:
@@ -44,27 +41,3 @@ def captions(known: Mapping[int, str], labels: Sequence[int | None]) -> list[str
         counts[word] = counts.get(word, 0) + 1
     short = {label: word if counts[word] == 1 else known[label] for label, word in first.items()}
     return ["unlabelled" if one is None else short.get(one, str(one)) for one in labels]
-
-
-def protect_labels(words: Sequence[str], options: Sequence[str]) -> list[str]:
-    """The command line with every label made a plain value: `-left` gets a space before it, `pose=up` a mark.
-
-    Labels are the words after --labels and --compose, up to the next option of `options` (names without dashes), or the
-    next `key=value` whose key is one of them. `unprotect` takes the marks off.
-    """
-    protected, inside = [], False
-    for word in words:
-        name, key = word[2:].partition("=")[0], re.fullmatch(r"(?:(?:data|sampler)\.)?([a-z_]+)=.*", word, re.DOTALL)
-        if word.startswith("--") and name and any(option.startswith(name) for option in options):
-            inside = "=" not in word and any(option.startswith(name) for option in LISTS)
-        elif inside and key and key[1].replace("_", "-") in (*options, "kind"):
-            inside = False
-        elif inside:
-            word = f" {word}"
-        protected.append(word)
-    return protected
-
-
-def unprotect(word: str) -> str:
-    """The label that was typed."""
-    return word.removeprefix(" ")

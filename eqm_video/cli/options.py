@@ -86,18 +86,23 @@ def add_split(parser: argparse.ArgumentParser, default: str = "all") -> None:
     add("--fold", type=whole(1), default=1, metavar="F", help="of UCF-101's lists; default: 1")
 
 
-def choose_split(options: argparse.Namespace, root: Path, default: str = "all") -> dict[str, Any]:
-    """Settings for `open_data`. Without --split it is `default`, or all files, with a note, where there are no lists.
+def split_of(given: str | None, root: Path, default: str = "all") -> str:
+    """The split: what is `given`, else `default`, or all files, with a note, where there are no lists."""
+    if given is None and default != "all" and root.is_dir() and find_lists(root) is None and find_cifar(root) is None:
+        print(f"note: {root} has no official list of {default} files, so all files are used (--split all)")
+        return "all"
+    return given or default
 
-    `options.split` becomes what was chosen.
-    """
-    if options.split is None:
-        options.split = default
-        if default != "all" and root.is_dir() and find_lists(root) is None and find_cifar(root) is None:
-            options.split = "all"
-            print(f"note: {root} has no official list of {default} files, so all files are used (--split all)")
-    split = None if options.split == "all" else options.split
-    return {"split": split, "fold": options.fold, "split_option": "--split"}
+
+def lists_of(split: str, fold: int | None) -> dict[str, Any]:
+    """Settings for `open_data`: which of a folder's official lists."""
+    return {"split": None if split == "all" else split, "fold": fold or 1, "split_option": "--split"}
+
+
+def choose_split(options: argparse.Namespace, root: Path, default: str = "all") -> dict[str, Any]:
+    """Settings for `open_data`; `options.split` becomes what `split_of` says."""
+    options.split = split_of(options.split, root, default)
+    return lists_of(options.split, options.fold)
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, num_samples: int = 16, descent: bool = True) -> None:

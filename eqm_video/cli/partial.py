@@ -26,13 +26,12 @@ from tqdm import tqdm
 
 from eqm_video import files
 from eqm_video.cli import partial_report as report
-from eqm_video.cli.ood_sets import MOVING_SHAPES
 from eqm_video.cli.options import add_model, add_split, choose_split, describe_rule, number, open_model, whole
 from eqm_video.cli.outputs import claim_output
 from eqm_video.cli.parser import Parser
 from eqm_video.cli.sources import Clips, Source
 from eqm_video.composition import ScheduledField
-from eqm_video.data.shapes import SHAPES, score_motion
+from eqm_video.data.shapes import SHAPES, label_names, score_motion
 from eqm_video.errors import UserError
 from eqm_video.gamma import ConstantDecay
 from eqm_video.objective import interpolate
@@ -41,6 +40,7 @@ from eqm_video.requests import check_fraction, make_generators, told_gammas
 from eqm_video.samplers import DivergenceError, Sampler, run
 
 SPLIT = "test"  # what a model was not trained on, where there are lists
+MOVING_SHAPES = frozenset(label_names())
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,13 @@ from eqm_video.cli import options, plots
 from eqm_video.cli.outputs import claim_output
 from eqm_video.cli.parser import Parser
 from eqm_video.cli.sample_known import parse_known
-from eqm_video.cli.sample_options import frame_schedule
 from eqm_video.cli.sources import Clips, Source
 from eqm_video.cli.tables import aligned
 from eqm_video.cli.tasks_pictures import draw_clips, draw_strips, without_known
 from eqm_video.errors import UserError
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.randomness import fold
+from eqm_video.sampling.settings import read_frame_schedule
 from eqm_video.wording import counted
 
 KNOWN = ("first", "first:4", "ends")
@@ -79,6 +79,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def worded(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """An argparse type that keeps the sentence of `read`."""
+
+    def convert(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = Parser(
@@ -91,7 +103,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.add_model(parser)
     add("--data", type=Path, required=True, metavar="FOLDER", help="videos, as for training")
     options.add_split(parser)
-    add("--known", nargs="+", type=parse_known, default=[parse_known(text) for text in KNOWN], metavar="FRAMES",
+    add("--known", nargs="+", type=worded(parse_known), default=[parse_known(text) for text in KNOWN], metavar="FRAMES",
         help="what the model is shown: first, first:4, ends, 0-2,5 ...; default: first first:4 ends")  # fmt: skip
     add("--frames", type=options.whole(2), metavar="T", help="frames of a clip; default: as trained")
     add("--clips", type=options.whole(1), default=16, metavar="N", help="spread evenly over the folder; default: 16")
@@ -99,7 +111,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--labels", choices=("own", "none"), default="own", help="tell each clip's label where the model knows it")
     add("--steps", type=options.whole(1), metavar="N", help="updates; default: the model's")
     add("--guidance-scale", type=options.number(), metavar="G", help="1 = no guidance; default: the model's")
-    add("--frame-schedule", type=frame_schedule, default="joint", metavar="ORDER",
+    add("--frame-schedule", type=worded(read_frame_schedule), default="joint", metavar="ORDER",
         help="joint (default), pyramid, autoregressive, or a delay in steps")  # fmt: skip
     add("--context-gamma", type=options.number(0, above=True), default=1.0, metavar="C", help="default: 1")
     add("--history-guidance", type=options.number(), default=1.0, metavar="S", help="default: 1, none")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from eqm_video.cli import train as training
 from eqm_video.cli.outputs import claim_output
-from eqm_video.config import Config, flatten, load_config, to_tree
+from eqm_video.config import Config, load_config, to_tree
 from eqm_video.errors import UserError
+from eqm_video.recipe import flatten
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FREE = tuple(key for key in training.FREE if key != "train.steps")  # what may differ in a run that is found

@@ -6,11 +6,11 @@ batches of consecutive samples that the processes share; a run that was interrup
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -22,10 +22,10 @@ from eqm_video import machine
 from eqm_video.cli.labels import choose_labels, clip_labels, names
 from eqm_video.cli.options import open_device
 from eqm_video.cli.outputs import claim_output
-from eqm_video.cli.sample_descent import choose_descent, choose_look
+from eqm_video.cli.sample_descent import choose_look, choose_sampling
 from eqm_video.cli.sample_folder import SampleFolder
 from eqm_video.cli.sample_long import Long, summarise
-from eqm_video.cli.sample_options import parse
+from eqm_video.cli.sample_options import SampleOptions, parse
 from eqm_video.cli.sample_start import Start, open_start
 from eqm_video.cli.sample_work import Work, describe, report
 from eqm_video.errors import UserError
@@ -42,10 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     diffusers_logging.disable_progress_bar()
     pipeline, source = load_pipeline(options.model, codec=options.codec)
     start = open_start(pipeline, options)
-    options.num_samples = options.num_samples or (16 if start is None else len(start.clips))
-    descent, kind = choose_descent(pipeline, options)
+    options = replace(options, num_samples=options.num_samples or (16 if start is None else len(start.clips)))
+    how = choose_sampling(pipeline, options)
     long = Long.of(options, start.frames if start else options.frames or pipeline.config.frames)
-    settings = resolve(pipeline, options, descent.settings(kind), start, long)
+    settings = resolve(pipeline, options, how.record(), start, long)
     labels, captions = choose_captions(pipeline, options, start)
     look = choose_look(options, settings)
     folder = SampleFolder(options.out, settings, [-1 if one is None else one for one in labels], captions)
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{folder.count - sum(map(len, batches))} of {folder.count} samples are there already")
     try:
         pipeline.to(device)
-        work = Work(pipeline, folder, labels, look, descent, start, long)
+        work = Work(pipeline, folder, labels, look, how, start, long)
         work.run(batches[state.process_index :: state.num_processes], state)
     finally:
         if state.num_processes == 1:  # others may be about to finish a part
@@ -117,7 +117,7 @@ def choose_device(name: str, state: PartialState) -> torch.device:
 
 
 def resolve(
-    pipeline: EqMPipeline, options: argparse.Namespace, descent: dict[str, Any], start: Start | None, long: Long | None
+    pipeline: EqMPipeline, options: SampleOptions, descent: dict[str, Any], start: Start | None, long: Long | None
 ) -> dict[str, Any]:
     """Everything that decides the samples, with the model's own settings filled in; checked before any work."""
     fps = float(options.fps or pipeline.config.fps)
@@ -127,7 +127,7 @@ def resolve(
         if name in descent and not (long or (start and start.known)):
             option = f"--{name.replace('_', '-')}"
             raise UserError(f"{option} is about known frames: add --start-from with --known, --keyframes, or --length")
-    words = [f"{label}:{weight:g}" for label, weight in options.compose or ()]
+    words = [f"{label}:{weight:g}" for label, weight in options.composition or ()]
     if not (words or options.labels) and start and start.labels is not None:
         words = ["of the clips"]
     return {
@@ -146,12 +146,12 @@ def resolve(
 
 
 def choose_captions(
-    pipeline: EqMPipeline, options: argparse.Namespace, start: Start | None
+    pipeline: EqMPipeline, options: SampleOptions, start: Start | None
 ) -> tuple[list[int | None], list[str] | None]:
     """The label of each sample, and its caption; composed samples have no label of their own."""
     count = options.num_samples
-    if options.compose:
-        return [None] * count, ["+".join(label for label, _ in options.compose)] * count
+    if options.composition:
+        return [None] * count, ["+".join(label for label, _ in options.composition)] * count
     if options.labels is None and start and start.labels is not None:
         labels = clip_labels(pipeline, start.labels, count)
     else:
@@ -159,11 +159,9 @@ def choose_captions(
     return labels, names(pipeline, labels)
 
 
-def describe_start(
-    start: Start, options: argparse.Namespace, labels: Sequence[int | None], pipeline: EqMPipeline
-) -> str:
+def describe_start(start: Start, options: SampleOptions, labels: Sequence[int | None], pipeline: EqMPipeline) -> str:
     """What was read, and where the labels come from."""
-    if options.compose or options.labels or start.labels is None or pipeline.transformer.null_label == 0:
+    if options.composition or options.labels or start.labels is None or pipeline.transformer.null_label == 0:
         return start.said
     named = sum(label is not None for label in labels)
     if named == 0:

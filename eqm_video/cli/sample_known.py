@@ -6,7 +6,6 @@ end, separated by commas: `0-2,5,-1`. T is the number of frames of a clip.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,27 +48,27 @@ class KnownFrames:
 
 
 def parse_known(text: str) -> KnownFrames:
-    """Argparse type of `--known`."""
+    """The words of `--known`; UserError where they are none."""
     parts: list[tuple[int, int]] = []
     for piece in text.strip().split(","):
         if word := WORD.fullmatch(piece):
             count = int(word[2] or 1)
             if count < 1:
-                raise argparse.ArgumentTypeError(f"{piece!r} are no frames; give at least 1, such as {word[1]}:1")
+                raise UserError(f"--known: {piece!r} are no frames; give at least 1, such as {word[1]}:1")
             parts += [(0, count - 1)] if word[1] != "last" else [(-count, -1)]
             parts += [(-1, -1)] if piece == "ends" else []
         elif span := RANGE.fullmatch(piece):
             parts.append((int(span[1]), int(span[2] or span[1])))
         else:
-            raise argparse.ArgumentTypeError(f"{piece!r} is not a frame, or a range of frames, {FORMS}")
+            raise UserError(f"--known: {piece!r} is not a frame, or a range of frames, {FORMS}")
     return KnownFrames(text.strip(), tuple(parts))
 
 
 def parse_keyframe(text: str) -> tuple[int, Path]:
-    """Argparse type of `--keyframes`: FRAME=IMAGE."""
+    """FRAME=IMAGE, a word of `--keyframes`; UserError where it is none."""
     frame, equals, path = text.strip().partition("=")
     if not equals or not path or not re.fullmatch(r"-?\d+", frame):
-        raise argparse.ArgumentTypeError(f"{text.strip()!r} is not FRAME=IMAGE, such as 0=start.png or -1=end.png")
+        raise UserError(f"--keyframes: {text.strip()!r} is not FRAME=IMAGE, such as 0=start.png or -1=end.png")
     return int(frame), Path(path)
 
 

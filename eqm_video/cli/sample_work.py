@@ -14,7 +14,6 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from eqm_video.cli.sample_descent import Descent
 from eqm_video.cli.sample_folder import Look, SampleFolder
 from eqm_video.cli.sample_long import Long, measure, report_window
 from eqm_video.cli.sample_options import PRECISIONS
@@ -23,6 +22,7 @@ from eqm_video.media import gif_fps
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.rollout import roll_out
 from eqm_video.samplers.frames import frame_delay
+from eqm_video.sampling.settings import Sampling
 from eqm_video.wording import counted
 
 
@@ -34,7 +34,7 @@ class Work:
     folder: SampleFolder
     labels: Sequence[int | None]
     look: Look
-    descent: Descent
+    how: Sampling
     start: Start | None
     long: Long | None
 
@@ -57,11 +57,11 @@ class Work:
 
     def steps(self) -> int:
         """Updates of a batch: where frames start one after the other there are more."""
-        settings, steps = self.folder.settings, self.descent.steps
+        settings, steps = self.folder.settings, self.how.steps
         first = settings["frames"] - len(self.start.known if self.start else [])
         later = self.long.windows - 1 if self.long else 0
         unknown = [first] + [settings["frames"] - self.long.overlap for _ in range(later)]
-        return sum(steps + frame_delay(self.descent.frame_schedule, steps, many) * (many - 1) for many in unknown)
+        return sum(steps + frame_delay(self.how.frame_schedule, steps, many) * (many - 1) for many in unknown)
 
     def call(self, batch: range, bar: tqdm) -> dict[str, Any]:
         """Keyword arguments for these samples, of a pipeline as of `roll_out`."""
@@ -75,11 +75,10 @@ class Work:
             "output_type": "uint8",
             "callback": lambda *_: bar.update(),
             **(self.start.call(batch) if self.start else {}),
-            **self.descent.call(),
         }
 
     def _clips(self, batch: range, bar: tqdm) -> None:
-        result = self.pipeline(**self.call(batch, bar))
+        result = self.pipeline.sample(self.how.call(), **self.call(batch, bar))
         self.folder.write_part(batch.start, result.frames, self.look, result.nfe.numpy())
 
     def _videos(self, batch: range, bar: tqdm, watched: bool) -> None:
@@ -88,7 +87,7 @@ class Work:
         meters, nfe = [], np.zeros(len(batch), np.int64)
         settings = {"length": self.long.length, "overlap": self.long.overlap}
         with self.folder.open_part(batch.start, shape, self.look) as file:
-            for window in roll_out(self.pipeline, **settings, **self.call(batch, bar)):
+            for window in roll_out(self.pipeline, how=self.how.call(), **settings, **self.call(batch, bar)):
                 for index, frames in enumerate(window.frames):
                     file.write(index, window.start, frames)
                 meters.append(measure(window))

@@ -16,11 +16,12 @@ from eqm_video import build, launch
 from eqm_video.claims import removed_if_empty
 from eqm_video.cli.outputs import claim_output
 from eqm_video.cli.parser import Parser
-from eqm_video.config import Config, flatten, load_config, to_tree, to_yaml
+from eqm_video.config import Config, load_config, to_tree, to_yaml
 from eqm_video.data.identity import difference
 from eqm_video.errors import UserError
 from eqm_video.files import MARK, write_text
 from eqm_video.names import as_label
+from eqm_video.recipe import flatten
 from eqm_video.resume import NEWEST, find_checkpoint, note_rates, recorded_config, starting_point
 from eqm_video.training.checkpoint import LOCK, Checkpoints, lock_run, read_record
 from eqm_video.training.heartbeat import Heartbeat

@@ -1,32 +1,19 @@
-"""`python -m eqm_video oracle --out DIR`: the exact frame-wise field of a few clips does every video task, untrained.
+"""Descents along the exact field of a few moving shapes, task by task, and where they end.
 
-The clips are a coloured shape on a torus that starts in the middle and travels half the world to the right, left, down
-or up. All four share their first frame, and opposite ways end in the same last frame: which clip a task ends at says
-whether the known frames were heard. A descent from noise along the exact field of a gamma for each frame ends at a clip
-of the set that agrees with the known frames; where several do, chance (the start noise) picks one of them. Beside it
-stands the exact field of one gamma for the whole clip, which takes clean frames beside noise for what it never saw.
-
-oracle.gif: some descents; oracle.json: where all of them ended, and what they took.
+Legend: M clips of the set, B descents, T frames, C channels, H W pixels, S states of a descent.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from eqm_video import files, machine, media
-from eqm_video.cli.options import number, whole
-from eqm_video.cli.oracle_pictures import Strip, draw_film
-from eqm_video.cli.outputs import claim_output
-from eqm_video.cli.parser import Parser
+from eqm_video import media
 from eqm_video.data.shapes import DIRECTIONS, SHAPES, coverage
 from eqm_video.gamma import TruncatedDecay
 from eqm_video.objective import interpolate
@@ -34,13 +21,22 @@ from eqm_video.oracle import OracleField
 from eqm_video.randomness import generator, normal
 from eqm_video.readout import frame_rms
 from eqm_video.samplers import NAG, descend
+from eqm_video.studies.oracle.pictures import Strip
 
 DECAY = TruncatedDecay(a=0.8, gain=4.0)
 GROUND = (40, 44, 60)
 COLOURS = {"Disc": (86, 180, 233), "Square": (230, 159, 0), "Triangle": (0, 190, 140), "Cross": (224, 110, 170)}
 RADIUS, TRAVEL = 0.2, 0.5  # of a shape, and of its way, in sizes of the world
 ARRIVED = 0.01  # RMS from a clip, of pixels in [-1, 1]: nearer counts as that clip
-LARGEST_STEP = 0.045  # NAG at mu = 0.35 is stable about data up to step size 0.0588
+
+
+class Asked(Protocol):
+    """The options of the study that its descents go by."""
+
+    num_samples: int
+    steps: int
+    tolerance: float
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -91,78 +87,14 @@ def moving_clips(size: int, frames: int, shapes: Sequence[str] = SHAPES) -> tupl
     return torch.from_numpy(np.stack(clips)).movedim(-1, 2) / 127.5 - 1, names
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    options = parse(arguments)
-    claim_output(options.out, "oracle")
-    began = time.monotonic()
-    clips, names = moving_clips(options.size, options.frames)
-    rule = NAG(options.step_size, 0.35)
-    found, strips = {}, []
-    for task in tasks(options.frames):
-        runs = Runs(clips, task, rule, options)
-        ends = runs.ends()
-        found[task.name] = runs.measure(names, ends)
-        strips += runs.strips(names, ends)
-    if not options.no_film:
-        draw_film(options.out / "oracle.gif", strips)
-    record = {
-        "settings": {
-            "clips": names,
-            "size": options.size,
-            "frames": options.frames,
-            "decay": repr(DECAY),
-            "rule": repr(rule),
-            "steps": options.steps,
-            "tolerance": options.tolerance,
-            "seeds": options.num_samples,
-            "first_seed": options.seed,
-            **machine.versions(),
-            "machine": machine.describe(),
-        },
-        "tasks": found,
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    files.write_record(options.out / "oracle.json", record)
-    print(as_table(found))
-    film = "" if options.no_film else f"look at {options.out / 'oracle.gif'}; "
-    print(f"{film}numbers: {options.out / 'oracle.json'}")
-    return 0
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = Parser(prog="python -m eqm_video oracle", description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="folder for oracle.gif and oracle.json")
-    add("--num-samples", type=whole(2), default=32, metavar="N", help="descents of every task; default: 32")
-    add("--size", type=whole(8, 64), default=16, metavar="PX", help="of the world, 8 to 64; default: 16")
-    add("--frames", type=whole(5, 16), default=8, metavar="T", help="of every clip, 5 to 16; default: 8")
-    add("--steps", type=whole(1), default=80, metavar="K", help="of every descent (NAG, mu 0.35); default: 80")
-    add("--step-size", type=step_size, default=0.01, metavar="ETA", help=f"at most {LARGEST_STEP:g}; default: 0.01")
-    tolerance = number(0, above=True)
-    add("--tolerance", type=tolerance, default=0.1, metavar="R", help="gradient's RMS at which a frame rests; 0.1")
-    add("--seed", type=whole(0), default=0, metavar="S", help="of the first sample; default: 0")
-    add("--no-film", action="store_true", help="leave oracle.gif out")
-    return parser.parse_args(arguments)
-
-
-def step_size(text: str) -> float:
-    """Argparse type: a step size that is stable about the clips."""
-    value = number(0, above=True)(text)
-    if value > LARGEST_STEP:
-        raise argparse.ArgumentTypeError(f"{text} overshoots near the clips: give at most {LARGEST_STEP:g}")
-    return value
-
-
 class Runs:
     """The descents of one task, all from the first clip's known frames, each with its own noise."""
 
-    def __init__(self, clips: Tensor, task: Task, rule: NAG, options: argparse.Namespace) -> None:
-        self.clips, self.task, self.rule, self.options = clips, task, rule, options
+    def __init__(self, clips: Tensor, task: Task, rule: NAG, asked: Asked) -> None:
+        self.clips, self.task, self.rule, self.asked = clips, task, rule, asked
         frames = clips.shape[1]
-        gammas = task.gammas(frames).expand(options.num_samples, frames)
-        seeds = [generator(options.seed + index) for index in range(options.num_samples)]
+        gammas = task.gammas(frames).expand(asked.num_samples, frames)
+        seeds = [generator(asked.seed + index) for index in range(asked.num_samples)]
         noise = normal(clips.shape[1:], seeds, dtype=torch.float64)
         self.start = interpolate(clips[:1].expand_as(noise), noise, gammas)
         self.known = torch.zeros(gammas.shape, dtype=torch.bool)
@@ -171,13 +103,13 @@ class Runs:
     def ends(self, *, frame_wise: bool = True, **how: Any) -> Any:
         """The descents down the exact field of a gamma for each frame, or of one for the clip."""
         field = OracleField(self.clips, DECAY, frame_wise)
-        return descend(field, self.start, self.rule, steps=self.options.steps, known=self.known, **how)
+        return descend(field, self.start, self.rule, steps=self.asked.steps, known=self.known, **how)
 
     def measure(self, names: Sequence[str], ends: Any) -> dict[str, Any]:
         """Everything that oracle.json says of this task."""
         task, frames = self.task, self.clips.shape[1]
         allowed = self.allowed()
-        stopping = {"tolerance": self.options.tolerance}
+        stopping = {"tolerance": self.asked.tolerance}
         together, stopped = self.ends(**stopping), self.ends(**stopping, per_frame=True)
         chosen, far = self.nearest(ends.latents)
         found = {
@@ -239,7 +171,7 @@ class Runs:
             OracleField(self.clips, DECAY, frame_wise=True),
             start,
             self.rule,
-            steps=self.options.steps,
+            steps=self.asked.steps,
             known=self.known[rows],
             callback=lambda step, latents, slope: states.append(latents),
         )
@@ -262,18 +194,3 @@ def way_come(walks: Tensor, goals: Tensor, start: Tensor) -> Tensor:
 def frame_distance(walks: Tensor, goals: Tensor) -> Tensor:
     """(b, S, T): root mean square of every frame of walks (b, S, T, C, H, W) from goals (b, T, C, H, W)."""
     return (walks - goals[:, None]).square().mean(dim=(3, 4, 5)).sqrt()
-
-
-def as_table(found: dict[str, dict[str, Any]]) -> str:
-    """The tasks for the screen."""
-    lines = [f"{'':20}{'agrees':>8}{'one gamma':>11}{'nfe':>6}{'stopping':>10}{'by clip':>9}   chosen"]
-    for name, one in found.items():
-        other = one.get("one_gamma_for_the_clip")
-        beside = "-" if other is None else f"{other['at_an_agreeing_clip']:.0%}"
-        counts = sorted(one["chosen"].items(), key=lambda item: -item[1])
-        chosen = ", ".join(f"{clip} {count}" for clip, count in counts[:4]) + (", ..." if len(counts) > 4 else "")
-        stopping = sum(one["per_frame_stopping"]["frame_nfe"]) / max(1, len(one["start_gammas"]) - len(one["known"]))
-        together = one["per_frame_stopping"]["nfe_together"]
-        cells = f"{one['at_an_agreeing_clip']:>8.0%}{beside:>11}{one['nfe']:>6.0f}{stopping:>10.1f}{together:>9.1f}"
-        lines.append(f"{name:20}{cells}   {chosen}")
-    return "\n".join(lines)

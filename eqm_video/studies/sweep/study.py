@@ -1,18 +1,7 @@
-"""`python -m eqm_video sweep MODEL --out DIR`: quality over number of steps, step size and sampler.
-
-Every combination samples the same labels and seeds and becomes a row of sweep.csv, sweep.json and the table on the
-screen; sweep.png draws them (the paper's Figures 6 and 7). A setting that diverges is a row like any other. A sweep
-that was interrupted, or is given more settings, goes on with the rows that are missing.
-
-`--step-size auto` keeps the length of the walk, step_size x steps, at that of the model's own setting, and also takes
-1/4, 1/2 and 2 of it. `--step-schedule even` gives each step the size that moves gamma by 1/steps in the closed form for
-one data point, step_size_k = 1 / (steps c(k / steps)), as the Euler method does with a flow: the fair few-step setting.
-`--against` puts a flow model beside it, with the same number of evaluations.
-"""
+"""A sweep: every combination of steps, step sizes, samplers and schedules from the same noise, a row for each."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -25,16 +14,17 @@ import torch
 from tqdm import tqdm
 
 from eqm_video import files, machine
-from eqm_video.cli.options import Request, add_model, add_sampling, number, open_model, whole
-from eqm_video.cli.outputs import claim_output
-from eqm_video.cli.parser import Parser
-from eqm_video.cli.quality import Judge, add_data
+from eqm_video.cli.options import Request
+from eqm_video.cli.quality import Judge
 from eqm_video.cli.sample import fingerprint
-from eqm_video.cli.sweep_plot import draw_sweep
 from eqm_video.cli.walks import decode, walk
 from eqm_video.errors import UserError
+from eqm_video.options import narrower, option
 from eqm_video.pipeline import EqMPipeline
 from eqm_video.samplers import NAG, RULES, SAMPLERS, SCHEDULES
+from eqm_video.sampling.option_groups import Against, Data, Overwriting, Ruled, Stepping
+from eqm_video.studies.study import Report, Sampled
+from eqm_video.studies.sweep.plot import draw_sweep
 
 LENGTHS = (0.25, 0.5, 1.0, 2.0)  # of the walk, in units of the model's own, for --step-size auto
 EVALUATIONS = {"heun": 2}  # of one step, where it is not 1
@@ -52,78 +42,87 @@ class Setting:
     step_size: float | None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    options = parse(arguments)
-    claim_output(options.out, "sweep")
-    pipelines = {"model": open_model(options)}
-    if options.against is not None:
-        pipelines["against"] = open_model(options, options.against)
-    request = Request.of(pipelines["model"], options)
-    wanted = settings_of(pipelines, options)
-    judge = Judge.of(pipelines["model"], request, options.data)
-    record = Record(options.out / "sweep.json", about(pipelines, request, options), options.overwrite)
-    missing = [one for one in wanted if record.find(one) is None]
-    if len(missing) < len(wanted):
-        print(f"{len(wanted) - len(missing)} of {len(wanted)} settings are there already")
-    for one in tqdm(missing, unit="setting", disable=None):
-        record.add(one, measure(pipelines[one.model], request, one, judge, options.mu))
-    record.write({"machine": machine.describe(pipelines["model"].device), **judge.scale})
-    rows = [record.find(one) for one in wanted]
-    files.write_text(options.out / "sweep.csv", as_csv(record.rows))
-    known = {**judge.scale, "limits": limits(pipelines["model"], options.mu)}
-    draw_sweep(options.out / "sweep.png", record.rows, judge.headline, known)
-    print(as_table(rows))
-    print(f"look at {options.out / 'sweep.png'}; numbers: {options.out}/sweep.csv, {options.out}/sweep.json")
-    return 0
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Sampled, Ruled, Stepping, Against, Data, Overwriting, group="look"):
+    """Quality over number of steps, step size and sampler.
 
+    Every combination samples the same labels and seeds and becomes a row of sweep.csv, sweep.json and the table on the
+    screen; sweep.png draws them (the paper's Figures 6 and 7). A setting that diverges is a row like any other. A sweep
+    that was interrupted, or is given more settings, goes on with the rows that are missing.
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = Parser(prog="python -m eqm_video sweep", description=__doc__.splitlines()[0])
-    add_model(parser)
-    add_sampling(parser, num_samples=64, descent=False)
-    add = parser.add_argument
-    add("--steps", nargs="+", type=whole(1), default=[5, 10, 25, 50], metavar="N", help="default: 5 10 25 50")
-    add("--step-size", nargs="+", type=_step_size, default=["auto"], metavar="E", help="numbers, or auto (default)")
-    add("--sampler", nargs="+", choices=tuple(SAMPLERS), metavar="KIND", help="default: the model's own, and gd")
-    add("--step-schedule", nargs="+", choices=(*SCHEDULES, "even"), default=["constant"], help="default: constant")
-    add("--mu", type=number(0), metavar="M", help="look-ahead of nag, in [0, 1); default: the model's")
-    add("--against", metavar="MODEL2", help="a flow model, sampled with the same number of evaluations")
-    solvers = [name for name in SAMPLERS if name not in RULES]
-    add("--against-sampler", nargs="+", choices=solvers, default=["euler", "heun"], help="default: euler heun")
-    add_data(parser)
-    add("--overwrite", action="store_true", help="throw rows of other settings in DIR away")
-    return parser.parse_args(arguments)
+    `--step-size auto` keeps the length of the walk, step_size x steps, at that of the model's own setting, and also
+    takes 1/4, 1/2 and 2 of it. `--step-schedule even` gives each step the size that moves gamma by 1/steps in the
+    closed form for one data point, step_size_k = 1 / (steps c(k / steps)), as the Euler method does with a flow: the
+    fair few-step setting. `--against` puts a flow model beside it, with the same number of evaluations.
+    """
 
+    num_samples: int = 64
+    steps: tuple[int, ...] = (5, 10, 25, 50)
+    step_size: tuple[float | str, ...] = ("auto",)
+    sampler: tuple[str, ...] | None = narrower(None, unset="the model's own, and gd")
+    step_schedule: tuple[str, ...] = option(
+        ("constant",), choices=(*SCHEDULES, "even"), metavar="SCHEDULE", help="of the step size"
+    )
+    against_sampler: tuple[str, ...] = narrower(
+        ("euler", "heun"), choices=tuple(name for name in SAMPLERS if name not in RULES)
+    )
 
-def _step_size(text: str) -> float | str:
-    return text if text == "auto" else number(0, above=True)(text)
+    def paths(self) -> Sequence[str | Path]:
+        """The model, and the one it is compared with."""
+        return (self.model,) if self.against is None else (self.model, self.against)
+
+    def run(self, *models: EqMPipeline) -> Report:
+        """Measure the settings that have no row yet, one after the other."""
+        pipelines = dict(zip(("model", "against"), models, strict=False))
+        request = self.request(models[0])
+        wanted = self.settings(pipelines)
+        judge = Judge.of(models[0], request, self.data)
+        record = Record(self.out / self.record, self.shared(pipelines, request), self.overwrite)
+        missing = [one for one in wanted if record.find(one) is None]
+        if len(missing) < len(wanted):
+            print(f"{len(wanted) - len(missing)} of {len(wanted)} settings are there already")
+        for one in tqdm(missing, unit="setting", disable=None):
+            record.add(one, measure(pipelines[one.model], request, one, judge, self.mu))
+        known = {**judge.scale, "limits": limits(models[0], self.mu)}
+        return Report(
+            record.content({"machine": machine.describe(models[0].device), **judge.scale}),
+            as_table([record.find(one) for one in wanted]),
+            {"sweep.png": lambda path: draw_sweep(path, record.rows, judge.headline, known)},
+            {"sweep.csv": as_csv(record.rows)},
+        )
+
+    def settings(self, pipelines: dict[str, EqMPipeline]) -> list[Setting]:
+        """The rows that are asked for, each once, in order."""
+        own = pipelines["model"].config.sampler
+        samplers = self.sampler or list(dict.fromkeys([own["kind"], "gd"]))
+        found = []
+        for steps in self.steps:
+            for sampler in samplers:
+                if sampler not in RULES:
+                    found.append(Setting("model", sampler, "constant", _solver_steps(sampler, steps), None))
+                    continue
+                for schedule in self.step_schedule:
+                    found += [
+                        Setting("model", sampler, schedule, steps, size)
+                        for size in _sizes(self.step_size, own, steps, schedule)
+                    ]
+            if "against" in pipelines:
+                found += [
+                    Setting("against", one, "constant", _solver_steps(one, steps), None) for one in self.against_sampler
+                ]
+        return list(dict.fromkeys(found))
+
+    def shared(self, pipelines: dict[str, EqMPipeline], request: Request) -> dict[str, Any]:
+        """What holds for all rows: a sweep goes on only where all of it is the same."""
+        return {
+            "models": {name: fingerprint(pipeline) for name, pipeline in pipelines.items()},
+            **request.settings(),
+            "mu": look_ahead(pipelines["model"], self.mu),
+            "data": None if self.data is None else str(self.data),
+        }
 
 
 # Settings -----------------------------------------------------------------------------------------------------------
-
-
-def settings_of(pipelines: dict[str, EqMPipeline], options: argparse.Namespace) -> list[Setting]:
-    """The rows that are asked for, each once, in order."""
-    own = pipelines["model"].config.sampler
-    samplers = options.sampler or list(dict.fromkeys([own["kind"], "gd"]))
-    found = []
-    for steps in options.steps:
-        for sampler in samplers:
-            if sampler not in RULES:
-                found.append(Setting("model", sampler, "constant", _solver_steps(sampler, steps), None))
-                continue
-            for schedule in options.step_schedule:
-                found += [
-                    Setting("model", sampler, schedule, steps, size)
-                    for size in _sizes(options.step_size, own, steps, schedule)
-                ]
-        if "against" in pipelines:
-            found += [
-                Setting("against", one, "constant", _solver_steps(one, steps), None) for one in options.against_sampler
-            ]
-    return list(dict.fromkeys(found))
 
 
 def _solver_steps(sampler: str, evaluations: int) -> int:
@@ -231,21 +230,11 @@ class Record:
     def add(self, one: Setting, values: dict[str, Any]) -> None:
         """Keep a row, on the disk as well."""
         self.rows.append({**asdict(one), **values})
-        self.write({})
+        files.write_record(self.path, self.content({}))
 
-    def write(self, more: dict[str, Any]) -> None:
-        """Write everything, with what is known at the end."""
-        files.write_record(self.path, {"settings": self.about, **more, "rows": self.rows})
-
-
-def about(pipelines: dict[str, EqMPipeline], request: Request, options: argparse.Namespace) -> dict[str, Any]:
-    """What holds for all rows: a sweep goes on only where all of it is the same."""
-    return {
-        "models": {name: fingerprint(pipeline) for name, pipeline in pipelines.items()},
-        **request.settings(),
-        "mu": look_ahead(pipelines["model"], options.mu),
-        "data": None if options.data is None else str(options.data),
-    }
+    def content(self, more: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything, with what is known at the end."""
+        return {"settings": self.about, **more, "rows": self.rows}
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:

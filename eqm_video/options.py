@@ -1,0 +1,367 @@
+"""Options declared once: fields of frozen dataclasses, with bounds and help, for commands and for recipes.
+
+A field made by `option` carries an `Option`: what it may hold, and what its help says. `parse` turns a class of such
+fields into a command line; `check` holds any instance to its bounds, so that a recipe, a command and a call from Python
+are refused in the same sentence. A subclass may declare a field again to change its default, to take several values in
+place of one, or (`narrower`) to allow less: help and bounds are those of the first declaration.
+
+Hints decide how a value is read: int, float, str, Path, bool (a switch), Literal (its choices), `X | None`,
+tuple[X, ...] (one or more words) and tuple[X, X] (two words).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import math
+import numbers
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from eqm_video.errors import UserError, cut, short
+
+LARGEST = {int: 10**12, float: 1e9}  # of numbers without an upper bound of their own: what lies beyond is a slip
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Option:
+    """Bounds and help of a field; of a tuple they are those of every item.
+
+    least, most: bounds that belong to the range; above, below: bounds that do not. words: texts allowed beside numbers,
+    such as auto. read: a function from text to value that raises ValueError, and kind: what it reads, in words.
+    unset: the default in words where it is None. flag: the --name where it is not the field's. positional: a word
+    without a --name; metavar: its name in the help. free: whether its words may have any form, as names of labels do:
+    all words up to the next option are its values.
+    """
+
+    help: str = ""
+    metavar: str | tuple[str, ...] | None = None
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+    choices: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    read: Callable[[str], Any] | None = None
+    kind: str = ""
+    unset: str = ""
+    flag: str = ""
+    positional: bool = False
+    free: bool = False
+
+
+def option(default: Any = MISSING, **described: Any) -> Any:
+    """A dataclass field with an `Option` (`described` are its values); required where there is no default."""
+    return dataclasses.field(default=default, metadata={"option": Option(**described)})
+
+
+def required() -> Any:
+    """A field declared again, without a default: the option must be given here."""
+    return dataclasses.field()
+
+
+def same(cls: type, name: str, **bounds: Any) -> Any:
+    """A field declared as in another class, with tighter `bounds` where they are given."""
+    entry = cls.__dataclass_fields__[name]
+    return dataclasses.field(default=entry.default, metadata={**entry.metadata, "narrower": bounds})
+
+
+def narrower(default: Any = MISSING, **bounds: Any) -> Any:
+    """A field declared again with tighter bounds, or with fewer choices, than it has elsewhere."""
+    return dataclasses.field(default=default, metadata={"narrower": bounds})
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A field as the command line and the checks see it; `count` is "one", "many", or a number of words.
+
+    optional: whether it may be None.
+    """
+
+    name: str
+    type: type
+    count: str | int
+    default: Any
+    option: Option
+    optional: bool = False
+
+    @property
+    def flag(self) -> str:
+        """The option's name on the command line."""
+        return self.option.flag or f"--{self.name.replace('_', '-')}"
+
+    @property
+    def label(self) -> str:
+        """The name in the help and in errors: --steps, or MODEL."""
+        return str(self.option.metavar) if self.option.positional else self.flag
+
+    def read(self, text: str, label: str) -> Any:
+        """The value that a word stands for; UserError in one sentence."""
+        rule, text = self.option, text[1:] if text.startswith(" -") else text
+        if text in rule.words:
+            return text
+        try:
+            if rule.read:
+                value = rule.read(text)
+            elif self.type is float:
+                value = float(text)
+            elif self.type is int:
+                value = _whole(text)
+            else:
+                value = self.type(text)
+        except UserError:  # the sentence of `read`
+            raise
+        except (ValueError, OverflowError) as error:
+            raise self._refusal(text, text, label) from error
+        return dataclasses.replace(self, count="one").check(value, label, text)
+
+    def check(self, value: Any, label: str, text: str | None = None) -> Any:
+        """`value` itself; UserError where it is out of bounds. `text` is what was typed."""
+        rule = self.option
+        if (value is None and self.optional) or (isinstance(value, str) and value in rule.words):
+            return value
+        if isinstance(value, tuple | list) and self.count != "one":
+            if self.count == "many" and not value and self.default is MISSING:
+                raise UserError(f"{label} is empty: give at least one value")
+            for item in value:
+                dataclasses.replace(self, optional=False, count="one").check(item, label, text)
+            if isinstance(self.count, int) and len(value) != self.count:
+                raise UserError(f"{label} is {short(value)}: it must be {self.count} values, each {self.says()}")
+            return value
+        if self.count != "one" and self.type in LARGEST:
+            good = False  # a single value in place of several
+        elif rule.choices and isinstance(value, str):
+            good = value in rule.choices
+        elif self.type in LARGEST and not (rule.read and isinstance(value, str)):
+            kind = numbers.Integral if self.type is int else numbers.Real
+            good = isinstance(value, kind) and not isinstance(value, bool) and value == value  # NaN is not
+            good = good and not self._outside(value)
+        else:
+            return value
+        if not good:
+            raise self._refusal(value, text, label)
+        return value
+
+    def says(self, value: Any = None) -> str:
+        """What is allowed, in words."""
+        rule, kind = self.option, {int: "a whole number", float: "a number"}.get(self.type, "text")
+        if rule.choices:
+            near = difflib.get_close_matches(str(value), rule.choices, n=1)
+            return f"one of {', '.join(rule.choices)}" + (f" (did you mean {near[0]}?)" if near else "")
+        text = rule.kind or f"{kind} {self.limits()}".strip()
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if rule.most is None and number and abs(value) > LARGEST.get(self.type, math.inf):
+            text += f", and no larger than {LARGEST[self.type]:g}"
+        return " or ".join([*rule.words, text])
+
+    def limits(self) -> str:
+        """The bounds in words, such as "above 0"; empty where there are none."""
+        rule = self.option
+        if rule.least is not None and rule.most is not None:
+            return f"from {rule.least} to {rule.most}"
+        alone = rule.least is None and rule.above is None
+        phrases = {
+            "least": "of at least",
+            "above": "above",
+            "most": "of at most" if alone else "at most",
+            "below": "below",
+        }
+        return " and ".join(
+            f"{said} {getattr(rule, key)}" for key, said in phrases.items() if getattr(rule, key) is not None
+        )
+
+    def _outside(self, value: float) -> bool:
+        rule = self.option
+        return (
+            (rule.least is not None and value < rule.least)
+            or (rule.above is not None and value <= rule.above)
+            or (rule.most is not None and value > rule.most)
+            or (rule.below is not None and value >= rule.below)
+            or (rule.most is None and abs(value) > LARGEST[self.type])
+        )
+
+    def _refusal(self, value: Any, text: str | None, label: str) -> UserError:
+        shown = short(value) if text is None else cut(text) or "''"
+        return UserError(f"{label} is {shown}: it must be {self.says(value)}")
+
+
+def declared(cls: type) -> dict[str, Declared]:
+    """The options of a dataclass, by name: its own in their order, then those of its bases."""
+    hints, found, entries = typing.get_type_hints(cls), {}, {entry.name: entry for entry in dataclasses.fields(cls)}
+    names = dict.fromkeys(name for base in cls.__mro__ for name in vars(base).get("__annotations__", {}))
+    for entry in (entries[name] for name in names if name in entries):
+        homes = [vars(base).get("__dataclass_fields__", {}).get(entry.name) for base in cls.__mro__]
+        homes = [home for home in homes if home is not None]
+        rules = [home.metadata["option"] for home in homes if "option" in home.metadata]
+        if rules:
+            kind, count, choices = _shape(hints[entry.name], rules[0])
+            rule = dataclasses.replace(rules[0], choices=choices) if choices else rules[0]
+            for home in reversed(homes):
+                rule = dataclasses.replace(rule, **home.metadata.get("narrower", {}))
+            optional = type(None) in typing.get_args(hints[entry.name])
+            found[entry.name] = Declared(entry.name, kind, count, entry.default, rule, optional)
+    return found
+
+
+def check(instance: Any, prefix: str = "--") -> None:
+    """UserError where a field is out of its bounds; `prefix` is what is typed before its name: -- or a section."""
+    for name, one in declared(type(instance)).items():
+        one.check(getattr(instance, name), one.label if prefix == "--" else f"{prefix}{name}")
+
+
+# Command line -------------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are a UserError, one sentence, in place of the usage and an exit."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def parse(cls: type[T], arguments: Sequence[str], *, prog: str, epilog: str = "", sections: Sequence[str] = ()) -> T:
+    """An instance of `cls` from the words of a command line; UserError, in one sentence, for what cannot be.
+
+    sections: where there are any, `key=value` and `section.key=value` mean `--key value`.
+    """
+    options = declared(cls)
+    names = [one.flag for one in options.values() if not one.option.positional] + ["--help"]
+    words = list(_words(arguments, options, sections, names))
+    helping = not {"-h", "--help"}.isdisjoint(words)
+    given = vars(parser(cls, prog=prog, epilog=epilog, strict=helping).parse_intermixed_args(words))
+    given = {name: value for name, value in given.items() if value not in (None, [])}
+    missing = [one.label for name, one in options.items() if one.default is MISSING and name not in given]
+    if missing:
+        raise UserError(f"{' and '.join(missing)} must be given; see {prog} --help")
+    return cls(**{name: _value(options[name], value) for name, value in given.items()})
+
+
+def parser(cls: type, *, prog: str, epilog: str = "", strict: bool = True) -> argparse.ArgumentParser:
+    """The parser of a class: its docstring is the description; every value is left as text.
+
+    Unless `strict` it lets missing words pass: of options and positional words together it would name the former alone.
+    """
+    look = {"formatter_class": argparse.RawDescriptionHelpFormatter, "argument_default": argparse.SUPPRESS}
+    made = _Parser(prog=prog, description=inspect.getdoc(cls), epilog=epilog, **look)
+    for one in declared(cls).values():
+        rule = one.option
+        settings: dict[str, Any] = {"help": _help(one).replace("%", "%%")}
+        if one.type is bool:
+            settings["action"] = "store_true"
+        else:
+            settings["metavar"] = rule.metavar or ("|".join(rule.choices) if rule.choices else one.name.upper())
+            settings["nargs"] = {"one": None, "many": "+"}.get(one.count, one.count)
+        if rule.positional:
+            optional = not strict or one.default is not MISSING
+            settings["nargs"] = {"one": "?", "many": "*"}[one.count] if optional else settings["nargs"]
+            made.add_argument(one.name, **settings)
+        else:
+            made.add_argument(one.flag, dest=one.name, required=strict and one.default is MISSING, **settings)
+    return made
+
+
+def _help(one: Declared) -> str:
+    """The help text, an upper bound where there is one, and the default."""
+    rule, shown = one.option, one.option.unset if one.default is None else one.default
+    bounded = rule.below is not None or (rule.most is not None and rule.most <= LARGEST[float])
+    if isinstance(shown, tuple):
+        shown = ("x" if rule.read and one.count == "one" else " ").join(map(str, shown))
+    said = f"; default: {shown}" if shown is not MISSING and shown is not False and shown != "" else ""
+    return rule.help + (f" ({one.limits()})" if bounded else "") + said
+
+
+def _value(one: Declared, given: Any) -> Any:
+    if isinstance(given, list):
+        return tuple(one.read(word, one.label) for word in given)
+    return one.read(given, one.label) if isinstance(given, str) else given
+
+
+def _words(
+    arguments: Sequence[str], options: dict[str, Declared], sections: Sequence[str], names: Sequence[str]
+) -> Iterable[str]:
+    """The words for argparse. Behind an option whose words are free all are values, up to a known option or key."""
+    free = False
+    for word in arguments:
+        name, equals, _ = word.partition("=")
+        if word.startswith("--") and name != "--" and any(known.startswith(name) for known in names):
+            free = not equals and any(one.option.free and one.flag.startswith(name) for one in options.values())
+        elif free and not (sections and _key(word, options, sections)):
+            yield f" {word}" if word.startswith("-") else word
+            continue
+        else:
+            free = False
+        yield _checked(_as_option(word, options, sections) if sections else word, names)
+
+
+def _key(word: str, options: dict[str, Declared], sections: Sequence[str]) -> str | None:
+    """The option that `key=value` or `section.key=value` names; None where it names none."""
+    match = re.fullmatch(r"(?:([a-z]+)\.)?([a-z_]+)=.*", word, re.DOTALL)
+    if match is None or match[1] not in (None, *sections):
+        return None
+    name = "sampler" if (match[1], match[2]) == ("sampler", "kind") else match[2]
+    flags = {one.flag[2:].replace("-", "_") for one in options.values() if not one.option.positional}
+    return name if name in flags else None
+
+
+def _checked(word: str, names: Sequence[str]) -> str:
+    """A word for argparse: negative numbers, frames from the end (-1=end.png) and labels such as -x are values."""
+    if not word.startswith("-") or word in ("-h", "--"):
+        return word
+    if not word.startswith("--"):
+        return f" {word}"  # argparse takes a word with a space in front for a value
+    name = word.partition("=")[0]
+    if not any(known.startswith(name) for known in names):
+        raise UserError(f"unknown option {name}{_nearest(name, names)}; see --help for all options")
+    return word
+
+
+def _as_option(word: str, options: dict[str, Declared], sections: Sequence[str]) -> str:
+    """`section.key=value` as `--key=value`; files whose names have such a form are files."""
+    match = re.fullmatch(r"(?:([a-z]+)\.)?([a-z]+(?:_[a-z]+)*)=(.*)", word)
+    if match is None or Path(word).exists() or match[1] not in (None, *sections):
+        return word
+    named = {one.flag[2:].replace("-", "_"): one for one in options.values() if not one.option.positional}
+    name = "sampler" if (match[1], match[2]) == ("sampler", "kind") else match[2]
+    if name not in named:
+        near = difflib.get_close_matches(name, named, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}={match[3]}? " if near else ""
+        raise UserError(f"unknown override {word!r}; {hint}See --help for the options")
+    one = named[name]
+    if one.type is bool or one.count != "one":
+        raise UserError(f"{word!r}: {one.flag} is an option, not an override; see --help for what follows it")
+    return f"{one.flag}={match[3]}"
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
+    return f": did you mean {near[0]}?" if near else ""
+
+
+# Kinds --------------------------------------------------------------------------------------------------------------
+
+
+def _shape(hint: Any, rule: Option) -> tuple[type, str | int, tuple[str, ...]]:
+    """(type of an item, how many words, choices) of a hint."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        shapes = [_shape(arg, rule) for arg in args if arg is not type(None)]
+        return next((shape for shape in shapes if shape[0] in LARGEST), shapes[0])
+    if origin is tuple and (args[-1] is Ellipsis or rule.read is None):
+        kind, _, choices = _shape(args[0], rule)
+        return kind, "many" if args[-1] is Ellipsis else len(args), choices
+    if origin is Literal:
+        return str, "one", args
+    return (hint if isinstance(hint, type) and origin is None else object), "one", ()
+
+
+def _whole(text: str) -> int:
+    """A whole number, which may be written as 1e3; ValueError for anything else."""
+    return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) or not float(text).is_integer() else int(float(text))

@@ -1,0 +1,1 @@
+"""Sampling: from labels and seeds to frames."""

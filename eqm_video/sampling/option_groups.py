@@ -1,0 +1,201 @@
+"""Options that several commands share, each declared once: small classes to inherit from.
+
+How to descend is declared in `Sampling`; a class here that lists some of its options takes them over by `same`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from eqm_video.options import narrower, option, required, same
+from eqm_video.samplers import SAMPLERS
+from eqm_video.sampling.settings import Sampling
+
+SPLIT = "test"  # of studies: what a model was not trained on, where there are lists
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """Pixels, or HEIGHTxWIDTH, as (height, width); ValueError for anything else."""
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
+    if match is None:
+        raise ValueError(text)
+    return int(match[1]), int(match[2] or match[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeded:
+    """--seed."""
+
+    seed: int = option(0, least=0, most=2**63, metavar="K", help="of all that is random: sample k has seed K + k")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batched:
+    """--batch-size."""
+
+    batch_size: int = option(32, least=1, metavar="B", help="samples or clips that go through the network at once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Many:
+    """--num-samples."""
+
+    num_samples: int = option(16, least=1, metavar="N", help="how many are sampled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shaped:
+    """--frames and --size."""
+
+    frames: int | None = option(None, least=1, metavar="T", help="frames of a clip, 1 = images", unset="as trained")
+    size: tuple[int, int] | None = option(
+        None,
+        read=read_size,
+        kind="a size in pixels, such as 256 or 256x384 (height x width)",
+        metavar="PIXELS",
+        help="height and width, or HEIGHTxWIDTH",
+        unset="as trained",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guided:
+    """--guidance-scale."""
+
+    guidance_scale: float | None = same(Sampling, "guidance_scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ruled:
+    """--sampler and --mu."""
+
+    sampler: str | None = same(Sampling, "sampler")
+    mu: float | None = same(Sampling, "mu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepping:
+    """--steps and --step-size."""
+
+    steps: int | None = same(Sampling, "steps", least=1)
+    step_size: float | str | None = same(Sampling, "step_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Against:
+    """--against-sampler and --against, of studies with a second model."""
+
+    against: str | None = option(None, metavar="MODEL2", help="another model, such as a flow, beside MODEL")
+    against_sampler: str | None = option(
+        None, choices=tuple(SAMPLERS), metavar="KIND", help="the sampler of MODEL2", unset="the model's"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overwriting:
+    """--overwrite."""
+
+    overwrite: bool = option(False, help="delete what other settings left in DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopping:
+    """--tolerance."""
+
+    tolerance: float | None = same(Sampling, "tolerance")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerFrame:
+    """--per-frame."""
+
+    per_frame: bool = same(Sampling, "per_frame")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filmed:
+    """--no-film."""
+
+    no_film: bool = option(False, help="leave the GIF out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """--data."""
+
+    data: Path | None = option(None, metavar="FOLDER", help="real clips: a folder of videos or of images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """--split, --fold and --frame-interval: which files and frames of data."""
+
+    split: str | None = option(
+        None,
+        choices=("train", "test", "all"),
+        help="of official lists (UCF-101's, CIFAR-10's), or all files",
+        unset="all",
+    )
+    fold: int | None = option(None, least=1, metavar="F", help="of the split", unset="1")
+    frame_interval: int | None = option(
+        None, least=1, metavar="K", help="take every K-th frame", unset="by the fps of data and model"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut(Data, Cut):
+    """--data, which must be given, and which of its clips: --split, --fold, --frame-interval, --clips."""
+
+    data: Path = required()
+    split: str | None = narrower(None, unset=f"{SPLIT}, and all where there are no lists")
+    fold: int = 1
+    clips: int = option(64, least=1, metavar="N", help="clips of the data that are measured, at most")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToldLabels:
+    """--labels, of studies whose clips have labels of their own."""
+
+    labels: str | None = option(
+        None,
+        choices=("none", "given", "own", "both"),
+        help="the clips' labels: none is told, given (all of them must be known), own (those that are known), or both: "
+        "once none, once given",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """--labels."""
+
+    labels: tuple[str, ...] | None = option(
+        None, free=True, metavar="LABEL", help="names or numbers, in turn; or all, random, none", unset="all"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """--codec and --device."""
+
+    codec: str | None = option(None, metavar="NAME", help="bundled, a folder or a hub id", unset="the model's")
+    device: str = option("auto", help="auto, cpu, cuda, cuda:1, mps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modelled:
+    """MODEL."""
+
+    model: str = option(
+        positional=True,
+        metavar="MODEL",
+        help="an export, a training run or checkpoint (folders), or a hub id OWNER/NAME",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """--out."""
+
+    out: Path = option(metavar="DIR", help="folder for pictures and numbers")

@@ -1,0 +1,1 @@
+"""The study `ood`: out-of-distribution scores."""

@@ -1,0 +1,192 @@
+"""Out-of-distribution scores: clips unlike the training data, told from held-out ones by the field itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from eqm_video.cli.options import lists_of, split_of
+from eqm_video.cli.sources import Clips, Source
+from eqm_video.errors import UserError
+from eqm_video.metrics.ood import SCORES, auroc, auroc_error, frame_scores, largest_jump
+from eqm_video.options import narrower, option
+from eqm_video.pipeline import EqMPipeline
+from eqm_video.sampling.option_groups import SPLIT, Batched, HeldOut, Seeded, ToldLabels
+from eqm_video.studies.ood import report
+from eqm_video.studies.ood.sets import made_sets, other_labels
+from eqm_video.studies.study import OneModel, Report
+
+Scores = dict[str, Tensor]  # score -> (N, T)
+CUTS = ("spliced", "jump cut")  # sets that break at frame T // 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ood(OneModel, HeldOut, ToldLabels, Batched, Seeded, group="look"):
+    """Tell clips that are unlike the training data, frame by frame.
+
+    Held-out clips of --data are in distribution. Beside them stand sets that are not: flat colours and noise, the same
+    clips with their frames frozen, reversed, shuffled, cut or spliced, and the clips of other folders (--also). Each
+    clip has two scores, taken at the clip itself without noise: the RMS of the gradient, and the energy
+    (`metrics/ood.py` says why higher means more out of distribution). The AUROC of a set is the chance that one of its
+    clips scores higher than a held-out one: 1 is always, 0.5 tells nothing, below 0.5 the set looks more at home than
+    the data.
+
+    Scores are of single frames first, so a spliced clip shows where it breaks: how often is the largest jump of the
+    score, or its peak, at the splice?
+    """
+
+    labels: str | None = narrower(None, choices=("none", "given", "both"), unset="both where the model can be told")
+    clips: int = narrower(256, least=2)
+    also: tuple[Path, ...] = option((), metavar="FOLDER", help="folders of other videos or images")
+
+    def check(self) -> None:
+        """The folders of --also must differ in their names."""
+        by_name(self.also)
+
+    def run(self, pipeline: EqMPipeline) -> Report:
+        """Build the sets, score them, and compare each with the held-out clips."""
+        frames, size = pipeline.check_frames(), pipeline.check_size()
+        common = {"frames": frames, "size": size, "fps": pipeline.config.fps, "count": self.clips}
+        split = split_of(self.split, self.data, SPLIT)
+        source = Source(self.data, frame_interval=self.frame_interval, **lists_of(split, self.fold), **common)
+        clips = source.read()
+        modes = label_modes(self.labels, clips, pipeline)
+        made, left_out = made_sets(clips, source, self.seed)
+        sets = {"held-out clips": clips.pixels, **made}
+        sets |= {name: Source(folder, **common).read().pixels for name, folder in by_name(self.also).items()}
+        scores = self.score_sets(pipeline, sets, clips.labels, modes)
+        numbers = {
+            "settings": self.settings(pipeline, source, split),
+            "sets": {name: len(pixels) for name, pixels in sets.items()},
+            "left out, files too short": left_out,
+            "auroc": {mode: areas(scores[mode]) for mode in modes},
+            "mean scores": {
+                mode: {name: {key: float(one[key].mean()) for key in SCORES} for name, one in scores[mode].items()}
+                for mode in modes
+            },
+            "breaks": {mode: breaks(scores[mode]) for mode in modes} if "spliced" in sets else {},
+        }
+        pictures = {
+            "ood.png": lambda path: report.draw_areas(numbers["auroc"], path),
+            "ood_sets.png": lambda path: report.draw_examples(sets, path),
+        }
+        if "spliced" in sets:
+            pictures["ood_frames.png"] = lambda path: report.draw_frames(scores, path, CUTS)
+        return Report(numbers, report.table(numbers), pictures)
+
+    def score_sets(
+        self,
+        pipeline: EqMPipeline,
+        sets: Mapping[str, np.ndarray],
+        labels: Sequence[str | None],
+        modes: Sequence[str],
+    ) -> dict[str, dict[str, Scores]]:
+        """Frame scores, mode -> set -> score -> (N, T).
+
+        With labels given, each set takes those of the held-out clips in turn, and "wrong label" is a set of its own:
+        the held-out clips under other labels.
+        """
+        found: dict[str, dict[str, Scores]] = {mode: {} for mode in modes}
+        for name, pixels in tqdm(sets.items(), desc="scoring", unit="set", leave=False, disable=None):
+            latents = torch.cat([pipeline.encode(part) for part in batches(pixels, self.batch_size)])
+            for mode in modes:
+                told = [labels[k % len(labels)] if mode == "given" else None for k in range(len(pixels))]
+                found[mode][name] = score(pipeline, latents, told, self.batch_size)
+                if mode == "given" and name == "held-out clips":
+                    wrong = other_labels(told, self.seed)
+                    found[mode]["wrong label"] = score(pipeline, latents, wrong, self.batch_size)
+        return found
+
+    def settings(self, pipeline: EqMPipeline, source: Source, split: str) -> dict[str, Any]:
+        """For the record beside the numbers."""
+        return {
+            "model": str(self.model),
+            "energy": pipeline.transformer.config.energy,
+            "data": str(self.data),
+            "split": split,
+            "also": [str(folder) for folder in self.also],
+            "seed": self.seed,
+            "frames": source.frames,
+            "size": list(source.data.size),
+            "fps": pipeline.config.fps,
+            "frame_interval": source.data.frame_interval,
+        }
+
+
+def by_name(folders: Sequence[Path]) -> dict[str, Path]:
+    """The folders by their last names; UserError where two are the same."""
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        raise UserError(f"--also names the sets after the folders, and {', '.join(names)} repeats a name: rename one")
+    return dict(zip(names, folders, strict=True))
+
+
+def label_modes(asked: str | None, clips: Clips, pipeline: EqMPipeline) -> list[str]:
+    """Whether the model is told the clips' labels: "none", "given" or both. UserError where it does not know them."""
+    unknown = sorted({str(label) for label in clips.labels} - set(pipeline.labels.values()))
+    if asked in ("given", "both") and unknown:
+        raise UserError(f"the model does not know the label {unknown[0]!r} of the data: type --labels none")
+    asked = asked or ("none" if unknown or len(set(clips.labels)) < 2 else "both")
+    return ["none", "given"] if asked == "both" else [asked]
+
+
+# Measures -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def score(pipeline: EqMPipeline, latents: Tensor, labels: Sequence[str | None], batch_size: int) -> Scores:
+    """Frame scores (N, T) of latents (N, T, C, H, W), on the CPU, by the plain field of the labels (no guidance)."""
+    parts = []
+    for first in range(0, len(latents), batch_size):
+        batch = latents[first : first + batch_size]
+        field = pipeline.field(
+            list(labels[first : first + batch_size]), num_frames=latents.shape[1], guidance_scale=1.0
+        )
+        parts.append(frame_scores(field.at_gamma(1.0), batch, pipeline.transformer.config.energy))
+    return {key: torch.cat([part[key] for part in parts]).cpu() for key in SCORES}
+
+
+def batches(values: Any, size: int) -> list[Any]:
+    """Slices of at most `size` rows."""
+    return [values[first : first + size] for first in range(0, len(values), size)]
+
+
+def areas(scores: Mapping[str, Scores]) -> dict[str, dict[str, dict[str, float]]]:
+    """AUROC and its standard error of every set against the held-out clips, score -> set; "average" over the sets."""
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for key in SCORES:
+        held_out = scores["held-out clips"][key].mean(dim=1)
+        table[key] = {}
+        for name, one in scores.items():
+            if name != "held-out clips":
+                area = auroc(held_out, one[key].mean(dim=1))
+                table[key][name] = {"auroc": area, "error": auroc_error(area, len(held_out), len(one[key]))}
+        mean = sum(one["auroc"] for one in table[key].values()) / len(table[key])
+        table[key]["average"] = {"auroc": mean}
+    return table
+
+
+def breaks(scores: Mapping[str, Scores]) -> dict[str, Any]:
+    """How often frame scores point at the cut before frame T // 2, in clips with that cut and in intact ones.
+
+    "jump": the largest change from frame to frame is there. "peak": the highest frame is one of the two beside it.
+    """
+    names = [name for name in (*CUTS, "held-out clips") if name in scores]
+    frames = scores["held-out clips"]["energy"].shape[1]
+    middle = frames // 2
+    found = {
+        "jump": lambda one: largest_jump(one) == middle,
+        "peak": lambda one: (one.argmax(dim=1) - middle + 0.5).abs() < 1,
+    }
+    shares = {
+        kind: {name: {key: float(test(scores[name][key]).float().mean()) for key in SCORES} for name in names}
+        for kind, test in found.items()
+    }
+    return {"frame": middle, "chance": {"jump": 1 / (frames - 1), "peak": 2 / frames}, **shares}

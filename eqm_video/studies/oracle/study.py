@@ -1,0 +1,94 @@
+"""Every video task along the exact frame-wise field of a few clips, without any training."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from eqm_video import machine
+from eqm_video.errors import UserError
+from eqm_video.options import narrower
+from eqm_video.samplers import NAG
+from eqm_video.sampling.option_groups import Filmed, Many, Seeded, Shaped, Stepping, Stopping
+from eqm_video.studies.oracle.pictures import draw_film
+from eqm_video.studies.oracle.runs import DECAY, Runs, moving_clips, tasks
+from eqm_video.studies.study import Report, Study
+
+MU = 0.35
+LARGEST_STEP = 0.045  # NAG at mu = 0.35 is stable about data up to step size 0.0588
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oracle(Study, Many, Shaped, Stepping, Stopping, Seeded, Filmed, group="look"):
+    """Every video task along the exact field of a few clips, without any training.
+
+    The clips are a coloured shape on a torus that starts in the middle and travels half the world to the right, left,
+    down or up. All four share their first frame, and opposite ways end in the same last frame: the clip at which a task
+    ends says whether the known frames were heard. A descent from noise along the exact field of a gamma for each frame
+    ends at a clip of the set that agrees with the known frames; where several do, chance (the start noise) picks one of
+    them. Beside it stands the exact field of one gamma for the whole clip, which takes clean frames beside noise for
+    what it never saw.
+
+    oracle.gif: some descents; oracle.json: where all of them ended, and what they took. Every task is descended from
+    --num-samples noises by NAG with mu 0.35, in a square world of --size pixels, 8 to 64.
+    """
+
+    num_samples: int = narrower(32, least=2)
+    frames: int = narrower(8, least=5, most=16)
+    size: tuple[int, int] = (16, 16)
+    steps: int = 80
+    step_size: float = narrower(0.01, most=LARGEST_STEP, words=())
+    tolerance: float = 0.1
+
+    def check(self) -> None:
+        """The world is square, and small enough for an exact field."""
+        height, width = self.size
+        if height != width or not 8 <= height <= 64:
+            raise UserError(f"--size is {height}x{width}: it must be one whole number from 8 to 64, of a square world")
+
+    def run(self) -> Report:
+        """All tasks in turn."""
+        began = time.monotonic()
+        clips, names = moving_clips(self.size[0], self.frames)
+        rule = NAG(self.step_size, MU)
+        found, strips = {}, []
+        for task in tasks(self.frames):
+            runs = Runs(clips, task, rule, self)
+            ends = runs.ends()
+            found[task.name] = runs.measure(names, ends)
+            strips += runs.strips(names, ends)
+        numbers = {
+            "settings": {
+                "clips": names,
+                "size": self.size[0],
+                "frames": self.frames,
+                "decay": repr(DECAY),
+                "rule": repr(rule),
+                "steps": self.steps,
+                "tolerance": self.tolerance,
+                "seeds": self.num_samples,
+                "first_seed": self.seed,
+                **machine.versions(),
+                "machine": machine.describe(),
+            },
+            "tasks": found,
+            "seconds": round(time.monotonic() - began, 1),
+        }
+        film = {} if self.no_film else {"oracle.gif": lambda path: draw_film(path, strips)}
+        return Report(numbers, as_table(found), film)
+
+
+def as_table(found: dict[str, dict[str, Any]]) -> str:
+    """The tasks for the screen."""
+    lines = [f"{'':20}{'agrees':>8}{'one gamma':>11}{'nfe':>6}{'stopping':>10}{'by clip':>9}   chosen"]
+    for name, one in found.items():
+        other = one.get("one_gamma_for_the_clip")
+        beside = "-" if other is None else f"{other['at_an_agreeing_clip']:.0%}"
+        counts = sorted(one["chosen"].items(), key=lambda item: -item[1])
+        chosen = ", ".join(f"{clip} {count}" for clip, count in counts[:4]) + (", ..." if len(counts) > 4 else "")
+        stopping = sum(one["per_frame_stopping"]["frame_nfe"]) / max(1, len(one["start_gammas"]) - len(one["known"]))
+        together = one["per_frame_stopping"]["nfe_together"]
+        cells = f"{one['at_an_agreeing_clip']:>8.0%}{beside:>11}{one['nfe']:>6.0f}{stopping:>10.1f}{together:>9.1f}"
+        lines.append(f"{name:20}{cells}   {chosen}")
+    return "\n".join(lines)

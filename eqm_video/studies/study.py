@@ -1,0 +1,123 @@
+"""A study: a class whose docstring is the help, whose fields are the options, and whose `run` returns a `Report`.
+
+`class Adaptive(Sampled, group="look")` in studies/adaptive.py is the command `adaptive`: nothing else has to name it.
+Options that commands share are declared once, in `sampling/option_groups.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from eqm_video import files, machine, options
+from eqm_video.cli.options import Request, open_model
+from eqm_video.cli.outputs import claim_output
+from eqm_video.pipeline import EqMPipeline
+from eqm_video.sampling import option_groups as groups
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of a study.
+
+    numbers: what NAME.json says; None where the study keeps its own records. table: text for the screen. pictures and
+    files: by file name, a function that draws one at a path, and text.
+    """
+
+    numbers: Mapping[str, Any] | None
+    table: str
+    pictures: Mapping[str, Callable[[Path], Any]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(groups.Written, ABC):
+    """The base of all studies: `run`, given the opened models of `paths`, measures; `main` does all the rest.
+
+    The files that a study writes have a line in `cli/outputs.py`, by which its folder is claimed.
+    """
+
+    name: ClassVar[str]
+    group: ClassVar[str]
+    record: ClassVar[str]  # the file of the numbers
+
+    def __init_subclass__(cls, group: str = "", record: str = "", **rest: Any) -> None:
+        """`group`: of `eqm_video.cli.GROUPS`, for a class that is a command. `record`: default NAME.json."""
+        super().__init_subclass__(**rest)
+        if group:
+            name = cls.__module__.removeprefix("eqm_video.studies.").partition(".")[0]
+            cls.name, cls.group, cls.record = name.replace("_", "-"), group, record or f"{name}.json"
+
+    def __post_init__(self) -> None:
+        options.check(self)
+        self.check()
+
+    def check(self) -> None:
+        """Raise UserError for options that do not go together; called before anything is opened or written."""
+
+    def paths(self) -> Sequence[str | Path]:
+        """The models that `run` is given, opened, in this order."""
+        return ()
+
+    @abstractmethod
+    def run(self, *models: EqMPipeline) -> Report:
+        """Measure. UserError for what the models or the data cannot do."""
+
+    @classmethod
+    def main(cls, arguments: Sequence[str] | None = None) -> int:
+        """The command: parse, open the models, run, write the record, draw, and say where to look."""
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        study = options.parse(cls, words, prog=f"python -m eqm_video {cls.name}")
+        claim_output(study.out, cls.name)
+        models = [open_model(study, path) for path in study.paths()]
+        report = study.run(*models)
+        if report.numbers is not None:
+            about = study.about(words, models)
+            record = {**report.numbers, **{key: value for key, value in about.items() if key not in report.numbers}}
+            files.write_record(study.out / cls.record, record)
+        for name, text in report.files.items():
+            files.write_text(study.out / name, text)
+        for name, draw in report.pictures.items():
+            draw(study.out / name)
+        print(report.table)
+        shown = f"look at {', '.join(report.pictures)} in {study.out}; " if report.pictures else ""
+        print(f"{shown}numbers: {', '.join(str(study.out / name) for name in (cls.record, *report.files))}")
+        return 0
+
+    def about(self, words: Sequence[str], models: Sequence[EqMPipeline]) -> dict[str, Any]:
+        """What every record ends with: the command, its options in full, and the machine."""
+        given = {name: getattr(self, name) for name in options.declared(type(self))}
+        return {
+            "command": shlex.join(["python", "-m", "eqm_video", self.name, *map(str, words)]),
+            "options": json.loads(json.dumps(given, default=str)),
+            "machine": machine.describe(models[0].device if models else "cpu"),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening(Study, groups.Opened):
+    """A study that opens models."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneModel(Opening, groups.Modelled):
+    """A study of one model."""
+
+    def paths(self) -> Sequence[str | Path]:
+        """The one model."""
+        return (self.model,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled(OneModel, groups.Labelled, groups.Many, groups.Shaped, groups.Guided, groups.Seeded, groups.Batched):
+    """A study that samples clips from noise."""
+
+    def request(self, pipeline: EqMPipeline) -> Request:
+        """The samples that the options ask for; UserError for what this model cannot make."""
+        return Request.of(pipeline, self)

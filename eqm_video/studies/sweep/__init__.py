@@ -1,0 +1,1 @@
+"""The study `sweep`: quality over number of steps, step size and sampler."""

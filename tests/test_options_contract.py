@@ -1,0 +1,300 @@
+"""Options are declared once: one name, one meaning, and no number that makes no sense gets past the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import re
+import subprocess
+import sys
+import typing
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from eqm_video import cli, options
+from eqm_video.cli.sample_options import SampleOptions
+from eqm_video.config import Config, parse_config
+from eqm_video.errors import UserError
+from eqm_video.options import Declared, Option, declared, narrower, option
+
+ROOT = Path(__file__).resolve().parent.parent
+STUDIES = {
+    name: getattr(importlib.import_module(command.module), command.study)
+    for name, command in cli.COMMANDS.items()
+    if command.study
+}
+CLASSES = STUDIES | {"sample": SampleOptions}
+EVERY = [(name, one) for name, given in CLASSES.items() for one in declared(given).values()]
+# Names with two meanings. labels: of what is sampled, and whether a model is told those that clips have; clips: that
+# are measured, and that get files of their own; step_schedule: the sweep has one that goes by the model's decay.
+SEVERAL = {"labels": 2, "clips": 2, "step_schedule": 2}
+# Options for which these are numbers like others.
+ZERO = {
+    *("seed", "mu", "guidance_scale", "history_guidance", "temperature", "start_gamma", "guidance_interval", "at"),
+    *("clips of sample", "frame_schedule"),
+}
+NEGATIVE = {"guidance_scale", "history_guidance"}
+SENSELESS = ("0", "-1", "nan", "inf", "-inf", "1e30", "-1e30", "1e400", "many", "", "1,5", "0x10")
+
+
+def meaning(study: type, name: str) -> Option:
+    """What an option means: the `Option` object that was declared, the same for all that inherit or take it over."""
+    bases = [base for base in study.__mro__ if name in vars(base).get("__annotations__", {})]
+    homes = [base.__dataclass_fields__[name] for base in bases]
+    found = {id(one.metadata["option"]): one.metadata["option"] for one in homes if "option" in one.metadata}
+    assert len(found) == 1, f"{study.__name__}: --{name} is declared {len(found)} times"
+    return found.popitem()[1]
+
+
+@pytest.mark.parametrize("name", sorted({one.name for _, one in EVERY}))
+def test_an_option_is_declared_in_one_place(name: str) -> None:
+    having = [study for study in CLASSES.values() if name in declared(study)]
+    meanings = {id(meaning(study, name)) for study in having}
+    assert len(meanings) == SEVERAL.get(name, 1), f"--{name} has {len(meanings)} meanings"
+    for study in having:
+        _is_the_same(meaning(study, name), declared(study)[name])
+
+
+def _is_the_same(first: Option, here: Declared) -> None:
+    """Help and kind are equal; bounds and choices allow less or as much; the default is None, or within them."""
+    for entry in ("help", "metavar", "read", "positional"):
+        assert getattr(here.option, entry) == getattr(first, entry), entry
+    assert set(here.option.words) <= set(first.words)
+    assert not first.choices or set(here.option.choices) <= set(first.choices)
+    inside = [("least", "least"), ("above", "above"), ("most", "most"), ("below", "below")]
+    for mine, theirs in inside:
+        value, bound = getattr(here.option, mine), getattr(first, theirs)
+        assert bound is None or (value >= bound if mine in ("least", "above") else value <= bound)
+    if here.default not in (None, dataclasses.MISSING):
+        here.check(here.default, here.flag)
+
+
+def words_of(study: type, tmp_path: Path) -> list[str]:
+    """As few words as a study can be called with."""
+    words = []
+    for one in declared(study).values():
+        if one.default is dataclasses.MISSING:
+            value = str(tmp_path / "new") if one.name == "out" else "somewhere"
+            words += [value] if one.option.positional else [f"{one.flag}={value}"]
+    return words
+
+
+FRAMES = {"known", "keyframes", "composition"}  # words in which numbers are frames, or labels: tested with their tasks
+NUMERIC = [
+    (name, one) for name, one in EVERY if (one.type in (int, float) or one.option.read) and one.name not in FRAMES
+]
+
+
+@pytest.mark.parametrize(("name", "one"), NUMERIC, ids=[f"{name} {one.flag}" for name, one in NUMERIC])
+def test_numbers_without_sense_are_refused_before_anything_is_done(name, one, tmp_path, capsys) -> None:
+    for text in SENSELESS:
+        fine = (text == "0" and {one.name, f"{one.name} of {name}"} & ZERO) or (text == "-1" and one.name in NEGATIVE)
+        words = [
+            *words_of(CLASSES[name], tmp_path),
+            *([one.flag, text, text] if one.count == 2 else [f"{one.flag}={text}"]),
+        ]
+        if fine:
+            options.parse(CLASSES[name], words, prog="")
+            continue
+        assert cli.main([name, *words]) == 2, f"{one.flag} {text}"
+        said = capsys.readouterr()
+        assert said.err.startswith(f"error: {one.flag} is {text}") and said.err.count("\n") == 1, said.err
+        assert ": it must be " in said.err and said.out == ""
+        assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_helps(name: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([name, "--help"])
+    said, study = capsys.readouterr().out, STUDIES[name]
+    assert stopped.value.code == 0 and all(one.option.help for one in declared(study).values())
+    assert all(one.option.positional or one.flag in said for one in declared(study).values())
+    assert cli.COMMANDS[name].group in cli.GROUPS and study.name == name and study.record.endswith(".json")
+    needed = [one.label for one in declared(study).values() if one.default is dataclasses.MISSING]
+    with pytest.raises(
+        UserError, match=f"^{' and '.join(needed)} must be given; see python -m eqm_video {name} --help$"
+    ):
+        study.main([])
+
+
+def test_the_list_of_commands_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from eqm_video.cli import main; main(['--help']); print('torch' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stderr.strip() == "False"
+    assert all(f"\n  {name} " in done.stdout for name in cli.COMMANDS)
+    assert all(f"\n{title}:\n" in done.stdout for title in cli.GROUPS.values())
+
+
+# Recipes ------------------------------------------------------------------------------------------------------------
+
+SECTIONS = {
+    entry.name: type(getattr(Config(), entry.name)) for entry in dataclasses.fields(Config) if not entry.metadata
+}
+KEYS = [
+    f"{section}.{entry.name}"
+    for section, cls in SECTIONS.items()
+    for entry in dataclasses.fields(cls)
+    if {int, float} & {*typing.get_args(typing.get_type_hints(cls)[entry.name]), typing.get_type_hints(cls)[entry.name]}
+]
+KEYS_ZERO = {
+    *("model.label_std", "data.workers", "data.image_fraction", "objective.dispersion_weight", "train.seed"),
+    *("train.weight_decay", "train.warmup", "train.min_lr_factor", "train.ema", "train.label_dropout"),
+    *("held_out.gammas", "preview.every", "sampler.guidance_scale", "train.betas"),
+}
+KEYS_NEGATIVE = {"sampler.guidance_scale", "train.seed"}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_numbers_without_sense_are_refused_in_recipes(key: str) -> None:
+    for text in SENSELESS[:-1]:  # YAML reads numbers in other bases
+        words = [f"{key}={text},{text}" if key == "train.betas" else f"{key}={text}"]
+        if (text == "0" and key in KEYS_ZERO) or (text == "-1" and key in KEYS_NEGATIVE):
+            parse_config({}, words)
+        else:
+            with pytest.raises(UserError, match=re.escape(key)) as caught:
+                parse_config({}, words)
+            assert "\n" not in str(caught.value)
+
+
+def test_every_number_of_a_recipe_has_bounds() -> None:
+    assert len(KEYS) > 30
+    for key in KEYS:
+        section, _, name = key.partition(".")
+        assert name in declared(SECTIONS[section]), f"{key} has no option() with its bounds"
+
+
+# The words of a command line ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Many:
+    """Everything that options can be."""
+
+    model: str = option(positional=True, metavar="MODEL", help="a model")
+    steps: int = option(3, least=1, most=99, help="updates")
+    step_size: float | str | None = option(None, above=0, words=("auto",), help="eta", unset="the model's")
+    shift: float = option(0.0, help="of anything")
+    labels: tuple[str, ...] | None = option(None, help="names")
+    keyframes: tuple[str, ...] = option((), help="pictures")
+    interval: tuple[float, float] | None = option(None, least=0, metavar=("A", "B"), help="a part")
+    kind: Literal["one", "other"] = option("one", help="which")
+    frames: int = option(1, least=1, help="frames")
+    loud: bool = option(False, help="a switch")
+
+
+class Fewer(Many):
+    """As `Many`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Narrow(Many):
+    """As `Many`, with another default, several values, and a tighter bound."""
+
+    shift: tuple[float, ...] = (1.0, 2.0)
+    steps: int = narrower(5, least=4)
+
+
+def parsed(text: str, cls: type = Many, **more: object) -> Many:
+    return options.parse(cls, ["MODEL", *text.split()], prog="PROG", **more)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("", {"model": "MODEL", "steps": 3, "step_size": None, "labels": None, "keyframes": (), "loud": False}),
+        ("--steps 7 --loud --kind other", {"steps": 7, "loud": True, "kind": "other"}),
+        ("--steps=1e1", {"steps": 10}),
+        ("--step-size auto", {"step_size": "auto"}),
+        ("--step-size 1e-3", {"step_size": 1e-3}),
+        ("--shift -2.5", {"shift": -2.5}),
+        ("--shift -1e-3", {"shift": -1e-3}),
+        ("--shift -.5", {"shift": -0.5}),
+        ("--labels a b -x", {"labels": ("a", "b", "-x")}),
+        ("--labels=-x", {"labels": ("-x",)}),
+        ("--keyframes 0=a.png -1=end.png --steps 2", {"keyframes": ("0=a.png", "-1=end.png"), "steps": 2}),
+        ("--interval 0 0.5", {"interval": (0.0, 0.5)}),
+        ("--interv 0 0.5", {"interval": (0.0, 0.5)}),
+    ],
+)
+def test_words_are_read(text: str, values: dict) -> None:
+    found = vars(parsed(text))
+    assert {name: found[name] for name in values} == values
+    assert [type(found[name]) for name in values] == [type(value) for value in values.values()]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("--steps 0", "--steps is 0: it must be a whole number from 1 to 99"),
+        ("--steps 2.5", "--steps is 2.5: it must be a whole number from 1 to 99"),
+        ("--step-size nan", "--step-size is nan: it must be auto or a number above 0"),
+        ("--step-size atuo", "--step-size is atuo: it must be auto or a number above 0"),
+        ("--shift 1e30", r"--shift is 1e30: it must be a number, and no larger than 1e\+09"),
+        ("--frames 1e30", r"--frames is 1e30: it must be a whole number of at least 1, and no larger than 1e\+12"),
+        ("--interval 0 -1", "--interval is -1: it must be a number of at least 0"),
+        ("--interval 0", "expected 2 arguments"),
+        ("--kind ohter", r"--kind is ohter: it must be one of one, other \(did you mean other\?\)"),
+        ("--stpes 4", "unknown option --stpes: did you mean --steps"),
+        ("--steps", "expected one argument; see PROG --help"),
+        ("--labels", "expected at least one argument"),
+        ("surplus", "unrecognized arguments: surplus; see PROG --help"),
+    ],
+)
+def test_mistakes_are_one_sentence(text: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as caught:
+        parsed(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_sections_may_stand_for_options(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parsed("frames=2 sampler.step_size=0.5", sections=("sampler",)).frames == 2
+    for text, sentence in (
+        ("frame=2", r"unknown override 'frame=2'; did you mean frames=2\? "),
+        ("labels=a", "'labels=a': --labels is an option, not an override"),
+        ("loud=true", "'loud=true': --loud is an option"),
+        ("frames=0", "--frames is 0: it must be a whole number of at least 1"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            parsed(text, sections=("sampler",))
+    with pytest.raises(UserError, match=r"unrecognized arguments: train\.frames=2"):
+        parsed("train.frames=2", sections=("sampler",))
+    (tmp_path / "frames=2").touch()
+    assert options.parse(Many, ["frames=2"], prog="", sections=("sampler",)).model == "frames=2"
+
+
+def test_an_option_declared_again_keeps_its_meaning() -> None:
+    one, other = declared(Many), declared(Narrow)
+    assert list(declared(Fewer)) == list(one) and list(other)[:2] == ["shift", "steps"]
+    assert (other["shift"].count, other["shift"].option, other["shift"].default) == (
+        "many",
+        one["shift"].option,
+        (1.0, 2.0),
+    )
+    assert parsed("--shift -1 2", Narrow).shift == (-1.0, 2.0) and parsed("", Narrow).steps == 5
+    with pytest.raises(UserError, match="--steps is 3: it must be a whole number from 4 to 99"):
+        parsed("--steps 3", Narrow)
+    help_text = options.parser(Narrow, prog="PROG").format_help()
+    assert "updates (from 4 to 99); default: 5" in help_text and "eta; default: the model's" in help_text
+    assert help_text.split("options:")[0].endswith("MODEL          a model\n\n") or "a model" in help_text
+
+
+def test_instances_are_held_to_the_same_bounds() -> None:
+    options.check(Many(model="x", interval=(0, 1), step_size="auto"))
+    for bad in ({"steps": 0}, {"steps": math.inf}, {"interval": (0.5, -1)}, {"kind": "third"}, {"step_size": 0}):
+        with pytest.raises(UserError, match="it must be"):
+            options.check(Many(model="x", **bad))
+    with pytest.raises(UserError, match=r"^train\.steps is 0: "):
+        options.check(Many(model="x", steps=0), prefix="train.")
+
+
+def test_a_bound_says_itself() -> None:
+    assert Declared("x", float, "one", None, Option(least=0, below=1)).says() == "a number of at least 0 and below 1"
+    assert Declared("x", int, "one", None, Option(least=0, most=3)).says() == "a whole number from 0 to 3"
+    assert Declared("x", float, "one", None, Option(kind="a size")).says() == "a size"
