@@ -72,18 +72,18 @@ def saved(trainer) -> dict[str, torch.Tensor]:
     ids=lambda error: type(error).__name__,
 )
 def test_any_failure_while_reading_keeps_the_last_whole_step_and_resumes_exactly(tmp_path, error) -> None:
-    straight = tiny_trainer(tmp_path / "straight", steps=6, log_every=4)
+    options = {"steps": 6, "log_every": 4, "accumulation": 2}
+    straight = tiny_trainer(tmp_path / "straight", **options)
     straight.run()
-    cut = tiny_trainer(
-        tmp_path / "cut", steps=6, log_every=4, save_every=1000, clips=Failing(4 * 3 + 1, raising(error))
-    )
+    clips = Failing(4 * 3 + 3, raising(error))  # in the middle of step 4, whose first half is in the running means
+    cut = tiny_trainer(tmp_path / "cut", save_every=1000, clips=clips, **options)
     expected = UserError if isinstance(error, (UserError, OSError)) else type(error)
     with pytest.raises(expected) as raised:
         cut.run()
     assert cut.checkpoints.newest().name == "step_00000003"
     if expected is UserError:
         assert "step 3, the last whole one, is in" in str(raised.value) and "--resume" in str(raised.value)
-    resumed = tiny_trainer(tmp_path / "cut", tiny_network(seed=9), steps=6, log_every=4)
+    resumed = tiny_trainer(tmp_path / "cut", tiny_network(seed=9), **options)
     resumed.resume(cut.checkpoints.newest())
     resumed.run()
     assert equal(weights(straight.network), weights(resumed.network))
