@@ -143,7 +143,8 @@ def test_wrong_settings_are_refused_with_the_file_that_holds_them(pipe, settings
     save_checkpoint(tmp_path, pipe, "pixels")
     file = tmp_path / "pipeline.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
-    with pytest.raises(UserError, match=f"{file.name} .*{sentence}"):
+    (key,) = settings
+    with pytest.raises(UserError, match=f"{file.name}(: {key} is .*; it must be | .*is no number of JSON)"):
         EqMPipeline.from_checkpoint(tmp_path, codec=pipe.codec)
 
 
