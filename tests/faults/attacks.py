@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -51,10 +50,9 @@ class Row:
         self.details.append(what)
 
 
-def places(operations: int, count: int, seed: int = 0) -> list[int]:
-    """`count` of the file operations of a run, the first and the last among them."""
-    chosen = {0, operations - 1, *random.Random(seed).sample(range(operations), min(count, operations))}
-    return sorted(chosen)[:count] if count < len(chosen) else sorted(chosen)
+def places(operations: int, count: int) -> list[int]:
+    """`count` of the file operations of a run, evenly from the first to the last one."""
+    return sorted({round(index * (operations - 1) / max(1, count - 1)) for index in range(count)})
 
 
 # ------------------------------------------------------------------------------------------------- training
@@ -112,7 +110,7 @@ def kills(training: Training, count: int) -> Row:
 def full_disk(training: Training, count: int) -> Row:
     """No file can be made from some operation on: the run ends in one sentence, or goes on without a side file."""
     row = Row("disk full at a write of training")
-    for at in places(training.operations, count, seed=1):
+    for at in places(training.operations, count):
         environment = {"EQM_VIDEO_PATIENCE": "0.02"}  # the wait for room, which does not come
         fault = {"at": at, "fault": "full", "environment": environment}
         training.disturbed(row, f"full from operation {at} on", made.SAVE_EVERY, **fault)
@@ -142,7 +140,7 @@ def sampling(training: Training, count: int, full: bool = False) -> Row:
     whole = sample(watch=folder)
     assert whole.code == 0, whole.err
     expected = made.sampled(folder)
-    for at in places(whole.operations, count, seed=2):
+    for at in places(whole.operations, count):
         shutil.rmtree(folder)
         row.tries += 1
         outcome = sample(watch=folder, at=at, fault="full" if full else "kill")
@@ -174,6 +172,8 @@ def fuzz(server: Server, folder: Path, kind: str, sources: list[Path], count: in
     for name, reason in {**result["refused"], **result["later"]}.items():
         if not reason.strip() or "\n" in reason or "Traceback" in reason:
             row.crash(f"{name}: {reason[:300]}")
+    for name, trace in result["crashes"].items():
+        row.crash(f"{name}: {trace}")
     for name, difference in result["differences"].items():
         if difference > 8:
             row.wrong(f"{name}: frames differ from PyAV's by {difference}")

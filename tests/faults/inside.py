@@ -23,9 +23,10 @@ def scan(kind: str, folder: str, answer: str) -> None:
     difference of every accepted video.
     """
     from eqm_video.data.datasets import open_data
+    from eqm_video.data.video import VideoDecodeError
 
     data = open_data(kind, folder, frames=1 if kind == "images" else 4, frame_interval=1, size=32)
-    result = {"refused": data.report.unreadable, "later": {}, "differences": {}}
+    result = {"refused": data.report.unreadable, "later": {}, "differences": {}, "crashes": {}}
     result["accepted"] = sorted(set(os.listdir(folder)) - set(data.report.unreadable))
     for name in result["accepted"]:
         try:
@@ -33,8 +34,10 @@ def scan(kind: str, folder: str, answer: str) -> None:
                 result["differences"][name] = difference(Path(folder) / name)
             else:
                 read_picture(Path(folder) / name)
-        except ValueError as error:  # VideoDecodeError, and nothing else, is one
-            result["later"][name] = f"{type(error).__name__}: {error}"
+        except VideoDecodeError as error:
+            result["later"][name] = str(error)
+        except Exception:
+            result["crashes"][name] = traceback.format_exc()
     Path(answer).write_text(json.dumps(result))
 
 

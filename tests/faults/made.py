@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import random
@@ -120,12 +121,19 @@ def write_mutations(sources: list[Path], folder: Path, count: int, seed: int) ->
     folder.mkdir(parents=True)
     random_ = random.Random(seed)
     contents = [path.read_bytes() for path in sources]
-    (folder / f"whole{sources[0].suffix}").write_bytes(contents[0])
+    (folder / f"whole{suffix_of(sources[0])}").write_bytes(contents[0])
     for index in range(count):
         place = random_.randrange(len(sources))
-        suffix = sources[random_.randrange(len(sources)) if random_.random() < 0.1 else place].suffix
-        (folder / f"m{index:04d}{suffix}").write_bytes(mutate(contents[place], random_, contents))
+        suffix = suffix_of(sources[random_.randrange(len(sources)) if random_.random() < 0.1 else place])
+        content, packed = contents[place], suffix.endswith(".gz") and random_.random() < 0.8  # else the gzip is damaged
+        changed = mutate(gzip.decompress(content) if packed else content, random_, contents)
+        (folder / f"m{index:04d}{suffix}").write_bytes(gzip.compress(changed, 1) if packed else changed)
     return count
+
+
+def suffix_of(path: Path) -> str:
+    """The extension of a file, with that of an archive before that of its compression."""
+    return "".join(path.suffixes)
 
 
 def real_clips() -> list[Path]:
