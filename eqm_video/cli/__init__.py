@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from eqm_video.errors import UserError
+from eqm_video.errors import UserError, cut
 
 # name: (module, what it does), imported when it is called
 COMMANDS = {
@@ -64,9 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that vanished, a file that may not be read
         what = error.strerror or str(error) or type(error).__name__
         return _fail(f"{what}: {error.filename}" if error.filename else what)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        first = cut(str(error).strip().partition("\n")[0], 200)
+        return _fail(f"out of memory: {first}; ask for fewer frames, a smaller size or fewer samples at once")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory could not be had: Python's and numpy's, or torch's on a CPU or a GPU."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in text or "out of memory" in text
 
 
 def _warn(message: Warning | str, *unused: object) -> None:
