@@ -9,7 +9,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "EqMPipeline": "eqm_video.pipeline",
+    "EqMPipeline": "eqm_video.sampling.pipeline",
     "EqMTransformer": "eqm_video.models.transformer",
     "EqMUNet": "eqm_video.models.unet",
     "build_model": "eqm_video.models.presets",

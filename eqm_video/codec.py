@@ -25,7 +25,7 @@ from eqm_video.errors import UserError, short
 from eqm_video.models.bounds import check_config, check_scaling
 from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.randomness import normal
-from eqm_video.reading import read_json
+from eqm_video.system.reading import read_json
 
 BUNDLED = "bundled"
 BUNDLED_FOLDER = Path(__file__).parent / "assets" / "codec"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from eqm_video.devices import send
+from eqm_video.system.devices import send
 
 
 def fold(*parts: int | str) -> int:

@@ -16,15 +16,18 @@ from typing import Any
 import fakecuda
 import torch
 
-from eqm_video import curvature, devices, oracle, readout
+from eqm_video.analysis import curvature
+from eqm_video.analysis import exact_field as oracle
+from eqm_video.analysis import gamma_estimate as readout
 from eqm_video.codec import Codec
-from eqm_video.gamma import ConstantDecay, TruncatedDecay
+from eqm_video.core.gamma import ConstantDecay, TruncatedDecay
 from eqm_video.metrics import frechet, nearest, ood
 from eqm_video.models.transformer import EqMTransformer
-from eqm_video.pipeline import EqMPipeline
 from eqm_video.randomness import generator
-from eqm_video.rollout import roll_out
 from eqm_video.samplers import RULES, SAMPLERS, Dopri5
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.sampling.rollout import roll_out
+from eqm_video.system import devices
 
 DEVICE = torch.device("cuda", 0)
 FREE = ("H2D non_blocking", "H2D index from cpu")

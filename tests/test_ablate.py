@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from eqm_video.cli import ablate, ablate_report, recipes
-from eqm_video.config import load_config, to_tree
 from eqm_video.errors import UserError
-from eqm_video.recipe import flatten
+from eqm_video.studies import recipes
+from eqm_video.studies.ablate import report as ablate_report
+from eqm_video.studies.ablate import study as ablate
+from eqm_video.training.config import load_config, to_tree
+from eqm_video.training.strict_yaml import flatten
 
 DECAY, SAMPLER = "objective.decay.", "sampler."
 # what each recipe changes in the base; the folder of its run besides
@@ -100,8 +102,8 @@ def test_held_out_error_is_free_of_the_decay_and_its_gain(tmp_path: Path) -> Non
 
 
 def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
-    monkeypatch.setattr("eqm_video.cli.demo.VIDEOS", 2)
-    monkeypatch.setattr("eqm_video.cli.demo.HELD_OUT", 1)
+    monkeypatch.setattr("eqm_video.studies.demo.VIDEOS", 2)
+    monkeypatch.setattr("eqm_video.studies.demo.HELD_OUT", 1)
     words = ["--out", tmp_path / "runs", "--data", tmp_path / "data", "--num-samples", 8, "--only", "base", "flow"]
     words += ["train.steps=2", "train.batch_size=4", "held_out.clips=2", "sampler.steps=4"]
     words = [str(word) for word in words]

@@ -11,7 +11,7 @@ from test_pipeline import tiny_pipeline
 from test_sweep import in_a_bowl
 
 from eqm_video.errors import UserError
-from eqm_video.pipeline import EqMPipeline
+from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.adaptive import Adaptive
 
 

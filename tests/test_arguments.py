@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from test_pipeline import NAMES, latents, save_checkpoint, tiny_pipeline, tiny_transformer
 
+from eqm_video.core.gamma import TruncatedDecay
 from eqm_video.errors import UserError
-from eqm_video.gamma import TruncatedDecay
-from eqm_video.loading import load_pipeline
-from eqm_video.pipeline import EqMPipeline
+from eqm_video.sampling.loading import load_pipeline
+from eqm_video.sampling.pipeline import EqMPipeline
 
 DECAY = TruncatedDecay()
 

@@ -14,15 +14,15 @@ from PIL import Image
 from tiny_run import write_codec
 
 from eqm_video.codec import Codec
-from eqm_video.config import load_config, to_tree, to_yaml
 from eqm_video.data.buckets import Bucket, Views
 from eqm_video.data.datasets import Clip, collate, open_data
 from eqm_video.data.latents import LatentSet
 from eqm_video.errors import UserError
-from eqm_video.requests import frame_times
-from eqm_video.run import playback_fps
+from eqm_video.sampling.arguments import frame_times
 from eqm_video.training.batches import Batches, BatchPlan
-from eqm_video.training_data import open_training_data
+from eqm_video.training.config import load_config, to_tree, to_yaml
+from eqm_video.training.data import open_training_data
+from eqm_video.training.run import playback_fps
 
 SIZE = (32, 48)
 SHAPES = [Bucket(1, 1), Bucket(2, 1), Bucket(4, 3), Bucket(5, 7), Bucket(8, 2), Bucket(16, 1)]

@@ -21,7 +21,7 @@ from eqm_video.data import cifar, unpickle
 from eqm_video.data.datasets import open_data
 from eqm_video.data.unpickle import read_plain
 from eqm_video.errors import UserError
-from eqm_video.loading import load_pipeline
+from eqm_video.sampling.loading import load_pipeline
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from eqm_video import codec as module
 from eqm_video.codec import Codec
-from eqm_video.data.stills import dead_leaves
+from eqm_video.data.dead_leaves import dead_leaves
 from eqm_video.errors import UserError
 from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.randomness import generator

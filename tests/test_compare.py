@@ -13,13 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from eqm_video import cli, files, media
-from eqm_video.cli import compare as module
-from eqm_video.cli.compare_report import caption
-from eqm_video.cli.compare_windows import Windows, halves, thin
+from eqm_video import cli
 from eqm_video.data.datasets import open_data
-from eqm_video.data.shapes import write_moving_shapes
+from eqm_video.data.moving_shapes import write_moving_shapes
+from eqm_video.output import media
 from eqm_video.randomness import generator
+from eqm_video.studies.compare import study as module
+from eqm_video.studies.compare.report import caption
+from eqm_video.studies.compare.windows import Windows, halves, thin
+from eqm_video.system import files
 
 FRAMES, SIZE = 4, 16
 
@@ -208,7 +210,7 @@ def test_halves_are_disjoint_sets_of_groups_and_each_way_counts_once(data):
 
 
 def test_windows_are_those_of_the_set(data, monkeypatch):
-    monkeypatch.setattr("eqm_video.cli.compare_windows.CHUNK", 2 * FRAMES * SIZE * SIZE * 3)
+    monkeypatch.setattr("eqm_video.studies.compare.windows.CHUNK", 2 * FRAMES * SIZE * SIZE * 3)
     videos = clip_set(data)
     windows = Windows(videos, 3)
     chosen = thin(torch.arange(len(windows)), 11)

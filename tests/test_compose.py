@@ -14,14 +14,14 @@ from test_pipeline import tiny_pipeline, tiny_transformer
 from test_shapes import decode
 from tiny_run import tiny_network, write_codec
 
-from eqm_video.cli import compose
-from eqm_video.cli.compose import Term, Variant
-from eqm_video.cli.compose_report import Sampled, draw_shares, means
-from eqm_video.data.shapes import DIRECTIONS, attribute_names, measure_motion, render_clip, write_moving_shapes
+from eqm_video.core.gamma import gamma_path
+from eqm_video.data.moving_shapes import DIRECTIONS, attribute_names, measure_motion, render_clip, write_moving_shapes
 from eqm_video.errors import UserError
-from eqm_video.gamma import gamma_path
-from eqm_video.pipeline import EqMPipeline
 from eqm_video.samplers import Euler, GradientDescent
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.studies.compose import study as compose
+from eqm_video.studies.compose.report import Sampled, draw_shares, means
+from eqm_video.studies.compose.study import Term, Variant
 
 ATTRIBUTES = ["Disc", "Square", "Right", "Left", "Down", "Up"]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from test_guidance import LABELS, NULL, Toy, offsets
 
-from eqm_video.composition import ComposedField, ScheduledField
-from eqm_video.gamma import ConstantDecay, TruncatedDecay, gamma_path
-from eqm_video.guidance import GuidedField
+from eqm_video.core.composition import ComposedField, ScheduledField
+from eqm_video.core.gamma import ConstantDecay, TruncatedDecay, gamma_path
+from eqm_video.core.guidance import GuidedField
 from eqm_video.samplers import GradientDescent, descend
 
 

@@ -11,8 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from tiny_run import tiny_network, write_codec, write_videos
 
-from eqm_video.cli import curvature as command
-from eqm_video.curvature import (
+from eqm_video.analysis.curvature import (
     ARRIVED,
     auto_step,
     curl,
@@ -24,14 +23,15 @@ from eqm_video.curvature import (
     stiffness,
     way,
 )
-from eqm_video.energy import Field
+from eqm_video.analysis.exact_field import OracleField
+from eqm_video.core.energy import Field
+from eqm_video.core.gamma import ConstantDecay, LinearDecay, PiecewiseDecay, TruncatedDecay, gamma_path
+from eqm_video.core.guidance import GuidedField
 from eqm_video.errors import UserError
-from eqm_video.gamma import ConstantDecay, LinearDecay, PiecewiseDecay, TruncatedDecay, gamma_path
-from eqm_video.guidance import GuidedField
-from eqm_video.oracle import OracleField
-from eqm_video.pipeline import EqMPipeline
 from eqm_video.randomness import generator, normal
 from eqm_video.samplers import NAG, GradientDescent, descend
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.studies.curvature import study as command
 
 
 def generators(count: int, name: str = "probe") -> list[torch.Generator]:

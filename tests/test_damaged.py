@@ -11,11 +11,11 @@ import pytest
 import torch
 from tiny_run import encode, equal, read_metrics, tiny_network, tiny_trainer, weights
 
-from eqm_video.config import load_config, to_tree
 from eqm_video.data.identity import difference, identity
 from eqm_video.errors import UserError
-from eqm_video.resume import NEWEST, note_rates, starting_point
 from eqm_video.training.checkpoint import Checkpoints, load_state, read_record
+from eqm_video.training.config import load_config, to_tree
+from eqm_video.training.resume import NEWEST, note_rates, starting_point
 
 pytestmark = [pytest.mark.usefixtures("fresh_accelerator"), pytest.mark.filterwarnings("ignore::UserWarning")]
 FILES = ("model.safetensors", "optimizer.pt", "ema/config.json", "ema/diffusion_pytorch_model.safetensors")
@@ -399,7 +399,7 @@ def test_a_stretched_schedule_is_told_with_both_rates() -> None:
 
 def test_a_run_of_an_older_version_goes_on(tmp_path) -> None:
     """A checkpoint that was written before hashes and the identity of the data were part of the record."""
-    from eqm_video.gamma import MixtureGamma
+    from eqm_video.core.gamma import MixtureGamma
 
     shutil.copytree(OLD, tmp_path / "run" / "checkpoints")
     shutil.copy(OLD / "metrics.jsonl", tmp_path / "run")

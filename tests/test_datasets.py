@@ -16,14 +16,14 @@ from numbered import number, numbers, write_numbered
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from eqm_video.core.gamma import LinearDecay
+from eqm_video.core.objective import EqMObjective
 from eqm_video.data import datasets
-from eqm_video.data import index as index_module
+from eqm_video.data import scan as index_module
 from eqm_video.data.datasets import Clip, collate, open_data
-from eqm_video.data.shapes import write_moving_shapes
+from eqm_video.data.moving_shapes import write_moving_shapes
 from eqm_video.data.video import VideoDecodeError
 from eqm_video.errors import UserError
-from eqm_video.gamma import LinearDecay
-from eqm_video.objective import EqMObjective
 from eqm_video.randomness import generator
 from eqm_video.training.held_out import HeldOut
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from eqm_video.cli import main
-from eqm_video.cli.demo import SHAPES, count_flaws, measure
-from eqm_video.data.shapes import label_names, render_clip
+from eqm_video.data.moving_shapes import label_names, render_clip
+from eqm_video.studies.demo import SHAPES, count_flaws, measure
 
 OPPOSITE = {"Right": "Left", "Left": "Right", "Up": "Down", "Down": "Up"}
 
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 def test_demo_runs_and_a_second_call_only_samples(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
-    monkeypatch.setattr("eqm_video.cli.demo.VIDEOS", 3)
-    monkeypatch.setattr("eqm_video.cli.demo.HELD_OUT", 1)
+    monkeypatch.setattr("eqm_video.studies.demo.VIDEOS", 3)
+    monkeypatch.setattr("eqm_video.studies.demo.HELD_OUT", 1)
     words = ["demo", "--data", tmp_path / "data", "--run", tmp_path / "run", "--out", tmp_path / "out"]
     words += ["--num-samples", 8, "train.steps=3", "train.batch_size=4", "sampler.steps=2"]
     assert main([str(word) for word in words]) == 0

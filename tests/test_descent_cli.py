@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from test_pipeline import tiny_pipeline, tiny_transformer
 
-from eqm_video.cli import descent
-from eqm_video.cli.options import Request
+from eqm_video.analysis.gamma_estimate import frame_dot, frame_rms
 from eqm_video.errors import UserError
-from eqm_video.readout import frame_dot, frame_rms
 from eqm_video.samplers import Euler, GradientDescent
+from eqm_video.studies.descent import study as descent
+from eqm_video.studies.request import Request
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def folders(tmp_path_factory) -> SimpleNamespace:
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch) -> None:
     """They are what takes time here."""
-    monkeypatch.setattr("eqm_video.cli.descent_pictures.WIDTH", 150)
-    monkeypatch.setattr("eqm_video.cli.plots.DPI", 50)
+    monkeypatch.setattr("eqm_video.studies.descent.pictures.WIDTH", 150)
+    monkeypatch.setattr("eqm_video.output.plots.DPI", 50)
 
 
 def run(out, *words: object) -> list[dict]:

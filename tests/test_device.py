@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from eqm_video import devices
-from eqm_video.devices import double, send, widest
 from eqm_video.metrics.nearest import NearestClips
 from eqm_video.samplers import Dopri5, run
+from eqm_video.system import devices
+from eqm_video.system.devices import double, send, widest
 
 TESTS = Path(__file__).resolve().parent
 TOOL = TESTS.parent.parent / "shared" / "tools" / "fake_cuda"

@@ -18,10 +18,10 @@ from joint_gradient import joint_gradient
 from safetensors.torch import load_file
 from tiny_run import ROOT, command, read_metrics, run_command, write_codec, write_videos
 
+from eqm_video.core.objective import dispersive_loss
 from eqm_video.errors import UserError
-from eqm_video.launch import check_launch
-from eqm_video.objective import dispersive_loss
 from eqm_video.training.gather import gather_clips
+from eqm_video.training.launcher import check_launch
 
 STEPS = 12
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")

@@ -14,11 +14,11 @@ from tiny_run import tiny_network
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from eqm_video.build import check_start
-from eqm_video.energy import Field, checkpoint_block, frame_energies
+from eqm_video.core.energy import Field, checkpoint_block, frame_energies
 from eqm_video.errors import UserError
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.samplers import GradientDescent, descend
+from eqm_video.training.build import check_start
 
 EXPLICIT = ("dot", "l2")
 MODES = {"no_grad": torch.no_grad, "inference": torch.inference_mode, "grad": nullcontext}

@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-from eqm_video import files
 from eqm_video.errors import UserError
+from eqm_video.system import files
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path):

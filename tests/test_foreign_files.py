@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eqm_video import cli, files, media
-from eqm_video.claims import Output
-from eqm_video.cli.outputs import OUTPUTS, SAMPLES, claim_output
+from eqm_video import cli
 from eqm_video.errors import UserError
+from eqm_video.output import media
+from eqm_video.output.outputs import OUTPUTS, SAMPLES, claim_output
+from eqm_video.system import files
+from eqm_video.system.claims import Output
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 

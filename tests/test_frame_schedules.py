@@ -10,7 +10,7 @@ from torch import Tensor
 from eqm_video.errors import UserError
 from eqm_video.randomness import generator
 from eqm_video.samplers import NAG, Adam, GradientDescent, Heun, Langevin, descend, frame_moves, run
-from eqm_video.samplers.frames import frame_delay
+from eqm_video.samplers.frame_schedule import frame_delay
 
 KNOWN = torch.tensor([[True, False, False, True, False], [False] * 5, [True] * 5, [True, True, True, True, False]])
 RULES = [GradientDescent(0.3), NAG(0.3, 0.5), Adam(0.1, beta1=0.9, beta2=0.99)]

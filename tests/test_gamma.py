@@ -8,7 +8,7 @@ import pytest
 import torch
 from reference_network import expected
 
-from eqm_video.gamma import (
+from eqm_video.core.gamma import (
     DECAYS,
     GAMMA_DRAWS,
     MODES,

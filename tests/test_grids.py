@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eqm_video import media
 from eqm_video.errors import UserError
-from eqm_video.grids import Grid
-from eqm_video.overlays import PAPER, RESTING, draw_known_borders
+from eqm_video.output import media
+from eqm_video.output.grids import Grid
+from eqm_video.output.overlays import PAPER, RESTING, draw_known_borders
 
 
 def noise(*shape: int) -> np.ndarray:

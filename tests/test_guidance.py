@@ -10,8 +10,8 @@ from einops import rearrange
 from reference_network import ReferenceNetwork, expected, settings
 from test_pipeline import tiny_transformer
 
-from eqm_video.energy import Field
-from eqm_video.guidance import GuidedField, weighted_sum
+from eqm_video.core.energy import Field
+from eqm_video.core.guidance import GuidedField, weighted_sum
 from eqm_video.samplers import NAG, GradientDescent, Heun, descend, run
 
 NULL = 7

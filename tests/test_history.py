@@ -10,9 +10,9 @@ from test_frame_tasks import DATA, DECAY, FRAMES, nearest, noise, spread
 from test_pipeline import tiny_pipeline
 from torch import Tensor
 
+from eqm_video.analysis.exact_field import OracleField
+from eqm_video.core.guidance import GuidedField, HistoryField
 from eqm_video.errors import UserError
-from eqm_video.guidance import GuidedField, HistoryField
-from eqm_video.oracle import OracleField
 from eqm_video.samplers import NAG, descend
 
 KNOWN = torch.tensor([[True, False, False], [True, True, False]])

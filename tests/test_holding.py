@@ -14,11 +14,11 @@ from test_train_cli import made as made
 from test_train_cli import main, recipe
 from tiny_run import read_metrics, write_videos
 
-from eqm_video.config import load_config
 from eqm_video.data.buckets import Bucket
 from eqm_video.data.datasets import Share, open_data
 from eqm_video.data.holding import choose_held_out
 from eqm_video.errors import UserError
+from eqm_video.training.config import load_config
 
 NAMES = [f"{label}/{k}.mp4" for label in "ab" for k in range(100)]
 LABELS = [0] * 100 + [1] * 100

@@ -7,10 +7,10 @@ import os
 import pytest
 from test_pipeline import tiny_pipeline
 
-from eqm_video.cli.labels import captions, choose_labels, names
-from eqm_video.cli.sample_options import parse
 from eqm_video.errors import UserError
-from eqm_video.requests import label_ids
+from eqm_video.sampling.arguments import label_ids
+from eqm_video.sampling.labels import captions, choose_labels, names
+from eqm_video.sampling.options import parse
 
 NUMBERS = {0: "0", 1: "1", 2: "10", 3: "2"}
 

@@ -13,7 +13,7 @@ from eqm_video.codec import Codec
 from eqm_video.data import latents
 from eqm_video.data.datasets import collate, open_data
 from eqm_video.data.latents import LatentSet, collate_latents
-from eqm_video.data.shapes import write_moving_shapes
+from eqm_video.data.moving_shapes import write_moving_shapes
 from eqm_video.errors import UserError
 
 

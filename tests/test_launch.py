@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 from accelerate.utils import DistributedType
 
-from eqm_video import build
-from eqm_video.config import load_config
 from eqm_video.errors import UserError
-from eqm_video.launch import check_environment, check_launch, note_precision
+from eqm_video.training import build
+from eqm_video.training.config import load_config
+from eqm_video.training.launcher import check_environment, check_launch, note_precision
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -47,7 +47,7 @@ def test_what_launchers_set_anyway_is_harmless(monkeypatch, name, value) -> None
 
 
 def test_gradients_are_whole_whatever_accelerate_reads(monkeypatch) -> None:
-    monkeypatch.setattr("eqm_video.launch.check_environment", lambda: None)
+    monkeypatch.setattr("eqm_video.training.launcher.check_environment", lambda: None)
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     assert build.make_accelerator(load_config(None, [])).gradient_accumulation_steps == 1
 

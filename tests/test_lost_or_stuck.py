@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import ROOT, MemoryClips, encode, equal, read_metrics, tiny_network, tiny_trainer, weights
 
-from eqm_video.data.index import Substitutes
 from eqm_video.data.presence import PatientSubstitutes, patient
+from eqm_video.data.scan import Substitutes
 from eqm_video.data.video import VideoDecodeError
 from eqm_video.errors import UserError
-from eqm_video.patience import patience
+from eqm_video.system.patience import patience
 from eqm_video.training.batches import Batches, BatchPlan
 from eqm_video.training.heartbeat import Heartbeat, _Changes
 from eqm_video.training.shared_memory import check_shared_memory
@@ -352,8 +352,8 @@ def test_a_signal_in_a_side_task_takes_no_further_step(tmp_path, place) -> None:
 
 
 def test_a_held_out_loss_is_left_off_at_a_signal() -> None:
-    from eqm_video.gamma import TruncatedDecay
-    from eqm_video.objective import EqMObjective
+    from eqm_video.core.gamma import TruncatedDecay
+    from eqm_video.core.objective import EqMObjective
     from eqm_video.training.held_out import HeldOut
 
     def stop() -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from eqm_video import cli, machine
-from eqm_video.build import note_precision
-from eqm_video.config import parse_config
+from eqm_video import cli
+from eqm_video.system import machine
+from eqm_video.training.build import note_precision
+from eqm_video.training.config import parse_config
 
 LINUX_X86 = """processor\t: 0
 model name\t: An Old Processor 2 @ 3 GHz
@@ -68,7 +69,7 @@ def test_bf16_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bf16_of_a_cpu_follows_the_limit_of_its_instructions() -> None:
-    code = "from eqm_video.machine import describe, has_bf16; print(has_bf16('cpu'), describe()['limits'])"
+    code = "from eqm_video.system.machine import describe, has_bf16; print(has_bf16('cpu'), describe()['limits'])"
     limited = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=limited)
     if platform.machine() in ("x86_64", "AMD64"):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from eqm_video import media
-from eqm_video.claims import is_marked
 from eqm_video.errors import UserError
+from eqm_video.output import media
+from eqm_video.system.claims import is_marked
 
 
 def clips(count=3, frames=4, size=16) -> np.ndarray:
@@ -175,7 +175,7 @@ def test_bad_frame_rates(fps, tmp_path):
 def test_import_loads_no_video_library(root):
     import subprocess
 
-    code = "import sys, eqm_video.media; print('av' in sys.modules, 'torch' in sys.modules)"
+    code = "import sys, eqm_video.output.media; print('av' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.split() == ["False", "False"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from eqm_video.gamma import ConstantDecay, TruncatedDecay
-from eqm_video.oracle import OracleField
+from eqm_video.analysis.exact_field import OracleField
+from eqm_video.core.gamma import ConstantDecay, TruncatedDecay
 from eqm_video.samplers import DivergenceError, Dopri5, Euler, GradientDescent, Heun, run
 
 SHAPE = (2, 3, 2, 2, 2)  # B, T, C, H, W

@@ -12,15 +12,15 @@ from cifar_files import cifar_files, random_pictures, write_archive, write_folde
 from PIL import Image
 from test_pipeline import tiny_pipeline, tiny_transformer
 
-from eqm_video import media
-from eqm_video.cli.sources import Clips, Source
-from eqm_video.data.shapes import measure_motion, render_clip, write_moving_shapes
-from eqm_video.energy import Field
+from eqm_video.analysis.exact_field import OracleField
+from eqm_video.core.energy import Field
+from eqm_video.core.gamma import TruncatedDecay
+from eqm_video.core.guidance import GuidedField
+from eqm_video.data.moving_shapes import measure_motion, render_clip, write_moving_shapes
+from eqm_video.data.source import Clips, Source
 from eqm_video.errors import UserError
-from eqm_video.gamma import TruncatedDecay
-from eqm_video.guidance import GuidedField
 from eqm_video.metrics.ood import auroc, auroc_error, frame_scores, largest_jump
-from eqm_video.oracle import OracleField
+from eqm_video.output import media
 from eqm_video.studies.ood import study as module
 from eqm_video.studies.ood.sets import diagonal, made_sets, orders, other_labels, splice
 

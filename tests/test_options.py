@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from test_pipeline import tiny_pipeline
 
-from eqm_video.cli import options as module
-from eqm_video.cli import plots
 from eqm_video.data.layout import list_files
 from eqm_video.errors import UserError
+from eqm_video.output import plots
+from eqm_video.studies import request as module
 
 
 def parsed(*words: str) -> argparse.Namespace:

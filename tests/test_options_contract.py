@@ -15,10 +15,10 @@ from typing import Literal
 import pytest
 
 from eqm_video import cli, options
-from eqm_video.cli.sample_options import SampleOptions
-from eqm_video.config import Config, parse_config
 from eqm_video.errors import UserError
 from eqm_video.options import Declared, Option, declared, narrower, option
+from eqm_video.sampling.options import SampleOptions
+from eqm_video.training.config import Config, parse_config
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = {

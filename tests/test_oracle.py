@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from eqm_video.gamma import ConstantDecay, LinearDecay, PerFrameGamma, PiecewiseDecay, SharedGamma, TruncatedDecay
-from eqm_video.gamma import draw_gamma as draw
-from eqm_video.objective import EqMObjective, frame_loss, interpolate
-from eqm_video.oracle import OracleField
+from eqm_video.analysis.exact_field import OracleField
+from eqm_video.core.gamma import ConstantDecay, LinearDecay, PerFrameGamma, PiecewiseDecay, SharedGamma, TruncatedDecay
+from eqm_video.core.gamma import draw_gamma as draw
+from eqm_video.core.objective import EqMObjective, frame_loss, interpolate
 from eqm_video.randomness import generator
 from eqm_video.samplers import NAG, GradientDescent, descend
 
@@ -254,7 +254,7 @@ def test_known_gammas_go_with_their_clips(monkeypatch):
     for gamma in (torch.linspace(0, 1, 7), torch.linspace(0, 1, 14).reshape(7, 2)):
         whole = oracle.at_gamma(gamma)(points)
         with monkeypatch.context() as patch:
-            patch.setattr("eqm_video.oracle.CHUNK", 1)
+            patch.setattr("eqm_video.analysis.exact_field.CHUNK", 1)
             torch.testing.assert_close(oracle.at_gamma(gamma)(points), whole, rtol=1e-12, atol=1e-12)
         chosen = torch.tensor([5, 2])
         part = oracle.at_gamma(gamma).select(chosen)(points[chosen])
@@ -286,7 +286,7 @@ def test_the_result_does_not_depend_on_the_batch_or_its_chunks(monkeypatch):
     data, points = normal(3, 2, 2, 2, 2), normal(7, 2, 2, 2, 2, seed=1)
     field = OracleField(data, TruncatedDecay(), frame_wise=True)
     whole = field(points)
-    monkeypatch.setattr("eqm_video.oracle.CHUNK", 1)
+    monkeypatch.setattr("eqm_video.analysis.exact_field.CHUNK", 1)
     torch.testing.assert_close(field(points), whole, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(field.select(torch.tensor([4]))(points[4:5]), whole[4:5], rtol=1e-12, atol=1e-12)
     assert field(points.float()).dtype == torch.float32

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from eqm_video.data.shapes import distance, measure_motion, track
+from eqm_video.data.moving_shapes import distance, measure_motion, track
 from eqm_video.errors import UserError
-from eqm_video.media import to_uint8
-from eqm_video.overlays import MOVING, RESTING
+from eqm_video.output.media import to_uint8
+from eqm_video.output.overlays import MOVING, RESTING
 from eqm_video.studies.oracle.pictures import HOLD, PICTURES, ROUNDS, Strip, draw_moment, moments, posterised
 from eqm_video.studies.oracle.runs import COLOURS, GROUND, moving_clips, tasks, way_come
 from eqm_video.studies.oracle.study import Oracle

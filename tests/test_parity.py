@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from eqm_video.cli.convert import main
-from eqm_video.energy import Field
-from eqm_video.gamma import TruncatedDecay
-from eqm_video.guidance import GuidedField
+from eqm_video.core.energy import Field
+from eqm_video.core.gamma import TruncatedDecay
+from eqm_video.core.guidance import GuidedField
+from eqm_video.core.objective import EqMObjective, dispersive_loss, interpolate
 from eqm_video.models.layers import position_table
 from eqm_video.models.transformer import EqMTransformer
-from eqm_video.objective import EqMObjective, dispersive_loss, interpolate
 from eqm_video.samplers import NAG, GradientDescent, descend
 
 FIXTURE = Path(__file__).parent / "fixtures" / "official_eqm"

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from test_pipeline import tiny_pipeline, tiny_transformer
 
-from eqm_video.cli import partial as module
-from eqm_video.cli.partial import Pairs, denoise, measure, psnr, references, variants
-from eqm_video.cli.sources import Clips
-from eqm_video.data.shapes import DIRECTIONS, render_clip, write_moving_shapes
+from eqm_video.data.moving_shapes import DIRECTIONS, render_clip, write_moving_shapes
+from eqm_video.data.source import Clips
 from eqm_video.errors import UserError
+from eqm_video.studies.partial import study as module
+from eqm_video.studies.partial.study import Pairs, denoise, measure, psnr, references, variants
 
 FRAMES, SIZE = 4, 16
 FLOW = {"decay": {"kind": "constant", "gain": 1.0}}

@@ -9,14 +9,14 @@ import torch
 from diffusers import AutoencoderKL
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from eqm_video import pipeline as module
 from eqm_video.codec import Codec
 from eqm_video.errors import UserError
-from eqm_video.loading import load_pipeline
 from eqm_video.models.transformer import EqMTransformer
-from eqm_video.pipeline import EqMPipeline
 from eqm_video.randomness import fold
 from eqm_video.samplers import NAG, GradientDescent
+from eqm_video.sampling import pipeline as module
+from eqm_video.sampling.loading import load_pipeline
+from eqm_video.sampling.pipeline import EqMPipeline
 
 NAMES = ["up", "down", "left"]
 
@@ -355,7 +355,7 @@ def test_folders_that_cannot_be_sampled(pipe, export, tmp_path, monkeypatch):
     def offline(*arguments, **options):
         raise LocalEntryNotFoundError("cannot connect")
 
-    monkeypatch.setattr("eqm_video.folders.snapshot_download", offline)
+    monkeypatch.setattr("eqm_video.sampling.folders.snapshot_download", offline)
     with pytest.raises(UserError, match=r"owner/name.*cannot connect"):
         EqMPipeline.from_pretrained("owner/name")
 
@@ -363,7 +363,8 @@ def test_folders_that_cannot_be_sampled(pipe, export, tmp_path, monkeypatch):
 def test_hub_snapshots_are_loaded_as_local_folders(export, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "eqm_video.folders.snapshot_download", lambda name, **options: asked.append((name, options)) or str(export)
+        "eqm_video.sampling.folders.snapshot_download",
+        lambda name, **options: asked.append((name, options)) or str(export),
     )
     assert EqMPipeline.from_pretrained("owner/name", revision="v1").config.frames == 3
     ((name, options),) = asked

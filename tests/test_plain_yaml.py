@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from eqm_video import plain_yaml
-from eqm_video.config import load_config, to_yaml
 from eqm_video.errors import UserError, short
+from eqm_video.training import plain_yaml
+from eqm_video.training.config import load_config, to_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = ROOT.parent / "shared" / "cases"

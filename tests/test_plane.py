@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from eqm_video import plane
-from eqm_video.cli import plane_pictures
-from eqm_video.cli.plane import main
-from eqm_video.cli.plane_pictures import HOLD, Scene, arrows, draw_film, draw_moment, sampled
-from eqm_video.oracle import OracleField
+from eqm_video.analysis.exact_field import OracleField
+from eqm_video.studies.plane import pictures as plane_pictures
+from eqm_video.studies.plane import worlds as plane
+from eqm_video.studies.plane.pictures import HOLD, Scene, arrows, draw_film, draw_moment, sampled
+from eqm_video.studies.plane.study import main
 
 POINTS = plane.data_points(2)
 

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from test_partial import FRAMES, SIZE, pipeline
 
-from eqm_video.cli import predict as module
-from eqm_video.cli.predict import compare, fade, hold, main, motion, rms
-from eqm_video.data.shapes import write_moving_shapes
+from eqm_video.data.moving_shapes import write_moving_shapes
 from eqm_video.errors import UserError
-from eqm_video.pipeline import EqMPipeline
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.studies import predict as module
+from eqm_video.studies.predict import compare, fade, hold, main, motion, rms
 
 
 def ramp(slope: int = 10) -> np.ndarray:

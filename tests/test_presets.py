@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from eqm_video.build import make_network
-from eqm_video.config import load_config
 from eqm_video.models.presets import PRESETS, UNET_PRESETS, build_model, preset_name
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
+from eqm_video.training.build import make_network
+from eqm_video.training.config import load_config
 
 
 def parameters(name: str, **options) -> int:

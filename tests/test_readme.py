@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from eqm_video.cli import COMMANDS, sample, train
-from eqm_video.config import load_config
+from eqm_video.cli import COMMANDS
+from eqm_video.sampling import launch as sample
+from eqm_video.training import launch as train
+from eqm_video.training.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf8")
+TREE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf8")
 DOCS = {name: (ROOT / "docs" / name).read_text(encoding="utf8") for name in ("landscape.md", "video.md")}
 RECIPES = sorted((ROOT / "configs").glob("*.yaml")) + sorted((ROOT / "configs" / "gamma").glob("*.yaml"))
 
@@ -28,8 +31,8 @@ def expand(name: str) -> list[str]:
 
 
 def tree() -> set[str]:
-    """Every path that the tree in the README names."""
-    block = README.split("## The tree")[1].split("```")[1]
+    """Every path that the tree in docs/architecture.md names."""
+    block = TREE.split("## The tree")[1].split("```")[1]
     paths, folder = set(), ""
     for line in block.splitlines():
         if not line.strip() or line.strip().startswith("#"):
@@ -44,7 +47,7 @@ def tree() -> set[str]:
 
 
 def commands() -> list[str]:
-    fences = re.findall(r"```(\w*)\n(.*?)```", README.split("## The tree")[0] + "".join(DOCS.values()), flags=re.S)
+    fences = re.findall(r"```(\w*)\n(.*?)```", README + "".join(DOCS.values()), flags=re.S)
     blocks = [text for language, text in fences if not language]
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return list(dict.fromkeys(line for line in lines if re.match(r"(accelerate|python|make) ", line)))

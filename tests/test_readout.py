@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from eqm_video.gamma import ConstantDecay, LinearDecay, PiecewiseDecay, TruncatedDecay
-from eqm_video.objective import EqMObjective, interpolate
-from eqm_video.oracle import OracleField
-from eqm_video.overlays import MOVING, PALE, RESTING, TRACK, bar_height, draw_gamma_bars
-from eqm_video.readout import calibrate, frame_dot, frame_rms, infer_gamma, is_saturated, saturation
+from eqm_video.analysis.exact_field import OracleField
+from eqm_video.analysis.gamma_estimate import calibrate, frame_dot, frame_rms, infer_gamma, is_saturated, saturation
+from eqm_video.core.gamma import ConstantDecay, LinearDecay, PiecewiseDecay, TruncatedDecay
+from eqm_video.core.objective import EqMObjective, interpolate
+from eqm_video.output.overlays import MOVING, PALE, RESTING, TRACK, bar_height, draw_gamma_bars
 
 FALLING = [LinearDecay(), TruncatedDecay(), TruncatedDecay(a=0.8123), PiecewiseDecay(b=1.4), PiecewiseDecay(b=0.6)]
 

@@ -12,16 +12,16 @@ import torch
 from test_pipeline import tiny_pipeline
 from torch import Tensor
 
-from eqm_video.data.shapes import DIRECTIONS, coverage
+from eqm_video.analysis.exact_field import OracleField
+from eqm_video.core.gamma import TruncatedDecay
+from eqm_video.data.moving_shapes import DIRECTIONS, coverage
 from eqm_video.errors import UserError
-from eqm_video.gamma import TruncatedDecay
 from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.models.transformer import EqMTransformer
-from eqm_video.oracle import OracleField
-from eqm_video.pipeline import EqMPipeline
 from eqm_video.randomness import fold
-from eqm_video.rollout import roll_out, window_starts
 from eqm_video.samplers import NAG
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.sampling.rollout import roll_out, window_starts
 
 HOW = {"labels": ["up", "left"], "seeds": [3, 4], "num_frames": 4, "steps": 2}
 

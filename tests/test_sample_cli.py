@@ -14,9 +14,9 @@ from test_pipeline import save_checkpoint, tiny_pipeline, tiny_transformer
 
 import eqm_video
 from eqm_video import cli
-from eqm_video.cli import sample as module
 from eqm_video.options import LARGEST
-from eqm_video.pipeline import EqMPipeline
+from eqm_video.sampling import launch as module
+from eqm_video.sampling.pipeline import EqMPipeline
 
 
 @pytest.fixture(scope="module")

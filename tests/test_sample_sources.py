@@ -12,11 +12,11 @@ from numbered import numbers, write_numbered
 from PIL import Image
 from test_pixels import disc, extent, write
 
-from eqm_video.cli.sample_sources import Asked, VideoClip, open_file
 from eqm_video.data.image import ORIENTATION
 from eqm_video.data.transforms import center_crop
 from eqm_video.data.video import probe
 from eqm_video.errors import UserError
+from eqm_video.sampling.clips import Asked, VideoClip, open_file
 
 TICKS = [0, 2, 5, 6, 20, 40, 50, 100]  # in 1/25 s: at 0, 0.08, 0.2, 0.24, 0.8, 1.6, 2 and 4 s
 

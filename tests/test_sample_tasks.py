@@ -13,15 +13,15 @@ from PIL import Image
 from test_pipeline import tiny_pipeline
 from test_sample_cli import count_batches, fails, files, npz, run, settings_of
 
-from eqm_video.cli.sample_known import keyframes_of, name_frames, parse_keyframe, parse_known
-from eqm_video.cli.sample_sources import Asked, open_path
 from eqm_video.data.datasets import open_data
 from eqm_video.data.image import read_image
 from eqm_video.data.transforms import center_crop
 from eqm_video.errors import UserError
 from eqm_video.models.transformer import EqMTransformer
-from eqm_video.pipeline import EqMPipeline
-from eqm_video.rollout import roll_out
+from eqm_video.sampling.clips import Asked, open_path
+from eqm_video.sampling.known import keyframes_of, name_frames, parse_keyframe, parse_known
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.sampling.rollout import roll_out
 
 REAL = Path(__file__).resolve().parent.parent.parent / "shared" / "real"
 ORANGE = (230, 159, 0)

@@ -12,12 +12,12 @@ import pytest
 import torch
 from test_pipeline import tiny_pipeline
 
-from eqm_video.cli.sample_options import parse
 from eqm_video.errors import UserError
 from eqm_video.options import declared
-from eqm_video.pipeline import EqMPipeline
-from eqm_video.rollout import roll_out
 from eqm_video.samplers import NAG, GradientDescent
+from eqm_video.sampling.options import parse
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.sampling.rollout import roll_out
 from eqm_video.sampling.settings import Sampling
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,8 +105,8 @@ spec = importlib.util.spec_from_file_location("eqm_video.sampling.settings", {st
 module = importlib.util.module_from_spec(spec)
 sys.modules["eqm_video.sampling.settings"] = module
 spec.loader.exec_module(module)
-from eqm_video.pipeline import EqMPipeline
-from eqm_video.cli.sample_options import parse
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.sampling.options import parse
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from test_pipeline import tiny_pipeline
 assert inspect.signature(EqMPipeline.__call__).parameters["boldness"].default == 0.5

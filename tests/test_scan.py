@@ -19,12 +19,12 @@ import pytest
 from numbered import numbers, write_numbered
 from PIL import Image
 
-from eqm_video.cli.sources import kind_of
 from eqm_video.data import children, entries, layout
-from eqm_video.data import index as index_module
+from eqm_video.data import scan as index_module
 from eqm_video.data.datasets import look_at_video, open_data
 from eqm_video.data.image import ImageInfo
-from eqm_video.data.index import examine
+from eqm_video.data.scan import examine
+from eqm_video.data.source import kind_of
 from eqm_video.data.video import VideoDecodeError, VideoInfo
 from eqm_video.errors import UserError
 from eqm_video.names import as_label, shown

@@ -8,8 +8,16 @@ import av
 import numpy as np
 import pytest
 
-from eqm_video.data.shapes import DIRECTIONS, SHAPES, coverage, label_names, measure_motion, render_clip, score_motion
-from eqm_video.data.shapes import write_moving_shapes as write
+from eqm_video.data.moving_shapes import (
+    DIRECTIONS,
+    SHAPES,
+    coverage,
+    label_names,
+    measure_motion,
+    render_clip,
+    score_motion,
+)
+from eqm_video.data.moving_shapes import write_moving_shapes as write
 from eqm_video.errors import UserError
 
 

@@ -14,11 +14,11 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from tiny_run import read_metrics, tiny_network, write_codec, write_images, write_videos
 
-from eqm_video.build import start_from
 from eqm_video.cli import main as command_line
 from eqm_video.models.convert import convert
 from eqm_video.models.transformer import EqMTransformer
-from eqm_video.pipeline import EqMPipeline
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.training.build import start_from
 
 FIXTURE = Path(__file__).parent / "fixtures" / "official_eqm" / "official_state_dict.safetensors"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eqm_video.data.stills import dead_leaves, fractal_noise, random_colour
+from eqm_video.data.dead_leaves import dead_leaves, fractal_noise, random_colour
 
 
 def test_same_seed_same_picture() -> None:

@@ -12,17 +12,17 @@ import torch
 from test_pipeline import tiny_pipeline, tiny_transformer
 from tiny_run import write_videos
 
-from eqm_video.cli.options import Request
-from eqm_video.cli.quality import Judge
-from eqm_video.cli.sources import Source
-from eqm_video.cli.walks import walk
-from eqm_video.data.shapes import label_names, render_clip
+from eqm_video.core.gamma import gamma_path
+from eqm_video.data.moving_shapes import label_names, render_clip
+from eqm_video.data.source import Source
 from eqm_video.errors import UserError
-from eqm_video.gamma import gamma_path
 from eqm_video.options import LARGEST, parse
-from eqm_video.pipeline import EqMPipeline
 from eqm_video.samplers import GradientDescent
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.studies.quality import Judge
+from eqm_video.studies.request import Request
 from eqm_video.studies.sweep import study as sweep
+from eqm_video.studies.walk import walk
 
 
 class Bowl:

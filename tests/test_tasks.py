@@ -10,13 +10,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from eqm_video.cli import recipes, tasks, tasks_clips, tasks_long, tasks_report, tasks_short
-from eqm_video.cli.demo import write_videos
-from eqm_video.config import load_config, to_tree
 from eqm_video.data.datasets import look_at_video
-from eqm_video.data.shapes import label_names
+from eqm_video.data.moving_shapes import label_names
 from eqm_video.errors import UserError
-from eqm_video.recipe import flatten
+from eqm_video.studies import recipes
+from eqm_video.studies.demo import write_videos
+from eqm_video.studies.tasks import clips as tasks_clips
+from eqm_video.studies.tasks import long as tasks_long
+from eqm_video.studies.tasks import report as tasks_report
+from eqm_video.studies.tasks import short as tasks_short
+from eqm_video.studies.tasks import study as tasks
+from eqm_video.training.config import load_config, to_tree
+from eqm_video.training.strict_yaml import flatten
 
 NAMES = label_names(("Disc", "Square"))
 GAMMAS = {"shared", "per_frame", "context", "context_any", "mixture", "mixture_half"}
@@ -179,8 +184,8 @@ def test_ways_change_one_choice_at_a_time() -> None:
 
 
 def test_endless_videos_are_three_windows_long(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("eqm_video.cli.demo.VIDEOS", 2)
-    monkeypatch.setattr("eqm_video.cli.demo.HELD_OUT", 1)
+    monkeypatch.setattr("eqm_video.studies.demo.VIDEOS", 2)
+    monkeypatch.setattr("eqm_video.studies.demo.HELD_OUT", 1)
     write_videos(tmp_path / "endless", endless=True)
     files = sorted((tmp_path / "endless").rglob("*.avi"))
     assert len(files) == 16 and {look_at_video(file).frames for file in files} == {24}
@@ -210,8 +215,8 @@ def test_the_best_shows_its_labels_longest_or_continues_best() -> None:
 
 
 def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
-    monkeypatch.setattr("eqm_video.cli.demo.VIDEOS", 2)
-    monkeypatch.setattr("eqm_video.cli.demo.HELD_OUT", 1)
+    monkeypatch.setattr("eqm_video.studies.demo.VIDEOS", 2)
+    monkeypatch.setattr("eqm_video.studies.demo.HELD_OUT", 1)
     monkeypatch.setattr(tasks_short, "TOLERANCES", (1.0,))
     ways = {"overlap": [tasks_long.Way(4), tasks_long.Way(6)]}
     monkeypatch.setattr(tasks_long, "ways", lambda plain, frames: ways)

@@ -22,10 +22,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import eqm_video.oracle
-from eqm_video.energy import Field
-from eqm_video.gamma import TruncatedDecay, gamma_path
-from eqm_video.oracle import OracleField
+import eqm_video.analysis.exact_field
+from eqm_video.analysis.exact_field import OracleField
+from eqm_video.core.energy import Field
+from eqm_video.core.gamma import TruncatedDecay, gamma_path
 from eqm_video.samplers import NAG, GradientDescent, descend
 
 DECAY = TruncatedDecay(a=0.8, gain=4.0)
@@ -81,10 +81,10 @@ def test_the_field_falls_to_zero_towards_training_data_in_every_dimension(size, 
         return torch.stack([field(data + delta * way).norm(dim=1) for delta in (1e-2, 1e-4, 1e-6, 1e-8)])
 
     coarse = sizes()
-    nodes = eqm_video.oracle._gauss_nodes
+    nodes = eqm_video.analysis.exact_field._gauss_nodes
     with monkeypatch.context() as patch:
-        patch.setattr(eqm_video.oracle, "_gauss_nodes", lambda: nodes(panels=128))
-        patch.setattr(eqm_video.oracle, "U_MAX", 40.0)
+        patch.setattr(eqm_video.analysis.exact_field, "_gauss_nodes", lambda: nodes(panels=128))
+        patch.setattr(eqm_video.analysis.exact_field, "U_MAX", 40.0)
         fine = sizes()
     torch.testing.assert_close(coarse, fine, rtol=1e-5 if size == 2 else 1e-7, atol=0)
     assert (coarse[-1] < 1e-6).all()

@@ -21,13 +21,13 @@ from safetensors.torch import load_file, save_file
 from tiny_run import ROOT, read_metrics, run_command, tiny_network, write_codec, write_videos
 
 from eqm_video.cli import main as command_line
-from eqm_video.config import load_config
-from eqm_video.energy import Field
+from eqm_video.core.energy import Field
 from eqm_video.errors import UserError
 from eqm_video.models.transformer import EqMTransformer
-from eqm_video.pipeline import EqMPipeline
-from eqm_video.run import Run
+from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.training.checkpoint import Checkpoints
+from eqm_video.training.config import load_config
+from eqm_video.training.run import Run
 from eqm_video.training.trainer import Trainer
 
 
@@ -146,7 +146,7 @@ def test_dry_run_asks_the_hub_for_an_unknown_codecs_configuration(made, capsys, 
             raise OSError("no network")
         return str(made / "codec" / "config.json")
 
-    monkeypatch.setattr("eqm_video.build.hf_hub_download", download)
+    monkeypatch.setattr("eqm_video.training.build.hf_hub_download", download)
     assert main(["--dry-run", "codec.name=some/autoencoder", "data.size=64", "model.num_labels=3"]) == 0
     assert main(["--dry-run", "codec.name=some/other"]) == 2
     assert "codec.name='some/other' is not known without a download" in capsys.readouterr().err
@@ -372,7 +372,7 @@ def test_a_preview_that_cannot_be_written_ends_nothing(made, tmp_path, capsys, m
     def full(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("eqm_video.media.write_gif", full)
+    monkeypatch.setattr("eqm_video.output.media.write_gif", full)
     assert main([*recipe(made, tmp_path / "run"), "preview.every=2"]) == 0
     said = capsys.readouterr().err
     assert "warning: no preview of step 2: " in said and "warning: no preview of step 4: " in said

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from eqm_video.cli import main, train_codec
+from eqm_video.cli import main
 from eqm_video.codec import Codec
-from eqm_video.data.stills import dead_leaves
+from eqm_video.data.dead_leaves import dead_leaves
+from eqm_video.studies import train_codec
 
 
 @pytest.fixture(autouse=True)

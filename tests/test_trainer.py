@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from tiny_run import MemoryClips, encode, equal, read_metrics, tiny_network, tiny_trainer, weights
 
-from eqm_video.energy import ENERGIES, checkpoint_block
+from eqm_video.core.energy import ENERGIES, checkpoint_block
+from eqm_video.core.gamma import ContextGamma, MixtureGamma, TruncatedDecay
+from eqm_video.core.objective import EqMObjective
 from eqm_video.errors import UserError
-from eqm_video.gamma import ContextGamma, MixtureGamma, TruncatedDecay
 from eqm_video.models.transformer import EqMTransformer
-from eqm_video.objective import EqMObjective
 from eqm_video.randomness import generator
 from eqm_video.training.batches import BatchPlan
 from eqm_video.training.held_out import HeldOut

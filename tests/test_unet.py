@@ -13,13 +13,13 @@ from tiny_run import MemoryClips, equal, tiny_trainer, weights
 from torch import nn
 
 from eqm_video.codec import Codec
-from eqm_video.energy import Field, checkpoint_block
+from eqm_video.core.energy import Field, checkpoint_block
 from eqm_video.errors import UserError
-from eqm_video.folders import load_transformer
-from eqm_video.loading import load_pipeline
 from eqm_video.models.presets import UNET_PRESETS, build_model
 from eqm_video.models.unet import EqMUNet
-from eqm_video.pipeline import EqMPipeline
+from eqm_video.sampling.folders import load_transformer
+from eqm_video.sampling.loading import load_pipeline
+from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.training.optim import OPTIMIZERS
 
 TINY = {"base_channels": 8, "multipliers": (1, 2), "patch_size": 2, "depth": 1, "norm_groups": 4, "num_labels": 3}

@@ -18,9 +18,9 @@ from fakecuda import *
 patch_generators()
 torch.Tensor.pin_memory = lambda self, *unused: self  # the tool has no pinned memory
 from tiny_run import MemoryClips, tiny_network, tiny_trainer
-from eqm_video.gamma import MixtureGamma
-from eqm_video.objective import EqMObjective
-from eqm_video.gamma import TruncatedDecay
+from eqm_video.core.gamma import MixtureGamma
+from eqm_video.core.objective import EqMObjective
+from eqm_video.core.gamma import TruncatedDecay
 
 class Device:
     device, num_processes, process_index, scaler = CUDA, 1, 0, None

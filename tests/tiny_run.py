@@ -13,10 +13,10 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
-from eqm_video.energy import Field
-from eqm_video.gamma import SharedGamma, TruncatedDecay
+from eqm_video.core.energy import Field
+from eqm_video.core.gamma import SharedGamma, TruncatedDecay
+from eqm_video.core.objective import EqMObjective
 from eqm_video.models.transformer import EqMTransformer
-from eqm_video.objective import EqMObjective
 from eqm_video.training.batches import Batches, BatchPlan
 from eqm_video.training.checkpoint import Checkpoints
 from eqm_video.training.ema import Ema
@@ -152,7 +152,7 @@ def write_codec(folder: Path, seed: int = 0) -> Path:
 
 def write_videos(folder: Path, size: int = 32, frames: int = 10, each: int = 3) -> Path:
     """Two class folders of a bright bar that moves left or right."""
-    from eqm_video.media import write_mp4
+    from eqm_video.output.media import write_mp4
 
     for label, direction in (("left", -1), ("right", 1)):
         (folder / label).mkdir(parents=True, exist_ok=True)

@@ -57,23 +57,43 @@ def _studies() -> Iterator[tuple[str, Command]]:
 
 
 COMMANDS = {
-    name: Command(f"eqm_video.cli.{name.replace('-', '_')}", group, says)
-    for name, group, says in (
-        ("train", "use", "train a model from a recipe (train_video.py)"),
-        ("sample", "use", "sample clips or images from a trained model (sample_video.py)"),
-        ("convert", "use", "convert weights of the reference EqM or SiT code"),
-        ("demo", "use", "write moving shapes, train on them, sample, measure"),
-        ("reconstruct", "use", "put your data through a codec and back, before any training"),
-        ("train-codec", "use", "train the small autoencoder that ships with the package"),
-        ("descent", "look", "gradient, energy and frames along a descent, of one model or two"),
-        ("curvature", "look", "curl and largest curvature of a field, and the steps that it bears"),
-        ("partial", "look", "denoise clips that start between noise and data"),
-        ("compose", "look", "several labels, or several models, in one sample"),
-        ("predict", "look", "hidden frames of real clips: predictions against what they were"),
-        ("compare", "look", "samples against data: nearest clips, and a Fréchet distance"),
-        ("plane", "compare", "flow matching and Equilibrium Matching in two dimensions"),
-        ("tasks", "compare", "train and compare draws of gamma: every video task on endless moving shapes"),
-        ("ablate", "compare", "train and compare objectives, decays and samplers on moving shapes"),
+    name: Command(f"eqm_video.{place}", group, says)
+    for name, place, group, says in (
+        ("train", "training.launch", "use", "train a model from a recipe (train_video.py)"),
+        ("sample", "sampling.launch", "use", "sample clips or images from a trained model (sample_video.py)"),
+        ("convert", "cli.convert", "use", "convert weights of the reference EqM or SiT code"),
+        ("demo", "studies.demo", "use", "write moving shapes, train on them, sample, measure"),
+        ("reconstruct", "studies.reconstruct", "use", "put your data through a codec and back, before any training"),
+        ("train-codec", "studies.train_codec", "use", "train the small autoencoder that ships with the package"),
+        (
+            "descent",
+            "studies.descent.study",
+            "look",
+            "gradient, energy and frames along a descent, of one model or two",
+        ),
+        (
+            "curvature",
+            "studies.curvature.study",
+            "look",
+            "curl and largest curvature of a field, and the steps that it bears",
+        ),
+        ("partial", "studies.partial.study", "look", "denoise clips that start between noise and data"),
+        ("compose", "studies.compose.study", "look", "several labels, or several models, in one sample"),
+        ("predict", "studies.predict", "look", "hidden frames of real clips: predictions against what they were"),
+        ("compare", "studies.compare.study", "look", "samples against data: nearest clips, and a Fréchet distance"),
+        ("plane", "studies.plane.study", "compare", "flow matching and Equilibrium Matching in two dimensions"),
+        (
+            "tasks",
+            "studies.tasks.study",
+            "compare",
+            "train and compare draws of gamma: every video task on endless moving shapes",
+        ),
+        (
+            "ablate",
+            "studies.ablate.study",
+            "compare",
+            "train and compare objectives, decays and samplers on moving shapes",
+        ),
     )
 } | dict(_studies())
 
@@ -121,6 +141,8 @@ def _overview() -> str:
         lines += ["", f"{title}:"]
         lines += [f"  {name:{width}}  {one.says}" for name, one in COMMANDS.items() if one.group == group]
     return "\n".join(lines)
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory could not be had: Python's and numpy's, or torch's on a CPU or a GPU."""
     text = str(error)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from eqm_video.data.buckets import Bucket
 from eqm_video.data.image import read_image
-from eqm_video.data.index import Report, Substitutes
 from eqm_video.data.layout import quote
+from eqm_video.data.scan import Report, Substitutes
 from eqm_video.data.transforms import center_crop, crop_clip, directed_labels, sides
 from eqm_video.data.video import frame_seconds, read_frames, stream_frames
 from eqm_video.errors import UserError

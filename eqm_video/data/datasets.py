@@ -13,8 +13,8 @@ from eqm_video.data.cifar import find_cifar, read_cifar
 from eqm_video.data.clips import ArraySet, Clip, ClipSet, ImageSet, VideoSet, batch_of, check_flip, collate
 from eqm_video.data.holding import choose_held_out
 from eqm_video.data.image import ImageInfo
-from eqm_video.data.index import Report, examine
 from eqm_video.data.layout import Listing, list_files, quote
+from eqm_video.data.scan import Report, examine
 from eqm_video.data.transforms import sides
 from eqm_video.data.video import VideoDecodeError, VideoInfo
 from eqm_video.errors import UserError

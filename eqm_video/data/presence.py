@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eqm_video.data.index import Substitutes
 from eqm_video.data.layout import quote
+from eqm_video.data.scan import Substitutes
 from eqm_video.data.video import VideoDecodeError
 from eqm_video.errors import UserError
-from eqm_video.patience import DISK, patience
+from eqm_video.system.patience import DISK, patience
 
 SAMPLE = 8  # files, spread over the set, that decide whether the data are there
 POLL = 0.5  # seconds between two looks

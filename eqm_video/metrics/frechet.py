@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eqm_video.devices import double
+from eqm_video.system.devices import double
 
 
 def random_projection(values: int, dimensions: int, generator: torch.Generator) -> Tensor:

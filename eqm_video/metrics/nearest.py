@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eqm_video.devices import double, widest
+from eqm_video.system.devices import double, widest
 
 CHUNK = 2**24  # float32 values of one temporary tensor: 64 MiB
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from eqm_video.energy import frame_energies
+from eqm_video.core.energy import frame_energies
 
 SCORES = ("gradient_norm", "energy")
 

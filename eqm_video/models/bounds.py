@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from eqm_video.errors import UserError, cut, short
-from eqm_video.reading import check_regular, read_json
+from eqm_video.system.reading import check_regular, read_json
 
 # Keys that count layers, and those whose lists have an entry for each level of a U-Net or an autoencoder.
 _LAYERS = ("depth", "layers_per_block", "num_layers", "num_encoder_blocks", "num_decoder_blocks")

@@ -15,13 +15,13 @@ from einops import rearrange
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from eqm_video.claims import Output, claim
 from eqm_video.errors import UserError, cut
-from eqm_video.files import writing_folder
 from eqm_video.models.layers import position_table
 from eqm_video.models.presets import PRESETS
 from eqm_video.models.reference_files import read_weights
 from eqm_video.models.transformer import EqMTransformer
+from eqm_video.system.claims import Output, claim
+from eqm_video.system.files import writing_folder
 
 POSITIONS = "pos_embed"  # a fixed table in the reference, computed by us
 OUTER_LAYERS = {

@@ -14,7 +14,7 @@ from diffusers.utils import BaseOutput
 from einops import rearrange
 from torch import Tensor, nn
 
-from eqm_video.energy import ENERGIES
+from eqm_video.core.energy import ENERGIES
 from eqm_video.models.inputs import check_inputs
 from eqm_video.models.layers import EqMBlock, GammaEmbedding, Head, Modulation, position_table, time_rotation
 
@@ -41,7 +41,7 @@ class EqMTransformer(ModelMixin, ConfigMixin):
     no temporal weights and frames do not see each other. conditioned_on_gamma: whether `forward` is told gamma; the
     embedder exists either way and is fed 0 where it is not (Equilibrium Matching, arXiv 2510.02300, section 3.4).
     rope_base: slowest rotary period in time over 2 pi, in reference frames. energy: what the output f means, for
-    `eqm_video.energy.Field`: "implicit", the gradient itself; "dot" or "l2", an energy's ingredient, whose gradient is
+    `core.energy.Field`: "implicit", the gradient itself; "dot" or "l2", an energy's ingredient, whose gradient is
     the field. It travels with every export and changes no weight; `forward` returns the raw f in any case.
     """
 
@@ -102,7 +102,7 @@ class EqMTransformer(ModelMixin, ConfigMixin):
     def forward(
         self, latents: Tensor, labels: Tensor | None = None, *, times: Tensor | None = None, gamma: Tensor | None = None
     ) -> EqMOutput:
-        """Evaluate f, as it is: with an explicit energy the field to descend is `eqm_video.energy.Field`'s, not this.
+        """Evaluate f, as it is: with an explicit energy the field to descend is `core.energy.Field`'s, not this.
 
         latents: (B,T,C,H,W), H and W divisible by the patch size. They are computed in the network's own dtype and the
         sample returns in theirs, so that a bfloat16 network can serve a float32 descent.

@@ -18,7 +18,7 @@ from diffusers.models.upsampling import Upsample2D
 from einops import rearrange
 from torch import Tensor, nn
 
-from eqm_video.energy import ENERGIES
+from eqm_video.core.energy import ENERGIES
 from eqm_video.models.inputs import check_inputs
 from eqm_video.models.layers import GammaEmbedding
 from eqm_video.models.transformer import EqMOutput
@@ -113,7 +113,7 @@ class EqMUNet(ModelMixin, ConfigMixin):
     def forward(
         self, latents: Tensor, labels: Tensor | None = None, *, times: Tensor | None = None, gamma: Tensor | None = None
     ) -> EqMOutput:
-        """Evaluate f, as it is: with an explicit energy the field to descend is `eqm_video.energy.Field`'s, not this.
+        """Evaluate f, as it is: with an explicit energy the field to descend is `core.energy.Field`'s, not this.
 
         latents: (B,1,C,H,W), H and W divisible by `config.patch_size`; computed in the network's own dtype, the sample
         returns in theirs. labels: (B,) integers in 0…K; None is the null label K for every clip. times: (B,1) or None;

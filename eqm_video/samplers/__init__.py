@@ -9,12 +9,12 @@ from torch import Tensor
 
 from eqm_video.samplers.checks import Callback, DivergenceError, Gradient
 from eqm_video.samplers.descent import Descent, descend
-from eqm_video.samplers.frames import FRAME_SCHEDULES, frame_moves
+from eqm_video.samplers.frame_schedule import FRAME_SCHEDULES, frame_moves
 from eqm_video.samplers.ode import Dopri5, Euler, Heun, Solver
 from eqm_video.samplers.presets import SAMPLER_PRESETS
 from eqm_video.samplers.rules import NAG, RULES, Adam, GradientDescent, Langevin, Rule
-from eqm_video.samplers.schedules import SCHEDULES, Schedule, step_factors
 from eqm_video.samplers.sde import SDE
+from eqm_video.samplers.step_schedule import SCHEDULES, Schedule, step_factors
 
 Sampler = Rule | Solver
 SAMPLERS: dict[str, type] = {**RULES, "euler": Euler, "heun": Heun, "dopri5": Dopri5, "sde": SDE}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from eqm_video.devices import send
+from eqm_video.samplers.active import Moving, frame_rms
 from eqm_video.samplers.checks import (
     CHECK_EVERY,
     Callback,
@@ -21,10 +21,10 @@ from eqm_video.samplers.checks import (
     check_finite,
     is_number,
 )
-from eqm_video.samplers.frames import Turns
-from eqm_video.samplers.moving import Moving, frame_rms
+from eqm_video.samplers.frame_schedule import Turns
 from eqm_video.samplers.rules import Rule
-from eqm_video.samplers.schedules import Schedule, scaled, step_factors
+from eqm_video.samplers.step_schedule import Schedule, scaled, step_factors
+from eqm_video.system.devices import send
 
 __all__ = ["Descent", "DivergenceError", "descend"]
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from eqm_video.devices import widest
+from eqm_video.samplers.active import Moving
 from eqm_video.samplers.checks import (
     CHECK_EVERY,
     Callback,
@@ -28,7 +28,7 @@ from eqm_video.samplers.checks import (
     is_number,
 )
 from eqm_video.samplers.descent import Descent
-from eqm_video.samplers.moving import Moving
+from eqm_video.system.devices import widest
 
 Slope = Callable[[Tensor, float], Tensor]  # (latents, gamma) -> gradient
 

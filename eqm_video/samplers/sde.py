@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eqm_video.samplers.active import Moving
 from eqm_video.samplers.checks import (
     CHECK_EVERY,
     Callback,
@@ -30,7 +31,6 @@ from eqm_video.samplers.checks import (
     is_number,
 )
 from eqm_video.samplers.descent import Descent
-from eqm_video.samplers.moving import Moving
 from eqm_video.samplers.ode import finished
 from eqm_video.samplers.rules import clip_noise
 

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from eqm_video import machine
-from eqm_video.cli import plots
-from eqm_video.cli.options import Request, describe_rule
-from eqm_video.cli.quality import NAMES, Judge
-from eqm_video.cli.walks import Walk, decode, walk
 from eqm_video.errors import UserError
 from eqm_video.options import narrower, option
-from eqm_video.pipeline import EqMPipeline
+from eqm_video.output import plots
 from eqm_video.samplers import RULES
 from eqm_video.sampling.option_groups import Data, PerFrame, Ruled
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.studies.quality import NAMES, Judge
+from eqm_video.studies.request import Request, describe_rule
 from eqm_video.studies.study import Report, Sampled
+from eqm_video.studies.walk import Walk, decode, walk
+from eqm_video.system import machine
 
 
 def read_fixed(text: str) -> tuple[int, float]:

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from eqm_video import files, machine, options
-from eqm_video.cli.options import Request, open_model
-from eqm_video.cli.outputs import claim_output
-from eqm_video.pipeline import EqMPipeline
+from eqm_video import options
+from eqm_video.output.outputs import claim_output
 from eqm_video.sampling import option_groups as groups
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.studies.request import Request, open_model
+from eqm_video.system import files, machine
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from eqm_video.patience import SILENT, STUCK, patience
+from eqm_video.system.patience import SILENT, STUCK, patience
 
 LOOK = 1.0  # seconds between two beats
 GRACE = 60.0  # seconds that a failed process waits for process 0 to save

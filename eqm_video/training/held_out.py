@@ -12,11 +12,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from eqm_video.data.index import Substitutes
+from eqm_video.core.energy import Field
+from eqm_video.core.objective import EqMObjective, interpolate
 from eqm_video.data.presence import patient
+from eqm_video.data.scan import Substitutes
 from eqm_video.data.video import VideoDecodeError
-from eqm_video.energy import Field
-from eqm_video.objective import EqMObjective, interpolate
 from eqm_video.randomness import fold, generator, normal
 from eqm_video.training.signals import Stopped
 

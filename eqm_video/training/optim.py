@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from eqm_video.errors import UserError
-from eqm_video.machine import has_bf16
+from eqm_video.system.machine import has_bf16
 
 STACKED = 1 << 26  # numbers of the matrices that are orthogonalized together, which bounds the memory for it
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from eqm_video.data.layout import quote
 from eqm_video.errors import UserError
-from eqm_video.patience import DATA, patience
+from eqm_video.system.patience import DATA, patience
 from eqm_video.training.signals import Stopped
 
 POLL = 0.2  # seconds between two looks at the stop signal

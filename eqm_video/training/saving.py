@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from eqm_video.errors import UserError
-from eqm_video.patience import DATA, FULL, patience
+from eqm_video.system.patience import DATA, FULL, patience
 from eqm_video.training.checkpoint import Checkpoints, step_of
 from eqm_video.training.rescue import Whole
 from eqm_video.training.signals import StopSignals

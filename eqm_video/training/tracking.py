@@ -17,9 +17,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from eqm_video.core.gamma import MODES, gamma_modes
 from eqm_video.errors import UserError
-from eqm_video.files import write_file
-from eqm_video.gamma import MODES, gamma_modes
+from eqm_video.system.files import write_file
 from eqm_video.training.trackers import to_tensorboard, tracker_errors
 
 BINS = 11  # gamma in [0, 0.1), ... [0.9, 1), and the clean frames at exactly 1

@@ -19,11 +19,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from eqm_video.energy import Field
+from eqm_video.core.energy import Field
+from eqm_video.core.gamma import draw_gamma
+from eqm_video.core.objective import EqMObjective, dispersive_loss, interpolate
 from eqm_video.errors import UserError
-from eqm_video.gamma import draw_gamma
-from eqm_video.objective import EqMObjective, dispersive_loss, interpolate
 from eqm_video.randomness import fold, generator, normal
+from eqm_video.system.record import read_record
 from eqm_video.training.batches import Batches
 from eqm_video.training.checkpoint import Checkpoints, load_state, save_state
 from eqm_video.training.ema import Ema
@@ -31,7 +32,6 @@ from eqm_video.training.gather import gather_clips
 from eqm_video.training.heartbeat import Heartbeat
 from eqm_video.training.optim import set_lr
 from eqm_video.training.progress import Forecast
-from eqm_video.training.record import read_record
 from eqm_video.training.rescue import Rescue
 from eqm_video.training.saving import Saving
 from eqm_video.training.signals import Stopped, StopSignals

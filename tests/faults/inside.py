@@ -77,7 +77,7 @@ def files(kind: str, folder: str, answer: str) -> None:
 
 
 def open_recipe(path: Path) -> None:
-    from eqm_video.config import load_config
+    from eqm_video.training.config import load_config
 
     load_config(path)
 
@@ -101,8 +101,8 @@ OPENERS = {"recipes": open_recipe, "archives": open_archive, "weights": open_wei
 def checkpoints(whole: str, scratch: str, count: str, seed: str, answer: str) -> None:
     """Damage one file of a checkpoint at a time: it must be noticed, and be one sentence whoever opens it."""
     from eqm_video.errors import UserError
-    from eqm_video.loading import load_pipeline
-    from eqm_video.training.record import damage
+    from eqm_video.sampling.loading import load_pipeline
+    from eqm_video.system.record import damage
     from faults.made import mutate
 
     random_ = random.Random(int(seed))

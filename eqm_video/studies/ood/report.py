@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from eqm_video import media
-from eqm_video.cli import plots
+from eqm_video.output import media, plots
 
 TITLES = {"gradient_norm": "gradient's RMS", "energy": "energy"}
 MODES = {"none": "no label told", "given": "label told"}

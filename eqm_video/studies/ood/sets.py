@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eqm_video.cli.sources import Clips, Source
-from eqm_video.data.shapes import label_names, measure_motion
+from eqm_video.data.moving_shapes import label_names, measure_motion
+from eqm_video.data.source import Clips, Source
 from eqm_video.errors import UserError
 from eqm_video.randomness import fold
 

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from eqm_video.cli.options import lists_of, split_of
-from eqm_video.cli.sources import Clips, Source
+from eqm_video.data.source import Clips, Source
 from eqm_video.errors import UserError
 from eqm_video.metrics.ood import SCORES, auroc, auroc_error, frame_scores, largest_jump
 from eqm_video.options import narrower, option
-from eqm_video.pipeline import EqMPipeline
 from eqm_video.sampling.option_groups import SPLIT, Batched, HeldOut, Seeded, ToldLabels
+from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.ood import report
 from eqm_video.studies.ood.sets import made_sets, other_labels
+from eqm_video.studies.request import lists_of, split_of
 from eqm_video.studies.study import OneModel, Report
 
 Scores = dict[str, Tensor]  # score -> (N, T)

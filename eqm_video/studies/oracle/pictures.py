@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from eqm_video import media
-from eqm_video.overlays import RESTING, draw_gamma_bars
+from eqm_video.output import media
+from eqm_video.output.overlays import RESTING, draw_gamma_bars
 
 FPS, HOLD = 6.25, 4  # pictures a second, and pictures for which the start stands still
 PICTURES = 16  # of the descents, at most: noise makes a GIF large

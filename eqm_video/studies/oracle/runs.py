@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqm_video import media
-from eqm_video.data.shapes import DIRECTIONS, SHAPES, coverage
-from eqm_video.gamma import TruncatedDecay
-from eqm_video.objective import interpolate
-from eqm_video.oracle import OracleField
+from eqm_video.analysis.exact_field import OracleField
+from eqm_video.analysis.gamma_estimate import frame_rms
+from eqm_video.core.gamma import TruncatedDecay
+from eqm_video.core.objective import interpolate
+from eqm_video.data.moving_shapes import DIRECTIONS, SHAPES, coverage
+from eqm_video.output import media
 from eqm_video.randomness import generator, normal
-from eqm_video.readout import frame_rms
 from eqm_video.samplers import NAG, descend
 from eqm_video.studies.oracle.pictures import Strip
 

@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from eqm_video import machine
 from eqm_video.errors import UserError
 from eqm_video.options import narrower
 from eqm_video.samplers import NAG
@@ -14,6 +13,7 @@ from eqm_video.sampling.option_groups import Filmed, Many, Seeded, Shaped, Stepp
 from eqm_video.studies.oracle.pictures import draw_film
 from eqm_video.studies.oracle.runs import DECAY, Runs, moving_clips, tasks
 from eqm_video.studies.study import Report, Study
+from eqm_video.system import machine
 
 MU = 0.35
 LARGEST_STEP = 0.045  # NAG at mu = 0.35 is stable about data up to step size 0.0588

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eqm_video.cli import plots
-from eqm_video.cli.quality import NAMES
+from eqm_video.output import plots
+from eqm_video.studies.quality import NAMES
 
 Row = Mapping[str, Any]
 

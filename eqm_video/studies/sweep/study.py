@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from eqm_video import files, machine
-from eqm_video.cli.options import Request
-from eqm_video.cli.quality import Judge
-from eqm_video.cli.sample import fingerprint
-from eqm_video.cli.walks import decode, walk
 from eqm_video.errors import UserError
 from eqm_video.options import narrower, option
-from eqm_video.pipeline import EqMPipeline
 from eqm_video.samplers import NAG, RULES, SAMPLERS, SCHEDULES
+from eqm_video.sampling.launch import fingerprint
 from eqm_video.sampling.option_groups import Against, Data, Overwriting, Ruled, Stepping
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.studies.quality import Judge
+from eqm_video.studies.request import Request
 from eqm_video.studies.study import Report, Sampled
 from eqm_video.studies.sweep.plot import draw_sweep
+from eqm_video.studies.walk import decode, walk
+from eqm_video.system import files, machine
 
 LENGTHS = (0.25, 0.5, 1.0, 2.0)  # of the walk, in units of the model's own, for --step-size auto
 EVALUATIONS = {"heun": 2}  # of one step, where it is not 1

@@ -1,0 +1,1 @@
+"""The mathematics of Equilibrium Matching: objective, decays and draws of gamma, energies, guidance, composition."""

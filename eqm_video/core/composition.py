@@ -1,0 +1,110 @@
+"""Fields made of fields: weighted sums of labels and of networks, and a field along a descent.
+
+Legend: B clips, T frames, C channels, H W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from eqm_video.core.guidance import GuidedField, weighted_sum
+
+
+class ComposedField:
+    """A weighted sum of fields, of other labels or of other networks, as a gradient (arXiv 2510.02300, section 4.4).
+
+    The fields are gradients of the same latents, such as `GuidedField`s; classifier-free guidance is the composition of
+    a labelled and an unlabelled field with the weights s and 1 - s. `plain_sum`: see `weighted_sum`.
+    """
+
+    def __init__(self, fields: Sequence[GuidedField], weights: Sequence[float], *, plain_sum: bool = False) -> None:
+        self.fields = list(fields)
+        self.weights = list(weights)
+        self.plain_sum = plain_sum
+        # The same check as at every evaluation, before any network runs.
+        weighted_sum([torch.zeros(()) for _ in self.fields], self.weights, plain_sum=plain_sum)
+
+    @property
+    def forwards(self) -> int:
+        """Network calls so far, of all fields and of every copy made from them."""
+        return sum(field.forwards for field in self.fields)
+
+    def select(self, indices: Tensor) -> ComposedField:
+        """The composition of the clips at `indices` (1-D integers)."""
+        return self._each(lambda field: field.select(indices))
+
+    @property
+    def settled(self) -> bool:
+        """Whether every field of the composition is the same in the whole descent."""
+        return all(field.settled for field in self.fields)
+
+    def at_progress(self, progress: float) -> ComposedField:
+        """The composition at a point of the descent, 0 to 1."""
+        return self._each(lambda field: field.at_progress(progress))
+
+    def at_gamma(self, gamma: float | Tensor) -> ComposedField:
+        """The composition at a solver's time."""
+        return self._each(lambda field: field.at_gamma(gamma))
+
+    def tell(self, gamma: float | Tensor) -> ComposedField:
+        """The composition of networks that are told gamma."""
+        return self._each(lambda field: field.tell(gamma))
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """The weighted sum of the fields at latents (B, T, C, H, W), of the same shape."""
+        return weighted_sum([field(latents) for field in self.fields], self.weights, plain_sum=self.plain_sum)
+
+    def energies(self, latents: Tensor, energy: str | None = None) -> Tensor:
+        """The weighted sum of the energies of each frame (B, T)."""
+        values = [field.energies(latents, energy) for field in self.fields]
+        return weighted_sum(values, self.weights, plain_sum=self.plain_sum)
+
+    def _each(self, change: Callable[[GuidedField], GuidedField]) -> ComposedField:
+        return ComposedField([change(field) for field in self.fields], self.weights, plain_sum=self.plain_sum)
+
+
+class ScheduledField:
+    """A field along a descent of a known number of steps: the gradient that tells each step where it stands.
+
+    Args:
+        field: a `GuidedField` or a `ComposedField`.
+        steps: of the whole descent.
+        gammas: (steps,) what a network conditioned on gamma is told at each step, such as `gamma.gamma_path`; None
+            for a network that is not told.
+    """
+
+    def __init__(self, field: GuidedField | ComposedField, steps: int, gammas: Tensor | None = None) -> None:
+        if gammas is not None and gammas.shape != (steps,):
+            raise ValueError(f"gammas have shape {tuple(gammas.shape)}; they must be (steps,) = ({steps},)")
+        self.field = field
+        self.steps = steps
+        self.gammas = gammas
+
+    @property
+    def forwards(self) -> int:
+        """Network calls so far."""
+        return self.field.forwards
+
+    def select(self, indices: Tensor) -> ScheduledField:
+        """The field of the clips at `indices` (1-D integers)."""
+        return ScheduledField(self.field.select(indices), self.steps, self.gammas)
+
+    def at_progress(self, progress: float) -> GuidedField | ComposedField:
+        """The field at a point of the descent, 0 to 1."""
+        return self.field.at_progress(progress)
+
+    def at_step(self, step: int) -> GuidedField | ComposedField:
+        """The field of one step, 0 to steps - 1."""
+        field = self.field.at_progress(step / self.steps)
+        return field if self.gammas is None else field.tell(float(self.gammas[step]))
+
+    def at_gamma(self, gamma: float | Tensor) -> GuidedField | ComposedField:
+        """The field at a solver's time."""
+        return self.field.at_gamma(gamma)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """The field at the first step."""
+        return self.at_step(0)(latents)

@@ -1,0 +1,315 @@
+"""Guidance: fields that know more and less, of the label or of the known frames, in one weighted sum.
+
+Legend: B clips, T frames, C channels, H W height and width.
+Classifier-free guidance is f_null + s * (f_label - f_null), the weights 1 - s and s on the two fields; history guidance
+is f_without + s * (f_with - f_without), of the field with the known frames and the one without them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eqm_video.core.energy import Field
+
+_FIELD = "the field itself"  # what is asked of the network, beside its energies
+
+
+def weighted_sum(gradients: Sequence[Tensor], weights: Sequence[float], *, plain_sum: bool = False) -> Tensor:
+    """Sum of weight * gradient over gradients of equal shape.
+
+    The weights sum to 1, so that data common to all fields stay in place with the same strength. The paper's
+    composition adds two fields as they are (weights 1 and 1): ask for that with `plain_sum=True`.
+
+    Raises:
+        ValueError: no gradients, another number of weights, unequal shapes, or weights that do not sum to 1.
+    """
+    if len(gradients) == 0 or len(gradients) != len(weights):
+        raise ValueError(f"{len(gradients)} gradients and {len(weights)} weights; give one weight for each gradient")
+    shapes = {tuple(gradient.shape) for gradient in gradients}
+    if len(shapes) != 1:
+        raise ValueError(f"gradients of different shapes cannot be added: {sorted(shapes)}")
+    total, size = sum(weights), sum(abs(weight) for weight in weights)
+    if not math.isfinite(total) or (not plain_sum and abs(total - 1) > 1e-6 * max(size, 1.0)):
+        raise ValueError(f"weights {list(weights)} sum to {total:g}; they must sum to 1 (or type plain_sum=True)")
+    result = weights[0] * gradients[0]
+    for weight, gradient in zip(weights[1:], gradients[1:], strict=True):
+        result = result + weight * gradient
+    return result
+
+
+class GuidedField:
+    """A network with its labels and guidance, seen as a gradient: latents -> (B, T, C, H, W).
+
+    One network call an evaluation: on the batch for guidance 1 (labels only) and 0 (null label only), else on the
+    doubled batch (labels first, null label second). `forwards` counts these calls, over all copies together.
+
+    Args:
+        network: callable `network(latents, labels, times=times)` whose result has `.sample`, such as `energy.Field`;
+            also called with `gamma=gamma` once a gamma is told.
+        labels: (B,) integers, or None for the null label everywhere.
+        guidance_scale: s in f_null + s * (f_label - f_null); any finite number.
+        null_label: the label that means "no label".
+        times: (B, T) real-valued frame times, or None for the network's default.
+        channels: guide only the first `channels` channels, the rest is the labelled field's. 3 reproduces the
+            reference's ImageNet sampling; None (all) is right for everything else.
+        gamma: a number or (B, T), what a network that is conditioned on gamma is told; None tells nothing.
+        interval: (first, last), the part of the descent that is guided, as fractions of its steps (or of the time of an
+            ODE); outside it the labelled field acts alone. Guidance moves the resting points away from the data; early
+            guidance, (0, 0.5), chooses the class and leaves the end of the descent to the field that was learned.
+        match_norm: scale each frame of the guided field to the norm of the labelled one, so that a frame is at rest
+            exactly where the labelled field is.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        labels: Tensor | None,
+        *,
+        guidance_scale: float = 1.0,
+        null_label: int,
+        times: Tensor | None = None,
+        channels: int | None = None,
+        gamma: float | Tensor | None = None,
+        interval: tuple[float, float] | None = None,
+        match_norm: bool = False,
+    ) -> None:
+        _check_guidance(labels, guidance_scale, null_label, times, channels)
+        _check_interval(interval)
+        # A Field knows whether its network's raw output is a gradient, and whether the network is told gamma.
+        self.network = Field(network) if hasattr(network, "config") and not isinstance(network, Field) else network
+        self.labels = labels
+        self.guidance_scale = float(guidance_scale)
+        self.null_label = null_label
+        self.times = times
+        self.channels = channels
+        self.gamma = gamma
+        self.interval = interval
+        self.match_norm = match_norm
+        self._calls = [0]  # a list, so that copies share it
+
+    @property
+    def forwards(self) -> int:
+        """Network calls so far, of this field and of every copy made from it."""
+        return self._calls[0]
+
+    def select(self, indices: Tensor) -> GuidedField:
+        """The field of the clips at `indices` (1-D integers): labels, times and gamma shrink, the count is shared."""
+        chosen = copy(self)
+        for name in ("labels", "times", "gamma"):
+            value = getattr(self, name)
+            if isinstance(value, Tensor) and value.ndim:  # a gamma may be one number for all
+                setattr(chosen, name, value[indices.to(value.device)])
+        return chosen
+
+    @property
+    def settled(self) -> bool:
+        """Whether the field is the same in the whole descent."""
+        return self.interval is None
+
+    def at_progress(self, progress: float) -> GuidedField:
+        """The field at a point of the descent, 0 (start) to 1 (end): unguided outside the guidance interval."""
+        if self.settled:
+            return self
+        there = copy(self)
+        there.interval = None
+        first, last = self.interval
+        if not (first <= progress < last or (last == 1 and progress >= first)):  # a solver's last evaluation is at 1
+            there.guidance_scale = 1.0
+        return there
+
+    def at_gamma(self, gamma: float | Tensor) -> GuidedField:
+        """The field at a solver's time, which is gamma and the progress at once; (B, T) is 1 on frames held fixed."""
+        return _at_time(self, gamma).tell(gamma)
+
+    def tell(self, gamma: float | Tensor) -> GuidedField:
+        """The field of a network that is told gamma: a number for all frames, or (B, T)."""
+        told = copy(self)
+        told.gamma = gamma
+        return told
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """The guided field at latents (B, T, C, H, W), of the same shape."""
+        self._check_latents(latents)
+        labelled, unlabelled = self._two(latents, lambda output: output.sample)
+        if unlabelled is None:
+            return labelled
+        guided = self._guide(labelled, unlabelled)
+        if self.match_norm:
+            guided = guided * (_frame_norms(labelled) / _frame_norms(guided).clamp(min=1e-12))
+        if self.channels is None:
+            return guided
+        return torch.cat([guided[:, :, : self.channels], labelled[:, :, self.channels :]], dim=2)
+
+    def energies(self, latents: Tensor, energy: str | None = None) -> Tensor:
+        """Energy of each frame (B, T), weighted as guidance weighs the fields; needs an `energy.Field` as the network.
+
+        `energy` is "dot" or "l2"; None is the network's own, a ValueError where it learned none.
+        """
+        self._check_latents(latents)
+        labelled, unlabelled = self._two(latents, lambda values: values, energy)
+        return labelled if unlabelled is None else self._guide(labelled, unlabelled)
+
+    def _guide(self, labelled: Tensor, unlabelled: Tensor) -> Tensor:
+        return weighted_sum([unlabelled, labelled], [1 - self.guidance_scale, self.guidance_scale])
+
+    def _two(
+        self, latents: Tensor, read: Callable[[Any], Tensor], energy: str | None = _FIELD
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the network says with the labels, and without (None where that is not needed)."""
+        batch = latents.shape[0]
+        null = torch.full((batch,), self.null_label, dtype=torch.long, device=latents.device)
+        labels = null if self.labels is None else self.labels.to(latents.device)
+        if self.labels is None or self.guidance_scale == 1:
+            return read(self._evaluate(latents, labels, self.times, self._gammas(latents), energy)), None
+        if self.guidance_scale == 0 and self.channels is None and not self.match_norm:
+            return read(self._evaluate(latents, null, self.times, self._gammas(latents), energy)), None
+        times, gamma = (
+            None if values is None else torch.cat([values, values]) for values in (self.times, self._gammas(latents))
+        )
+        both = read(self._evaluate(torch.cat([latents, latents]), torch.cat([labels, null]), times, gamma, energy))
+        return both[:batch], both[batch:]
+
+    def _gammas(self, latents: Tensor) -> Tensor | None:
+        """The told gamma as (B, T) in the latents' precision."""
+        if self.gamma is None:
+            return None
+        exact = torch.promote_types(latents.dtype, torch.float32)
+        if not isinstance(self.gamma, Tensor):  # made on the device: a copy of one number would make it wait
+            return torch.full(latents.shape[:2], float(self.gamma), dtype=exact, device=latents.device)
+        return self.gamma.to(latents.device, exact).expand(latents.shape[:2])
+
+    def _evaluate(
+        self, latents: Tensor, labels: Tensor, times: Tensor | None, gamma: Tensor | None, energy: str | None
+    ) -> Any:
+        self._calls[0] += 1
+        told = {} if gamma is None else {"gamma": gamma}
+        if energy == _FIELD:
+            return self.network(latents, labels, times=times, **told)
+        return self.network.energies(latents, labels, times=times, energy=energy, **told)
+
+    def _check_latents(self, latents: Tensor) -> None:
+        if latents.ndim != 5:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}; they must be (B, T, C, H, W)")
+        batch, frames, channels = latents.shape[:3]
+        if self.labels is not None and self.labels.shape[0] != batch:
+            raise ValueError(f"{batch} clips but {self.labels.shape[0]} labels; give one label for each clip")
+        if self.times is not None and tuple(self.times.shape) != (batch, frames):
+            raise ValueError(f"times have shape {tuple(self.times.shape)}; they must be (B, T) = {(batch, frames)}")
+        if isinstance(self.gamma, Tensor) and self.gamma.ndim and tuple(self.gamma.shape) != (batch, frames):
+            raise ValueError(f"gamma has shape {tuple(self.gamma.shape)}; it must be (B, T) = {(batch, frames)}")
+        if self.channels is not None and self.channels > channels:
+            raise ValueError(f"channels={self.channels} are to be guided, but the latents have {channels}")
+
+
+class HistoryField:
+    """A field guided by the frames that are known: f_without + s * (f_with - f_without).
+
+    f_without is the same field where the known frames are replaced by noise, at gamma 0, which a network that was
+    trained with a gamma for each frame takes for frames it knows nothing of (as history guidance in diffusion forcing,
+    arXiv 2502.06764). s = 1 is the field itself, and s above 1 follows the known frames more closely.
+
+    Args:
+        field: a `GuidedField` or a `ComposedField` of B clips.
+        known: (B, T) bool, frames that are held; what the sum says of those means nothing.
+        noise: (B, T, C, H, W) standard normal noise, shown in their places; the same at every evaluation.
+        scale: s, any finite number.
+    """
+
+    def __init__(self, field: Any, known: Tensor, noise: Tensor, scale: float) -> None:
+        if not isinstance(known, Tensor) or known.dtype != torch.bool or known.shape != noise.shape[:2]:
+            found = tuple(known.shape) if isinstance(known, Tensor) else known
+            raise ValueError(f"known is {found!r}; it must be a bool tensor (B, T) = {tuple(noise.shape[:2])}")
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+            raise ValueError(f"history guidance is {scale!r}; it must be a finite number (1 is the field itself)")
+        self.field, self.known, self.noise, self.scale = field, known.to(noise.device), noise, float(scale)
+        self.blind = field  # the field without the known frames: it differs where a gamma is told
+
+    @property
+    def forwards(self) -> int:
+        """Network calls so far."""
+        return self.field.forwards
+
+    def select(self, indices: Tensor) -> HistoryField:
+        """The field of the clips at `indices` (1-D integers)."""
+        chosen = self._with(self.field.select(indices), self.blind.select(indices))
+        places = indices.to(self.noise.device)
+        chosen.known, chosen.noise = self.known[places], self.noise[places]
+        return chosen
+
+    def at_progress(self, progress: float) -> HistoryField:
+        """The field at a point of the descent, 0 (start) to 1 (end)."""
+        return self._with(self.field.at_progress(progress), self.blind.at_progress(progress))
+
+    @property
+    def settled(self) -> bool:
+        """Whether the field is the same in the whole descent."""
+        return self.field.settled
+
+    def at_gamma(self, gamma: Tensor) -> HistoryField:
+        """The field at a solver's time (B, T), which is 1 on the known frames, and told as 0 where they are noise."""
+        there = _at_time(self, gamma)
+        return there._with(there.field.tell(gamma), there.blind.tell(gamma.masked_fill(self.known, 0.0)))
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """The guided field at latents (B, T, C, H, W), of the same shape."""
+        informed = self.field(latents)
+        if self.scale == 1:
+            return informed
+        hidden = self.known.reshape(self.known.shape + (1,) * (latents.ndim - 2))
+        blind = self.blind(torch.where(hidden, self.noise.to(latents.dtype), latents))
+        return weighted_sum([blind, informed], [1 - self.scale, self.scale])
+
+    def _with(self, field: Any, blind: Any) -> HistoryField:
+        changed = copy(self)
+        changed.field, changed.blind = field, blind
+        return changed
+
+
+def _at_time(field: Any, gamma: float | Tensor) -> Any:
+    """The field at the progress that a solver's time (B, T) is; it is read off a tensor only where it matters."""
+    if field.settled:
+        return field
+    return field.at_progress(float(gamma.min() if isinstance(gamma, Tensor) else gamma))
+
+
+def _frame_norms(field: Tensor) -> Tensor:
+    """(B, T, C, H, W) -> (B, T, 1, 1, 1)."""
+    return field.square().sum(dim=(2, 3, 4), keepdim=True).sqrt()
+
+
+def _check_interval(interval: object) -> None:
+    if interval is None:
+        return
+    numbers = isinstance(interval, (tuple, list)) and len(interval) == 2
+    if (
+        not numbers
+        or not all(isinstance(end, (int, float)) for end in interval)
+        or not 0 <= interval[0] < interval[1] <= 1
+    ):
+        raise ValueError(
+            f"the guidance interval is {interval!r}; it must be (first, last) with 0 <= first < last <= 1, the guided "
+            "part of the descent, such as (0, 0.5)"
+        )
+
+
+def _check_guidance(
+    labels: Tensor | None, guidance_scale: float, null_label: int, times: Tensor | None, channels: int | None
+) -> None:
+    if labels is not None and (not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point()):
+        raise ValueError(f"labels must be a tensor (B,) of integers or None, got {labels!r}")
+    if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, (int, float)):
+        raise ValueError(f"guidance_scale is {guidance_scale!r}; it must be a number (1 is the labelled field itself)")
+    if not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale is {guidance_scale!r}; it must be finite")
+    if isinstance(null_label, bool) or not isinstance(null_label, int) or null_label < 0:
+        raise ValueError(f"null_label is {null_label!r}; it must be an integer >= 0 (the network's number of labels)")
+    if times is not None and (not isinstance(times, Tensor) or times.ndim != 2):
+        raise ValueError(f"times must be a tensor (B, T) or None, got {times!r}")
+    if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
+        raise ValueError(f"channels is {channels!r}; it must be an integer >= 1, or None to guide all channels")

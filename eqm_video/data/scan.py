@@ -1,0 +1,237 @@
+"""Which files of a data set can be read: a first look at every one, and others for those that fail after it.
+
+What the first look finds is remembered for the next start. It does not decode everything: a file that is broken further
+in shows that when its frames are asked for, and then `Substitutes` gives another one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from eqm_video.data.children import Answer, look_at
+from eqm_video.data.layout import quote, tally
+from eqm_video.data.video import VideoDecodeError
+from eqm_video.names import shown
+from eqm_video.randomness import generator
+from eqm_video.system.files import write_json
+
+VERSION = 2  # of the index file; one of another version is made anew
+EMPTY = "the file is empty (0 bytes)"
+MANY = 200  # files from which on progress is shown
+SAVED = 60.0  # seconds between two writings of the index while files are looked at, or 20 times what one takes
+TRIES = 8  # files for one request: where one in ten is broken, one request in 10^8 finds no other
+
+Info = TypeVar("Info")
+Taken = TypeVar("Taken")
+
+
+@dataclass
+class Report:
+    """What became of the files that were found or listed. Names are relative to the data folder."""
+
+    root: str
+    found: int = 0
+    used: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)  # name: reason
+    missing: list[str] = field(default_factory=list)  # in a list, not in the folder
+    short: dict[str, int] = field(default_factory=dict)  # shorter than a clip; name: frames
+    policy: str = ""  # what happens to the short ones
+    ignored: list[str] = field(default_factory=list)  # folders that hold files only deeper down
+    passed_over: dict[str, list[str]] = field(default_factory=dict)  # not read; reason, such as an extension: names
+    unlabelled: list[str] = field(default_factory=list)  # class folders without a usable file, which give no label
+    untrained: list[str] = field(default_factory=list)  # labels of an official list without a usable file
+    held_out: list[str] = field(default_factory=list)  # kept from training, or, in a set of those, used
+    notes: dict[str, list[str]] = field(default_factory=dict)  # what is unusual about pixels, such as interlaced: names
+
+    def summary(self) -> str:
+        """One line for the screen: how many are used, and what is wrong with the others."""
+        parts = [f"{self.used} of {self.found + len(self.missing)} files in {shown(self.root)} are used"]
+        if self.held_out:
+            parts.append(f"{len(self.held_out)} are held out: {quote(self.held_out)}")
+        if self.unreadable:
+            named = [f"{name} ({reason})" for name, reason in self.unreadable.items()]
+            parts.append(f"{len(named)} cannot be read: {quote(named)}")
+        if self.missing:
+            parts.append(f"{len(self.missing)} are listed but not there: {quote(self.missing)}")
+        if self.short:
+            fate = "skipped" if self.policy == "skip" else "their last frame is held"
+            parts.append(f"{len(self.short)} are shorter than a clip ({fate}): {quote(list(self.short))}")
+        if self.ignored:
+            parts.append(f"folders passed over, their files lie too deep: {quote(self.ignored)}")
+        if self.passed_over:
+            count = sum(map(len, self.passed_over.values()))
+            parts.append(f"{count} passed over: {tally(self.passed_over)}")
+        if self.unlabelled:
+            parts.append(f"class folders without a file that can be used, so no label: {quote(self.unlabelled)}")
+        if self.untrained:
+            parts.append(f"labels without a file, so never trained: {quote(self.untrained)}")
+        if self.notes:
+            parts.append(f"unusual pixels: {tally(self.notes)}")
+        return "; ".join(parts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything in the folder is used: there is nothing to say but the number."""
+        left_out = (self.missing, self.ignored, self.passed_over, self.unlabelled, self.untrained, self.held_out)
+        return self.used == self.found and not any((*left_out, self.notes))
+
+    def write(self, path: str | Path) -> None:
+        """Save as JSON. UserError where that is not possible."""
+        write_json(path, asdict(self))
+
+
+@dataclass
+class Index:
+    """What earlier looks gave, by name: infos with the stamps (size, time of change) of their files, and refusals."""
+
+    path: Path | None
+    kind: type
+    files: dict[str, tuple[list[int], Any]] = field(default_factory=dict)
+    refused: dict[str, tuple[list[int], str, bool]] = field(default_factory=dict)  # stamp, reason, costly
+
+    @classmethod
+    def load(cls, path: str | Path | None, kind: type) -> Index:
+        """The index file's content; empty where it is missing, damaged, or of another version or kind."""
+        made = cls(None if path is None else Path(path), kind)
+        if made.path is None or not made.path.is_file():
+            return made
+        try:
+            content = json.loads(made.path.read_text(encoding="utf-8"))
+            if content["version"] != VERSION or content["kind"] != kind.__name__:
+                return made
+            files = {name: (stamp, kind(*values)) for name, (stamp, values) in content["files"].items()}
+            refused = {name: (stamp, reason, costly) for name, (stamp, reason, costly) in content["refused"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return made
+        return cls(made.path, kind, files, refused)
+
+    def save(self) -> None:
+        """Write the file, where there is a path."""
+        if self.path is not None:
+            files = {name: [stamp, astuple(info)] for name, (stamp, info) in self.files.items()}
+            write_json(
+                self.path, {"version": VERSION, "kind": self.kind.__name__, "files": files, "refused": self.refused}
+            )
+
+    def add(self, name: str, stamp: list[int], answer: Answer) -> None:
+        """Remember the answer of a look."""
+        self.files.pop(name, None)
+        self.refused.pop(name, None)
+        if answer.values is None:
+            self.refused[name] = (stamp, answer.reason, answer.costly)
+        else:
+            self.files[name] = (stamp, self.kind(*answer.values))
+
+    def knows(self, name: str, stamp: list[int], again: bool) -> bool:
+        """Whether a file needs no look. `again`: those that were refused get one, unless that is costly."""
+        if name in self.files:
+            return self.files[name][0] == stamp
+        known, _, costly = self.refused.get(name, (None, "", False))
+        return known == stamp and (costly or not again)
+
+
+def examine(
+    root: Path,
+    names: Sequence[str],
+    look: str | None,
+    kind: type[Info],
+    index_path: str | Path | None = None,
+    again: bool = True,
+) -> tuple[dict[str, Info], dict[str, str]]:
+    """Look at every file, in child processes. Returns what the look gave by name, and the reasons of those it refused.
+
+    `look` is a key of `looks.LOOKS`, and `kind` the dataclass that it returns; None opens no file, and refuses empty
+    ones alone. With `index_path`, answers are kept in that file and believed while a file's size and time of change
+    stay the same. Refused files are looked at again, but for those that ended the decoder or took too long; with
+    `again=False` none is.
+    """
+    stamps, reasons = _stamps(root, names)
+    if look is None:
+        empty = {name: EMPTY for name, (size, _) in stamps.items() if size == 0}
+        return {name: kind() for name in stamps if name not in empty}, _ordered(names, {**reasons, **empty})
+    index = Index.load(index_path, kind)
+    pending = [name for name, stamp in stamps.items() if not index.knows(name, stamp, again)]
+    quiet = None if len(pending) >= MANY else True  # None: only where a person watches
+    saved, wait = time.monotonic(), SAVED
+    try:
+        with tqdm(total=len(pending), desc="files", disable=quiet) as bar:
+            for name, answer in look_at(root, pending, look):
+                bar.update()
+                index.add(name, stamps[name], answer)
+                if time.monotonic() - saved > wait:  # whoever ends this process, little is lost
+                    begun = time.monotonic()
+                    index.save()
+                    saved = time.monotonic()
+                    wait = max(SAVED, 20 * (saved - begun))
+    finally:  # an interrupted first look goes on where it stopped
+        if pending:
+            index.save()
+    infos = {name: index.files[name][1] for name in stamps if name in index.files}
+    refused = {name: index.refused[name][1] for name in stamps if name in index.refused}
+    return infos, _ordered(names, {**reasons, **refused})
+
+
+def _stamps(root: Path, names: Sequence[str]) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """Size and time of change of every file, and why some have none."""
+    stamps, reasons = {}, {}
+    for name in names:
+        try:
+            status = os.stat(root / name)
+        except OSError as error:
+            reasons[name] = str(error.strerror)
+        else:
+            stamps[name] = [status.st_size, status.st_mtime_ns]
+    return stamps, reasons
+
+
+def _ordered(names: Sequence[str], reasons: dict[str, str]) -> dict[str, str]:
+    return {name: reasons[name] for name in names if name in reasons}
+
+
+class Substitutes:
+    """Other files in place of those of a set of `size` that do not decode, with one warning for each of these.
+
+    Which file stands in depends on the request alone: a run repeats itself, resumed and on any number of processes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._warned: set[int] = set()
+
+    def take(self, index: int, seed: int, read: Callable[[int], Taken]) -> Taken:
+        """`read(index)`; where that raises VideoDecodeError, `read` of a file drawn from the seed, 8 different at most.
+
+        Raises VideoDecodeError where none of them decodes.
+        """
+        reasons = []
+        for candidate in self._candidates(index, seed):
+            try:
+                return read(candidate)
+            except VideoDecodeError as error:
+                reasons.append(str(error))
+                self.warn(candidate, error)
+        raise VideoDecodeError(
+            f"{len(reasons)} of {self.size} files were tried in a row and none can be decoded: {quote(reasons)}; "
+            "repair the files, or start a new run without them"
+        )
+
+    def warn(self, index: int, error: VideoDecodeError) -> None:
+        """Say once that a file, which the error names, is skipped."""
+        if index not in self._warned:
+            self._warned.add(index)
+            warnings.warn(f"{error}; it is skipped, another file takes its place", stacklevel=3)
+
+    def _candidates(self, index: int, seed: int) -> Iterator[int]:
+        yield index
+        others = torch.randperm(self.size, generator=generator(seed, "substitute"))[:TRIES].tolist()
+        yield from [other for other in others if other != index][: TRIES - 1]

@@ -1,0 +1,1 @@
+"""Pictures, videos and tables: what people look at."""

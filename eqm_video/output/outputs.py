@@ -1,0 +1,145 @@
+"""The files that each command writes into its folder, and how they are told from files of others.
+
+A new command has its line in `OUTPUTS`; `claim_output` is called before anything is computed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from eqm_video.system.claims import Output, Test, anything, begins, claim, folder_with, is_empty, is_marked, record
+
+PARTS = ".parts-eqm"  # of samples that are not all there yet
+OLD_PARTS = "parts"  # of earlier versions
+PICTURE = r"(gif|mp4|png)"
+SECTIONS = ("model", "codec", "data", "objective", "gamma", "train", "held_out", "preview", "sampler", "track", "run")
+
+
+def _is_resolved_recipe(path: Path) -> bool:
+    """Whether training wrote a config.yaml. Without a mark, as earlier: every section, beside the lock of a run."""
+    if is_marked(path) or path.is_symlink() or not path.is_file():
+        return is_marked(path)
+    text = path.read_text(encoding="utf-8", errors="replace")
+    whole = all(re.search(rf"^{section}:", text, re.MULTILINE) for section in SECTIONS)
+    return whole and _is_lock(path.with_name(".lock"))
+
+
+def _is_lock(path: Path) -> bool:
+    """Whether a lock file could be a run's: nothing is in it, or the number of a process."""
+    return is_empty(path) or (anything(path) and path.stat().st_size < 32 and path.read_bytes().strip().isdigit())
+
+
+def _is_log(path: Path) -> bool:
+    """Whether a metrics.jsonl is a run's: a line of it is, or a checkpoint lies beside it."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        lines = re.search(rb'^\0*\{"step": \d+', file.read(2**16), re.MULTILINE)
+    return lines is not None or any(path.parent.glob("checkpoints/step_*/checkpoint.json"))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a folder is a checkpoint of this package, whole or damaged."""
+    file = path / "checkpoint.json"
+    return anything(file) and b'"world_size"' in file.read_bytes()
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file is a GIF or a PNG at all: previews of earlier versions carry no mark."""
+    return anything(path) and path.read_bytes()[:4] in (b"GIF8", b"\x89PNG", b"")
+
+
+def _is_look(path: Path) -> bool:
+    """Whether a JSON file, which may be long, says what became of a data set's files."""
+    if not anything(path):
+        return False
+    with path.open("rb") as file:
+        return re.search(rb'"(version|kind|files|root|found)": ', file.read(2**12)) is not None
+
+
+def beside(name: str, test: Test) -> Test:
+    """The test for a file without a mark that lies beside a record: of an autoencoder, or tables."""
+    return lambda path: anything(path) and test(path.with_name(name))
+
+
+_CODEC = record("psnr", "latent_mean", "latent_std", "posterior_std")
+_MEASURED = {r"measured/.+\.json": record("asked", "found")}
+
+SAMPLES = Output(
+    {"samples.json": record("labels", "seeds", "settings"), f"{PARTS}/settings.json": record()},
+    ("samples.npz", rf"grid\.{PICTURE}", rf"clips/\d{{6,}}\.{PICTURE}"),
+    weak={rf"{PARTS}/([a-z]+_)?\d{{8,}}\.npy": beside("settings.json", record())},
+    older={f"{OLD_PARTS}/settings.json": record("model", "num_samples", "seed", "sampler", "steps")},
+)
+RUN = Output(
+    {"config.yaml": _is_resolved_recipe, r"\.lock": _is_lock},
+    weak={
+        "metrics.jsonl": _is_log,  # other programs have such lines too: it says nothing of the folder
+        r"data_(index|report)\w*\.json": _is_look,
+        "checkpoints": Path.is_dir,
+        "previews": Path.is_dir,
+        r"previews/step_\d{8,}\.(gif|png)": _is_picture,
+        r"\.incomplete-(deleting-)?export": folder_with("model_index.json", "transformer", "vae"),
+        "export": lambda path: path.is_dir() and not path.is_symlink(),
+        "wandb_id": anything,
+    },
+    older={r"checkpoints/step_\d{8,}": _is_checkpoint},
+)
+OUTPUTS = {
+    "train": RUN,
+    "sample": SAMPLES,
+    "compare": Output(
+        {"compare.json": record("samples", "nearest", "frechet"), "nearest.json": record("samples")},
+        (r"nearest\.(gif|png)", "memorisation.png"),
+    ),
+    "descent": Output({"descent.json": record("settings", "models")}, ("descent.png", "strip.png", "descent.gif")),
+    "sweep": Output(
+        {"sweep.json": record("settings", "rows")},
+        ("sweep.png",),
+        weak={"sweep.csv": begins("model,sampler,schedule,steps,step_size")},
+    ),
+    "adaptive": Output({"adaptive.json": record("settings", "machine", "results")}, ("adaptive.png",)),
+    "curvature": Output({"curvature.json": record("settings", "curvature", "stages")}, ("curvature.png",)),
+    "partial": Output(
+        {"partial.json": record("settings", "start_gammas", "measured")}, ("partial.png", "partial_examples.png")
+    ),
+    "ood": Output({"ood.json": record("settings", "sets", "auroc")}, ("ood.png", "ood_sets.png", "ood_frames.png")),
+    "compose": Output({"compose.json": record("settings", "rows")}, ("compose.gif", "compose.png")),
+    "oracle": Output({"oracle.json": record("settings", "tasks", "seconds")}, ("oracle.gif",)),
+    "plane": Output({"plane.json": record("settings", "exact", "seconds")}, ("plane.png", "plane.gif")),
+    "predict": Output(
+        {"predict.json": record("command", "clips", "predictions")}, (r"predict\.(gif|png)", "predict_strips.png")
+    ),
+    "tasks": Output(
+        {"tasks.json": record("command", "settings", "models"), **_MEASURED},
+        (r"tasks\.(png|gif)", r"tasks_(strips|long|ways|stopping)\.(png|gif)", r"measured/.+\.npz"),
+        weak={"tasks.md": beside("tasks.json", record("command", "settings", "models"))},
+    ),
+    "ablate": Output(
+        {"ablations.json": record("command", "lines"), **_MEASURED},
+        ("ablations.png", r"measured/.+\.npz"),
+        weak={"ablations.md": beside("ablations.json", record("command", "lines"))},
+    ),
+    "convert": Output({}),  # a new folder
+    "demo": Output(
+        {**SAMPLES.records, "numbers.json": record("samples", "direction_accuracy", "seconds")},
+        (*SAMPLES.pictures, "curve.png"),
+        SAMPLES.weak,
+        SAMPLES.older,
+    ),
+    "reconstruct": Output({"numbers.json": record("codec", "clips", "psnr_mean")}, (r"pairs\.(gif|png)",)),
+    "train-codec": Output(
+        {"numbers.json": _CODEC},
+        weak=dict.fromkeys(("config.json", r"diffusion_pytorch_model\.safetensors"), beside("numbers.json", _CODEC)),
+    ),
+}
+
+
+# Models that were saved: a folder of them is no one else's.
+MODELS = Output({}, older={"model_index.json": lambda path: b'"EqMPipeline"' in path.read_bytes()})
+
+
+def claim_output(folder: str | Path, command: str, *, option: str = "--out", probe: bool = True) -> Path:
+    """The folder that a command may write into: see `claims.claim`. Raises UserError where it may not."""
+    return claim(folder, OUTPUTS[command], (*OUTPUTS.values(), MODELS), option=option, probe=probe)

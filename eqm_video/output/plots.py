@@ -1,0 +1,84 @@
+"""One look for all figures: a quiet frame, a palette that colour-blind readers can tell apart, pictures as PNG.
+
+Needs matplotlib (the `demo` extra), which is imported when a figure is made. Widths and heights are in inches; a figure
+6 wide is saved 900 pixels wide, and its text stays readable at 600.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eqm_video.errors import UserError
+from eqm_video.output.media import write_png
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+# Okabe and Ito (2008), without their yellow, which is too pale on white
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # so that colour is never the only difference
+GREY = "#777777"  # for references: chance, data, a budget
+DPI = 150
+
+
+def figure(width: float = 6.0, height: float = 3.6) -> Figure:
+    """An empty figure of `width` x `height` inches. Raises UserError where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("pictures need matplotlib: type pip install matplotlib") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def axes(figure: Figure, rows: int = 1, columns: int = 1, place: int = 1, **settings: Any) -> Axes:
+    """Axes number `place` (from 1) of a grid in the figure, in the house style.
+
+    `settings` are matplotlib's: xlabel, ylabel, title, xscale, yscale, xlim, ylim ...
+    """
+    axes = figure.add_subplot(rows, columns, place, **settings)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def style(index: int) -> dict[str, str]:
+    """Colour and marker of series number `index`, for `axes.plot(..., **style(k))`; they repeat after seven."""
+    return {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def legend(axes: Axes, *, beside: bool = False, **settings: Any) -> None:
+    """A legend without a frame: on the axes, or to the right of them."""
+    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if beside else {}
+    if axes.get_legend_handles_labels()[0]:  # a plot may show nothing, where every row diverged
+        axes.legend(**{"framealpha": 0.85, "edgecolor": "none", "fontsize": 9, **place, **settings})
+
+
+def ticks_1_2_5(axis: Axis) -> None:
+    """Plain numbers 1, 2 and 5 times powers of ten on a logarithmic axis."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """The figure as a picture (H, W, 3) of uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write the figure as a PNG; returns the path."""
+    write_png(path, pixels(figure))
+    return Path(path)

@@ -1,0 +1,271 @@
+"""What a call to the pipeline asks for: labels, generators of start noise, sizes and times, checked."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from eqm_video.codec import Codec
+from eqm_video.core.gamma import Decay, gamma_path
+from eqm_video.errors import UserError
+from eqm_video.limits import LARGEST_SIDE
+from eqm_video.names import as_label
+from eqm_video.randomness import generator as seeded
+from eqm_video.samplers import NAG, SAMPLERS, GradientDescent, Sampler, step_factors
+from eqm_video.sampling.model_settings import is_whole, whole
+
+Label = str | int | None
+LATEST = 1e30  # reference frames: times are float32, and their squares are taken
+
+
+def plain_value(value: Any) -> Any:
+    """A number out of a tensor or an array of one value; anything else as it is."""
+    single = isinstance(value, (Tensor, np.ndarray, np.generic)) and math.prod(value.shape) == 1
+    return value.item() if single else value
+
+
+def as_list(labels: Any, count: int | None, seeds: Any, generator: Any) -> list[Label]:
+    """One label for each sample."""
+    count = None if count is None else whole("num_samples", count)
+    if labels is None or isinstance(labels, (str, numbers.Real)) or getattr(labels, "shape", None) == ():
+        if count is None:
+            given = seeds if seeds is not None else generator
+            count = len(given) if hasattr(given, "__len__") and getattr(given, "shape", None) != () else 1
+        return [labels] * count
+    if not isinstance(labels, Iterable) or isinstance(labels, Mapping):
+        raise UserError(f"labels are {labels!r}; give a list of names or numbers, one for each sample, or a single one")
+    labels = list(labels)
+    if not labels or (count is not None and count != len(labels)):
+        raise UserError(f"{len(labels)} labels for {count or 'no'} samples; give one label for each sample")
+    return labels
+
+
+def make_generators(count: int, seeds: Sequence[int] | None, generator: Any) -> list[Generator]:
+    """One generator of start noise for each sample; a seed's is the same on every machine."""
+    if seeds is not None and generator is not None:
+        raise UserError("seeds and generator exclude each other: give one of them")
+    if isinstance(generator, Generator):
+        return [generator] * count
+    given, what = (seeds, "seeds") if generator is None else (generator, "generators")
+    if given is None:
+        given = torch.randint(2**62, (count,)).tolist()
+    if not hasattr(given, "__len__") or isinstance(given, (str, bytes)) or getattr(given, "shape", None) == ():
+        raise UserError(f"{what} are {given!r}; give a list of them, one for each sample, such as [0, 1]")
+    if len(given) != count:
+        raise UserError(f"{count} samples but {len(given)} {what}; give one for each sample")
+    return [_generator(one) for one in given]
+
+
+def _generator(seed: Any) -> Generator:
+    if isinstance(seed, Generator):
+        return seed
+    if not is_whole(value := plain_value(seed)):
+        raise UserError(
+            f"the seed {seed!r} is no whole number: give whole numbers, such as [0, 1], one for each sample"
+        )
+    return seeded("sample", int(value))
+
+
+def unknown_label(label: str, known: Mapping[str, int], count: int) -> UserError:
+    """The error for a label that the model does not know, with the nearest ones."""
+    if not known:
+        return UserError(f"label {label!r}: this model's labels have no names; give numbers from 0 to {count - 1}")
+    near = difflib.get_close_matches(label, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    some = ", ".join(list(known)[:12]) + (f" ... ({len(known)} in all)" if len(known) > 12 else "")
+    return UserError(f"unknown label {label!r}; {hint}known labels: {some}")
+
+
+def label_ids(labels: Sequence[Label], names: Mapping[int, str], null: int) -> list[int]:
+    """Numbers of labels given by name or number; None is the null label. Raises UserError for unknown ones."""
+    numbers_of = {as_label(name): label for label, name in names.items()}
+    return [null if label is None else _label_id(label, names, numbers_of, null) for label in labels]
+
+
+def _label_id(given: Label, names: Mapping[int, str], numbers_of: Mapping[str, int], null: int) -> int:
+    """The number of one label. Text is a name; where no name is a number, it may also be a number that is written out.
+
+    Names are compared as labels (`as_label`): a file system may have taken accents apart.
+    """
+    label = plain_value(given)
+    if isinstance(label, str):
+        word = as_label(label)
+        if word not in numbers_of and (not word.isdecimal() or any(name.isdecimal() for name in numbers_of)):
+            raise unknown_label(word, numbers_of, null)
+        label = numbers_of[word] if word in numbers_of else int(word)
+    if not is_whole(label):
+        raise UserError(f"label {given!r} is no label: give names, or whole numbers from 0 to {null - 1}")
+    if not 0 <= label < null:
+        raise UserError(f"label {label} is out of range: this model has {null} labels (0 to {null - 1})")
+    if names and int(label) not in names:
+        raise UserError(
+            f"label {label} has no name: this model was trained on {len(names)} of its {null} labels, such as "
+            f"{', '.join(list(numbers_of)[:4])}; give one of those"
+        )
+    return int(label)
+
+
+def frame_times(frames: int, fps: float | Sequence[float], reference_fps: float) -> Tensor:
+    """When the frames of a clip are, in the network's reference frames: (T,), or (B, T) where each clip has its fps."""
+    many = isinstance(fps, (list, tuple, np.ndarray))
+    for rate in fps if many else [fps]:
+        real = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
+        if not (real and math.isfinite(rate) and rate > 0):
+            raise UserError(f"fps is {rate!r}; it must be a number above 0, such as {reference_fps:g}")
+        if frames * reference_fps / rate > LATEST:
+            raise UserError(f"fps is {rate!r}, and {frames} frames end at a time beyond all numbers: give a larger one")
+    units = torch.arange(frames, dtype=torch.float32)
+    return torch.stack([units * (reference_fps / rate) for rate in fps]) if many else units * (reference_fps / fps)
+
+
+def check_rates(fps: Any, count: int) -> Any:
+    """`fps` as it is: a number, None for the model's, or a list of one for each of `count` samples."""
+    if isinstance(fps, (list, tuple, np.ndarray)) and len(fps) != count:
+        raise UserError(f"{count} samples but {len(fps)} fps; give one for each sample, or one number for all")
+    return fps
+
+
+def as_pixels(clips: Any) -> Tensor:
+    """Clips uint8 (B, T, H, W, 3), an array or a tensor, as pixels (B, T, 3, H, W) in [-1, 1], float32."""
+    try:
+        array = np.asarray(clips)
+    except ValueError as error:  # lists of unequal lengths
+        raise UserError(f"clips are no array (B, T, height, width, 3): {error}") from error
+    if array.dtype != np.uint8 or array.ndim != 5 or array.shape[-1] != 3:
+        raise UserError(
+            f"clips are {array.dtype} {array.shape}; they must be uint8 (B, T, height, width, 3), an image being T = 1"
+        )
+    return torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, 2).float() / 127.5 - 1
+
+
+def known_frames(known: Any, shape: tuple[int, int]) -> Tensor | None:
+    """Frames held fixed, (B, T) bool: from such a tensor or array, or from frame numbers, the same for all samples.
+
+    Negative numbers count from the end. UserError for anything else, a single number among it: it might be a frame, or
+    how many are known.
+    """
+    if known is None:
+        return None
+    array = isinstance(known, (Tensor, np.ndarray))
+    if array and known.dtype in (torch.bool, np.bool_):
+        if tuple(known.shape) != shape:
+            raise UserError(f"known has shape {tuple(known.shape)}; it must be (B, T) = {shape}")
+        return known if isinstance(known, Tensor) else torch.from_numpy(known.copy())
+    given = known.tolist() if array else known
+    given = list(given) if isinstance(given, Iterable) else [None]
+    if not all(isinstance(frame, numbers.Integral) and not isinstance(frame, bool) for frame in given):
+        found = f"{known.dtype} {tuple(known.shape)}" if array else repr(known)
+        raise UserError(
+            f"known is {found}; it must be a list of frame numbers, such as [0, -1], or bool (B, T) = {shape}"
+        )
+    held, frames = torch.zeros(shape, dtype=torch.bool), shape[1]
+    for frame in map(int, given):
+        if not -frames <= frame < frames:
+            raise UserError(
+                f"known frame {frame} is not there: frames are 0 to {frames - 1}, or -{frames} to -1 from the end"
+            )
+        held[:, frame] = True
+    return held
+
+
+def check_turns(rule: Sampler, guidance_interval: Any) -> None:
+    """UserError where frames cannot move in turn: with a solver, and guided for a part of a joint descent."""
+    if hasattr(rule, "solve"):
+        raise UserError(
+            f"{rule!r} carries all frames together, and frames that move in turn are for the rules gd, nag, adam and "
+            "langevin: take one of these, or leave frame_schedule (--frame-schedule) out"
+        )
+    if guidance_interval is not None:
+        raise UserError("guidance_interval is a part of a joint descent: leave it or frame_schedule out")
+
+
+def check_fraction(name: str, value: Any) -> float:
+    """A number in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < 1:
+        raise UserError(f"{name} is {value!r}; it must be a number of at least 0 and below 1")
+    return float(value)
+
+
+def as_size(size: Any) -> tuple[int, int]:
+    """(height, width) of a size in pixels, one whole number or two; UserError for anything else."""
+    both = (size, size) if is_whole(size) else size
+    if not isinstance(both, (tuple, list)) or len(both) != 2 or not all(map(is_whole, both)):
+        raise UserError(f"size is {size!r}; it must be pixels, a whole number or (height, width)")
+    return int(both[0]), int(both[1])
+
+
+def fit_size(codec: Codec, patch_size: int, size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) in pixels; UserError unless the codec's downsampling times the patch size divides them."""
+    height, width = as_size(size)
+    unit = codec.downsampling * patch_size
+    if height < 1 or width < 1 or height % unit or width % unit:
+        nearest = f"{codec.nearest_size(height, patch_size)}x{codec.nearest_size(width, patch_size)}"
+        raise UserError(
+            f"size {height}x{width} (height x width) is not divisible by {unit} = {codec.downsampling} (codec) x "
+            f"{patch_size} (patch); the nearest is {nearest}"
+        )
+    if max(height, width) > LARGEST_SIDE:
+        raise UserError(f"size {height}x{width} (height x width): the most is {LARGEST_SIDE:,} pixels a side")
+    return height, width
+
+
+def choose_sampler(settings: Mapping[str, Any], sampler: str | Sampler | None, given: Mapping[str, Any]) -> Sampler:
+    """A sampler by name (None: the one of `settings`) with the numbers of `settings`, and those `given` instead."""
+    if sampler is not None and not isinstance(sampler, str):
+        if given:
+            raise UserError(f"a sampler given as an object brings its own numbers: leave out {', '.join(given)}")
+        return sampler
+    kind = sampler or settings["kind"]
+    if kind not in SAMPLERS:
+        raise UserError(f"sampler {kind!r} is not one of {', '.join(SAMPLERS)}")
+    names = {entry.name for entry in fields(SAMPLERS[kind])}
+    if surplus := set(given) - names:
+        raise UserError(f"sampler {kind!r} has no {' and no '.join(sorted(surplus))}: leave it out")
+    # A step size is one along the gradient for these; Adam's is a distance, and takes its own default.
+    alike = {"gd", "nag", "langevin"}
+    shared = kind == settings["kind"] or {kind, settings["kind"]} <= alike
+    known = {name: value for name, value in settings.items() if name in names and (shared or name != "step_size")}
+    try:
+        return SAMPLERS[kind](**{**known, **given})
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def told_gammas(
+    decay: Decay | None,
+    sampler: Sampler,
+    steps: int,
+    schedule: str | Callable[[int, int], float],
+    start_gamma: float,
+    known: Tensor | None,
+    per_frame: bool = False,
+    pull: float = 1.0,
+) -> Tensor | None:
+    """What a network that is conditioned on gamma is told at each step of a descent; None for solvers, who know.
+
+    pull: how many times as fast as one field a plain sum of fields walks. With NAG the gamma is that of the latents,
+    while the field is evaluated at the look-ahead, which is mu steps further on: it is told a little too early a gamma
+    (by 0.0036 at most with mu 0.3 and 249 steps of 0.003).
+    """
+    if hasattr(sampler, "solve"):
+        return None
+    if known is not None or per_frame:
+        raise UserError(
+            "this network is told gamma, and a descent tells one gamma to all frames, so that it cannot hold some of "
+            "them: use euler, heun or dopri5, or leave per_frame and frame_schedule out"
+        )
+    if decay is None or not isinstance(sampler, (GradientDescent, NAG)):
+        raise UserError(
+            f"this network is told gamma (conditioned_on_gamma: true), which a descent with {sampler!r} does not know: "
+            "use euler, heun or dopri5, or gd or nag with a model that says its decay"
+        )
+    sizes = [pull * sampler.step_size * factor for factor in step_factors(schedule, steps)]
+    return gamma_path(decay, sizes, steps, start_gamma)

@@ -1,0 +1,291 @@
+"""Files that samples start from: clips of videos, of pictures, and of a `samples.npz`, as a model sees them.
+
+A clip is uint8 RGB (T, H, W, 3), cropped and resized as training data are. Only the frames that are `needed` must be in
+a file; the others take the picture of the nearest needed frame, and what they show does not matter. Files are read when
+their clip is asked for: a folder may hold more than fits in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eqm_video.data.cifar import find_cifar
+from eqm_video.data.clips import ArraySet
+from eqm_video.data.datasets import look_at_video, open_data
+from eqm_video.data.image import decode_image, read_image
+from eqm_video.data.layout import EXTENSIONS, quote
+from eqm_video.data.source import kind_of
+from eqm_video.data.transforms import center_crop, crop_clip
+from eqm_video.data.video import VideoInfo, frame_seconds, read_frames
+from eqm_video.errors import UserError
+from eqm_video.names import as_label
+from eqm_video.sampling.known import name_frames
+
+TICK = 0.001  # seconds; files round the times of their frames
+END = "end"  # --at end: the last needed frame is the file's last
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a model asks of a file: T `frames` at `fps` of `size`, of which the `needed` ones must be there."""
+
+    frames: int
+    size: tuple[int, int]
+    fps: float  # that is wanted: every whole interval of a file has its own
+    needed: Sequence[int]  # ascending
+    at: float | str = 0.0  # seconds at which frame 0 of the clip lies in the file, or END
+    frame_interval: int | None = None  # of the file's frames; None: the one nearest to fps
+
+    def nearest_interval(self, info: VideoInfo) -> int:
+        """The frame interval of a file that comes nearest to `fps`."""
+        return max(1, round(info.fps / self.fps))
+
+    def nearest(self) -> np.ndarray:
+        """For every frame (T,) the place in `needed` of the nearest one."""
+        return np.abs(np.arange(self.frames)[:, None] - np.asarray(self.needed)).argmin(axis=1)
+
+
+@dataclass(frozen=True)
+class VideoClip:
+    """A clip of one video: which of its frames are needed."""
+
+    path: Path
+    label: str | None
+    info: VideoInfo
+    interval: int
+    rows: tuple[int, ...]  # ascending, one for each needed frame
+    asked: Asked
+    seconds: tuple[float, ...]  # in the file, of the frames at `rows`
+
+    @classmethod
+    def of(cls, path: Path, label: str | None, info: VideoInfo, asked: Asked) -> VideoClip:
+        """UserError where the file is too short for the needed frames."""
+        interval = asked.frame_interval or asked.nearest_interval(info)
+        last = asked.needed[-1] * interval
+        times = np.arange(info.frames) / info.fps if info.constant_rate else frame_seconds(path, info)
+        start = info.frames - 1 - last if asked.at == END else _frame_at(float(asked.at), times, info)
+        if start < 0 or start + last >= info.frames:
+            where = "" if asked.at == END else f" from {float(asked.at):g} s on"
+            raise UserError(
+                f"{path} has {info.frames} frames ({info.frames / info.fps:.2f} s at {info.fps:.4g} fps), but frames "
+                f"{name_frames(asked.needed)} of a clip, at {every(interval)} of the file, need {last + 1}"
+                f"{where}: give an earlier --at, a smaller --frame-interval, or other --known frames"
+            )
+        rows = tuple(start + frame * interval for frame in asked.needed)
+        return cls(path, label, info, interval, rows, asked, tuple(float(times[row]) for row in rows))
+
+    @property
+    def rate(self) -> float | None:
+        """Frames per second of the clip; None where a single frame is read, at no interval: it goes with any rate."""
+        free = len(self.rows) == 1 and self.asked.frame_interval is None
+        return None if free else float(self.info.fps) / self.interval
+
+    def read(self) -> np.ndarray:
+        """(T, H, W, 3)."""
+        frames, _ = read_frames(self.path, self.rows, info=self.info)
+        return crop_clip(frames, self.asked.size, pixel_aspect=self.info.pixel_aspect)[self.asked.nearest()]
+
+    def identity(self) -> bytes:
+        """A hash of the file and of what is read of it."""
+        return hash_file(self.path, str(self.rows))
+
+    def describe(self) -> str:
+        """The interval and the rate, where there is one, and the seconds of the frames that are read."""
+        first, last = self.seconds[0], self.seconds[-1]
+        when = f"at {first:.2f} s" if first == last else f"{first:.2f} to {last:.2f} s"
+        if self.rate is None:
+            return when
+        fps = f"{self.info.fps:.4g} fps{'' if self.info.constant_rate else ' on average'}"
+        return f"{every(self.interval)} of {fps} = {self.rate:.4g} fps, {when}"
+
+
+@dataclass(frozen=True)
+class PictureClip:
+    """A clip that stands still, or (keyframes) shows several pictures: frame k is that of the nearest needed frame."""
+
+    paths: tuple[Path, ...]  # one for each needed frame, or one for all
+    label: str | None
+    asked: Asked
+
+    @property
+    def rate(self) -> float | None:
+        """None: pictures go with any."""
+        return None
+
+    def read(self) -> np.ndarray:
+        """(T, H, W, 3)."""
+        pictures = np.stack([center_crop(read_image(path, upright=True), self.asked.size) for path in self.paths])
+        return pictures[self.asked.nearest() if len(pictures) > 1 else np.zeros(self.asked.frames, int)]
+
+    def identity(self) -> bytes:
+        """A hash of the files."""
+        return b"".join(hash_file(path) for path in self.paths)
+
+    def describe(self) -> str:
+        """Nothing more to say."""
+        return ""
+
+
+@dataclass(frozen=True)
+class ArrayClip:
+    """A clip that is in memory, (T, H, W, 3), or one picture (1, H, W, 3) that is held for all T."""
+
+    pixels: np.ndarray
+    label: str | None
+    frames: int
+    rate: float | None = None  # frames per second, where they are known
+
+    def read(self) -> np.ndarray:
+        """(T, H, W, 3)."""
+        return np.broadcast_to(self.pixels, (self.frames, *self.pixels.shape[1:]))
+
+    def identity(self) -> bytes:
+        """A hash of the pixels."""
+        return hashlib.blake2b(np.ascontiguousarray(self.pixels), digest_size=16).digest()
+
+    def describe(self) -> str:
+        """Nothing more to say."""
+        return ""
+
+
+Opened = VideoClip | PictureClip | ArrayClip
+
+
+@dataclass(frozen=True)
+class Found:
+    """The clips of a path, in the order of its files, and what to say of it: files left out, unusual pixels."""
+
+    clips: list[Opened]
+    kind: str  # "video", "image" or "clip"
+    notes: list[str] = field(default_factory=list)
+
+
+def open_file(path: Path, asked: Asked) -> Found:
+    """The clip of one video or image; its folder's name may be its label. UserError where it cannot be read."""
+    name, label = path.name.lower(), as_label(path.resolve().parent.name)
+    if name.endswith(tuple(EXTENSIONS["images"])):
+        notes = decode_image(path).notes  # now, not after other clips have been sampled
+        return Found([PictureClip((path,), label, asked)], "image", list(notes))
+    if name.endswith(tuple(EXTENSIONS["videos"])):
+        info = look_at_video(path)
+        return Found([VideoClip.of(path, label, info, asked)], "video", list(info.notes))
+    known = ", ".join((*EXTENSIONS["videos"], *EXTENSIONS["images"]))
+    raise UserError(f"--start-from {path}: give a samples.npz (or .npy), a folder, or a file with one of {known}")
+
+
+def open_folder(root: Path, asked: Asked, **lists: Any) -> Found:
+    """One clip of every file of a folder (`split`, `fold`: UCF-101's lists); UserError where no file can be used."""
+    kind = kind_of(root)
+    data = open_data(kind, root, frames=1, frame_interval=1, size=asked.size, **lists)
+    names = [data.labels[label] if label >= 0 else None for _, label, _ in data.files]
+    notes = [] if data.report.complete else [data.report.summary()]
+    if isinstance(data, ArraySet):
+        pictures = (data.clip(index).pixels.movedim(1, -1).numpy() for index in range(len(data)))
+        clips = [ArrayClip(pixels, name, asked.frames) for pixels, name in zip(pictures, names, strict=True)]
+        return Found(clips, "image", notes)
+    paths = [data.root / name for name, _, _ in data.files]
+    if kind == "images":
+        return Found(
+            [PictureClip((path,), name, asked) for path, name in zip(paths, names, strict=True)], "image", notes
+        )
+    found, short = [], []
+    for path, name, (_, _, info) in zip(paths, names, data.files, strict=True):
+        try:
+            found.append(VideoClip.of(path, name, info, asked))
+        except UserError as error:
+            short.append((path.name, error))
+    if not found:
+        raise UserError(f"no video in {root} is long enough; {short[0][1]}")
+    if short:
+        notes.append(f"{len(short)} are too short and left out: {quote([name for name, _ in short])}")
+    return Found(found, "video", notes)
+
+
+def open_path(path: Path, asked: Asked, **lists: Any) -> Found:
+    """The clips of a file or a folder."""
+    if path.is_dir() or find_cifar(path) is not None:
+        return open_folder(path, asked, **lists)
+    if lists.get("split") is not None:
+        raise UserError(f"--split chooses among the files of a folder, but {path} is none: leave it out")
+    if not path.exists():
+        raise UserError(f"--start-from {path} does not exist: give a video, an image, a folder of these, or an .npz")
+    return open_file(path, asked)
+
+
+def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Clips uint8 (N, T, H, W, 3) of a `samples.npz` or an `.npy`, and the numbers of their labels where it has any."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        archive = isinstance(loaded, np.lib.npyio.NpzFile)
+        clips = loaded["arr_0"] if archive else loaded
+        labels = loaded["labels"] if archive and "labels" in loaded.files else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"--start-from {path} cannot be read ({error}): give a samples.npz, with arr_0 uint8 "
+            "(N, T, height, width, 3), or (N, height, width, 3) of images"
+        ) from error
+    clips = clips[:, None] if clips.ndim == 4 else clips
+    if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3 or len(clips) == 0:
+        raise UserError(f"--start-from {path}: arr_0 is {clips.dtype} {clips.shape}, not uint8 (N, T, H, W, 3)")
+    usable = labels is not None and labels.shape == (len(clips),) and np.issubdtype(labels.dtype, np.integer)
+    return clips, labels if usable else None
+
+
+def read_rates(path: Path, count: int) -> list[float | None]:
+    """Frames per second of each of `count` clips of a samples.npz, as the samples.json beside it has them; or None."""
+    record = path.with_name("samples.json")
+    if path.name != "samples.npz" or not record.is_file():
+        return [None] * count
+    try:
+        settings = json.loads(record.read_text(encoding="utf-8"))["settings"]
+        rates = settings.get("clip_fps") or [settings["fps"]]
+        return [float(rates[k % len(rates)]) for k in range(count)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{record} does not say the fps of {path.name} ({error!r}): give --fps") from error
+
+
+def hash_file(path: Path, more: str = "") -> bytes:
+    """A hash of a file's bytes, and of `more`."""
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    digest.update(more.encode())
+    return digest.digest()
+
+
+def _frame_at(at: float, times: np.ndarray, info: VideoInfo) -> int:
+    """The number of the frame that is shown `at` seconds, or, of a constant rate, of the nearest one.
+
+    Beyond the end it is one that the file does not have. `times` (F,) are those of all frames, in seconds.
+    """
+    if info.constant_rate:
+        return round(at * info.fps)
+    if at >= times[-1] + 1 / info.fps:
+        return info.frames
+    return int(np.searchsorted(times, at + TICK, side="right")) - 1
+
+
+def every(number: int, last: int = 0) -> str:
+    """ "every frame", "every 3rd frame", "every 2nd to 4th frame"."""
+    return (
+        f"every {_ordinal(number)}frame"
+        if last <= number
+        else f"every {_ordinal(number) or '1st '}to {_ordinal(last)}frame"
+    )
+
+
+def _ordinal(number: int) -> str:
+    if number == 1:
+        return ""
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending} "

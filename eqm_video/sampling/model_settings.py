@@ -1,0 +1,207 @@
+"""The numbers and settings that a model brings or a call gives, checked one by one; UserError says what is wrong."""
+
+from __future__ import annotations
+
+import functools
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from eqm_video.analysis.curvature import curvature_at
+from eqm_video.core.gamma import make_decay
+from eqm_video.errors import UserError, cut, short
+from eqm_video.limits import HIGHEST_RATE, LARGEST_SIDE, MOST_FRAMES, MOST_LABELS, MOST_UPDATES
+from eqm_video.samplers import SAMPLERS
+
+MOST = 10**6  # samples, frames and steps of a call
+SAMPLER = {"kind": "nag", "step_size": 0.003, "mu": 0.35, "steps": 250, "guidance_scale": 1.0}  # where a model has none
+ELSEWHERE = {  # what other pipelines call the arguments of this one
+    "num_inference_steps": "steps",
+    "prompt": "labels",
+    "class_labels": "labels",
+    "num_images_per_prompt": "num_samples",
+    "num_videos_per_prompt": "num_samples",
+    "height": "size=(height, width)",
+    "width": "size=(height, width)",
+    "frame_rate": "fps",
+    "image": "clips",
+    "video": "clips",
+    "callback_on_step_end": "callback",
+}
+
+
+def whole(name: str, value: Any, least: int = 1, most: int = MOST) -> int:
+    """A whole number from `least` to `most` (no bool); UserError for anything else."""
+    if not is_whole(value) or not least <= value <= most:
+        raise UserError(f"{name} is {value!r}; it must be a whole number of at least {least} and at most {most}")
+    return int(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, numpy's among them, and no bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def number(name: str, value: Any) -> float:
+    """A finite number (no bool), as a float; UserError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise UserError(f"{name} is {value!r}; it must be a finite number")
+    return float(value)
+
+
+def rate(name: str, value: Any) -> float:
+    """A finite number above 0, frames per second, as a float."""
+    if not (found := number(name, value)) > 0:
+        raise UserError(f"{name} is {value!r}; it must be above 0, in frames per second")
+    return found
+
+
+def label_names(given: Any) -> dict[str, str]:
+    """The names of labels by number, as JSON keeps them (text keys), from a mapping or from a list in their order."""
+    if given is not None and not isinstance(given, Mapping):
+        given = dict(enumerate(given))
+    names = {}
+    for label, name in (given or {}).items():
+        if not str(label).isdecimal():
+            raise UserError(f"id2label names the label {label!r}; its keys must be whole numbers from 0 on")
+        names[str(int(label))] = str(name)
+    return names
+
+
+def decay_settings(given: Any) -> dict[str, Any] | None:
+    """A decay's settings as they are, once they make one; UserError where they do not."""
+    if given is None:
+        return None
+    try:
+        settings = dict(given)
+        make_decay(settings)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"decay is {given!r}, which makes none ({error})") from error
+    return settings
+
+
+def curvature_settings(given: Any) -> dict[str, Any] | None:
+    """A measured curvature as it is; UserError where a number that an automatic step needs is none."""
+    if given is None:
+        return None
+    pairs = given.get("by_guidance", ()) if isinstance(given, Mapping) else None
+    listed = isinstance(pairs, (list, tuple)) and all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
+    )
+    if not listed:
+        raise UserError(f"curvature is {given!r}; it must be what `python -m eqm_video curvature MODEL --write` keeps")
+    for value in (given.get("largest"), given.get("guidance_scale"), *(value for pair in pairs for value in pair)):
+        number("a number of curvature", value)
+    return dict(given)
+
+
+def sampler_settings(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A model's recommended sampler, filled in: kind, the numbers of that sampler, steps, guidance_scale."""
+    if given is not None and not isinstance(given, Mapping):
+        raise UserError(
+            f"sampler is {given!r}; it must be a mapping of settings, such as {{'kind': 'nag', 'steps': 250}}"
+        )
+    given = dict(given or {})
+    kind = given.get("kind", SAMPLER["kind"])
+    if not isinstance(kind, str) or kind not in SAMPLERS:
+        raise UserError(f"sampler {kind!r} is not one of {', '.join(SAMPLERS)}")
+    shared = {"kind", "steps", "guidance_scale"}
+    own = {entry.name for entry in fields(SAMPLERS[kind])}
+    everywhere = {entry.name for sampler in SAMPLERS.values() for entry in fields(sampler)}
+    if unknown := set(given) - shared - everywhere:
+        names = ", ".join(sorted(shared | own))
+        raise UserError(f"unknown settings {sorted(unknown)} of the sampler {kind!r}; known are {names}")
+    given = {name: value for name, value in given.items() if name in shared | own}  # older exports carry mu with gd
+    start = {entry.name: entry.default for entry in fields(SAMPLERS[kind])} | {"kind": kind}
+    filled = {**start, "steps": SAMPLER["steps"], "guidance_scale": SAMPLER["guidance_scale"], **given}
+    whole("the sampler's steps", filled["steps"], 0)
+    number("the sampler's guidance_scale", filled["guidance_scale"])
+    return filled
+
+
+def explain_keywords(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A call that names the right keyword where it is given one that other pipelines have."""
+
+    @functools.wraps(call)
+    def checked(*arguments: Any, **keywords: Any) -> Any:
+        for wrong, right in ELSEWHERE.items():
+            if wrong in keywords:
+                raise TypeError(f"{wrong} is no argument of this pipeline: it is called {right} here")
+        return call(*arguments, **keywords)
+
+    return checked
+
+
+# Files: `model_index.json` of exports, `pipeline.json` of checkpoints -------------------------------------------------
+
+
+def check_settings(settings: Mapping[str, Any], file: Path) -> None:
+    """Raise UserError, naming file and key, for a value that no pipeline could work with; other keys are left alone."""
+    for key, (fits, needed) in _KEYS.items():
+        value = settings.get(key)
+        if value is None:
+            continue
+        try:
+            right, reason = fits(value), ""
+        except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:  # of nested values
+            right, reason = False, f" ({cut(str(error), 200)})"
+        if not right:
+            raise UserError(f"{file}: {key} is {short(value)}; it must be {needed}{reason}")
+
+
+def _is_whole_from(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_real_from(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_rate(value: Any) -> bool:
+    return _is_real_from(value, 0, HIGHEST_RATE) and value > 0
+
+
+def _is_size(value: Any) -> bool:
+    sides = value if isinstance(value, list) and len(value) == 2 else [value]
+    return all(_is_whole_from(side, 1, LARGEST_SIDE) for side in sides)
+
+
+def _is_names(value: Any) -> bool:
+    names = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else [None]
+    counted = {int(key) for key in value} if isinstance(value, Mapping) else set(range(len(names)))
+    whole = len(counted) == len(names) and all(0 <= number < MOST_LABELS for number in counted)
+    return whole and all(isinstance(name, str | int | float) for name in names)
+
+
+def _is_decay(value: Any) -> bool:
+    return isinstance(value, Mapping) and make_decay(value) is not None
+
+
+def _is_sampler(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not isinstance(value.get("kind", ""), str):
+        return False
+    whole = sampler_settings(value)
+    rule = SAMPLERS[whole["kind"]]
+    rule(**{entry.name: whole[entry.name] for entry in fields(rule)})
+    return _is_whole_from(whole["steps"], 1, MOST_UPDATES) and _is_real_from(whole["guidance_scale"], -1e9, 1e9)
+
+
+def _is_curvature(value: Any) -> bool:
+    return isinstance(value, Mapping) and _is_real_from(curvature_at(value), -1e30, 1e30)
+
+
+# key: (whether a value can be used, the values that can)
+_KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "frames": (lambda value: _is_whole_from(value, 1, MOST_FRAMES), f"a whole number from 1 to {MOST_FRAMES:,}"),
+    "fps": (_is_rate, f"a number above 0 and at most {HIGHEST_RATE:,}"),
+    "reference_fps": (_is_rate, f"a number above 0 and at most {HIGHEST_RATE:,}"),
+    "size": (_is_size, f"pixels or [height, width], each a whole number from 1 to {LARGEST_SIDE:,}"),
+    "id2label": (_is_names, "the names of the labels by number, such as {'0': 'cat'}"),
+    "decay": (_is_decay, "a kind of decay with its numbers"),
+    "sampler": (_is_sampler, "a kind of sampler with its numbers, steps and guidance_scale"),
+    "curvature": (_is_curvature, "what `python -m eqm_video curvature MODEL --write` measures"),
+    "codec": (lambda value: isinstance(value, str) and value != "", "a name, a folder or a hub id"),
+}

@@ -1,0 +1,129 @@
+"""The command line of `sample_video.py`: its options, a class, and examples."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from eqm_video import options
+from eqm_video.options import narrower, option
+from eqm_video.samplers import SAMPLER_PRESETS
+from eqm_video.sampling import option_groups as groups
+from eqm_video.sampling.clips import END
+from eqm_video.sampling.known import KnownFrames, parse_keyframe, parse_known
+from eqm_video.sampling.settings import Sampling
+
+FORMATS = ("gif", "mp4", "png")
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+EXAMPLES = """examples:
+  python sample_video.py runs/demo/export --out samples --labels DiscLeft SquareUp --num-samples 16 --guidance-scale 2
+  python sample_video.py runs/demo/export --out samples --tolerance 0.3 --steps 200      (clips stop when they rest)
+  python sample_video.py runs/demo --out moving --start-from photo.jpg --num-samples 4      (image to video)
+  python sample_video.py runs/demo --out future --start-from clip.mp4 --known 0-3 --at 2.5  (continuation)
+  python sample_video.py runs/demo --out future --start-from videos/ --split test --known first:4 --at end
+  python sample_video.py runs/demo --out between --start-from clip.mp4 --known ends         (in-betweening)
+  python sample_video.py runs/demo --out between --keyframes 0=start.png -1=end.png
+  python sample_video.py runs/demo --out long --length 160 --overlap 4                      (sliding windows)
+  python sample_video.py runs/attributes --out samples --compose Disc:2 Left:2
+  python sample_video.py runs/imagenet --out samples frames=1 --labels random --num-samples 50000 --batch-size 64
+  torchrun --standalone --nproc_per_node 2 sample_video.py runs/demo --out samples     (several processes)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Starting(groups.Cut):
+    """Start from clips or pictures."""
+
+    start_from: Path | None = option(
+        None, metavar="PATH", help="a video, an image, a folder of one kind, or a samples.npz"
+    )
+    known: KnownFrames | None = option(
+        None,
+        read=parse_known,
+        metavar="FRAMES",
+        help="frames of PATH that stay: first, first:4, last:4, ends, 0-3, 0,-1 ...; of an image default: first",
+    )
+    keyframes: tuple[tuple[int, Path], ...] | None = option(
+        None,
+        read=parse_keyframe,
+        metavar="FRAME=IMAGE",
+        help="known frames from pictures: 0=a.png -1=b.png, instead of --start-from",
+    )
+    at: float | str | None = option(
+        None,
+        least=0,
+        words=(END,),
+        metavar="SECONDS",
+        help="of a video: where a clip begins, or end",
+        unset="0",
+    )
+    frame_interval: int | None = narrower(None, unset="nearest to --fps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Longer:
+    """Long videos."""
+
+    length: int | None = option(
+        None,
+        least=1,
+        metavar="N",
+        help="frames of the video, made in windows of --frames; --known and --keyframes are of the first window",
+    )
+    overlap: int | None = option(
+        None, least=1, metavar="K", help="known frames of each next window", unset="4, at most half a window"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Showing(groups.Written, groups.Overwriting):
+    """How samples are shown, and where."""
+
+    format: str | None = option(
+        None, metavar="LIST", help="of gif,mp4,png (png of a clip: its frames in a row)", unset="gif, or png"
+    )
+    clips: int | None = option(None, least=0, metavar="M", help="clips that get files of their own", unset="first 64")
+    scale: int | None = option(None, least=1, help="pixels of the grid for each pixel", unset="clips about 128 wide")
+    columns: int | None = option(None, least=1, help="of the grid", unset="a row for each label")
+    no_marks: bool = option(False, help="no borders around known frames in the grid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions(
+    groups.Modelled,
+    groups.Labelled,
+    groups.Many,
+    groups.Shaped,
+    groups.Seeded,
+    Starting,
+    Longer,
+    Sampling,
+    Showing,
+    groups.Batched,
+    groups.Opened,
+):
+    """Sample labelled clips, or images, from a trained model."""
+
+    num_samples: int | None = narrower(None, unset="16, or as many as clips are given")
+    fps: float | None = option(
+        None, least=0.01, metavar="F", help="frames per second", unset="as trained, or those of known frames"
+    )
+    preset: str | None = option(
+        None, choices=tuple(SAMPLER_PRESETS), help="sampler settings of the paper's public runs"
+    )
+    steps: int | None = narrower(None, least=1)
+    start_gamma: float | None = narrower(None, unset="0")
+    batch_size: int = 16
+    mixed_precision: str = option("no", choices=tuple(PRECISIONS), help="of the network")
+
+    def __post_init__(self) -> None:
+        options.check(self)
+
+
+def parse(arguments: Sequence[str] | None) -> SampleOptions:
+    """The command line; `frames=1` and `sampler.steps=50` are the same as `--frames 1` and `--steps 50`."""
+    words = sys.argv[1:] if arguments is None else arguments
+    return options.parse(SampleOptions, words, prog="sample_video.py", epilog=EXAMPLES, sections=("data", "sampler"))

@@ -1,0 +1,342 @@
+"""`EqMPipeline`: a trained network, its codec and its sampler's settings, from labels and seeds to frames.
+
+Shapes: B samples, T frames, C latent channels, H W pixels, h w latents. An image is T = 1.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
+from diffusers.utils import BaseOutput
+from torch import Generator, Tensor
+
+from eqm_video.codec import Codec
+from eqm_video.core.composition import ScheduledField
+from eqm_video.core.guidance import HistoryField
+from eqm_video.errors import UserError
+from eqm_video.models.pixels import PixelAutoencoder
+from eqm_video.models.transformer import EqMTransformer
+from eqm_video.models.unet import EqMUNet
+from eqm_video.samplers import frame_moves, run
+from eqm_video.sampling.arguments import (
+    Label,
+    as_list,
+    as_size,
+    check_rates,
+    check_turns,
+    make_generators,
+    told_gammas,
+)
+from eqm_video.sampling.field import Landscape
+from eqm_video.sampling.folders import (
+    PARTS,
+    describe_folder,
+    is_checkpoint,
+    load_transformer,
+    local_folder,
+    part_dtype,
+    read_json,
+)
+from eqm_video.sampling.model_settings import (
+    check_settings,
+    curvature_settings,
+    decay_settings,
+    explain_keywords,
+    is_whole,
+    label_names,
+    number,
+    rate,
+    sampler_settings,
+    whole,
+)
+from eqm_video.sampling.pictures import Pictures
+from eqm_video.sampling.settings import Sampling, with_sampling
+from eqm_video.sampling.start import Clips, Start, check_start
+
+OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+
+
+@dataclass
+class EqMPipelineOutput(BaseOutput):
+    """What a call returns.
+
+    frames: by `output_type`: "pil" a list per sample of T PIL images; "np" float32 (B, T, H, W, 3) in [0, 1]; "pt"
+        float32 (B, T, 3, H, W) in [0, 1]; "uint8" an array (B, T, H, W, 3); "latent" the latents (B, T, C, h, w).
+    nfe: (B,) int64 on the CPU: how often the field was evaluated for each sample (a guided evaluation counts once).
+    frame_nfe: (B, T) int64: at how many of these the frame still moved.
+    """
+
+    frames: Any
+    nfe: Tensor
+    frame_nfe: Tensor
+
+
+class EqMPipeline(Landscape, DiffusionPipeline):
+    """Samples clips and images by descending the learned gradient (arXiv 2510.02300, section 3.3).
+
+    transformer, vae: the network and the autoencoder, whose latent channels must agree.
+    id2label: names of the labels. decay: the c(gamma) it was trained with. sampler: recommended settings: kind (of
+    `samplers.SAMPLERS`), that sampler's numbers, steps, guidance_scale. frames, fps, size (pixels, or [height, width]):
+    what is sampled by default. reference_fps: the network's unit of time is 1 / reference_fps seconds. curvature: what
+    `python -m eqm_video curvature --write` measured, for step_size="auto".
+
+    Load exports with `EqMPipeline.from_pretrained`; diffusers' base class does not know this one.
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+
+    def __init__(
+        self,
+        transformer: EqMTransformer | EqMUNet,
+        vae: AutoencoderKL | AutoencoderTiny | PixelAutoencoder,
+        id2label: Mapping[Any, str] | Sequence[str] | None = None,
+        decay: Mapping[str, Any] | None = None,
+        sampler: Mapping[str, Any] | None = None,
+        frames: int = 16,
+        fps: float = 8.0,
+        reference_fps: float = 8.0,
+        size: int | Sequence[int] | None = None,
+        curvature: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if transformer.config.in_channels != vae.config.latent_channels:
+            raise UserError(
+                f"the network works on {transformer.config.in_channels} latent channels, the codec has "
+                f"{vae.config.latent_channels}: choose the codec that the network was trained with"
+            )
+        self.register_modules(transformer=transformer, vae=vae)
+        self.register_to_config(
+            id2label=label_names(id2label),
+            decay=decay_settings(decay),
+            sampler=sampler_settings(sampler),
+            frames=whole("frames", frames),
+            fps=rate("fps", fps),
+            reference_fps=rate("reference_fps", reference_fps),
+            size=size if size is None or is_whole(size) else list(as_size(size)),
+            curvature=curvature_settings(curvature),
+        )
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Everything that `EqMPipeline(**pipe.components)` needs for a pipeline on the same weights that samples the
+        same: the modules, and the settings (labels, sampler, size ...), which diffusers keeps under `parameters`.
+        """
+        return {**super().components, **super().parameters}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Nothing, since `components` holds the settings: `EqMPipeline(**pipe.components, **pipe.parameters)` works."""
+        return {}
+
+    # Loading --------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> EqMPipeline:
+        """Load an export: a local folder, or a hub id, which is downloaded first.
+
+        Keywords are diffusers' own (`torch_dtype`, `variant`, `revision`, `token` ...); weights become float32 unless
+        `torch_dtype` (or `dtype`) says otherwise: a dtype or its name, "auto" (as they were saved), or a mapping of
+        these by "transformer", "vae" and "default". variant: of both parts' weights, such as "fp16". Only safetensors
+        are read. Raises UserError, saying what was found, for anything else than an export, and for weights that do
+        not fit the architecture.
+        """
+        hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
+        folder = local_folder(pretrained_model_name_or_path, hub)
+        index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+        if index.get("_class_name") != cls.__name__:
+            raise UserError(f"{folder} is no export of {cls.__name__}: {describe_folder(folder, index)}")
+        check_settings(index, folder / "model_index.json")
+        older, dtype = kwargs.pop("torch_dtype", None), kwargs.pop("dtype", None)
+        if None not in (older, dtype) and older != dtype:
+            raise UserError(f"torch_dtype is {older!r} and dtype is {dtype!r}: they mean the same, give one of them")
+        dtype, variant = older if dtype is None else dtype, kwargs.pop("variant", None)
+        kinds = {part: part_dtype(dtype, part) for part in PARTS}
+        if "transformer" not in kwargs:
+            kwargs["transformer"] = load_transformer(folder / "transformer", kinds["transformer"], variant)
+        if "vae" not in kwargs:
+            kwargs["vae"] = Codec.load(folder / "vae", torch_dtype=kinds["vae"], variant=variant).vae
+        return super().from_pretrained(str(folder), **kwargs)
+
+    @classmethod
+    def from_checkpoint(
+        cls, folder: str | Path, *, codec: str | Codec | None = None, torch_dtype: Any = None
+    ) -> EqMPipeline:
+        """The averaged network of a training checkpoint, with the codec that its `pipeline.json` names, or `codec`.
+
+        torch_dtype: as for `from_pretrained`.
+        """
+        folder = Path(folder)
+        if not is_checkpoint(folder):
+            raise UserError(f"{folder} is no whole checkpoint (checkpoint.json, pipeline.json, ema/config.json)")
+        settings = read_json(folder / "pipeline.json")
+        check_settings(settings, folder / "pipeline.json")
+        trained_with = settings.pop("codec", None)
+        if codec is None and trained_with is None:
+            raise UserError(f"{folder / 'pipeline.json'} names no codec: give one (--codec, or codec=...)")
+        transformer = load_transformer(folder / "ema", part_dtype(torch_dtype, "transformer"))
+        vae = as_codec(codec if codec is not None else trained_with, part_dtype(torch_dtype, "vae")).vae
+        try:
+            return cls(transformer, vae, **settings)
+        except (TypeError, UserError) as error:
+            raise UserError(f"{folder / 'pipeline.json'} does not hold the pipeline's settings ({error})") from error
+
+    # Sampling -------------------------------------------------------------------------------------------------------
+
+    @explain_keywords
+    def __call__(self, labels: Label | Sequence[Label] = None, **keywords: Any) -> EqMPipelineOutput:
+        """Sample one clip for each label. What is not given comes from the model's own settings.
+
+        labels: a list of names or numbers (None: unlabelled), or one for all `num_samples` samples.
+        num_frames: T. fps: frames per second, one number or one for each sample: frame k of a clip is at time
+        k * reference_fps / fps for the network. Known frames of a real video are at its true rate.
+        size: pixels, or (height, width); a multiple of the codec's downsampling times the patch size.
+        seeds: one for each sample; a seed gives the same start noise whatever the batch or the device. generator:
+        torch's instead of seeds, one or a list. Neither: fresh seeds from torch's global generator.
+        clips: uint8 (B, T, H, W, 3), latents (B, T, C, h, w), or Pillow's pictures: one, a list of one for each sample
+        (each shown in every frame; without known and start_gamma its first frame is known: image-to-video), or a list
+        of lists of frames; pictures are turned upright, resized and cropped to size. With start_gamma: start at
+        start_gamma * clip + (1 - start_gamma) * noise (partial denoising), and with known: frames, by number (-1 is the
+        last) or as bool (B, T), that stay as they are in `clips`, while the others descend: the first one for
+        image-to-video, the first k for continuation, the first and the last for in-betweening. context_gamma: what the
+        network sees of known frames, as start_gamma; a little below 1 it forgives their faults. history_guidance: s of
+        `HistoryField`.
+        callback(step, latents, gradient). output_type: see EqMPipelineOutput. decode_chunk_size: frames at once.
+        All fields of `Sampling` are keywords too: steps, sampler, guidance_scale and the others.
+        Raises UserError for whatever cannot be sampled, and when the descent diverges.
+        """
+        how, others = Sampling.split(keywords)
+        return self.sample(how, labels, **others)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        how: Sampling,
+        labels: Label | Sequence[Label] = None,
+        *,
+        num_samples: int | None = None,
+        num_frames: int | None = None,
+        seeds: Sequence[int] | None = None,
+        generator: Generator | Sequence[Generator] | None = None,
+        fps: float | Sequence[float] | None = None,
+        size: int | tuple[int, int] | None = None,
+        clips: Any = None,
+        known: Tensor | Sequence[int] | None = None,
+        output_type: str = "pil",
+        callback: Callable[[int, Tensor, Tensor], Any] | None = None,
+        decode_chunk_size: int = 64,
+    ) -> EqMPipelineOutput:
+        """As a call, with what the fields of `Sampling` say in one piece."""
+        if output_type not in OUTPUT_TYPES:
+            raise UserError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
+        if (pictures := Pictures.of(clips)) is not None:
+            count = len(as_list(labels, num_samples, seeds, generator))
+            clips = self._clips_of(pictures, count, num_frames, size)
+            if pictures.still and known is None and how.start_gamma == 0 and clips.shape[1] > 1:
+                known = [0]
+        given = None if clips is None else Clips.of(clips)
+        if given is not None:
+            num_samples, num_frames, size = given.agree(self, labels, num_samples, num_frames, size)
+        told = self.transformer.config.conditioned_on_gamma
+        known = check_start(given, how.start_gamma, known, how.context_gamma, how.history_guidance, told=told)
+        if how.step_size == "auto" and how.history_guidance != 1:
+            raise UserError("step_size auto was measured without history guidance: give step_size a number")
+        wanted = as_list(labels, num_samples, seeds, generator)
+        generators = make_generators(len(wanted), seeds, generator)
+        decode_chunk_size = whole("decode_chunk_size", decode_chunk_size)
+        _check_composition(how, wanted)
+        if how.step_size == "auto" and any(len(term) > 2 for term in how.composition or ()):
+            raise UserError("step_size auto was measured for this model alone: with others give step_size a number")
+        how = how.on(self)
+        steps = how.steps
+        if wrong := self.step_warning(how.sampler, how.steepness, plain=how.plain):
+            warnings.warn(wrong, stacklevel=4)
+        timing = {"num_frames": num_frames, "fps": check_rates(fps, len(wanted))}
+        try:
+            if how.composition is not None:
+                field = self.composed_field(how.composition, len(wanted), plain_sum=how.plain_sum, **timing)
+            else:
+                interval, match = how.guidance_interval, how.match_norm
+                guidance = {"guidance_scale": how.guidance_scale, "guidance_interval": interval, "match_norm": match}
+                field = self.field(wanted, **guidance, **timing)
+            noise = self.start_noise(generators, num_frames=num_frames, size=size)
+            around = {"gamma": how.start_gamma, "known": known, "context_gamma": how.context_gamma}
+            start = Start.of(noise, self.codec, given, **around)
+            if how.history_guidance != 1:
+                field = HistoryField(field, start.known, noise, how.history_guidance)
+            moves = frame_moves(how.frame_schedule, steps, start.unknown)
+            if moves is not None:
+                check_turns(how.sampler, how.guidance_interval)
+            gammas = None
+            if told:
+                alone, schedule = how.per_frame or moves is not None, how.step_schedule
+                pull = 1.0 if how.plain is None else sum(how.plain)
+                gammas = told_gammas(
+                    self.decay, how.sampler, steps, schedule, how.start_gamma, start.known, alone, pull
+                )
+            total = steps if moves is None else len(moves)
+            with self.progress_bar(total=total) as bar:
+                descent = run(
+                    ScheduledField(field, total, gammas),
+                    start.latents,
+                    how.sampler,
+                    steps=total,
+                    start_gamma=how.start_gamma,
+                    known=start.known,
+                    moves=moves,
+                    schedule=how.step_schedule,
+                    tolerance=how.tolerance,
+                    per_frame=how.per_frame,
+                    callback=_both(lambda *_: bar.update(), callback),
+                    generators=generators,
+                )
+        except ValueError as error:  # wrong numbers and divergence; the message says which
+            raise UserError(str(error)) from error
+        result = self.decode(start.finish(descent.latents), output_type, decode_chunk_size)
+        self.maybe_free_model_hooks()
+        return EqMPipelineOutput(frames=result, nfe=descent.nfe.cpu(), frame_nfe=descent.frame_nfe.cpu())
+
+    def _clips_of(self, pictures: Pictures, count: int, num_frames: int | None, size: Any) -> Any:
+        """The clips uint8 (B, T, H, W, 3) that pictures stand for in a call."""
+        size = self.config.size if size is None else size
+        return pictures.clips(count, self.check_frames(num_frames), None if size is None else self.check_size(size))
+
+
+EqMPipeline.__call__.__signature__ = with_sampling(EqMPipeline.sample)
+
+
+def _check_composition(how: Sampling, wanted: Sequence[Label]) -> None:
+    """UserError where something is asked for that would be ignored beside a composition, or without one."""
+    guided = how.match_norm or how.guidance_scale is not None or how.guidance_interval is not None
+    if how.composition is not None and (guided or any(one is not None for one in wanted)):
+        raise UserError("a composition takes the place of labels and of guidance (its weights): leave those out")
+    if how.plain_sum and how.composition is None:
+        raise UserError("plain_sum says how to compose: give composition=[(label, weight), ...]")
+    if how.composition is not None and not isinstance(how.composition, (list, tuple)):
+        raise UserError(f"composition is {how.composition!r}; it must be a list of terms, (label, weight) each")
+    for term in how.composition or ():
+        if not isinstance(term, (tuple, list)) or len(term) not in (2, 3):
+            raise UserError(
+                f"a term of the composition is {term!r}; it must be (label, weight), or with a pipeline too"
+            )
+        number("a weight of the composition", term[1])
+
+
+def _both(first: Callable[..., Any], second: Callable[..., Any] | None) -> Callable[..., Any]:
+    def call(*arguments: Any) -> None:
+        first()
+        if second is not None:
+            second(*arguments)
+
+    return call
+
+
+def as_codec(codec: str | Codec, dtype: torch.dtype | str | None) -> Codec:
+    """A codec as it is, or by its name."""
+    return codec if isinstance(codec, Codec) else Codec.load(codec, torch_dtype=dtype)

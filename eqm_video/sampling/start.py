@@ -1,0 +1,164 @@
+"""Where a descent starts: noise, clips partly noised, and frames that are known.
+
+Shapes: B samples, T frames, C latent channels, H W pixels, h w latents.
+"""
+
+from __future__ import annotations
+
+import numbers
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eqm_video.codec import Codec
+from eqm_video.core.objective import interpolate
+from eqm_video.errors import UserError
+from eqm_video.sampling.arguments import as_pixels, check_fraction, known_frames
+from eqm_video.sampling.field import Landscape
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips to start from: pixels (B, T, 3, H, W) in [-1, 1], or latents (B, T, C, h, w)."""
+
+    values: Tensor
+    latent: bool
+
+    @classmethod
+    def of(cls, given: Any) -> Clips:
+        """Of uint8 (B, T, H, W, 3), or of a float tensor, which is latents; UserError for anything else."""
+        if not isinstance(given, Tensor) or not given.is_floating_point():
+            return cls(as_pixels(given), latent=False)
+        if given.ndim != 5 or not bool(given.isfinite().all()):
+            found = f"have the shape {tuple(given.shape)}" if given.ndim != 5 else "hold infinite or NaN values"
+            raise UserError(f"clips of floating point are latents, finite and (B, T, C, h, w), but these {found}")
+        return cls(given, latent=True)
+
+    def size(self, codec: Codec) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        scale = codec.downsampling if self.latent else 1
+        return self.values.shape[-2] * scale, self.values.shape[-1] * scale
+
+    def encode(self, codec: Codec, like: Tensor) -> Tensor:
+        """Their latents, on the device and in the precision of `like`, the noise of these samples."""
+        values = self.values.to(like.device)
+        latents = (values if self.latent else codec.encode(values)).to(like.dtype)
+        if latents.shape != like.shape:
+            raise UserError(
+                f"the clips are latents {tuple(latents.shape)}, and this model's are {tuple(like.shape)}: give latents "
+                "of its own codec, or pixels as uint8 (B, T, H, W, 3)"
+            )
+        return latents
+
+    def agree(
+        self, model: Landscape, labels: Any, num_samples: int | None, num_frames: int | None, size: Any
+    ) -> tuple[int | None, int, tuple[int, int]]:
+        """(num_samples, num_frames, size) of a call that starts from these; UserError where it says otherwise."""
+        (count, frames), own = self.values.shape[:2], self.size(model.codec)
+        asked = len(labels) if isinstance(labels, (list, tuple)) else num_samples
+        if asked not in (None, count) or num_frames not in (None, frames):
+            raise UserError(
+                f"the clips to start from are {count} of {frames} frames, but asked are {asked or count} samples of "
+                f"{num_frames or frames} frames: leave those out"
+            )
+        trained = model.config.size if size is None else size
+        wanted = (trained, trained) if isinstance(trained, int) or trained is None else tuple(trained)
+        if self.latent:
+            _check_latents(self.values, model.codec, own if trained is None else wanted)
+        if trained is not None and wanted != own:
+            hint = "leave size out" if size is not None else f"resize them, or say size={own} if that is what you want"
+            raise UserError(
+                f"the clips to start from have {own[0]}x{own[1]} pixels (height x width), but "
+                f"{'size is' if size is not None else 'this model is for'} {wanted[0]}x{wanted[1]}: {hint}"
+            )
+        return None if isinstance(labels, (list, tuple)) else count, frames, own
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a descent starts; `finish` gives its end."""
+
+    latents: Tensor  # (B, T, C, h, w)
+    noise: Tensor  # (B, T, C, h, w): the start noise of every frame, of known ones too
+    known: Tensor | None = None  # (B, T) bool: frames that stay as they start
+    clean: Tensor | None = None  # (B, T, C, h, w): the clips that were given
+
+    @classmethod
+    def of(
+        cls, noise: Tensor, codec: Codec, clips: Clips | None, *, gamma: float, known: Any, context_gamma: float
+    ) -> Start:
+        """Clips mixed with their noise: known frames at `context_gamma`, the others at `gamma`; noise without clips.
+
+        The numbers are as `check_start` wants them. UserError for latents that are not this codec's.
+        """
+        if clips is None:
+            return cls(noise, noise)
+        held = known_frames(known, tuple(noise.shape[:2]))
+        clean = clips.encode(codec, noise)
+        gammas = torch.full(clean.shape[:2], float(gamma), dtype=noise.dtype, device=noise.device)
+        if held is not None:
+            held = held.to(noise.device)
+            gammas = gammas.masked_fill(held, float(context_gamma))
+        return cls(interpolate(clean, noise, gammas), noise, held, clean)
+
+    @property
+    def unknown(self) -> Tensor:
+        """(B, T) bool: the frames that descend."""
+        shape = self.latents.shape[:2]
+        return torch.ones(shape, dtype=torch.bool, device=self.latents.device) if self.known is None else ~self.known
+
+    def finish(self, latents: Tensor) -> Tensor:
+        """The end of a descent (B, T, C, h, w), known frames as they were given."""
+        if self.known is None:
+            return latents
+        return torch.where(self.known[:, :, None, None, None], self.clean, latents)
+
+
+def check_start(
+    clips: Clips | None, gamma: float, known: Any, context_gamma: float, history_guidance: float, *, told: bool
+) -> Tensor | None:
+    """The known frames (B, T) bool, None where there are none; UserError for what cannot be, or would not be heard.
+
+    Args:
+        clips, gamma, known, context_gamma: of `Start.of`. history_guidance: of a call.
+        told: whether the network is told gamma.
+    """
+    gamma, context_gamma = check_fraction("start_gamma", gamma), check_context(context_gamma, told=told)
+    if clips is None and (gamma or known is not None):
+        raise UserError("start_gamma and known need clips to start from: give clips=")
+    held = None if known is None else known_frames(known, tuple(clips.values.shape[:2]))
+    if held is not None and bool(held.any()):
+        return held
+    if context_gamma != 1 or history_guidance != 1:
+        raise UserError("context_gamma and history_guidance are about known frames: give known= at least one frame")
+    if clips is not None and gamma == 0:
+        raise UserError(
+            "clips are given, but no frame of them is known and start_gamma is 0, so that nothing of them would be "
+            "seen: give known=, such as [0], or start_gamma= above 0, or leave clips out"
+        )
+    return None
+
+
+def check_context(value: Any, *, told: bool = False) -> float:
+    """A number in (0, 1]; for a network that is told gamma only 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value <= 1:
+        raise UserError(f"context_gamma is {value!r}; it must be a number above 0 and at most 1 (1 shows known frames)")
+    if told and value != 1:
+        raise UserError(
+            f"context_gamma is {value!r}, but this network is told gamma, which is 1 on known frames: context_gamma "
+            "(--context-gamma) needs a network that is not told gamma, leave it out"
+        )
+    return float(value)
+
+
+def _check_latents(values: Tensor, codec: Codec, size: tuple[int, int]) -> None:
+    """UserError where latents (B, T, C, h, w) are not of the channels and the size that `codec` makes of `size`."""
+    theirs, own = tuple(values.shape[2:]), (codec.latent_channels, *(side // codec.downsampling for side in size))
+    if theirs != own:
+        raise UserError(
+            f"the clips are latents of another codec or size: theirs are {theirs} (C, h, w), and this model's are "
+            f"{own} for {size[0]}x{size[1]} pixels; give latents of this model's codec, or pixels as uint8 "
+            "(B, T, H, W, 3)"
+        )

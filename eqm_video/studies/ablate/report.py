@@ -1,0 +1,181 @@
+"""What `ablate` writes: its tables as Markdown, ablations.json, and ablations.png, one dot for each way to sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eqm_video.output import plots
+from eqm_video.output.tables import aligned
+from eqm_video.system import files
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+QUANTILE = 1.959964  # of the standard normal: intervals of 95 %
+CHANCE = 1 / 8  # two shapes, four directions
+# title: {name in the table: recipe}; a recipe may stand in several
+TABLES: dict[str, dict[str, str]] = {
+    "objective and sampler": {
+        "EqM, gain 4": "base",
+        "EqM, gain 1": "lambda_1",
+        "flow, told gamma": "flow",
+        "flow, told, gain 4": "flow_4",
+        "flow, not told": "flow_untold",
+    },
+    "decay c(gamma)": {
+        "truncated": "base",
+        "linear": "linear",
+        "piecewise, b = 1.4": "piecewise",
+        "constant (flow)": "flow_untold",
+    },
+    "where the decay begins": {"a = 0.5": "a_0.5", "a = 0.8": "base", "a = 0.9": "a_0.9"},
+    "gain, equal gain x step size": {
+        "lambda = 1": "lambda_1",
+        "lambda = 2": "lambda_2",
+        "lambda = 4": "base",
+        "lambda = 8": "lambda_8",
+    },
+    "noise conditioning": {"not told gamma": "base", "told gamma": "told"},
+    "energy": {"implicit": "base", "dot": "energy_dot", "l2": "energy_l2"},
+}
+DESCENTS = ("nag", "gd")  # what all tables but the first show
+HEADS = ("", "sampler", "direction", "shape", "both (95 %)", "Fréchet", "rest", "error .1", "error .9", "nfe")
+GAMMAS = ("0.1", "0.9")  # whose held-out errors the tables show
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of one table."""
+
+    title: str
+    name: str
+    line: Mapping[str, Any]
+
+
+def rows(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """All rows of all tables that compare something; recipes that stand in none of these come last, under "others"."""
+    first, found = next(iter(TABLES)), []
+    for title, table in TABLES.items():
+        samplers = None if title == first else DESCENTS
+        part = [row for name, recipe in table.items() for row in _rows(title, name, recipe, lines, samplers)]
+        found += part if len({row.name for row in part}) > 1 else []
+    shown = {row.line["recipe"] for row in found}
+    others = dict.fromkeys(line["recipe"] for line in lines if line["recipe"] not in shown)
+    return found + [row for recipe in others for row in _rows("others", recipe, recipe, lines)]
+
+
+def _rows(
+    title: str, name: str, recipe: str, lines: Sequence[Mapping[str, Any]], samplers: Sequence[str] | None = None
+) -> list[Row]:
+    """The rows of one recipe in one table, by these samplers (None: by all)."""
+    chosen = [line for line in lines if line["recipe"] == recipe and (samplers is None or line["sampler"] in samplers)]
+    return [Row(title, name, line) for line in chosen]
+
+
+def interval(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a binomial share (0 to 1) of `count` trials: (low, high)."""
+    squared = QUANTILE**2 / count
+    centre = (share + squared / 2) / (1 + squared)
+    half = (squared * (share * (1 - share) + squared / 4)) ** 0.5 / (1 + squared)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def tables(summary: Mapping[str, Any]) -> str:
+    """The tables as Markdown, their columns aligned for the screen, under what their numbers are."""
+    found, parts = rows(summary["lines"]), [legend(summary)]
+    for title in dict.fromkeys(row.title for row in found):
+        cells = [(title, *HEADS[1:]), *(_cells(row, summary["samples"]) for row in found if row.title == title)]
+        parts.append(aligned(cells, left=2))
+    return "\n\n".join(parts) + "\n"
+
+
+def legend(summary: Mapping[str, Any]) -> str:
+    """What the columns of the tables are."""
+    real = summary["reference"].get("frechet of real clips")
+    scale = "" if real is None else f" (as many real clips: {real:.0f})"
+    return (
+        f"{summary['samples']} samples a line, from the same noise; one training run of each recipe. direction, shape, "
+        f"both: clips that show what their label says (chance 25, 50, 12 %), with Wilson's interval. Fréchet: distance "
+        f"to the data{scale}. rest: RMS gradient where the samples ended, over the gain. error: of the field on "
+        "unseen clips at gamma 0.1 and 0.9, over c². nfe: evaluations of the field."
+    )
+
+
+def write(out: Path, summary: Mapping[str, Any]) -> None:
+    """ablations.json, ablations.md and ablations.png; says where."""
+    files.write_record(out / "ablations.json", summary)
+    files.write_text(out / "ablations.md", tables(summary))
+    draw(summary, out / "ablations.png")
+    print(f"look at {out / 'ablations.png'}; numbers: {out}/ablations.md, {out}/ablations.json")
+
+
+def draw(summary: Mapping[str, Any], path: Path) -> None:
+    """One line for each model of each table, one dot for each sampler: clips that show their label, and distance."""
+    found = rows(summary["lines"])
+    titles = list(dict.fromkeys(row.title for row in found))
+    groups = [list(dict.fromkeys(row.name for row in found if row.title == title)) for title in titles]
+    heights, marks, place = {}, [], 0.0
+    for title, names in zip(titles, groups, strict=True):
+        marks.append((place, title, True))
+        for name in names:
+            place += 1
+            heights[title, name] = place
+            marks.append((place, name, False))
+        place += 1.4
+    figure = plots.figure(8, 0.9 + 0.27 * place)
+    left = plots.axes(figure, 1, 2, 1, xlabel="clips that show their label (%)", xlim=(-2, 102))
+    right = plots.axes(figure, 1, 2, 2, xlabel="Fréchet distance of pixels", xscale="log")
+    _dots(left, right, found, heights, summary["samples"])
+    left.axvline(100 * CHANCE, color=plots.GREY, linestyle=":", label="chance")
+    if (real := summary["reference"].get("frechet of real clips")) is not None:
+        right.axvline(real, color=plots.GREY, linestyle="--", label="real clips")
+    for axes in (left, right):
+        axes.set_ylim(place - 0.6, -0.8)
+        axes.grid(axis="y", visible=False)
+        axes.set_yticks([height for height, _, _ in marks], [text for _, text, _ in marks] if axes is left else [])
+        axes.tick_params(axis="y", length=0)
+    for text, (_, _, is_title) in zip(left.get_yticklabels(), marks, strict=True):
+        text.set_fontweight("bold" if is_title else "normal")
+    handles = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
+    handles |= dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    plots.save(figure, path)
+
+
+def _dots(
+    left: Axes, right: Axes, found: Sequence[Row], heights: Mapping[tuple[str, str], float], samples: int
+) -> None:
+    """Every row's accuracy with its interval, and its distance, in the colour and marker of its sampler."""
+    samplers = list(dict.fromkeys(row.line["sampler"] for row in found))
+    for row in found:
+        mates = [one.line["sampler"] for one in found if (one.title, one.name) == (row.title, row.name)]
+        sampler = row.line["sampler"]
+        height = heights[row.title, row.name] + 0.22 * (mates.index(sampler) - (len(mates) - 1) / 2)
+        look = {**plots.style(samplers.index(sampler)), "markersize": 5, "linestyle": "none", "label": sampler}
+        share = row.line.get("both_accuracy")
+        if share is not None:
+            low, high = interval(share, samples)
+            spread = [[max(0.0, 100 * (share - low))], [max(0.0, 100 * (high - share))]]  # rounding at 0 and at 1
+            left.errorbar(100 * share, height, xerr=spread, elinewidth=1, capsize=0, **look)
+        if row.line.get("frechet") is not None:
+            right.plot(row.line["frechet"], height, **look)
+
+
+def _cells(row: Row, samples: int) -> tuple[str, ...]:
+    """A row as text, in the order of `HEADS`."""
+    line = row.line
+    low, high = (f"{100 * value:.0f}" for value in interval(line["both_accuracy"], samples))
+    gone = f", {line['diverged']} diverged" if line["diverged"] else ""
+    return (
+        row.name,
+        line["sampler"] + gone,
+        *(f"{100 * line[f'{key}_accuracy']:.0f} %" for key in ("direction", "shape")),
+        f"{100 * line['both_accuracy']:.0f} % ({low}-{high})",
+        f"{line['frechet']:.0f}",
+        f"{line['rest']:.3f}",
+        *(f"{line['held_out_error'].get(gamma, float('nan')):.3f}" for gamma in GAMMAS),
+        f"{line['nfe']:g}",
+    )

@@ -1,0 +1,1 @@
+"""`python -m eqm_video compare`."""

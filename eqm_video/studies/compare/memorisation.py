@@ -1,0 +1,85 @@
+"""Does the model copy? Distances to the nearest training clip, and to the runner-up from another file.
+
+A sample that is a copy lies much nearer to one training clip than to any other. The criterion of the literature on
+diffusion models: a sample is memorised where the distance to its nearest training clip is below a third of that to its
+second-nearest (Yoon et al. 2023, "Diffusion probabilistic models generalize when they fail to memorize"; Gu et al.
+2025, "On memorization in diffusion models", arXiv 2310.02664). Here the second is of another file, since windows of one
+file resemble each other. Clips that no model made give the scale: how often would real ones be called copies?
+
+Legend: N clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eqm_video.data.datasets import ClipSet, ImageSet, open_data
+from eqm_video.errors import UserError
+from eqm_video.metrics.nearest import NearestClips
+from eqm_video.output import plots
+
+THRESHOLD = 1 / 3
+SHOWN = ("samples", "held-out clips", "real clips to another file")  # curves of the picture, where they are there
+
+
+def open_held_out(data: ClipSet, options: argparse.Namespace) -> ClipSet | None:
+    """The test clips beside the training clips `data`; None, with the reason printed, where they cannot be had."""
+    if options.split != "train":
+        return None
+    kind = "images" if isinstance(data, ImageSet) else "videos"
+    settings = {"frames": data.frames, "frame_interval": data.frame_interval, "size": data.size}
+    try:
+        return open_data(kind, options.data, split="test", fold=options.fold, **settings)
+    except UserError as error:
+        print(f"no held-out clips beside the samples: {str(error).splitlines()[0]}")
+        return None
+
+
+def summarise(searches: Mapping[str, NearestClips]) -> dict[str, Any]:
+    """The criterion, and for each set of clips the share below it; clips without a second source are left out."""
+    shares = {}
+    for name, search in searches.items():
+        ratio = search.ratio[search.ratio.isfinite()]
+        if len(ratio):
+            below = int((ratio < THRESHOLD).sum())
+            median = float(ratio.median())
+            shares[name] = {"memorised": below, "share": below / len(ratio), "count": len(ratio), "median": median}
+    criterion = "distance to the nearest training clip < 1/3 of that to the nearest of another file"
+    return {"criterion": criterion, "source": "Yoon et al. 2023; Gu et al. 2025, arXiv 2310.02664", **shares}
+
+
+def table(summary: Mapping[str, Any]) -> list[str]:
+    """The summary for the screen."""
+    rows = {name: one for name, one in summary.items() if isinstance(one, dict)}
+    return [
+        "memorised: nearer to one training clip than a third of the way to the next file's",
+        *(f"  {name}: {one['memorised']} of {one['count']}, median {one['median']:.2f}" for name, one in rows.items()),
+    ]
+
+
+def draw(searches: Mapping[str, NearestClips], summary: Mapping[str, Any], out: Path) -> None:
+    """Cumulative shares of clips: over the distance to the nearest training clip, and over the ratio of the two.
+
+    The first axis is for clips as near as real ones; what lies beyond keeps its curve below 1.
+    """
+    figure = plots.figure(6.4, 3.4)
+    left = plots.axes(figure, 1, 2, 1, xlabel="RMS pixel difference (of 255)", title="to the nearest training clip")
+    right = plots.axes(figure, 1, 2, 2, xlabel="nearest / second-nearest", title="how alone the nearest is")
+    left.set_ylabel("share of clips at or below")
+    for index, name in enumerate(name for name in SHOWN if name in searches):
+        look = {"color": plots.style(index)["color"], "linestyle": ("-", "--", "-.")[index]}
+        search = searches[name]
+        share = f", {summary[name]['share']:.0%} copies" if name in summary else ""
+        for axes, values in ((left, search.rms), (right, search.ratio)):
+            values = values[values.isfinite()]
+            if len(values):
+                axes.ecdf(values.numpy(), label=f"{name} ({len(search.rms)}{share})", **look)
+    right.axvline(THRESHOLD, color=plots.GREY, linewidth=1)
+    right.annotate("below 1/3: \na copy ", (THRESHOLD, 0.5), ha="right", color=plots.GREY)
+    left.set_xlim(0, 1.5 * max(float(one.rms.max()) for name, one in searches.items() if name != "samples"))
+    right.set_xlim(0, 1)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=1, frameon=False, fontsize=9)
+    plots.save(figure, out)

@@ -1,0 +1,123 @@
+"""What `compose` sampled: a table, shares as a picture, and the clips side by side.
+
+Legend: N samples, T frames, H W pixels; pixels uint8, channels last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eqm_video.output import media, plots
+from eqm_video.output.grids import PAPER
+
+KINDS = ("alone", "shape alone", "direction alone", "composed", "mean", "plain sum")
+SHARES = {
+    "shape_accuracy": "shape is right",
+    "direction_accuracy": "direction is right",
+    "both_accuracy": "both are right",
+}
+
+
+@dataclass
+class Sampled:
+    """Samples of one variant of a composition: clips (N, T, H, W, 3), judged by `target` (None: not judged).
+
+    diverged: how many of the clips did, and are grey.
+    """
+
+    kind: str
+    name: str
+    target: str | None
+    clips: np.ndarray
+    diverged: int
+
+
+def is_alone(one: Sampled) -> bool:
+    """Whether a variant is one of the terms by itself."""
+    return one.kind.endswith("alone")
+
+
+def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean shares over the judged rows of each kind."""
+    result = {}
+    for kind in KINDS:
+        judged = [row for row in rows if row["kind"] == kind and row["target"] is not None]
+        if judged:
+            result[kind] = {key: float(np.mean([row[key] for row in judged])) for key in SHARES}
+    return result
+
+
+def report(rows: Sequence[dict[str, Any]], out: Path, drawn: bool) -> None:
+    """The table of all rows, the means, and where to look."""
+    judged = [row for row in rows if row["target"] is not None]
+    if judged:
+        width = max(len(row["composition"]) for row in judged)
+        print(f"{'':{width}}  {'kind':15}  shape  direction  both   (chance {judged[0]['both_chance']:.0%})")
+        for row in judged:
+            lost = f"  {row['diverged']} diverged" if row["diverged"] else ""
+            shares = f"{row['shape_accuracy']:5.0%}  {row['direction_accuracy']:9.0%}  {row['both_accuracy']:4.0%}"
+            print(f"{row['composition']:{width}}  {row['kind']:15}  {shares}{lost}")
+        count = judged[0]["samples"]
+        for kind, shares in means(rows).items():
+            print(f"{kind}: both attributes in {shares['both_accuracy']:.0%} of samples ({count} of each composition)")
+    files = [str(out / "compose.gif"), *([str(out / "compose.png")] if drawn else [])]
+    print(f"look at {' and '.join(files)}; numbers: {out / 'compose.json'}")
+
+
+def draw_grid(path: Path, found: Sequence[Sampled], fps: float, columns: int) -> None:
+    """A row for each composition: some samples of every variant, captioned."""
+    rows: list[list[Sampled]] = []
+    for one in found:
+        if rows and (not is_alone(one) or is_alone(rows[-1][-1])):
+            rows[-1].append(one)
+        else:
+            rows.append([one])
+    scale = max(1, 64 // found[0].clips.shape[3])
+    pictures = []
+    for row in rows:
+        clips = np.concatenate([one.clips[:columns] for one in row])
+        captions = [
+            one.name if is_alone(one) else f"{one.name}: {one.kind}" for one in row for _ in one.clips[:columns]
+        ]
+        pictures.append(media.grid(clips, captions, columns=len(clips), scale=scale))
+    width = max(picture.shape[2] for picture in pictures)
+    padded = [
+        np.pad(one, ((0, 0), (0, 0), (0, width - one.shape[2]), (0, 0)), constant_values=PAPER) for one in pictures
+    ]
+    media.write_gif(path, np.concatenate(padded, axis=1), fps)
+
+
+def draw_shares(path: Path, rows: Sequence[dict[str, Any]]) -> bool:
+    """Shares of the samples with the shape, the direction, and both; False where nothing was judged."""
+    shares = means(rows)
+    if not shares:
+        return False
+    figure = plots.figure(6.4, 3.6)
+    axes = plots.axes(figure, ylabel="share of samples", ylim=(0, 1.02), title="Attributes in composed samples")
+    for place, key in enumerate(SHARES):
+        chance = next(row[key.replace("accuracy", "chance")] for row in rows if row["target"] is not None)
+        for index, (kind, values) in enumerate(shares.items()):
+            left = place + (index - (len(shares) - 1) / 2) * 0.17
+            colour = plots.PALETTE[index]
+            axes.bar(left, values[key], width=0.15, color=colour, alpha=0.55, label=kind if place == 0 else None)
+            single = [row[key] for row in rows if row["kind"] == kind and row["target"] is not None]
+            axes.plot(
+                left + np.linspace(-0.05, 0.05, len(single)), single, plots.MARKERS[index], color=colour, markersize=3
+            )
+        axes.plot(
+            [place - 0.45, place + 0.45],
+            [chance, chance],
+            "--",
+            color=plots.GREY,
+            label="chance" if not place else None,
+        )
+    axes.set_xticks(range(len(SHARES)), list(SHARES.values()))
+    axes.grid(axis="x", visible=False)
+    plots.legend(axes, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    plots.save(figure, path)
+    return True

@@ -1,0 +1,142 @@
+"""What `curvature` measured, in words and as a picture.
+
+Legend: S stages, B clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eqm_video.analysis.curvature import auto_step, step_limit, steps_to_rest
+from eqm_video.core.gamma import ConstantDecay, Decay
+from eqm_video.output import plots
+from eqm_video.sampling.pipeline import EqMPipeline
+
+TRUE_GRADIENT, NEARLY = 1e-3, 0.1  # of the curl: below the first it is rounding
+
+
+@dataclass
+class Stages:
+    """What was measured at one guidance scale: curvature (S, B); curl and its standard error (S, B), or None."""
+
+    guidance_scale: float
+    curvature: Tensor
+    asymmetry: Tensor | None
+    error: Tensor | None
+
+
+def stiffest(stages: Stages) -> Tensor:
+    """Of each clip, the curvature of its stiffest stage: (B,)."""
+    return stages.curvature.amax(dim=0)
+
+
+def numbers(stages: Stages) -> dict[str, Any]:
+    """Of each stage: mean and largest curvature; mean curl and the standard error of that mean over clips."""
+    result: dict[str, Any] = {
+        "curvature_mean": stages.curvature.mean(dim=1).tolist(),
+        "curvature_largest": stages.curvature.amax(dim=1).tolist(),
+    }
+    if stages.asymmetry is not None:
+        result["curl_mean"] = stages.asymmetry.mean(dim=1).tolist()
+        result["curl_lowest"] = stages.asymmetry.amin(dim=1).tolist()
+        result["curl_highest"] = stages.asymmetry.amax(dim=1).tolist()
+        result["curl_standard_error"] = stages.error.square().mean(dim=1).sqrt().tolist()  # of one clip
+    return result
+
+
+def verdict(asymmetry: float) -> str:
+    """What a curl means, in words."""
+    if asymmetry < TRUE_GRADIENT:
+        return "the field is the gradient of an energy, up to rounding"
+    if asymmetry < NEARLY:
+        return "nearly the gradient of an energy, but not one: energies along a path depend on the path a little"
+    return "not the gradient of any energy: read its x.f and |f|^2 as scores, not as energies"
+
+
+def report(
+    pipeline: EqMPipeline,
+    curvature: dict[str, Any],
+    own: Stages,
+    progress: Sequence[float],
+    options: argparse.Namespace,
+) -> None:
+    """Say what was measured, what follows, and where to look."""
+    sampler, turns, mu = pipeline.config.sampler, curvature["curl"], curvature["mu"]
+    place = progress[int(own.curvature.mean(dim=1).argmax())]
+    unit = "of the descent" if options.data is None else "of the way from noise to data"
+    print(
+        f"curl |J - J^T| / |J| at guidance {own.guidance_scale:g}: {turns['noise']:.2g} at noise, "
+        f"{turns['halfway']:.2g} half-way, {turns['rest']:.2g} at the end\n"
+        f"  {verdict(max(turns.values()))}\n"
+        f"largest curvature {curvature['largest']:.3g} (stiffest clip {curvature['highest']:.3g}), at about "
+        f"{place:.0%} {unit}; by guidance scale: "
+        + ", ".join(f"{value:.3g} at {scale:g}" for scale, value in curvature["by_guidance"])
+        + f"\n  step sizes are stable below {curvature['gd_limit']:.3g} with gd, below {curvature['nag_limit']:.3g} "
+        f"with nag (mu {mu:g})"
+    )
+    kind, steps, decay = sampler["kind"], sampler["steps"], pipeline.decay
+    if kind in ("gd", "nag"):
+        limit = step_limit(curvature, kind, mu)
+        share = sampler["step_size"] / limit
+        warning = "" if share < 1 else ": too large, samples suffer"
+        print(f"  the model's own {kind} with {sampler['step_size']:g} is at {share:.0%} of its limit{warning}")
+        if decay is not None and not isinstance(decay, ConstantDecay):
+            auto = auto_step(curvature, kind, mu, steps, decay)
+            need = steps_to_rest(auto, decay)
+            short = "" if need <= steps else f"; they are too few to come to rest, which takes {need}"
+            print(f"  --step-size auto would take {auto:.3g} at {steps} steps{short}")
+    kept = " and the export's model_index.json" if options.write else " (--write keeps it for --step-size auto)"
+    print(f"look at {options.out / 'curvature.png'}; numbers: {options.out / 'curvature.json'}{kept}")
+
+
+def draw(
+    path: Path, found: Sequence[Stages], own: Stages, progress: Sequence[float], on_data: bool, decay: Decay | None
+) -> None:
+    """Curvature and curl along the stages; at data beside the curvature around one point, c(gamma) / (1 - gamma)."""
+    figure = plots.figure(6.0, 5.4)
+    where = "gamma" if on_data else "share of the descent"
+    above = plots.axes(figure, 2, 1, 1, ylabel="curvature", title="Largest curvature of the field (mean clip)")
+    for index, one in enumerate(found):
+        above.plot(
+            progress,
+            one.curvature.mean(dim=1),
+            label=f"guidance {one.guidance_scale:g}",
+            markersize=4,
+            **plots.style(index),
+        )
+    if on_data and decay is not None:
+        gamma = torch.linspace(0, 0.999, 200, dtype=torch.float64)
+        above.plot(gamma, decay(gamma) / (1 - gamma), "--", color=plots.GREY, label="one data point, c(γ) / (1 - γ)")
+    above.set_ylim(bottom=0)
+    plots.legend(above)
+    below = plots.axes(figure, 2, 1, 2, xlabel=where, ylabel="|J - J$^T$| / |J|", title="Curl: 0 for a true gradient")
+    place = list(found).index(own)
+    below.fill_between(
+        progress,
+        own.asymmetry.amin(dim=1),
+        own.asymmetry.amax(dim=1),
+        color=plots.PALETTE[place % len(plots.PALETTE)],
+        alpha=0.2,
+        linewidth=0,
+        label="lowest to highest clip",
+    )
+    below.plot(
+        progress,
+        own.asymmetry.mean(dim=1),
+        label=f"mean, guidance {own.guidance_scale:g}",
+        markersize=4,
+        **plots.style(place),
+    )
+    if float(own.asymmetry.max()) > TRUE_GRADIENT:
+        below.set_ylim(bottom=0)
+    else:
+        below.set(yscale="log", ylim=(1e-8, 2))  # rounding, against what 2 would be: a rotation
+    plots.legend(below)
+    plots.save(figure, path)

@@ -1,0 +1,102 @@
+"""The pictures of `python -m eqm_video descent`: curves, a strip of states, a film.
+
+Legend: E evaluations, S states, B clips, T frames, H W pixels; pixels uint8, channels last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from eqm_video.output import media, plots
+from eqm_video.output.grids import PAPER
+from eqm_video.output.overlays import draw_gamma_bars
+
+if TYPE_CHECKING:
+    from eqm_video.studies.descent.study import Trace
+
+WIDTH = 640  # of a film, in pixels, about
+PICTURES = 36  # of a film, at most
+FPS, HOLD = 8.0, 12  # of a film, and pictures for which its end stands still
+
+
+def draw_curves(path: Path, traces: Sequence[Trace]) -> None:
+    """Gradient, energy and gamma over the evaluations: mean, and the middle 80 % of all frames."""
+    figure = plots.figure(6.0, 7.2)
+    measures = " / ".join(dict.fromkeys(one.measure for one in traces))
+    rms = plots.axes(figure, 3, 1, 1, ylabel="gradient, RMS of a frame", yscale="log")
+    energy = plots.axes(figure, 3, 1, 2, ylabel=f"{measures}, per value")
+    gamma = plots.axes(figure, 3, 1, 3, ylabel="gamma of a frame", xlabel="evaluations of the field")
+    for index, one in enumerate(traces):
+        ends = np.asarray(one.states) * one.settings["nfe"] / one.settings["steps"]
+        _band(rms, np.arange(len(one.rms)), one.rms, index, one.name)
+        _band(energy, np.arange(len(one.energy)), one.energy, index, one.name)
+        if one.gamma is not None:
+            _band(gamma, ends, one.gamma, index, one.name)
+        for axes, name in ((rms, "rms"), (energy, "energy"), (gamma, "gamma")):
+            if name in one.expected:
+                label = "closed form, one data point" if index == 0 else None
+                axes.plot(one.expected[name], "--", color=plots.GREY, linewidth=1, label=label)
+    low = min(float(one.rms.flatten(1).mean(1).min()) for one in traces)
+    rms.set_ylim(bottom=low / 3)  # the closed form goes on to 0
+    rms.set_title("Descents from noise: mean and middle 80 % of the frames", fontsize=11)
+    plots.legend(rms)
+    plots.save(figure, path)
+
+
+def _band(axes: Any, places: np.ndarray, values: Tensor, index: int, label: str) -> None:
+    """Mean over clips and frames of (E,B,T), and a band from the 10th to the 90th percentile."""
+    flat = values.double().flatten(1).numpy()
+    colour = plots.PALETTE[index]
+    low, high = np.quantile(flat, [0.1, 0.9], axis=1)
+    axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(places, flat.mean(1), color=colour, label=label)
+
+
+def draw_strip(path: Path, traces: Sequence[Trace], shown: Sequence[int], columns: int, labels: Sequence[str]) -> None:
+    """Rows: the clips of each model, from the same noise; columns: states. A clip shows its first and last frame."""
+    rows = len(shown) * len(traces)
+    frames = [0] if traces[0].pixels.shape[2] == 1 else [0, traces[0].pixels.shape[2] - 1]
+    figure = plots.figure(1.1 * columns * (0.6 if len(frames) == 1 else 1) + 0.8, 0.62 * rows + 0.5)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for row in range(rows):
+        clip, one = shown[row // len(traces)], traces[row % len(traces)]
+        # Closer together at first, where the most happens.
+        chosen = [round((k / (columns - 1)) ** 1.5 * (len(one.states) - 1)) for k in range(columns)]
+        for axes, place in zip(grid[row], chosen, strict=True):
+            picture = one.pixels[place, clip][frames]
+            gap = np.full((picture.shape[1], max(1, picture.shape[2] // 16), 3), PAPER, np.uint8)
+            parts = [part for frame in picture for part in (frame, gap)][:-1]
+            axes.imshow(np.concatenate(parts, axis=1), interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+            if row == 0:
+                axes.set_title(f"{one.states[place] / one.settings['steps']:.0%}", fontsize=9)
+        name = f"{one.name}\n{labels[clip]}" if len(traces) > 1 else labels[clip]
+        grid[row][0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
+    figure.suptitle("share of the steps" + (" (first and last frame)" if len(frames) > 1 else ""), fontsize=9)
+    plots.save(figure, path)
+
+
+def draw_film(path: Path, traces: Sequence[Trace], shown: Sequence[int], labels: Sequence[str]) -> None:
+    """The shown clips while they descend, their frames side by side, each with the bar of its gamma."""
+    count = min(PICTURES, max(len(one.states) for one in traces))
+    barred = all(one.gamma is not None for one in traces)
+    clips, captions = [], []
+    for clip in shown:
+        for one in traces:
+            places = [round(k * (len(one.states) - 1) / max(1, count - 1)) for k in range(count)]
+            places += [len(one.states) - 1] * HOLD
+            pixels = one.pixels[places, clip]  # (S,T,H,W,3)
+            scale = max(1, WIDTH // (pixels.shape[1] * pixels.shape[3]))
+            pixels = pixels.repeat(scale, axis=2).repeat(scale, axis=3)
+            if barred:
+                pixels = draw_gamma_bars(pixels, one.gamma[places, clip].numpy())
+            clips.append(media.filmstrips(pixels)[:, 0])
+            captions.append(f"{one.name}: {labels[clip]}" if len(traces) > 1 else labels[clip])
+    media.write_gif(path, media.grid(np.stack(clips), captions, columns=1), FPS)

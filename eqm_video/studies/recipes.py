@@ -1,0 +1,98 @@
+"""Recipes of one folder that differ in one choice each: trained once, found again, continued where interrupted."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eqm_video.errors import UserError
+from eqm_video.output.outputs import claim_output
+from eqm_video.training import launch as training
+from eqm_video.training.config import Config, load_config, to_tree
+from eqm_video.training.strict_yaml import flatten
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+FREE = tuple(key for key in training.FREE if key != "train.steps")  # what may differ in a run that is found
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """The recipes of `folder`, `first` first. Runs are named as their recipes, in the folder `given.runs`.
+
+    `given` are a command's options: runs, data (the folder of videos) and overrides (section.key=value).
+    """
+
+    folder: Path
+    first: str
+
+    def names(self) -> list[str]:
+        """Names of the recipes, the first first."""
+        return sorted((path.stem for path in self.folder.glob("*.yaml")), key=lambda name: (name != self.first, name))
+
+    def chosen(self, only: Sequence[str] | None) -> list[str]:
+        """The recipes that are asked for; UserError where one of them is unknown."""
+        names = self.names()
+        if not names:
+            raise UserError(f"there are no recipes in {self.folder}: run this from a clone of the repository")
+        if unknown := sorted(set(only or ()) - set(names)):
+            raise UserError(f"--only {unknown[0]}: the recipes are {', '.join(names)}")
+        return [name for name in names if only is None or name in only]
+
+    def config(self, name: str, given: argparse.Namespace) -> Config:
+        """A recipe with what the command line puts in the place of its values."""
+        return load_config(self.folder / f"{name}.yaml", self.replaced(name, given))
+
+    def replaced(self, name: str, given: argparse.Namespace) -> list[str]:
+        """What the command line puts in the place of a recipe's values."""
+        words = [*given.overrides, f"data.root={given.data}", f"run.dir={given.runs / name}"]
+        source = self.origin(name)
+        return words if source is None else [*words, f"train.init_from={given.runs / source / 'export'}"]
+
+    def origin(self, name: str) -> str | None:
+        """The recipe whose run this one starts from."""
+        source = load_config(self.folder / f"{name}.yaml").train.init_from  # runs/ablations/base/export
+        return None if source is None else Path(source).parent.name
+
+    def claim(self, names: Sequence[str], given: argparse.Namespace) -> None:
+        """UserError where the folder of a run holds something else; before any of them is trained."""
+        for name in {*names, *filter(None, map(self.origin, names))}:
+            claim_output(given.runs / name, "train", option="the run's folder")
+
+    def train(self, name: str, given: argparse.Namespace) -> None:
+        """Train a recipe, or continue, or find its run finished; first the run that it starts from."""
+        recipe, source, config = self.folder / f"{name}.yaml", self.origin(name), self.config(name, given)
+        if (config.run.folder / "export").is_dir():
+            check_same(config, recipe)
+            return
+        if source is not None:
+            self.train(source, given)
+        print(f"training {name}", flush=True)
+        status = training.main(["--config", str(recipe), "--resume", *self.replaced(name, given)])
+        if status != 0 or not (config.run.folder / "export").is_dir():
+            raise UserError(f"the training of {name} did not finish; type the same command again to continue")
+
+
+def check_same(config: Config, recipe: Path) -> None:
+    """Raise UserError where a finished run was trained from something else than its recipe says now."""
+    then, now = (dict(flatten(to_tree(one))) for one in (load_config(config.run.folder / "config.yaml"), config))
+    paths = ("train.init_from",)  # the same run, from another working folder
+    changed = [
+        f"{key} ({then.get(key)} there)"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and key not in paths and not any(f"{key}.".startswith(f"{k}.") for k in FREE)
+    ]
+    if changed:
+        raise UserError(
+            f"{config.run.folder} was not trained from {recipe.name} as it is now: {', '.join(changed)}; name another "
+            "folder for the runs, or remove that one"
+        )
+
+
+def split_overrides(given: argparse.Namespace) -> argparse.Namespace:
+    """The options with overrides taken out of --only: they may stand behind the names."""
+    if given.only is not None:
+        given.overrides += [word for word in given.only if "=" in word]
+        given.only = [word for word in given.only if "=" not in word]
+    return given

@@ -1,0 +1,140 @@
+"""The clips that the tasks are measured on: endless moving shapes that no training video shows, and where they are.
+
+They are rendered from random numbers of their own, so that what follows any frame is known, however far ahead: a
+prediction is wrong by so many pixels. Positions are measured in the same way in truth and prediction, and the
+baselines need no network: what the codec keeps of the truth, the last known place, and straight lines.
+
+Legend: N clips, L frames of the truth, T of a prediction, k known frames; positions (x, y) in pixels on the torus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eqm_video.data.moving_shapes import DIRECTIONS, SHAPES, distance, label_names, render_clip, track
+from eqm_video.errors import UserError
+from eqm_video.sampling.pipeline import EqMPipeline
+
+SERIES = 70_000  # in the place of the seed that `write_moving_shapes` draws its clips from
+NEAR = 2.0  # pixels within which a prediction counts as right: little more than a shape moves in a frame
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Endless clips (N, L, H, W, 3) of uint8, clip k of label `names[k]`, and the shapes that there are."""
+
+    clips: NDArray[np.uint8]
+    names: list[str]
+    shapes: tuple[str, ...]
+
+    @classmethod
+    def render(cls, names: Sequence[str], length: int, size: int, seed: int = 0) -> Truth:
+        """Clip k shows `names[k]`, such as `DiscRight`, for `length` frames; it depends on (seed, k) alone."""
+        chosen = [next((one for one in SHAPES if name.startswith(one)), "") for name in names]
+        rngs = [np.random.default_rng([SERIES, seed, k]) for k in range(len(names))]
+        clips = [
+            render_clip(shape, name.removeprefix(shape), frames=length, size=size, rng=rng, endless=True)
+            for name, shape, rng in zip(names, chosen, rngs, strict=True)
+        ]
+        return cls(np.stack(clips), list(names), tuple(one for one in SHAPES if one in chosen))
+
+    @property
+    def size(self) -> int:
+        """Pixels of a side."""
+        return self.clips.shape[2]
+
+    @cached_property
+    def places(self) -> NDArray[np.float64]:
+        """Where the shapes are (N, L, 2), as they are measured in predictions too."""
+        return tracks(self.clips)
+
+    @cached_property
+    def speeds(self) -> NDArray[np.float64]:
+        """Pixels that each clip's shape moves in a frame (N,)."""
+        return forward(self.places, self.names, self.size)
+
+    def first(self, count: int) -> Truth:
+        """The first `count` clips."""
+        return Truth(self.clips[:count], self.names[:count], self.shapes)
+
+
+def names_of(pipeline: EqMPipeline, count: int) -> list[str]:
+    """Labels of `count` clips, the model's in turn; UserError where it was not trained on moving shapes."""
+    names = list(pipeline.labels.values())
+    if not names or not set(names) <= set(label_names()):
+        raise UserError(
+            "the tasks are measured on moving shapes with labels such as DiscRight; this model has "
+            f"{', '.join(names[:3]) or 'no labels'}: train one from configs/gamma"
+        )
+    height, width = pipeline.check_size()
+    if height != width or pipeline.check_frames() < 4:
+        raise UserError(
+            f"endless shapes are square clips of at least 4 frames; this model has {pipeline.check_frames()} of "
+            f"{height}x{width}"
+        )
+    return [names[k % len(names)] for k in range(count)]
+
+
+def tracks(clips: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Positions (N, T, 2) in clips (N, T, H, W, 3) on their torus."""
+    return np.stack([track(clip, endless=True) for clip in clips])
+
+
+def forward(places: NDArray, names: Sequence[str], size: int) -> NDArray[np.float64]:
+    """Pixels a frame (N,) in the direction of each label: the slope of the unwrapped positions (N, T, 2)."""
+    moments = np.arange(places.shape[1]) - (places.shape[1] - 1) / 2
+    slopes = np.einsum("t,ntc->nc", moments, np.unwrap(places, axis=1, period=size)) / (moments**2).sum()
+    units = np.array([next(unit for way, unit in DIRECTIONS.items() if name.endswith(way)) for name in names])
+    return (slopes * units).sum(axis=1)
+
+
+# Errors and baselines -----------------------------------------------------------------------------------------------
+
+
+def describe(errors: NDArray[np.float64]) -> dict[str, object]:
+    """Errors (N, T') in pixels as numbers: of all, and for each frame.
+
+    mean, median; error: the standard error of the mean over clips; near: share within `NEAR` pixels.
+    """
+    by_clip = errors.mean(axis=1)
+    return {
+        "mean": float(errors.mean()),
+        "median": float(np.median(errors)),
+        "error": float(by_clip.std(ddof=1) / len(by_clip) ** 0.5) if len(by_clip) > 1 else 0.0,
+        "near": float((errors < NEAR).mean()),
+        "mean by frame": errors.mean(axis=0).tolist(),
+        "median by frame": np.median(errors, axis=0).tolist(),
+        "near by frame": (errors < NEAR).mean(axis=0).tolist(),
+    }
+
+
+def straight(places: NDArray, known: Sequence[int], frames: int, size: int) -> NDArray[np.float64]:
+    """Positions (N, T, 2) on straight lines through known ones (N, k, 2), the shortest way from each to the next.
+
+    Between two known frames by interpolation, outside of them on the line that fits all of them best.
+    """
+    at, every = np.asarray(known), np.arange(frames)
+    lines = np.unwrap(places, axis=1, period=size)
+    moments = at - at.mean()
+    slopes = np.einsum("k,nkc->nc", moments, lines) / max((moments**2).sum(), 1e-6)
+    fitted = lines.mean(axis=1)[:, None] + slopes[:, None] * (every - at.mean())[None, :, None]
+    inside = np.stack([[np.interp(every, at, line[:, axis]) for axis in (0, 1)] for line in lines]).transpose(0, 2, 1)
+    outside = (every < at[0]) | (every > at[-1])
+    return np.where(outside[None, :, None], fitted, inside) % size
+
+
+def held(places: NDArray, known: Sequence[int], frames: int) -> NDArray[np.float64]:
+    """Positions (N, T, 2) that stay where the last known frame (N, k, 2) before them was (the first, before that)."""
+    last = np.searchsorted(np.asarray(known), np.arange(frames), side="right") - 1
+    return places[:, last.clip(min=0)]
+
+
+def errors_of(places: NDArray, truth: Truth, frames: Sequence[int], start: int = 0) -> NDArray[np.float64]:
+    """Pixels (N, T') between positions (N, T, 2) and the true ones, at some frames; the first of all is `start`'s."""
+    at = np.asarray(frames)
+    return distance(places[:, at - start], truth.places[:, at], truth.size)

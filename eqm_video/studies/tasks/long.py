@@ -1,0 +1,147 @@
+"""Long video on endless moving shapes: windows that slide far beyond the training length, measured window by window.
+
+Every clip starts with some frames of the truth and is told its label, so that every later frame has a right answer.
+
+Legend: N clips, L frames of a video, T frames of a window, W windows; positions in pixels on the torus.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eqm_video.data.moving_shapes import score_motion
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.sampling.rollout import roll_out
+from eqm_video.studies.tasks.clips import Truth, errors_of, forward, straight, tracks
+from eqm_video.studies.tasks.short import Setting
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to roll out: frames that windows share, and what the calls are given besides."""
+
+    overlap: int
+    frame_schedule: str | int = "joint"
+    context_gamma: float = 1.0
+    history_guidance: float = 1.0
+    guidance_scale: float | None = None  # None: as everywhere else
+
+    def settings(self) -> dict[str, Any]:
+        """Keywords of `roll_out`."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    def name(self, plain: Way) -> str:
+        """What differs from another way."""
+        usual = asdict(plain)
+        changed = {key.replace("_", " "): value for key, value in asdict(self).items() if value != usual[key]}
+        return ", ".join(f"{key} {value}" for key, value in changed.items()) or "usual"
+
+
+def ways(plain: Way, frames: int) -> dict[str, list[Way]]:
+    """What windows of T frames can do else than `plain`, one choice at a time, by title; `plain` is first in each."""
+    options: dict[str, list[Any]] = {
+        "frame_schedule": ["pyramid", "autoregressive"],
+        "context_gamma": [1.0, 0.9, 0.8, 0.6, 0.4],
+        "guidance_scale": [1.0],
+        "history_guidance": [1.5, 2.0],
+        "overlap": sorted({1, frames // 4, frames // 2, 3 * frames // 4} - {0}),
+    }
+    titles = {"history_guidance": "guidance", "guidance_scale": "guidance"}
+    found: dict[str, list[Way]] = {}
+    for key, values in options.items():
+        others = [replace(plain, **{key: value}) for value in values if value != getattr(plain, key)]
+        found.setdefault(titles.get(key, key.replace("_", " ")), [plain]).extend(others)
+    return found
+
+
+@dataclass(frozen=True)
+class Video:
+    """Videos (N, L, H, W, 3), the first new frame of each window (W,), and its drift meter (W, N).
+
+    nfe (N,): evaluations of all windows; seconds of all calls.
+    """
+
+    clips: NDArray[np.uint8]
+    starts: list[int]
+    drift: NDArray[np.float64]
+    nfe: NDArray[np.int64]
+    seconds: float
+
+
+def continue_clips(pipeline: EqMPipeline, way: Way, setting: Setting) -> Video:
+    """The clips of the truth, continued from their first `overlap` frames for as long as the truth is."""
+    frames, truth, parts = pipeline.check_frames(), setting.truth, []
+    length, begun = truth.clips.shape[1], time.perf_counter()
+    for batch in setting.batches():
+        windows = list(
+            roll_out(
+                pipeline,
+                truth.names[batch],
+                length=length,
+                clips=truth.clips[batch, :frames],
+                known=list(range(way.overlap)),
+                seeds=[setting.seed + k for k in range(batch.start, batch.stop)],
+                **{**setting.call, **way.settings()},
+            )
+        )
+        clips = np.concatenate([window.frames for window in windows], axis=1)
+        drift = torch.stack([window.drift for window in windows]).double().numpy()
+        nfe = torch.stack([window.nfe for window in windows]).sum(dim=0).numpy()
+        parts.append((clips, [way.overlap, *(window.start for window in windows[1:])], drift, nfe))
+    clips, starts, drift, nfe = zip(*parts, strict=True)
+    seconds = time.perf_counter() - begun
+    return Video(np.concatenate(clips), starts[0], np.concatenate(drift, axis=1), np.concatenate(nfe), seconds)
+
+
+def measure(video: Video, truth: Truth, frames: int) -> dict[str, Any]:
+    """What the windows show, each with the frames before it that fill T: a list for each measure, one value a window.
+
+    direction, shape, both: shares that show the label; overlap: with the best shape (IoU); speed: over the true one,
+    median of the clips; position: pixels of the new frames from the true ones, mean and median; colour: grey levels
+    between their ground and the true one's; drift: of the meter, mean over the clips. Then the means of all that, and
+    evaluations for each new frame.
+    """
+    length = video.clips.shape[1]
+    ends = [*video.starts[1:], length]
+    found: dict[str, list[float]] = {}
+    for start, end, drift in zip(video.starts, ends, video.drift, strict=True):
+        part = video.clips[:, max(0, end - frames) : end]
+        for name, value in _window(part, truth, start, end).items():
+            found.setdefault(name, []).append(value)
+        found.setdefault("drift", []).append(float(drift.mean()))
+    whole = {name: float(np.mean(values)) for name, values in found.items()}
+    made = length - video.starts[0]
+    cost = {"nfe a frame": float(video.nfe.mean()) / made, "seconds": round(video.seconds, 1)}
+    return {"starts": video.starts, "ends": ends, "windows": found, "mean": whole, **cost}
+
+
+def _window(part: NDArray[np.uint8], truth: Truth, start: int, end: int) -> dict[str, float]:
+    """The measures of frames (N, T', H, W, 3) that end before frame `end` of the video and are new from `start` on."""
+    scores = score_motion(part, truth.names, truth.shapes, endless=True)
+    places = tracks(part)
+    errors = errors_of(places, truth, range(start, end), end - part.shape[1])
+    grounds = [np.median(clips[:, start - end :], axis=(1, 2, 3)) for clips in (part, truth.clips[:, :end])]
+    found = {name: float(scores[f"{name}_accuracy"]) for name in ("direction", "shape", "both")}
+    return {
+        **found,
+        "overlap": float(scores["shape_overlap"]),
+        "speed": float(np.median(forward(places, truth.names, truth.size) / truth.speeds)),
+        "position": float(errors.mean()),
+        "position median": float(np.median(errors)),
+        "colour": float(np.abs(grounds[0] - grounds[1]).mean()),
+    }
+
+
+def extrapolated(truth: Truth, rebuilt: NDArray[np.uint8], video: Sequence[int], length: int) -> list[float]:
+    """Mean error in each window (`video`: their first new frames) of the line through the known frames (N, k, ...)."""
+    known = list(range(rebuilt.shape[1]))
+    places = straight(tracks(rebuilt), known, length, truth.size)
+    ends = [*video[1:], length]
+    return [float(errors_of(places, truth, range(start, end)).mean()) for start, end in zip(video, ends, strict=True)]

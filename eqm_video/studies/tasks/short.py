@@ -1,0 +1,157 @@
+"""The tasks within one clip: generation, image-to-video, continuation, in-betweening, inpainting in time.
+
+All of them are one call of the pipeline, with other frames known. Labels are told where the task leaves the motion open
+(generation, image-to-video); where the known frames show it the model has to see it by itself, and, for comparison, is
+told: unlabelled clips are a small part of its training (label_dropout).
+
+Legend: N clips, T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eqm_video.data.moving_shapes import score_motion
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.studies.tasks.clips import Truth, describe, errors_of, forward, held, straight, tracks
+
+TOLD = "continuation, told"
+TOLERANCES = (0.1, 0.2, 0.4, 0.8, 1.6)  # of adaptive compute, times a quarter of the decay's gain
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which frames are known, and whether the label is told. From two known frames on, the others follow from them."""
+
+    name: str
+    known: tuple[int, ...]
+    told: bool
+
+    @property
+    def placed(self) -> bool:
+        """Whether every frame has one right place."""
+        return len(self.known) > 1
+
+    def unknown(self, frames: int) -> list[int]:
+        """The frames that a model fills in."""
+        return [frame for frame in range(frames) if frame not in self.known]
+
+
+def tasks(frames: int, context: int) -> list[Task]:
+    """The tasks for clips of T frames, continued from the first `context` of them."""
+    prefix, ends = tuple(range(context)), (0, frames - 1)
+    return [
+        Task("generation", (), True),
+        Task("image-to-video", (0,), True),
+        Task("continuation", prefix, False),
+        Task(TOLD, prefix, True),
+        Task("in-betweening", ends, False),
+        Task("in-betweening, told", ends, True),
+        Task("inpainting", tuple(sorted({0, (frames - 1) // 2, frames - 1})), False),
+    ]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for all models: the truth, clip k with seed `seed` + k, clips at once, keywords of all calls."""
+
+    truth: Truth
+    seed: int = 0
+    batch_size: int = 32
+    call: Mapping[str, Any] = field(default_factory=dict)
+
+    def batches(self) -> list[slice]:
+        """Consecutive clips that go through the network together."""
+        count = len(self.truth.names)
+        return [slice(first, min(first + self.batch_size, count)) for first in range(0, count, self.batch_size)]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Clips (N, T, H, W, 3), their field evaluations (N,), those of each frame (N, T), and seconds of all calls."""
+
+    clips: NDArray[np.uint8]
+    nfe: NDArray[np.int64]
+    frame_nfe: NDArray[np.int64]
+    seconds: float
+
+
+def fill(pipeline: EqMPipeline, task: Task, setting: Setting, **call: Any) -> Filled:
+    """Carry out a task on the clips of the truth; `call` is handed to the pipeline."""
+    frames, truth, parts = pipeline.check_frames(), setting.truth, []
+    begun = time.perf_counter()
+    for batch in setting.batches():
+        names = truth.names[batch]
+        given = {"clips": truth.clips[batch, :frames], "known": list(task.known)} if task.known else {}
+        seeds = [setting.seed + k for k in range(batch.start, batch.stop)]
+        labels = names if task.told else [None] * len(names)
+        options = {**setting.call, **given, **call}
+        parts.append(pipeline(labels, seeds=seeds, output_type="uint8", **options))
+    seconds = time.perf_counter() - begun
+    nfe, frame_nfe = (torch.cat([getattr(part, name) for part in parts]).numpy() for name in ("nfe", "frame_nfe"))
+    return Filled(np.concatenate([part.frames for part in parts]), nfe, frame_nfe, seconds)
+
+
+def measure(filled: Filled, task: Task, truth: Truth, rebuilt: NDArray[np.uint8]) -> dict[str, Any]:
+    """What a task came to: motion where the label was told, pixels from the true positions where it follows.
+
+    rebuilt (N, T, H, W, 3): what the codec keeps of the truth; known frames must equal it (`changed`, grey levels).
+    """
+    frames, known = filled.clips.shape[1], list(task.known)
+    found: dict[str, Any] = {"nfe": float(filled.nfe.mean()), "seconds": round(filled.seconds, 1)}
+    places = tracks(filled.clips)
+    if task.told:
+        scores = score_motion(filled.clips, truth.names, truth.shapes, endless=True)
+        found |= {key: value for key, value in scores.items() if "accuracy" in key or key == "shape_overlap"}
+        speeds = forward(places, truth.names, truth.size)
+        found["speed"] = float(np.median(speeds / truth.speeds))
+    if task.placed:
+        found["position"] = describe(errors_of(places, truth, task.unknown(frames)))
+    if known:
+        levels = np.abs(filled.clips[:, known].astype(int) - rebuilt[:, known])
+        found["changed"] = int(levels.max())
+        found["known position"] = float(errors_of(places, truth, known).mean())
+    return found
+
+
+def baselines(task: Task, truth: Truth, rebuilt: NDArray[np.uint8]) -> dict[str, dict[str, Any]]:
+    """The same errors without a network: what measuring itself is wrong by, a held frame, and straight lines."""
+    frames, known = rebuilt.shape[1], list(task.known)
+    places = tracks(rebuilt)
+    guesses = {
+        "codec alone": places,
+        "straight line": straight(places[:, known], known, frames, truth.size),
+        "last frame held": held(places[:, known], known, frames),
+    }
+    return {name: describe(errors_of(guess, truth, task.unknown(frames))) for name, guess in guesses.items()}
+
+
+def stopping(pipeline: EqMPipeline, task: Task, setting: Setting) -> list[dict[str, Any]]:
+    """Adaptive compute in a task: evaluations and errors by tolerance, of clips that stop as a whole and by frame.
+
+    nfe: evaluations of a clip; moves: those at which its unknown frames still moved, mean over the frames.
+    """
+    gain = getattr(pipeline.decay, "gain", 1.0)
+    calls: list[dict[str, Any]] = [{}]
+    calls += [{"tolerance": gain / 4 * one, "per_frame": each} for each in (False, True) for one in TOLERANCES]
+    rows = []
+    for call in calls:
+        filled = fill(pipeline, task, setting, **call)
+        unknown = task.unknown(filled.clips.shape[1])
+        errors = errors_of(tracks(filled.clips), setting.truth, unknown)
+        cost = {"nfe": float(filled.nfe.mean()), "moves": float(filled.frame_nfe[:, unknown].mean())}
+        rows.append({"tolerance": None, "per_frame": False, **call, **cost, "position": describe(errors)})
+    return rows
+
+
+def rebuild(pipeline: EqMPipeline, clips: NDArray[np.uint8], batch_size: int = 32) -> NDArray[np.uint8]:
+    """Clips (N, T, H, W, 3) through the codec and back."""
+    parts: Sequence[slice] = [slice(first, first + batch_size) for first in range(0, len(clips), batch_size)]
+    return np.concatenate([pipeline.decode(pipeline.encode(clips[part])) for part in parts])

@@ -1,0 +1,45 @@
+"""Moving numbers to and from devices: without a wait where that is possible, in float64 where the device has it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from eqm_video.errors import UserError
+
+WITHOUT_FLOAT64 = {"mps"}  # Apple's GPUs
+
+
+def widest(device: torch.device | str) -> torch.dtype:
+    """The most exact floating-point type of a device: float64, or float32 on Apple's GPUs, which have no float64."""
+    return torch.float32 if torch.device(device).type in WITHOUT_FLOAT64 else torch.float64
+
+
+def double(values: Tensor) -> Tensor:
+    """The values in float64, on their own device where it has float64, else on the CPU."""
+    if widest(values.device) != torch.float64:
+        values = values.to("cpu")
+    return values.to(torch.float64)
+
+
+def send(values: Tensor, device: torch.device | str) -> Tensor:
+    """The values on `device`. From the CPU to CUDA they go through pinned memory, and the CPU does not wait."""
+    device = torch.device(device)
+    if values.device.type != "cpu" or device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def open_device(name: str) -> torch.device:
+    """A device by its name; auto is the GPU where there is one. Raises UserError for one that cannot be used."""
+    if name == "auto":
+        on_gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(on_gpu)
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"--device {name} cannot be used here ({reason}); give --device cpu, or leave it out"
+        ) from error
+    return torch.device(name)

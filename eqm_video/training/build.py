@@ -1,0 +1,271 @@
+"""From a configuration to its parts: accelerator, codec, network; `run.py` composes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from eqm_video.codec import BUNDLED, BUNDLED_FOLDER, PIXELS, Codec
+from eqm_video.core.energy import Field
+from eqm_video.core.gamma import ConstantDecay
+from eqm_video.errors import UserError
+from eqm_video.limits import MOST_CHANNELS
+from eqm_video.models.presets import build_model
+from eqm_video.models.transformer import EqMTransformer
+from eqm_video.models.unet import EqMUNet
+from eqm_video.names import as_label
+from eqm_video.randomness import fold
+from eqm_video.sampling.folders import load_transformer, newest_of_run, read_json
+from eqm_video.sampling.model_settings import check_settings
+from eqm_video.system import machine
+from eqm_video.training import launcher as launch
+from eqm_video.training.config import Config
+
+# Shapes of codecs without a folder, so that a dry run needs no download: (downsampling, latent channels).
+KNOWN_CODECS = {
+    PIXELS: (1, 3),
+    "stabilityai/sd-vae-ft-ema": (8, 4),
+    "stabilityai/sd-vae-ft-mse": (8, 4),
+    "madebyollin/taesd": (8, 4),
+}
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Accelerate's view of the machine, with the precision and the trackers of the recipe."""
+    # With one frame the temporal weights of a video network take no part in the loss.
+    idle = config.model.temporal and config.data.frames == 1
+    wrapper = DistributedDataParallelKwargs(find_unused_parameters=idle)
+    # One process looks at all files of the data before the others go on: a large set on a slow disk takes hours. One
+    # that hangs is noticed much earlier, by the heartbeat.
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    launch.check_environment()
+    try:
+        accelerator = Accelerator(
+            # A plugin, since Accelerate lets ACCELERATE_GRADIENT_ACCUMULATION_STEPS overrule the argument.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            mixed_precision=config.train.mixed_precision,
+            log_with=list(config.track.to) or None,
+            project_dir=str(config.run.folder),
+            kwargs_handlers=[wrapper, patience],
+        )
+    except ValueError as error:  # a precision that the device does not have
+        raise UserError(f"train.mixed_precision={config.train.mixed_precision}: {error}") from error
+    if config.train.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise UserError(f"train.mixed_precision=fp16 needs a GPU, this is {accelerator.device}: give bf16 or no")
+    return accelerator
+
+
+def note_precision(config: Config, device: torch.device) -> list[str]:
+    """A note where the recipe's precision is one that the device emulates."""
+    precision = config.train.mixed_precision
+    return machine.note_bf16(device, "train.mixed_precision=bf16", "train.mixed_precision=no") * (precision == "bf16")
+
+
+def codec_shape(name: str) -> tuple[int, int]:
+    """(downsampling, latent channels) of a codec, from its configuration file alone."""
+    if name in KNOWN_CODECS:
+        return KNOWN_CODECS[name]
+    folder = BUNDLED_FOLDER if name == BUNDLED else Path(name).expanduser()
+    files = [folder / "config.json", folder / "vae" / "config.json"] if folder.is_dir() else _hub_configs(name)
+    for file in files:
+        if file.is_file():
+            config = read_json(file)
+            widths = config.get("encoder_block_out_channels") or config.get("block_out_channels")
+            channels = config.get("latent_channels")
+            if isinstance(widths, list) and 0 < len(widths) < 16 and channels in range(1, MOST_CHANNELS + 1):
+                return 2 ** (len(widths) - 1), channels
+    raise UserError(
+        f"the latent shape of codec.name={name!r} is not known without a download: known are "
+        f"{', '.join(KNOWN_CODECS)}, {BUNDLED!r} and local folders with a config.json"
+    )
+
+
+def _hub_configs(name: str) -> list[Path]:
+    """The configuration files that the hub, or its cache on this machine, has of an autoencoder (small files)."""
+    found = []
+    for file in ("config.json", "vae/config.json") if name.count("/") == 1 else ():
+        try:
+            found.append(Path(hf_hub_download(name, file)))
+        except (OSError, EntryNotFoundError, HFValidationError):  # no network, repository or file: the caller says so
+            continue
+    return found
+
+
+def check_size(config: Config, downsampling: int, patch_size: int) -> int:
+    """The latents' height and width; UserError unless the image size fits codec and patches."""
+    size, unit = config.data.size, downsampling * patch_size
+    if size % unit:
+        near = max(unit, round(size / unit) * unit)
+        raise UserError(
+            f"data.size={size} is not divisible by {unit} = {downsampling} (codec downsampling) x {patch_size} (patch "
+            f"size); use for instance data.size={near}"
+        )
+    return size // downsampling
+
+
+def make_network(config: Config, num_labels: int, channels: int) -> nn.Module:
+    """The network at its initialization, which depends on `train.seed` alone."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(fold(config.train.seed, "weights"))
+            network = build_model(
+                config.model.preset,
+                num_labels=num_labels,
+                temporal=config.model.temporal,
+                conditioned_on_gamma=config.model.conditioned_on_gamma,
+                energy=config.model.energy,
+                in_channels=channels,
+            )
+            # Drawn again: their scale is a choice of the training, not a part of the architecture.
+            nn.init.normal_(network.label_embed.weight, std=config.model.label_std)
+            return network
+    except ValueError as error:
+        raise UserError(f"model.preset: {error}") from error
+
+
+def start_from(network: EqMTransformer | EqMUNet, source: str, labels: Sequence[str] = ()) -> list[str]:
+    """Load weights of a run, an export, a checkpoint's `ema` or a converted network; returns notes on what starts anew.
+
+    Three things may differ: the source may be without temporal layers (an image network), may know other labels, and
+    its output may mean another energy. `labels` are the names of this run's; where the source has names too, a label
+    keeps what it learned wherever it stands now, and one that the source does not know starts anew. Without names the
+    labels are taken over by number, with a note, and start anew where their numbers differ.
+    """
+    folder, settings = find_start(source)
+    other = load_transformer(folder, torch.float32)
+    free = {"temporal", "num_labels", "energy"}
+    ours = {key: value for key, value in network.config.items() if not key.startswith("_") and key not in free}
+    theirs = other.config
+    wrong = [f"{key} {theirs.get(key)} there, {value} here" for key, value in ours.items() if theirs.get(key) != value]
+    if other.config.temporal and not network.config.temporal:
+        wrong.append("temporal True there, False here")
+    if wrong:
+        raise UserError(f"train.init_from={source} is another architecture: {'; '.join(wrong)}")
+    weights, notes = other.state_dict(), []
+    known, count = label_names(settings), network.config.num_labels
+    nameless = source if not known else "this run" if not labels else None  # then by number
+    if other.config.num_labels == count and nameless and count:
+        notes.append(f"{nameless} names no labels: the {count} label embeddings are taken over by number")
+    elif other.config.num_labels != count or (not nameless and known != list(labels)):
+        embedding = network.label_embed.weight.detach().clone()
+        kept = [label for label in labels if label in known]
+        for label in kept:
+            embedding[labels.index(label)] = weights["label_embed.weight"][known.index(label)]
+        embedding[-1] = weights["label_embed.weight"][-1]  # the null label
+        weights["label_embed.weight"] = embedding
+        named = f"{len(kept)} of the same name are kept, {count - len(kept)}" if kept else "labels"
+        notes.append(
+            f"{source} has {other.config.num_labels} labels, this run {count}: {named} start anew, the null label is "
+            "kept"
+        )
+    if network.config.temporal and not other.config.temporal:
+        weights |= {name: value for name, value in network.state_dict().items() if ".temporal" in name}
+        notes.append(f"{source} is an image network: the temporal layers start anew, as the identity")
+    if network.config.energy != other.config.energy:
+        notes.append(f"{source} has the energy {other.config.energy!r}, this run trains {network.config.energy!r}")
+    network.load_state_dict(weights, strict=True)
+    return notes
+
+
+def find_start(source: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of the network that `train.init_from` names, and how it was trained: {} where nothing says so.
+
+    The network is the source itself, or that of the export or of the newest checkpoint that it is or holds. The
+    settings are the pipeline's, with `codec`: its name, or the folder of an export's own.
+    """
+    top = Path(source).expanduser()
+    top = newest_of_run(top) if (top / "checkpoints").is_dir() or (top / "export").is_dir() else top
+    places = [top / "transformer", top / "ema", top]
+    folder = next((place for place in places if (place / "config.json").is_file()), None)
+    if folder is None:
+        raise UserError(f"train.init_from={source} is no export, checkpoint or network folder (no config.json in it)")
+    whole = folder.absolute().parent if folder.absolute().name in ("transformer", "ema") else folder
+    files = [whole / name for name in ("model_index.json", "pipeline.json")]
+    file = next((file for file in files if file.is_file()), None)
+    settings = read_json(file) if file is not None else {}
+    if file is not None:
+        check_settings(settings, file)
+    own = {"codec": str(whole / "vae")} if (whole / "vae" / "config.json").is_file() else {}
+    return folder, {**own, **settings}
+
+
+def label_names(settings: Mapping[str, Any]) -> list[str]:
+    """The labels that the settings of an export or a checkpoint name, by number; none where they do not."""
+    names = settings.get("id2label") or {}
+    return [as_label(names[key]) for key in sorted(names, key=int)]
+
+
+def check_start(network: EqMTransformer | EqMUNet) -> None:
+    """UserError where training could never leave its start: `l2` with a head that is zero, as at initialization.
+
+    There f = 0, so that |f|^2 / 2 has no slope, and with f entering twice no weight moves it. (`dot` does move.)
+    """
+    last = network.conv_out if isinstance(network, EqMUNet) else network.head.linear
+    zero = not any(bool(parameter.any()) for parameter in last.parameters())
+    if network.config.energy == "l2" and zero:
+        raise UserError(
+            "model.energy=l2 cannot start from new weights: their output is 0, where the gradient of |f|^2 / 2 and all "
+            "its derivatives are 0 too. Train with model.energy=implicit first, as the paper does, and add "
+            "train.init_from=ITS_RUN; or use model.energy=dot"
+        )
+
+
+def note_sampler(config: Config) -> list[str]:
+    """A note where flow matching is to be sampled by a rule of descent, which does not know when to stop."""
+    if not isinstance(config.objective.decay, ConstantDecay) or hasattr(config.sampler.rule, "solve"):
+        return []
+    return [
+        "note: under a constant decay the field carries noise to data in a total step of 1, and on beyond: "
+        "sampler.kind=euler, heun or dopri5 stop there"
+    ]
+
+
+def count_labels(config: Config, labels: list[str]) -> int:
+    """`model.num_labels`, or the number of the data's labels; UserError where the data have more."""
+    stated = config.model.num_labels
+    if stated is not None and len(labels) > stated:
+        raise UserError(
+            f"model.num_labels={stated}, but the data have {len(labels)} labels ({', '.join(labels[:4])}, ...): give "
+            f"model.num_labels={len(labels)}, or model.num_labels=null to count them"
+        )
+    return stated if stated is not None else len(labels)
+
+
+def make_encode(codec: Codec, device: torch.device) -> Callable[[dict[str, Any], Any], Tensor]:
+    """Clean latents of a batch: of its pixels now, or of the moments that were computed before."""
+
+    def encode(batch: dict[str, Any], generators: list[torch.Generator] | None) -> Tensor:
+        if "moments" in batch:
+            moments = batch["moments"].to(device, non_blocking=True)
+        else:
+            pixels = batch["pixels"].to(device, non_blocking=True)
+            moments = codec.moments(pixels.float() / 127.5 - 1)
+        return codec.sample(moments, generators)
+
+    return encode
+
+
+def measure(network: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
+    """Parameters, and the operations of one evaluation of the field on latents of this shape (multiply-add: 2).
+
+    That is one forward, and with an explicit energy its derivative by the latents too.
+    """
+    latents = torch.zeros(shape, device="meta")
+    gamma = torch.zeros(shape[:2], device="meta")
+    labels = torch.zeros(shape[0], dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        Field(network)(latents, labels, gamma=gamma)
+    return {
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "flops": counter.get_total_flops(),
+    }

@@ -1,0 +1,300 @@
+"""The configuration of a training run: a tree of frozen dataclasses, and the ranges of its values, each on its field.
+
+`recipe.py` reads YAML recipes and overrides into it, strictly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+
+from eqm_video import options
+from eqm_video.core.gamma import DECAYS, GAMMA_DRAWS, SharedGamma, TruncatedDecay
+from eqm_video.data.buckets import Bucket
+from eqm_video.errors import UserError, short
+from eqm_video.limits import HIGHEST_RATE, LARGEST_SIDE, MOST_FRAMES, MOST_ITEMS, MOST_LABELS, MOST_UPDATES
+from eqm_video.options import option
+from eqm_video.samplers import NAG, SAMPLERS
+from eqm_video.training import strict_yaml as recipe
+from eqm_video.training.strict_yaml import choice, to_tree
+
+ALIASES = {"frames": "data.frames"}  # names that may be given as an override without their section
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network; `num_labels: null` takes the number from the data."""
+
+    preset: str = "EqM-B/2"
+    temporal: bool = True  # false: no temporal weights, exactly the image model
+    conditioned_on_gamma: bool = False
+    # What the output f means: the gradient itself, or the energy x.f(x) (dot) or |f(x)|^2 / 2 (l2), whose true gradient
+    # is then trained and descended; l2 starts from a trained network (train.init_from).
+    energy: Literal["implicit", "dot", "l2"] = "implicit"
+    num_labels: int | None = option(None, least=1, most=MOST_LABELS)
+    # Of the label embeddings at the start; 1 makes short runs listen to labels much sooner.
+    label_std: float = option(0.02, least=0)
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """The frozen autoencoder: "bundled", a local folder, or a hub id."""
+
+    name: str = "stabilityai/sd-vae-ft-ema"
+    chunk: int = option(64, least=1, most=MOST_ITEMS)  # frames encoded at once
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how a clip is cut out of a video."""
+
+    kind: Literal["videos", "images"] = "videos"
+    root: str | None = None
+    split: Literal["train", "test"] | None = None
+    fold: int = option(1, least=1, most=1000)
+    frames: int = option(16, least=1, most=MOST_FRAMES)  # 1: image mode
+    frame_interval: int = option(3, least=1, most=MOST_FRAMES)  # source frames between two frames of a clip
+    # Shapes of training clips, one of which is drawn for each step: FRAMESxINTERVAL, and :WEIGHT for how often, such as
+    # [16x3, 16x1, 32x3:0.5]. None: frames x frame_interval, which previews, held-out loss and the export have anyway.
+    buckets: tuple[str, ...] = ()
+    images: str | None = None  # a folder of images to train on beside the videos
+    # Of the samples of a step that are images; without a folder, frames of the videos.
+    image_fraction: float = option(0.0, least=0, below=1)
+    size: int = option(256, least=1, most=LARGEST_SIDE)  # pixels
+    flip: bool = False
+    upright: bool = False  # images are turned as their EXIF data ask for; of videos the rotation is always applied
+    labelled: bool = True  # false: labels that the data have are forgotten
+    # Videos shorter than a clip (with buckets: than every one): hold the last frame, leave them out, or stop.
+    short: Literal["repeat", "skip", "error"] = "repeat"
+    verify: Literal["header", "size"] = "header"  # size: images are not opened at the start, for sets of a million
+    # The network's unit of time is 1 / reference_fps seconds.
+    reference_fps: float = option(8.0, above=0, most=HIGHEST_RATE)
+    workers: int = option(4, least=0, most=1024)  # decoding processes of each training process
+    latents: Literal["online", "memory"] = "online"  # memory: encode the whole set once, for small sets
+
+    @property
+    def shapes(self) -> tuple[Bucket, ...]:
+        """The shapes of training clips."""
+        return tuple(map(Bucket.parse, self.buckets)) or (Bucket(self.frames, self.frame_interval),)
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The training target (noise - clean) c(gamma); `objective: flow` and `objective: eqm` are short for whole ones.
+
+    Flow matching, the baseline, has the constant decay 1. To tell its network the time add model.conditioned_on_gamma.
+    """
+
+    SHORT: ClassVar = {"eqm": {}, "flow": {"decay": {"kind": "constant", "gain": 1.0}}}
+    decay: Any = choice(DECAYS, TruncatedDecay(a=0.8, gain=4.0))  # noqa: RUF009 (choice makes a field)
+    # Of the dispersive loss, over the clips of one forward pass in all processes: with train.accumulation its parts are
+    # separate batches, so that this term (and no other) depends on their number.
+    dispersion_weight: float = option(0.0, least=0)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimization; `batch_size` counts the samples of one optimizer step over all processes.
+
+    A sample is a clip, or with `data.image_fraction` an image: that share of the samples are images, the others clips.
+    """
+
+    steps: int = option(100_000, least=1)
+    batch_size: int = option(64, least=1, most=MOST_ITEMS)
+    accumulation: int = option(1, least=1)  # forward passes of each process in one optimizer step
+    seed: int = option(0, least=-(2**63), most=2**63)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    lr: float = option(1e-4, above=0)
+    matrix_scale: float = option(1.0, above=0)  # muon: learning rate of the blocks' matrices in units of lr
+    betas: tuple[float, float] = option((0.9, 0.999), least=0, below=1)
+    weight_decay: float = option(0.0, least=0)  # on matrices only
+    warmup: int = option(0, least=0)  # steps
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    min_lr_factor: float = option(0.0, least=0, most=1)  # of lr, at the last step
+    clip_norm: float | None = option(1.0, above=0)
+    ema: float = option(0.9999, least=0, most=1)
+    label_dropout: float = option(0.1, least=0, most=1)
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
+    compile: bool = False  # torch.compile of every block
+    log_every: int = option(50, least=1)
+    save_every: int = option(5000, least=1)
+    keep: int | None = option(3, least=1)  # newest checkpoints kept; null: all
+    init_from: str | None = None  # a run, an export or a converted network to start from, weights only
+
+
+@dataclass(frozen=True)
+class HeldOutConfig:
+    """Loss on clips that are not trained on: an official list, a share of the files, or a folder; none of them: off."""
+
+    _SOURCES: ClassVar = ("split", "fraction", "root")
+    split: Literal["train", "test"] | None = None
+    fraction: float | None = option(None, above=0, below=1)  # of the files, by name and train.seed; not trained on
+    root: str | None = None  # a folder with the same class folders as data.root
+    every: int = option(1000, least=1)
+    clips: int = option(64, least=1, most=MOST_ITEMS)
+    gammas: tuple[float, ...] = option((0.1, 0.3, 0.5, 0.7, 0.9), least=0, below=1)
+
+    def __post_init__(self) -> None:
+        given = [f"held_out.{key}={getattr(self, key)}" for key in self._SOURCES if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise UserError(f"{' and '.join(given)} exclude each other: keep one, and set the others to null")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is held out."""
+        return any(getattr(self, key) is not None for key in self._SOURCES)
+
+
+@dataclass(frozen=True)
+class PreviewConfig:
+    """Grids sampled from the averaged weights while training; `every: 0` switches them off."""
+
+    every: int = option(5000, least=0)
+    samples: int = option(8, least=1, most=4096)
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """The sampler of previews, and the one recommended by the export."""
+
+    rule: Any = choice(SAMPLERS, NAG(step_size=0.003, mu=0.35), flat=True)  # noqa: RUF009
+    steps: int = option(250, least=1, most=MOST_UPDATES)
+    guidance_scale: float = option(1.0, help="1 = no guidance")
+
+
+@dataclass(frozen=True)
+class TrackConfig:
+    """Experiment trackers beside the JSONL file, which is always written."""
+
+    to: tuple[Literal["wandb", "tensorboard"], ...] = ()
+    project: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where everything that a run writes goes."""
+
+    dir: str = "runs/default"
+
+    @property
+    def folder(self) -> Path:
+        """`dir`, with ~ for the home folder."""
+        return Path(self.dir).expanduser()
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    gamma: Any = choice(GAMMA_DRAWS, SharedGamma())  # noqa: RUF009
+    train: TrainConfig = field(default_factory=TrainConfig)
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+        _check_samples(self)
+
+    @property
+    def images(self) -> int:
+        """How many of the samples of an optimizer step are images, over all processes."""
+        return round(self.data.image_fraction * self.train.batch_size)
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe and apply `section.key=value` overrides; UserError for anything that is not declared."""
+    return parse_config(recipe.read_yaml(path) if path is not None else {}, overrides)
+
+
+def parse_config(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Build the configuration from a mapping (`to_tree`'s inverse) and `section.key=value` overrides."""
+    return recipe.parse(Config, tree, overrides, ALIASES)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as a recipe that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(to_tree(config), sort_keys=False)
+
+
+def _check_ranges(config: Config) -> None:
+    """Refuse values that no run could use; None was let through where the type allows it."""
+    data, train = config.data, config.train
+    for entry in fields(config):
+        if is_dataclass(section := getattr(config, entry.name)) and "kinds" not in entry.metadata:
+            options.check(section, prefix=f"{entry.name}.")
+    if not config.held_out.gammas:
+        raise UserError(
+            "held_out.gammas is empty: give one or more, such as held_out.gammas=0.5, or held_out.split=null"
+        )
+    if data.kind == "images" and data.frames != 1:
+        raise UserError(f"data.kind is images but data.frames is {data.frames}: an image is one frame, add frames=1")
+    if data.frames > 1 and not config.model.temporal:
+        raise UserError(
+            f"model.temporal is false, so {data.frames} frames would not see each other: add model.temporal=true, or "
+            "frames=1 for an image model"
+        )
+    if train.compile and config.model.energy != "implicit":
+        raise UserError(
+            f"train.compile=true does not go with model.energy={config.model.energy}: compiled blocks have no double "
+            "backward; add train.compile=false"
+        )
+
+
+def _check_samples(config: Config) -> None:
+    """Refuse shapes of clips, and shares of images, that no step could be made of."""
+    data, train = config.data, config.train
+    for place, text in enumerate(data.buckets):
+        try:
+            shape = Bucket.parse(text)
+        except ValueError as error:
+            raise UserError(f"data.buckets[{place}]: {error}") from error
+        if max(shape.frames, shape.frame_interval) > MOST_FRAMES:
+            raise UserError(
+                f"data.buckets[{place}] is {short(text)}: the most is {MOST_FRAMES:,} frames, and as many between two"
+            )
+        if shape.frames < 2:
+            raise UserError(
+                f"data.buckets has {text}, clips of one frame: leave it out, and add data.image_fraction=0.25 for the "
+                "share of the samples that are to be single frames"
+            )
+    if data.frames == 1 and (data.buckets or data.images or data.image_fraction):
+        key = "buckets" if data.buckets else "images" if data.images else "image_fraction"
+        raise UserError(
+            f"data.frames=1 is the image mode, where every sample is one frame: data.{key} belongs to videos; leave it "
+            "out, or give data.kind=videos and frames=2 or more"
+        )
+    patterns, context = getattr(config.gamma, "patterns", ()), getattr(config.gamma, "context", 1)
+    if set(patterns) == {"ends"} and context > 0 and any(shape.frames == 2 for shape in data.shapes):
+        where, more = "2 frames", "frames=3 or more"
+        if data.buckets:
+            where, more = f"the 2 frames of data.buckets={','.join(data.buckets)}", "3 frames or more in every bucket"
+        raise UserError(
+            f"gamma.patterns has 'ends' alone, where the first and the last frame are given: with {where} none is left "
+            f"to learn; add gamma.patterns=prefix,ends, or {more}"
+        )
+    if data.images is not None and data.image_fraction == 0:
+        raise UserError("data.images is given, but data.image_fraction is 0: add for instance data.image_fraction=0.25")
+    if data.image_fraction and not 0 < config.images < train.batch_size:
+        raise UserError(
+            f"data.image_fraction={data.image_fraction:g} of train.batch_size={train.batch_size} samples are "
+            f"{config.images} images: both kinds need at least one sample in a step; change one of the two numbers"
+        )
+    if train.batch_size % train.accumulation or config.images % train.accumulation:
+        images = f", {config.images} of them images (data.image_fraction)," if config.images else ""
+        raise UserError(
+            f"train.batch_size={train.batch_size}{images} cannot be cut into train.accumulation={train.accumulation} "
+            "parts"
+        )

@@ -1,0 +1,286 @@
+"""One training run: its parts put together, its previews and its export."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+from torch import nn
+
+from eqm_video.codec import BUNDLED, PIXELS, Codec
+from eqm_video.core.energy import Field, checkpoint_block
+from eqm_video.core.objective import EqMObjective
+from eqm_video.data.datasets import collate
+from eqm_video.errors import UserError
+from eqm_video.randomness import generator
+from eqm_video.sampling.folders import read_json
+from eqm_video.system import machine
+from eqm_video.system.claims import carry_over
+from eqm_video.training import build
+from eqm_video.training import launcher as launch
+from eqm_video.training.checkpoint import Checkpoints, write_folder
+from eqm_video.training.config import Config, TrainConfig, to_tree
+from eqm_video.training.data import TrainingData, open_held_out, open_training_data
+from eqm_video.training.ema import Ema
+from eqm_video.training.heartbeat import Heartbeat
+from eqm_video.training.held_out import HeldOut
+from eqm_video.training.optim import OPTIMIZERS, Schedule
+from eqm_video.training.signals import Stopped, StopSignals
+from eqm_video.training.tracking import RunLog
+from eqm_video.training.trainer import Hook, Settings, Trainer
+
+# Paths in an export that `save_pretrained` writes
+EXPORTED = r"model_index\.json|(transformer|vae)/(config\.json|diffusion_pytorch_model.*)"
+
+
+class Run:
+    """Everything of one training run, made from its configuration: `trainer.run()` trains, `export()` ends it."""
+
+    def __init__(
+        self, config: Config, accelerator: Accelerator, resuming: bool = False, heartbeat: Heartbeat | None = None
+    ) -> None:
+        self.config, self.accelerator = config, accelerator
+        self.folder = config.run.folder
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.train.keep)
+        self.signals = StopSignals(self.checkpoints.newest, accelerator.is_main_process)
+        self.heartbeat = heartbeat or Heartbeat(accelerator)
+        data = open_training_data(config, accelerator)
+        self.labels, self.video_labels = data.labels, data.labels[: data.video_labels]
+        self.codec = Codec.load(config.codec.name, chunk=config.codec.chunk)
+        self.codec.vae.to(accelerator.device)
+        self.encode = build.make_encode(self.codec, accelerator.device)
+        network = build.make_network(config, build.count_labels(config, self.labels), self.codec.latent_channels)
+        build.check_size(config, self.codec.downsampling, network.config.patch_size)
+        source = None if resuming else config.train.init_from
+        self.notes = build.start_from(network, source, self.labels) if source else []
+        self.notes += note_start(source, config, self.codec) if source else []
+        if not resuming:
+            build.check_start(network)
+        self.notes += build.note_sampler(config) + launch.note_precision(config)
+        self.notes += build.note_precision(config, accelerator.device)
+        if not config.held_out.wanted:
+            self.notes.append(
+                "note: nothing is held out, so there will be no loss on held-out clips; held_out.fraction=0.1 holds "
+                "out a tenth of the files, held_out.root=FOLDER names others, held_out.split=test takes a list of them"
+            )
+        self.fps = playback_fps(data.videos, config.data.reference_fps)
+        self.ema = Ema(network.to(accelerator.device), config.train.ema)
+        self.log = RunLog(self.folder, accelerator, config.track.to)
+        self.objective = EqMObjective(config.objective.decay, config.objective.dispersion_weight)
+        self.data_record, self.data_notes = data.record, data.notes
+        self.trainer = self._trainer(network, data)
+
+    def _trainer(self, network: nn.Module, data: TrainingData) -> Trainer:
+        config, train, accelerator = self.config, self.config.train, self.accelerator
+        if train.gradient_checkpointing:
+            network.enable_gradient_checkpointing(checkpoint_block if config.model.energy != "implicit" else None)
+        if train.compile:
+            for block in network.blocks:
+                block.compile()
+        return Trainer(
+            Field(network),
+            self.objective,
+            config.gamma,
+            data.batches(accelerator, self.codec),
+            encode=self.encode,
+            optimizer=make_optimizer(network, train),
+            schedule=Schedule(train.lr, train.steps, train.warmup, train.schedule, train.min_lr_factor),
+            ema=self.ema,
+            accelerator=accelerator,
+            settings=Settings(
+                steps=train.steps,
+                seed=train.seed,
+                clip_norm=train.clip_norm,
+                label_dropout=train.label_dropout,
+                reference_fps=config.data.reference_fps,
+                log_every=train.log_every,
+                save_every=train.save_every,
+            ),
+            checkpoints=self.checkpoints,
+            log=self.log,
+            evaluations=self._evaluations(),
+            hooks=[Hook(config.preview.every, self.preview)],
+            record={"config": to_tree(config), "data": self.data_record, "versions": machine.versions()},
+            describe=self._describe,
+            signals=self.signals,
+            heartbeat=self.heartbeat,
+        )
+
+    def pulse(self, *unused: object) -> None:
+        """The run comes further, inside a task that takes long; Stopped where a signal has come."""
+        self.heartbeat.beat()
+        self.signals.check()
+
+    def _evaluations(self) -> list[Hook]:
+        held_out, data = self.config.held_out, self.config.data
+        clips = open_held_out(self.config, self.accelerator, self.video_labels)
+        if clips is None:
+            return []
+        if held_out.root is not None or not clips.report.complete:
+            self.notes.append(f"held out: {clips.report.summary()}")
+        evaluation = HeldOut(
+            clips,
+            collate,
+            self.encode,
+            self.objective,
+            clips=held_out.clips,
+            gammas=held_out.gammas,
+            seed=self.config.train.seed,
+            reference_fps=data.reference_fps,
+            accelerator=self.accelerator,
+            pulse=self.pulse,
+        )
+        return [Hook(held_out.every, evaluation)]
+
+    def pipeline_settings(self) -> dict[str, Any]:
+        """What a pipeline must know beside the network and the codec."""
+        tree = to_tree(self.config)
+        return {
+            "id2label": dict(enumerate(self.labels)),
+            "decay": tree["objective"]["decay"],
+            "sampler": tree["sampler"],
+            "frames": self.config.data.frames,
+            "fps": self.fps,
+            "reference_fps": self.config.data.reference_fps,
+            "size": self.config.data.size,
+        }
+
+    def pipeline(self) -> Any:
+        """The averaged network with its codec, ready to sample or to save."""
+        from eqm_video.sampling.pipeline import EqMPipeline
+
+        return EqMPipeline(transformer=self.ema.network, vae=self.codec.vae, **self.pipeline_settings())
+
+    def _describe(self, folder: Path) -> None:
+        """Let a checkpoint say how to sample from it."""
+        settings = {**self.pipeline_settings(), "codec": self.config.codec.name}
+        (folder / "pipeline.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+    def preview(self, step: int, network: nn.Module) -> None:
+        """Sample clips from the averaged network into `previews/`: the same noise and labels at every step.
+
+        Every process makes its share: were one to make all, the others would wait until their communication times out.
+        """
+        accelerator, count = self.accelerator, self.config.preview.samples
+        self.heartbeat.beat(f"sampling the preview of step {step}")
+        labels = spread(count, len(self.video_labels))  # a label that only images have shows in no clip
+        mine = list(range(accelerator.process_index, count, accelerator.num_processes))
+        parts = [self._sample(mine, [labels[k] for k in mine] if labels else None)]
+        if accelerator.num_processes > 1:
+            parts = gather_object(parts)
+        problem = next((part for part in parts if isinstance(part, str)), None)
+        if problem is not None:  # a young network may diverge under the recipe's sampler; training goes on
+            accelerator.print(f"no preview of step {step}: {problem}")
+        elif accelerator.is_main_process:
+            clips = {k: clip for part in parts for k, clip in part.items()}
+            names = [self.labels[label] for label in labels] or None
+            try:
+                self.log.video("preview", self._write_preview(step, clips, names), step)
+            except (UserError, OSError, ValueError) as error:  # a picture beside the run cannot end it
+                warnings.warn(f"no preview of step {step}: {error}", stacklevel=2)
+        accelerator.wait_for_everyone()
+
+    def _sample(self, seeds: list[int], labels: list[int] | None) -> dict[int, Any] | str:
+        """Clips uint8 (T, H, W, 3) by seed, or the sentence that says why there are none."""
+        if not seeds:
+            return {}
+        pipeline = self.pipeline()
+        pipeline.set_progress_bar_config(disable=True)
+        try:
+            with self.accelerator.autocast():  # the precision of the run: a preview in float32 takes much longer
+                frames = pipeline(labels, seeds=seeds, output_type="uint8", callback=self.pulse).frames
+        except Stopped:
+            return "the run is being stopped"
+        except (UserError, torch.OutOfMemoryError) as error:
+            return str(error)
+        return dict(zip(seeds, frames, strict=True))
+
+    def _write_preview(self, step: int, clips: dict[int, Any], names: list[str] | None) -> Path:
+        from eqm_video.output import media
+
+        folder = self.folder / "previews"
+        folder.mkdir(exist_ok=True)
+        frames = media.grid(np.stack([clips[k] for k in sorted(clips)]), names)
+        if len(frames) == 1:
+            path = folder / f"step_{step:08d}.png"
+            media.write_png(path, frames[0])
+        else:
+            path = folder / f"step_{step:08d}.gif"
+            media.write_gif(path, frames, self.fps)
+        return path
+
+    def export(self) -> Path:
+        """Write the folder that `EqMPipeline.from_pretrained` loads; it appears whole or not at all."""
+        final = self.folder / "export"
+        if self.accelerator.is_main_process:
+            try:
+                write_folder(final, self._fill_export)
+            except (OSError, SafetensorError) as error:
+                raise UserError(
+                    f"cannot write {final} ({error}): mend that, then add --resume to write it from the last checkpoint"
+                ) from error
+        self.accelerator.wait_for_everyone()
+        return final
+
+    def _fill_export(self, folder: Path) -> None:
+        """The pipeline, and what a user put into the export of before, such as a model card."""
+        self.pipeline().save_pretrained(folder)
+        carry_over(self.folder / "export", folder, EXPORTED)
+
+
+def note_start(source: str, config: Config, codec: Codec) -> list[str]:
+    """Notes where the weights of `train.init_from` come from training with another codec, unit of time or decay."""
+    folder, settings = build.find_start(source)
+    notes, tree = [], to_tree(config)
+    name = settings.get("codec")
+    if name is not None and not same_codec(name, codec):
+        notes.append(f"{source} has the codec {name}, this run {codec.name}: the same frames may be other latents")
+    theirs, ours = settings.get("reference_fps"), config.data.reference_fps
+    if theirs not in (None, ours) and read_json(folder / "config.json").get("temporal"):
+        notes.append(f"{source} has the reference_fps {theirs:g}, this run {ours:g}: the same times are other seconds")
+    theirs, ours = settings.get("decay"), tree["objective"]["decay"]
+    if theirs not in (None, ours):
+        spelled = [", ".join(f"{key} {one[key]}" for key in sorted(one)) for one in (theirs, ours)]
+        notes.append(f"{source} was trained with another decay: {spelled[0]} there; {spelled[1]} here")
+    return notes
+
+
+@torch.no_grad()
+def same_codec(name: str, codec: Codec) -> bool:
+    """Whether a codec gives the latents that `codec` gives. One that would have to be fetched is told by its name."""
+    if name == codec.name:
+        return True
+    if name not in (BUNDLED, PIXELS) and not Path(name).expanduser().is_dir():
+        return False
+    pixels = 2 * torch.rand(1, 1, 3, 64, 64, generator=generator("same codec")) - 1
+    theirs, ours = (one.encode(pixels).cpu() for one in (Codec.load(name), codec))
+    return theirs.shape == ours.shape and float((theirs - ours).abs().mean()) < 0.02  # of about 1; TF32 rounds
+
+
+def make_optimizer(network: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer that a recipe names."""
+    special = {"matrix_scale": train.matrix_scale} if train.optimizer == "muon" else {}
+    return OPTIMIZERS[train.optimizer](
+        network, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, **special
+    )
+
+
+def spread(count: int, num_labels: int) -> list[int]:
+    """Labels for `count` samples: all in turn, or evenly chosen ones where there are fewer samples than labels."""
+    if num_labels == 0:
+        return []
+    return [k * num_labels // count if count < num_labels else k % num_labels for k in range(count)]
+
+
+def playback_fps(data: Any, reference_fps: float) -> float:
+    """Frames a second at which a clip of the data plays in real time."""
+    # Through the rule that replaces files which stop decoding.
+    seconds = data.substitutes.take(0, 0, data.clip).times
+    return round(1 / float(seconds.diff().median()), 3) if len(seconds) > 1 else reference_fps
