@@ -1,13 +1,14 @@
 # make demo   set everything up, train on the embedded moving shapes, sample a GIF grid
 # make test   set everything up, run the tests
 # make lint   style
+# make faults kill, fill, damage and stop for hours; ends with a table (SHARE=0.1 for a tenth of the tries)
 
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint faults clean
 
 setup: $(INSTALLED)
 
@@ -21,6 +22,9 @@ demo: setup
 
 test: setup
 	$(RUN) -m pytest $(TESTS)
+
+faults: setup
+	PYTHONPATH=tests:. $(RUN) -m faults --share $(or $(SHARE),1) --out runs/faults
 
 lint: setup
 	$(RUN) -m ruff check .

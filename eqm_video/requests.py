@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from eqm_video.codec import Codec
 from eqm_video.errors import UserError
 from eqm_video.gamma import Decay, gamma_path
+from eqm_video.limits import LARGEST_SIDE
 from eqm_video.names import as_label
 from eqm_video.randomness import generator as seeded
 from eqm_video.samplers import NAG, SAMPLERS, GradientDescent, Sampler, step_factors
@@ -211,6 +212,8 @@ def fit_size(codec: Codec, patch_size: int, size: int | Sequence[int]) -> tuple[
             f"size {height}x{width} (height x width) is not divisible by {unit} = {codec.downsampling} (codec) x "
             f"{patch_size} (patch); the nearest is {nearest}"
         )
+    if max(height, width) > LARGEST_SIDE:
+        raise UserError(f"size {height}x{width} (height x width): the most is {LARGEST_SIDE:,} pixels a side")
     return height, width
 
 

@@ -8,6 +8,8 @@ import struct
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -201,6 +203,23 @@ def test_settings_are_checked_where_they_are_read(made, tmp_path) -> None:
     EqMPipeline.from_checkpoint(run)
     (run / "pipeline.json").write_text(json.dumps({**settings, "frames": "a"}))
     assert "pipeline.json: frames is 'a'" in says(EqMPipeline.from_checkpoint, run)
+
+
+def test_sizes_beyond_any_memory_are_sentences(made, monkeypatch, capsys) -> None:
+    from eqm_video import cli
+
+    pipeline = EqMPipeline(tiny_network(), Codec.load(made / "codec").vae, frames=4, size=16)
+    assert "the most is 16,384" in says(pipeline.check_size, 3_200_000)
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: SimpleNamespace(main=failing))
+    for error in (caught.value, MemoryError("no room"), torch.OutOfMemoryError("CUDA out of memory. Tried")):
+        failing = Mock(side_effect=error)
+        assert cli.main(["sample"]) == 2
+        assert capsys.readouterr().err.startswith("error: out of memory: ")
+    failing = Mock(side_effect=RuntimeError("a mistake in the program"))
+    with pytest.raises(RuntimeError, match="a mistake"):
+        cli.main(["sample"])
 
 
 # ------------------------------------------------------------------------------------------------- reference weights

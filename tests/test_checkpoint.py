@@ -42,6 +42,23 @@ def test_the_newest_are_kept(tmp_path) -> None:
     assert len(everything.all()) == 5
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_files_of_others_in_a_checkpoint_outlive_it(tmp_path, listed) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+
+    def state(folder: Path) -> None:
+        (folder / "ema").mkdir()
+        (folder / "ema" / "config.json").write_text("{}")
+
+    old = checkpoints.write(1, state, {})
+    if not listed:  # as earlier versions wrote records
+        (old / "checkpoint.json").write_text('{"step": 1}')
+    (old / "notes.txt").write_text("mine")
+    checkpoints.write(2, state, {})
+    assert [path for path in old.rglob("*") if path.is_file()] == [old / "notes.txt"]
+    assert [path.name for path in checkpoints.all()] == ["step_00000002"]
+
+
 def test_a_crash_while_writing_leaves_the_older_one_and_a_leftover(tmp_path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.write(1, fill, {})

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from eqm_video.errors import UserError
+from eqm_video.errors import UserError, cut
 
 GROUPS = {"use": "make and use models", "look": "look into one", "compare": "compare many"}
 STUDIES = Path(__file__).resolve().parents[1] / "studies"
@@ -103,6 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that vanished, a file that may not be read
         what = error.strerror or str(error) or type(error).__name__
         return _fail(f"{what}: {error.filename}" if error.filename else what)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        first = cut(str(error).strip().partition("\n")[0], 200)
+        return _fail(f"out of memory: {first}; ask for fewer frames, a smaller size or fewer samples at once")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -116,6 +121,12 @@ def _overview() -> str:
         lines += ["", f"{title}:"]
         lines += [f"  {name:{width}}  {one.says}" for name, one in COMMANDS.items() if one.group == group]
     return "\n".join(lines)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory could not be had: Python's and numpy's, or torch's on a CPU or a GPU."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in text or "out of memory" in text
 
 
 def _warn(message: Warning | str, *unused: object) -> None:

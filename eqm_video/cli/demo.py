@@ -33,6 +33,7 @@ SAMPLES = 64
 VIDEOS, HELD_OUT = 88, 8  # of each label
 VISIBLE = 64  # distance of a pixel's colour from the ground's, of 442; shapes have 150 and more after the codec
 SMALLEST = 0.03  # of the picture; the smallest disc covers twice as much
+GUIDED = ("0", "0.3")  # the part of the descent that is guided: later, guidance gives squares horns
 INTACT = 0.8  # overlap with the best shape; that of videos after the codec is 0.9 and more
 ENDLESS_FRAMES = 24  # of an endless video: windows of it begin at many places
 
@@ -40,7 +41,7 @@ ENDLESS_FRAMES = 24  # of an endless video: windows of it begin at many places
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit status."""
     parser = Parser(prog="python -m eqm_video demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("data/moving_shapes"), help="where the videos are written")
+    parser.add_argument("--data", type=Path, default=Path("data/demo_shapes"), help="where the videos are written")
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="the training run; an old one is continued")
     parser.add_argument("--out", type=Path, default=Path("video_samples/demo"), help="where the samples go")
     parser.add_argument("--num-samples", type=int, default=SAMPLES)
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"the demo's recipe {RECIPE} is missing: run the demo from a clone of the repository")
     claim_output(options.out, "demo")
     claim_output(options.run, "train", option="--run")
-    write_videos(options.data)
+    write_videos(options.data, centred=True)
     seconds = train(options)
     seconds["sampling"] = sample(options)
     numbers = measure(options.out / "samples.npz", options.out / "samples.json")
@@ -62,13 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def write_videos(root: Path, *, endless: bool = False) -> None:
-    """Write the moving shapes, unless they are there."""
+def write_videos(root: Path, *, endless: bool = False, centred: bool = False) -> None:
+    """Write moving shapes, unless they are there: those of the demo are `centred`, see `render_clip`."""
     check_place(root, f"--data {root}")
     if not root.exists():
         print(f"writing moving shapes as videos to {root}")
         longer = {"frames": ENDLESS_FRAMES, "endless": True} if endless else {}
-        write_moving_shapes(root, shapes=SHAPES, videos=VIDEOS, held_out=HELD_OUT, **longer)
+        write_moving_shapes(root, shapes=SHAPES, videos=VIDEOS, held_out=HELD_OUT, centred=centred, **longer)
 
 
 def train(options: argparse.Namespace) -> dict[str, float]:
@@ -85,6 +86,7 @@ def sample(options: argparse.Namespace) -> float:
     start = time.monotonic()
     words = [str(options.run / "export"), "--out", str(options.out), "--labels", "all", "--overwrite"]
     words += ["--num-samples", str(options.num_samples), "--batch-size", "32", "--columns", "8"]
+    words += ["--guidance-interval", *GUIDED]
     if sampling.main(words) != 0:
         raise UserError(f"sampling from {options.run / 'export'} did not finish")
     return time.monotonic() - start

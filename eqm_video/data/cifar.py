@@ -105,7 +105,8 @@ def _from_archive(path: Path, names: Sequence[str]) -> dict[str, bytes]:
     except UserError:
         raise
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError) as error:  # of damaged headers
-        raise UserError(f"{path} cannot be read as an archive ({error}): download it again") from error
+        reason = str(error).partition("\n")[0].rstrip(":")  # tarfile adds a line for every way it tried
+        raise UserError(f"{path} cannot be read as an archive ({reason}): download it again") from error
     return _complete(contents, path, names)
 
 

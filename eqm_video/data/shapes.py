@@ -75,20 +75,29 @@ def render_clip(
     rng: np.random.Generator,
     textured: bool = False,
     endless: bool = False,
+    centred: bool = False,
 ) -> NDArray[np.uint8]:
     """One clip (T, H, W, 3): random size, speed, start and colours; the shape stays inside the picture.
 
     The radius is 0.14 to 0.18 of `size`; the shape travels 0.30 to 0.42 of `size` in the clip. An `endless` one starts
     anywhere and travels that far in every `PERIOD` frames, whatever the number of frames: longer clips go on.
+
+    A `centred` shape is larger (0.17 to 0.20), passes near the middle of the picture half-way through the clip, and
+    lies on a ground of nearly one grey: less differs between clips, so that a small model learns them soon. Its corners
+    may leave the picture.
     """
-    radius = rng.uniform(0.14, 0.18) * size
-    travel = rng.uniform(0.30, 0.42) * size
+    radius = rng.uniform(*((0.17, 0.20) if centred else (0.14, 0.18))) * size
+    travel = rng.uniform(0.30, 0.40 if centred else 0.42) * size
     step = np.array(DIRECTIONS[direction]) * travel / (PERIOD if endless else max(frames - 1, 1))
     margin = 1.56 * radius  # the farthest corner of any shape, a triangle's
     low = np.full(2, margin) - np.minimum(step * (frames - 1), 0)
     high = size - 1 - np.full(2, margin) - np.maximum(step * (frames - 1), 0)
-    start = rng.uniform(0, size, 2) if endless else rng.uniform(low, np.maximum(high, low))
-    ground = np.full(3, rng.uniform(0.35, 0.45))  # grey
+    if centred:
+        aside = rng.uniform(-1, 1, 2) * np.where(step != 0, 0.04, 0.12) * size  # less along its way than across
+        start = (size - 1) / 2 + aside - step * (frames - 1) / 2
+    else:
+        start = rng.uniform(0, size, 2) if endless else rng.uniform(low, np.maximum(high, low))
+    ground = np.full(3, rng.uniform(*((0.38, 0.42) if centred else (0.35, 0.45))))  # grey
     hue = rng.uniform(0.0, 1.0)
     colour = 0.5 + 0.5 * np.cos(2 * np.pi * (hue + np.array([0.0, 1 / 3, 2 / 3])))
     colour = 0.6 + 0.4 * colour  # brighter than the ground: a codec keeps brightness sharper than hue
@@ -247,13 +256,15 @@ def write_moving_shapes(
     textured: bool = False,
     attributes: bool = False,
     endless: bool = False,
+    centred: bool = False,
     seed: int = 0,
 ) -> None:
     """Write the set to a new folder `root`: `videos` per label, of which the last `held_out` are the test list.
 
     A label is a shape with its direction. With `attributes` it is one of the two alone: a video filed under `Disc`
     moves in every direction in turn, one under `Left` shows every shape in turn. A model of such labels has never been
-    told of discs that move left: whether their composition is one can be measured. `endless`: see `render_clip`.
+    told of discs that move left: whether their composition is one can be measured. `endless`, `centred`: see
+    `render_clip`.
 
     Raises `UserError` when `root` exists already or cannot be made.
     Written aside and renamed, so that a half-written set never counts.
@@ -275,9 +286,8 @@ def write_moving_shapes(
             for index in range(1, videos + 1):
                 rng = np.random.default_rng([seed, number, index])
                 shape, direction = shown[index % len(shown)]
-                clip = render_clip(
-                    shape, direction, frames=frames, size=size, rng=rng, textured=textured, endless=endless
-                )
+                kind = {"textured": textured, "endless": endless, "centred": centred}
+                clip = render_clip(shape, direction, frames=frames, size=size, rng=rng, **kind)
                 file = f"{name}/v_{name}_g{index:02d}_c01.avi"
                 _write_video(folder / file, clip, fps)
                 if index > videos - held_out:

@@ -46,6 +46,9 @@ __all__ = ["Checkpoints", "is_checkpoint", "load_state", "lock_run", "read_recor
 LOCK = ".lock"
 _LEFTOVER = ".incomplete-"  # being written, or being deleted
 _OURS = re.compile(rf"{re.escape(_LEFTOVER)}(deleting-)?(step_\d{{8,}}|export)")
+_WRITTEN = re.compile(  # in checkpoints of earlier versions, whose records name no files
+    r"(model\.safetensors|optimizer\.pt|pipeline\.json|ema/(config\.json|.*\.safetensors(\.index\.json)?))"
+)
 _ASIDE = "damaged-"  # a checkpoint that was set aside, so that the run goes on from an older one
 
 
@@ -159,13 +162,30 @@ def write_folder(final: Path, fill: Callable[[Path], None], seal: Callable[[Path
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder; it loses its name first, so that a crash never leaves half of it looking whole."""
+    """Delete a folder; it loses its name first, so that a crash never leaves half of it looking whole.
+
+    Where somebody put files of their own beside ours, only ours go, the record first: the rest is no checkpoint.
+    """
+    if not path.is_symlink() and (ours := _own_files(path)) is not None:
+        for file in ours:
+            file.unlink(missing_ok=True)
+        return
     doomed = _free(path.parent / f"{_LEFTOVER}deleting-{path.name}")
     os.rename(path, doomed)
     if doomed.is_symlink():  # to a checkpoint that was moved elsewhere: that one is not ours any more
         doomed.unlink()
     else:
         shutil.rmtree(doomed)
+
+
+def _own_files(path: Path) -> list[Path] | None:
+    """Our files in a checkpoint that holds others too, the record first; None where all of them are ours."""
+    if NAME.fullmatch(path.name) is None or not is_checkpoint(path):
+        return None
+    inside = {str(file.relative_to(path).as_posix()) for file in path.rglob("*") if not file.is_dir()}
+    listed = read_record(path).get("files")
+    ours = {name for name in inside if _WRITTEN.fullmatch(name)} if listed is None else inside & listed.keys()
+    return None if inside <= {*ours, RECORD} else [path / RECORD, *(path / name for name in sorted(ours))]
 
 
 def _rename_aside(path: Path) -> Path:

@@ -17,6 +17,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from eqm_video.errors import UserError
+from eqm_video.files import write_file
 from eqm_video.gamma import MODES, gamma_modes
 from eqm_video.training.trackers import to_tensorboard, tracker_errors
 
@@ -159,11 +161,10 @@ class RunLog:
             if broken:
                 self._warn(f"{self.file}: {_lines(broken)} could not be read and are left out")
             if kept != lines[:-1] or lines[-1:] not in ([], [b""]):
-                partial = self.file.with_suffix(".tmp")
-                partial.write_bytes(b"".join(line + b"\n" for line in kept))
-                os.replace(partial, self.file)
-        except OSError as error:
-            self._warn(f"cannot clean up {self.file} ({error.strerror}): steps after {step} may stand in it twice")
+                whole = b"".join(line + b"\n" for line in kept)
+                write_file(self.file, lambda aside: aside.write_bytes(whole))
+        except (OSError, UserError) as error:
+            self._warn(f"steps after {step} may stand in {self.file} twice: {error}")
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line of numbers for one step."""
