@@ -26,7 +26,7 @@ from eqm_video.errors import UserError
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.training.checkpoint import Checkpoints
-from eqm_video.training.config import load_config
+from eqm_video.training.config import load_config, to_yaml
 from eqm_video.training.run import Run
 from eqm_video.training.trainer import Trainer
 
@@ -288,7 +288,7 @@ def test_starting_from_a_run_and_from_damaged_weights(made, tmp_path, capsys) ->
             weights.unlink()
         assert begin(damage, damaged) == 2
         errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and f"the network in {damaged / 'transformer'}" in errors[0], damage
+        assert len(errors) == 1 and str(damaged / "transformer") in errors[0], damage
 
 
 def test_previews_take_the_precision_of_the_run(made, tmp_path, monkeypatch) -> None:
@@ -525,7 +525,9 @@ def test_resuming_another_run_names_what_differs(made, tmp_path, capsys) -> None
 def test_resume_without_a_checkpoint_starts_from_scratch_and_says_so(made, tmp_path, capsys) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / "metrics.jsonl").write_text('{"step": 1}\n')  # killed before its first checkpoint
+    (run / "config.yaml").write_text(to_yaml(load_config()))  # killed before its first checkpoint
+    (run / ".lock").touch()
+    (run / "metrics.jsonl").write_text('{"step": 1}\n')
     assert main(["--resume", *recipe(made, run), "preview.every=0"]) == 0
     assert "starting from scratch" in capsys.readouterr().out
     assert [line["step"] for line in read_metrics(run)] == [2, 4]
@@ -600,3 +602,14 @@ def test_the_thin_entry(tmp_path) -> None:
     done = run_command("--config", "configs/none.yaml")
     assert done.returncode == 2
     assert done.stderr.startswith("error: cannot read the recipe configs/none.yaml") and "Traceback" not in done.stderr
+
+
+def test_a_preview_that_a_kill_took_is_made_up_by_resuming(made, tmp_path) -> None:
+    run = tmp_path / "run"
+    assert main(recipe(made, run)) == 0
+    picture = run / "previews" / "step_00000004.gif"
+    before = picture.read_bytes()
+    picture.unlink()  # as a kill between a checkpoint and its preview
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main([*recipe(made, run), "--resume"]) == 0
+    assert picture.read_bytes() == before

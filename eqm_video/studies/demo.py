@@ -33,7 +33,6 @@ SAMPLES = 64
 VIDEOS, HELD_OUT = 88, 8  # of each label
 VISIBLE = 64  # distance of a pixel's colour from the ground's, of 442; shapes have 150 and more after the codec
 SMALLEST = 0.03  # of the picture; the smallest disc covers twice as much
-GUIDED = ("0", "0.3")  # the part of the descent that is guided: later, guidance gives squares horns
 INTACT = 0.8  # overlap with the best shape; that of videos after the codec is 0.9 and more
 ENDLESS_FRAMES = 24  # of an endless video: windows of it begin at many places
 
@@ -86,7 +85,6 @@ def sample(options: argparse.Namespace) -> float:
     start = time.monotonic()
     words = [str(options.run / "export"), "--out", str(options.out), "--labels", "all", "--overwrite"]
     words += ["--num-samples", str(options.num_samples), "--batch-size", "32", "--columns", "8"]
-    words += ["--guidance-interval", *GUIDED]
     if sampling.main(words) != 0:
         raise UserError(f"sampling from {options.run / 'export'} did not finish")
     return time.monotonic() - start

@@ -189,6 +189,8 @@ def _train(
     for note in (*notes, *run.notes, *run.data_notes):
         say(note)
     say(summary(run))
+    if checkpoint is not None:
+        run.make_up_preview()
     finished = run.trainer.run()
     if finished:
         export = run.export()

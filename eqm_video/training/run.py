@@ -202,6 +202,14 @@ class Run:
             return str(error)
         return dict(zip(seeds, frames, strict=True))
 
+    def make_up_preview(self) -> None:
+        """Sample the preview of the step that the run resumes from, where it ended between checkpoint and preview."""
+        step, every = self.trainer.step, self.config.preview.every
+        due = every > 0 and step > 0 and (step % every == 0 or step == self.config.train.steps)
+        there = any((self.folder / "previews" / f"step_{step:08d}.{kind}").exists() for kind in ("gif", "png"))
+        if due and not gather_object([there])[0]:  # the main process knows its own folder
+            self.preview(step, self.ema.network)
+
     def _write_preview(self, step: int, clips: dict[int, Any], names: list[str] | None) -> Path:
         from eqm_video.output import media
 

@@ -298,7 +298,7 @@ def shared_memory(folder: Path) -> Row:
     if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode != 0:
         return Row("64 MB of /dev/shm", note="not tried: this process may not mount (unshare -m)")
     recipe = [*made.write_recipe(folder / "made"), f"run.dir={folder / 'run'}", "data.workers=2", "data.size=256"]
-    words = [sys.executable, "train_video.py", *recipe, "train.batch_size=64", "frames=10", "train.steps=2"]
+    words = [sys.executable, "train_video.py", *recipe, "train.batch_size=64", "frames=10", "data.frame_interval=1"]
     mount = 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"'
     try:
         done = subprocess.run(

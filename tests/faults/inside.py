@@ -102,7 +102,7 @@ def checkpoints(whole: str, scratch: str, count: str, seed: str, answer: str) ->
     """Damage one file of a checkpoint at a time: it must be noticed, and be one sentence whoever opens it."""
     from eqm_video.errors import UserError
     from eqm_video.sampling.loading import load_pipeline
-    from eqm_video.system.record import damage
+    from eqm_video.system import record
     from faults.made import mutate
 
     random_ = random.Random(int(seed))
@@ -118,7 +118,7 @@ def checkpoints(whole: str, scratch: str, count: str, seed: str, answer: str) ->
         (folder / name).write_bytes(changed)
         result["tries"] += 1
         try:
-            if damage(folder) is None and changed != contents[name] and name != "checkpoint.json":
+            if record.damage(folder) is None and changed != contents[name] and name != "checkpoint.json":
                 result["unnoticed"].append(name)
             load_pipeline(folder)
         except UserError as error:
