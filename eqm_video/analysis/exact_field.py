@@ -26,7 +26,7 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
-from eqm_video.core.gamma import Decay, check_decay
+from eqm_video.core.decay import Decay, check_decay
 from eqm_video.system.devices import double
 
 U_MAX = 20.0  # 1 - gamma >= 2e-9: at a data point itself the integral diverges, and is cut here

@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from eqm_video.core.gamma import Decay
+from eqm_video.core.decay import Decay
 from eqm_video.system.devices import double
 
 GRID = 1000  # steps of gamma in the search for where the decay falls for good

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from eqm_video.codec import BUNDLED, BUNDLED_FOLDER, PIXELS, Codec
+from eqm_video.core.decay import ConstantDecay
 from eqm_video.core.energy import Field
-from eqm_video.core.gamma import ConstantDecay
 from eqm_video.errors import UserError
 from eqm_video.limits import MOST_CHANNELS
 from eqm_video.models.presets import build_model
