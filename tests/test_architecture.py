@@ -44,6 +44,7 @@ ORDER = [
     (1, "samplers.active"),
     (1, "samplers.step_schedule"),
     (1, "samplers.descent"),
+    (1, "samplers.problem"),
     (1, "samplers.ode"),
     (1, "samplers.sde"),
     (1, "samplers"),
