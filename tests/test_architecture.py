@@ -32,6 +32,7 @@ ORDER = [
     (0, "system.record"),
     (1, "core"),
     (1, "core.energy"),
+    (1, "core.field"),
     (1, "core.decay"),
     (1, "core.gamma"),
     (1, "core.guidance"),
