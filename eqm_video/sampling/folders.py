@@ -15,7 +15,7 @@ from eqm_video.errors import UserError, cut, short
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
 from eqm_video.system.reading import read_json
-from eqm_video.system.record import is_checkpoint as has_record
+from eqm_video.system.record import is_checkpoint
 
 NETWORKS = {one.__name__: one for one in (EqMTransformer, EqMUNet)}  # what a network's config.json may name
 PARTS = ("transformer", "vae")
@@ -26,15 +26,15 @@ def newest_of_run(run: Path) -> Path:
     """What to sample from in the folder of a training run: its export, else its newest whole checkpoint."""
     if (run / "export" / "model_index.json").is_file():
         return run / "export"
-    found = (folder for folder in run.glob("checkpoints/step_*") if is_checkpoint(folder) and has_record(folder))
+    found = (folder for folder in run.glob("checkpoints/step_*") if holds_model(folder) and is_checkpoint(folder))
     whole = sorted(found, key=lambda folder: (len(folder.name), folder.name))  # by step, past 8 digits too
     if not whole:
         raise UserError(f"{run} is a training run without an export or a whole checkpoint yet; wait for its first one")
     return whole[-1]
 
 
-def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is a whole training checkpoint that can be sampled from."""
+def holds_model(folder: Path) -> bool:
+    """Whether a folder is a training checkpoint with all files that a pipeline is made of; its record is not read."""
     return all((folder / name).is_file() for name in ("checkpoint.json", "pipeline.json", "ema/config.json"))
 
 
@@ -56,7 +56,7 @@ def describe_folder(folder: Path, index: Mapping[str, Any]) -> str:
     """What a folder is instead of an export, and what to type."""
     if index:
         return f"its model_index.json describes a {_word(index.get('_class_name'))}, which is another architecture"
-    if is_checkpoint(folder):
+    if holds_model(folder):
         return "it is a training checkpoint; load it with EqMPipeline.from_checkpoint"
     if (folder / "checkpoints").is_dir():
         return "it is a training run; give its export folder, or a folder in its checkpoints"

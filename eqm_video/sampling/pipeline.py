@@ -37,7 +37,7 @@ from eqm_video.sampling.field import Landscape
 from eqm_video.sampling.folders import (
     PARTS,
     describe_folder,
-    is_checkpoint,
+    holds_model,
     load_transformer,
     local_folder,
     part_dtype,
@@ -173,7 +173,7 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         torch_dtype: as for `from_pretrained`.
         """
         folder = Path(folder)
-        if not is_checkpoint(folder):
+        if not holds_model(folder):
             raise UserError(f"{folder} is no whole checkpoint (checkpoint.json, pipeline.json, ema/config.json)")
         settings = read_json(folder / "pipeline.json")
         check_settings(settings, folder / "pipeline.json")
