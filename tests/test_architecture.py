@@ -65,6 +65,7 @@ ORDER = [
     (2, "models.reference_files"),
     (2, "models.transformer"),
     (2, "models.unet"),
+    (2, "models.loading"),
     (2, "models.presets"),
     (2, "models.convert"),
     (3, "codec"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eqm_video.sampling.folders import NETWORKS, class_in, holds_model, load_transformer, newest_of_run, part_dtype
+from eqm_video.models.loading import NETWORKS, class_in, load_transformer
+from eqm_video.sampling.folders import holds_model, newest_of_run, part_dtype
 from eqm_video.sampling.pipeline import EqMPipeline, as_codec
 
 
