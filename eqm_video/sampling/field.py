@@ -1,4 +1,6 @@
-"""What a model offers beside its samples: its gradient for given labels, its codec, its decay and its samplers.
+"""Functions of a pipeline beside sampling: its gradient for given labels, its codec, its decay and its samplers.
+
+`EqMPipeline` has each as a method or property of the same name.
 
 Shapes: B samples, T frames, C latent channels, H W pixels, h w latents. An image is T = 1.
 """
@@ -10,14 +12,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Generator, Tensor
 
 from eqm_video.analysis.curvature import auto_step, step_limit
 from eqm_video.codec import Codec
 from eqm_video.core.composition import ComposedField
+from eqm_video.core.decay import Decay, make_decay
 from eqm_video.core.energy import Field
-from eqm_video.core.gamma import Decay, make_decay
 from eqm_video.core.guidance import GuidedField
 from eqm_video.errors import UserError
 from eqm_video.names import as_label
@@ -30,196 +33,210 @@ from eqm_video.sampling.arguments import (
     choose_sampler,
     fit_size,
     frame_times,
-    label_ids,
     make_generators,
 )
+from eqm_video.sampling.arguments import label_ids as numbers_of
 from eqm_video.sampling.model_settings import whole
 
 Term = tuple[Any, ...]  # (label, weight), or (label, weight, pipeline)
 MOST_PIXELS = 2**34  # of all frames of a call: 200 GB as float32
 
 
-class Landscape:
-    """The part of `EqMPipeline` that looks at the learned landscape; it needs the pipeline's modules and config."""
+def codec(pipeline: DiffusionPipeline) -> Codec:
+    """The autoencoder as a Codec."""
+    return Codec(pipeline.vae)
 
-    @property
-    def codec(self) -> Codec:
-        """The autoencoder as a Codec."""
-        return Codec(self.vae)
 
-    @property
-    def labels(self) -> dict[int, str]:
-        """Names of the labels by number; empty where the model has no names."""
-        return {int(label): as_label(name) for label, name in self.config.id2label.items()}
+def labels(pipeline: DiffusionPipeline) -> dict[int, str]:
+    """Names of the labels by number; empty where the model has no names."""
+    return {int(label): as_label(name) for label, name in pipeline.config.id2label.items()}
 
-    def label_ids(self, labels: Sequence[Label]) -> list[int]:
-        """Numbers of labels given by name or number; None is the null label. Raises UserError for unknown ones."""
-        return label_ids(labels, self.labels, self.transformer.null_label)
 
-    @property
-    def decay(self) -> Decay | None:
-        """The c(gamma) of the training target; None where the model does not say."""
-        return None if self.config.decay is None else make_decay(self.config.decay)
+def label_ids(pipeline: DiffusionPipeline, labels: Sequence[Label]) -> list[int]:
+    """Numbers of labels given by name or number; None is the null label. Raises UserError for unknown ones."""
+    return numbers_of(labels, pipeline.labels, pipeline.transformer.null_label)
 
-    def field(
-        self,
-        labels: Sequence[Label],
-        *,
-        num_frames: int | None = None,
-        fps: float | None = None,
-        guidance_scale: float | None = None,
-        guidance_interval: tuple[float, float] | None = None,
-        match_norm: bool = False,
-    ) -> GuidedField:
-        """The gradient that a call descends for these labels: latents (B, T, C, h, w) -> the same shape.
 
-        For a network with an explicit energy it is the energy's true gradient. guidance_interval and match_norm: see
-        `GuidedField`. The other arguments are those of a call.
-        """
-        ids, null = self.label_ids(labels), self.transformer.null_label
-        times = self._times(num_frames, fps)
-        device = self._execution_device
-        return GuidedField(
-            Field(self.transformer),
-            torch.tensor(ids, device=device) if any(one != null for one in ids) else None,
-            guidance_scale=self._scale(guidance_scale),
-            null_label=null,
-            times=times.expand(len(ids), -1).to(device),
-            interval=guidance_interval,
-            match_norm=match_norm,
+def decay(pipeline: DiffusionPipeline) -> Decay | None:
+    """The c(gamma) of the training target; None where the model does not say."""
+    return None if pipeline.config.decay is None else make_decay(pipeline.config.decay)
+
+
+def field(
+    pipeline: DiffusionPipeline,
+    labels: Sequence[Label],
+    *,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    guidance_scale: float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    match_norm: bool = False,
+) -> GuidedField:
+    """The gradient that a call descends for these labels: latents (B, T, C, h, w) -> the same shape.
+
+    For a network with an explicit energy it is the energy's true gradient. guidance_interval and match_norm: see
+    `GuidedField`. The other arguments are those of a call.
+    """
+    ids, null = pipeline.label_ids(labels), pipeline.transformer.null_label
+    times = _times(pipeline, num_frames, fps)
+    device = pipeline._execution_device
+    return GuidedField(
+        Field(pipeline.transformer),
+        torch.tensor(ids, device=device) if any(one != null for one in ids) else None,
+        guidance_scale=_scale(pipeline, guidance_scale),
+        null_label=null,
+        times=times.expand(len(ids), -1).to(device),
+        interval=guidance_interval,
+        match_norm=match_norm,
+    )
+
+
+def composed_field(
+    pipeline: DiffusionPipeline, terms: Sequence[Term], count: int, *, plain_sum: bool = False, **options: Any
+) -> ComposedField:
+    """The gradient of several labels, or models, at once, for `count` samples.
+
+    terms: (label, weight) of this model, or (label, weight, pipeline) of another one on the same latents. The
+    result is f_null + sum of weight * (f_label - f_null), f_null being this model's unlabelled field, so that one
+    term is classifier-free guidance; with `plain_sum`, sum of weight * f_label, the paper's composition.
+    options: num_frames, fps.
+    """
+    if not terms:
+        raise UserError("a composition needs at least one term: (label, weight)")
+    fields, weights = [], []
+    for label, weight, *other in terms:
+        model = other[0] if other else pipeline
+        if not _same_codec(model.vae, pipeline.vae):
+            raise UserError("the models of a composition work on latents of different codecs: they need the same one")
+        fields.append(model.field([label] * count, guidance_scale=1.0, **options))
+        weights.append(float(weight))
+    if not plain_sum and sum(weights) != 1:
+        fields.append(pipeline.field([None] * count, guidance_scale=1.0, **options))
+        weights.append(1 - sum(weights))
+    return ComposedField(fields, weights, plain_sum=plain_sum)
+
+
+def start_noise(
+    pipeline: DiffusionPipeline,
+    generators: Sequence[Generator | int],
+    *,
+    num_frames: int | None = None,
+    size: Any = None,
+) -> Tensor:
+    """Start latents (B, T, C, h, w): standard normal noise, one generator or seed for each sample."""
+    frames, (height, width), codec = pipeline.check_frames(num_frames), pipeline.check_size(size), pipeline.codec
+    shape = (frames, codec.latent_channels, height // codec.downsampling, width // codec.downsampling)
+    if len(generators) * frames * height * width > MOST_PIXELS:
+        raise UserError(
+            f"{len(generators)} samples of {frames} frames of {height}x{width} pixels do not fit into any memory "
+            f"(more than {MOST_PIXELS:g} pixels): ask for fewer or smaller ones"
         )
+    dtype = torch.promote_types(pipeline.transformer.dtype, torch.float32)
+    made = make_generators(len(generators), list(generators), None)
+    return normal(shape, made, device=pipeline._execution_device, dtype=dtype)
 
-    def composed_field(
-        self, terms: Sequence[Term], count: int, *, plain_sum: bool = False, **options: Any
-    ) -> ComposedField:
-        """The gradient of several labels, or models, at once, for `count` samples.
 
-        terms: (label, weight) of this model, or (label, weight, pipeline) of another one on the same latents. The
-        result is f_null + sum of weight * (f_label - f_null), f_null being this model's unlabelled field, so that one
-        term is classifier-free guidance; with `plain_sum`, sum of weight * f_label, the paper's composition.
-        options: num_frames, fps.
-        """
-        if not terms:
-            raise UserError("a composition needs at least one term: (label, weight)")
-        fields, weights = [], []
-        for label, weight, *other in terms:
-            pipeline = other[0] if other else self
-            if not _same_codec(pipeline.vae, self.vae):
-                raise UserError(
-                    "the models of a composition work on latents of different codecs: they need the same one"
-                )
-            fields.append(pipeline.field([label] * count, guidance_scale=1.0, **options))
-            weights.append(float(weight))
-        if not plain_sum and sum(weights) != 1:
-            fields.append(self.field([None] * count, guidance_scale=1.0, **options))
-            weights.append(1 - sum(weights))
-        return ComposedField(fields, weights, plain_sum=plain_sum)
+def encode(pipeline: DiffusionPipeline, clips: Any) -> Tensor:
+    """Latents (B, T, C, h, w), the posterior's mean, of clips uint8 (B, T, H, W, 3)."""
+    pixels = as_pixels(clips).to(pipeline._execution_device)
+    pipeline.check_size(tuple(pixels.shape[-2:]))
+    return pipeline.codec.encode(pixels).to(torch.promote_types(pipeline.transformer.dtype, torch.float32))
 
-    def start_noise(
-        self, generators: Sequence[Generator | int], *, num_frames: int | None = None, size: Any = None
-    ) -> Tensor:
-        """Start latents (B, T, C, h, w): standard normal noise, one generator or seed for each sample."""
-        frames, (height, width), codec = self.check_frames(num_frames), self.check_size(size), self.codec
-        shape = (frames, codec.latent_channels, height // codec.downsampling, width // codec.downsampling)
-        if len(generators) * frames * height * width > MOST_PIXELS:
-            raise UserError(
-                f"{len(generators)} samples of {frames} frames of {height}x{width} pixels do not fit into any memory "
-                f"(more than {MOST_PIXELS:g} pixels): ask for fewer or smaller ones"
-            )
-        dtype = torch.promote_types(self.transformer.dtype, torch.float32)
-        made = make_generators(len(generators), list(generators), None)
-        return normal(shape, made, device=self._execution_device, dtype=dtype)
 
-    def encode(self, clips: Any) -> Tensor:
-        """Latents (B, T, C, h, w), the posterior's mean, of clips uint8 (B, T, H, W, 3)."""
-        pixels = as_pixels(clips).to(self._execution_device)
-        self.check_size(tuple(pixels.shape[-2:]))
-        return self.codec.encode(pixels).to(torch.promote_types(self.transformer.dtype, torch.float32))
+def decode(pipeline: DiffusionPipeline, latents: Tensor, output_type: str = "uint8", chunk: int = 64) -> Any:
+    """Latents (B, T, C, h, w) as frames; output_type as of a call."""
+    return latents if output_type == "latent" else _output(Codec(pipeline.vae, chunk).decode(latents), output_type)
 
-    def decode(self, latents: Tensor, output_type: str = "uint8", chunk: int = 64) -> Any:
-        """Latents (B, T, C, h, w) as frames; output_type as of a call."""
-        return latents if output_type == "latent" else _output(Codec(self.vae, chunk).decode(latents), output_type)
 
-    def rule(
-        self,
-        sampler: str | Sampler | None = None,
-        step_size: float | str | None = None,
-        mu: float | None = None,
-        *,
-        temperature: float | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        step_schedule: Schedule = "constant",
-        plain: Sequence[float] | None = None,
-    ) -> Sampler:
-        """The sampler: the model's recommended one, with what is given here in its place.
+def rule(
+    pipeline: DiffusionPipeline,
+    sampler: str | Sampler | None = None,
+    step_size: float | str | None = None,
+    mu: float | None = None,
+    *,
+    temperature: float | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    step_schedule: Schedule = "constant",
+    plain: Sequence[float] | None = None,
+) -> Sampler:
+    """The sampler: the model's recommended one, with what is given here in its place.
 
-        step_size "auto" needs the model's measured curvature, and depends on steps, guidance_scale and step_schedule,
-        and on the weights of a `plain` sum of fields, which take the place of guidance.
-        """
-        automatic = step_size == "auto"
-        given = {"step_size": None if automatic else step_size, "mu": mu, "temperature": temperature}
-        rule = choose_sampler(self.config.sampler, sampler, {k: v for k, v in given.items() if v is not None})
-        if not automatic:
-            return rule
-        if not isinstance(sampler, (str, type(None))):
-            raise UserError('a sampler given as an object brings its own step_size: leave "auto" out')
-        if self.config.curvature is None or self.decay is None:
-            raise UserError(
-                "step_size auto needs the field's largest curvature, which this model does not have: type "
-                "python -m eqm_video curvature MODEL --write, or give a number"
-            )
-        kind, steps = sampler or self.config.sampler["kind"], steps or self.config.sampler["steps"]
-        look_ahead = getattr(rule, "mu", 0.0)
-        try:
-            # On a falling schedule the steps add up to less, as fewer whole ones would.
-            whole = max(1, round(sum(step_factors(step_schedule, steps))))
-            measured, scale = self.config.curvature, self._scale(guidance_scale)
-            size = auto_step(measured, kind, look_ahead, whole, self.decay, scale, plain=plain)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        return replace(rule, step_size=size)
-
-    def step_warning(
-        self, rule: Sampler, guidance_scale: float | None = None, *, plain: Sequence[float] | None = None
-    ) -> str | None:
-        """What is wrong with a step size beyond the measured limit; None where nothing is, or nothing was measured.
-
-        plain: the weights of a plain sum of fields, which take the place of guidance.
-        """
-        kind = next((kind for kind, sampler in SAMPLERS.items() if sampler is type(rule)), None)
-        if self.config.curvature is None or kind not in ("gd", "nag", "langevin"):
-            return None
-        mu, scale = getattr(rule, "mu", 0.0), self._scale(guidance_scale)
-        limit = step_limit(self.config.curvature, kind, mu, scale, plain=plain)
-        if rule.step_size < limit:
-            return None
-        return (
-            f"step_size {rule.step_size:g} is beyond {limit:.4g}, the limit measured for this model with {kind}: the "
-            "descent overshoots and ends where no data are; use a smaller one, or auto"
+    step_size "auto" needs the model's measured curvature, and depends on steps, guidance_scale and step_schedule,
+    and on the weights of a `plain` sum of fields, which take the place of guidance.
+    """
+    automatic = step_size == "auto"
+    given = {"step_size": None if automatic else step_size, "mu": mu, "temperature": temperature}
+    rule = choose_sampler(pipeline.config.sampler, sampler, {k: v for k, v in given.items() if v is not None})
+    if not automatic:
+        return rule
+    if not isinstance(sampler, (str, type(None))):
+        raise UserError('a sampler given as an object brings its own step_size: leave "auto" out')
+    if pipeline.config.curvature is None or pipeline.decay is None:
+        raise UserError(
+            "step_size auto needs the field's largest curvature, which this model does not have: type "
+            "python -m eqm_video curvature MODEL --write, or give a number"
         )
+    kind, steps = sampler or pipeline.config.sampler["kind"], steps or pipeline.config.sampler["steps"]
+    look_ahead = getattr(rule, "mu", 0.0)
+    try:
+        # On a falling schedule the steps add up to less, as fewer whole ones would.
+        whole = max(1, round(sum(step_factors(step_schedule, steps))))
+        measured, scale = pipeline.config.curvature, _scale(pipeline, guidance_scale)
+        size = auto_step(measured, kind, look_ahead, whole, pipeline.decay, scale, plain=plain)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return replace(rule, step_size=size)
 
-    def _scale(self, guidance_scale: float | None) -> float:
-        return self.config.sampler["guidance_scale"] if guidance_scale is None else guidance_scale
 
-    def check_size(self, size: int | Sequence[int] | None = None) -> tuple[int, int]:
-        """(height, width) in pixels; UserError unless the codec's downsampling times the patch size divides them."""
-        size = self.config.size if size is None else size
-        if size is None:
-            raise UserError("this model does not say what size it was trained on: give size (--size), in pixels")
-        return fit_size(self.codec, self.transformer.config.patch_size, size)
+def step_warning(
+    pipeline: DiffusionPipeline,
+    rule: Sampler,
+    guidance_scale: float | None = None,
+    *,
+    plain: Sequence[float] | None = None,
+) -> str | None:
+    """What is wrong with a step size beyond the measured limit; None where nothing is, or nothing was measured.
 
-    def check_frames(self, num_frames: int | None = None) -> int:
-        """The number of frames; UserError where it is no number, or more than one for an image model."""
-        frames = whole("frames", self.config.frames if num_frames is None else num_frames)
-        if frames > 1 and not self.transformer.config.temporal:
-            raise UserError(f"this is an image model (temporal: false), but {frames} frames are asked: give frames=1")
-        return frames
+    plain: the weights of a plain sum of fields, which take the place of guidance.
+    """
+    kind = next((kind for kind, sampler in SAMPLERS.items() if sampler is type(rule)), None)
+    if pipeline.config.curvature is None or kind not in ("gd", "nag", "langevin"):
+        return None
+    mu, scale = getattr(rule, "mu", 0.0), _scale(pipeline, guidance_scale)
+    limit = step_limit(pipeline.config.curvature, kind, mu, scale, plain=plain)
+    if rule.step_size < limit:
+        return None
+    return (
+        f"step_size {rule.step_size:g} is beyond {limit:.4g}, the limit measured for this model with {kind}: the "
+        "descent overshoots and ends where no data are; use a smaller one, or auto"
+    )
 
-    def _times(self, num_frames: int | None, fps: float | None) -> Tensor:
-        """When the frames of a clip are, in reference frames: (T,)."""
-        rate = self.config.fps if fps is None else fps
-        return frame_times(self.check_frames(num_frames), rate, self.config.reference_fps)
+
+def _scale(pipeline: DiffusionPipeline, guidance_scale: float | None) -> float:
+    return pipeline.config.sampler["guidance_scale"] if guidance_scale is None else guidance_scale
+
+
+def check_size(pipeline: DiffusionPipeline, size: int | Sequence[int] | None = None) -> tuple[int, int]:
+    """(height, width) in pixels; UserError unless the codec's downsampling times the patch size divides them."""
+    size = pipeline.config.size if size is None else size
+    if size is None:
+        raise UserError("this model does not say what size it was trained on: give size (--size), in pixels")
+    return fit_size(pipeline.codec, pipeline.transformer.config.patch_size, size)
+
+
+def check_frames(pipeline: DiffusionPipeline, num_frames: int | None = None) -> int:
+    """The number of frames; UserError where it is no number, or more than one for an image model."""
+    frames = whole("frames", pipeline.config.frames if num_frames is None else num_frames)
+    if frames > 1 and not pipeline.transformer.config.temporal:
+        raise UserError(f"this is an image model (temporal: false), but {frames} frames are asked: give frames=1")
+    return frames
+
+
+def _times(pipeline: DiffusionPipeline, num_frames: int | None, fps: float | None) -> Tensor:
+    """When the frames of a clip are, in reference frames: (T,)."""
+    rate = pipeline.config.fps if fps is None else fps
+    return frame_times(pipeline.check_frames(num_frames), rate, pipeline.config.reference_fps)
 
 
 def _same_codec(one: torch.nn.Module, other: torch.nn.Module) -> bool:

@@ -18,12 +18,15 @@ from torch import Generator, Tensor
 
 from eqm_video.codec import Codec
 from eqm_video.core.composition import ScheduledField
+from eqm_video.core.field import GradientField
 from eqm_video.core.guidance import HistoryField
 from eqm_video.errors import UserError
+from eqm_video.models.loading import load_transformer
 from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
 from eqm_video.samplers import frame_moves, run
+from eqm_video.sampling import field as landscape
 from eqm_video.sampling.arguments import (
     Label,
     as_list,
@@ -33,16 +36,7 @@ from eqm_video.sampling.arguments import (
     make_generators,
     told_gammas,
 )
-from eqm_video.sampling.field import Landscape
-from eqm_video.sampling.folders import (
-    PARTS,
-    describe_folder,
-    is_checkpoint,
-    load_transformer,
-    local_folder,
-    part_dtype,
-    read_json,
-)
+from eqm_video.sampling.folders import PARTS, describe_folder, holds_model, local_folder, part_dtype
 from eqm_video.sampling.model_settings import (
     check_settings,
     curvature_settings,
@@ -58,6 +52,7 @@ from eqm_video.sampling.model_settings import (
 from eqm_video.sampling.pictures import Pictures
 from eqm_video.sampling.settings import Sampling, with_sampling
 from eqm_video.sampling.start import Clips, Start, check_start
+from eqm_video.system.reading import read_json
 
 OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -78,7 +73,7 @@ class EqMPipelineOutput(BaseOutput):
     frame_nfe: Tensor
 
 
-class EqMPipeline(Landscape, DiffusionPipeline):
+class EqMPipeline(DiffusionPipeline):
     """Samples clips and images by descending the learned gradient (arXiv 2510.02300, section 3.3).
 
     transformer, vae: the network and the autoencoder, whose latent channels must agree.
@@ -173,7 +168,7 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         torch_dtype: as for `from_pretrained`.
         """
         folder = Path(folder)
-        if not is_checkpoint(folder):
+        if not holds_model(folder):
             raise UserError(f"{folder} is no whole checkpoint (checkpoint.json, pipeline.json, ema/config.json)")
         settings = read_json(folder / "pipeline.json")
         check_settings(settings, folder / "pipeline.json")
@@ -186,6 +181,22 @@ class EqMPipeline(Landscape, DiffusionPipeline):
             return cls(transformer, vae, **settings)
         except (TypeError, UserError) as error:
             raise UserError(f"{folder / 'pipeline.json'} does not hold the pipeline's settings ({error})") from error
+
+    # Its gradient, codec, decay and samplers (sampling/field.py) -----------------------------------------------------
+
+    codec = property(landscape.codec)
+    labels = property(landscape.labels)
+    label_ids = landscape.label_ids
+    decay = property(landscape.decay)
+    field = landscape.field
+    composed_field = landscape.composed_field
+    start_noise = landscape.start_noise
+    encode = landscape.encode
+    decode = landscape.decode
+    rule = landscape.rule
+    step_warning = landscape.step_warning
+    check_size = landscape.check_size
+    check_frames = landscape.check_frames
 
     # Sampling -------------------------------------------------------------------------------------------------------
 
@@ -259,12 +270,7 @@ class EqMPipeline(Landscape, DiffusionPipeline):
             warnings.warn(wrong, stacklevel=4)
         timing = {"num_frames": num_frames, "fps": check_rates(fps, len(wanted))}
         try:
-            if how.composition is not None:
-                field = self.composed_field(how.composition, len(wanted), plain_sum=how.plain_sum, **timing)
-            else:
-                interval, match = how.guidance_interval, how.match_norm
-                guidance = {"guidance_scale": how.guidance_scale, "guidance_interval": interval, "match_norm": match}
-                field = self.field(wanted, **guidance, **timing)
+            field = self._field_of(how, wanted, timing)
             noise = self.start_noise(generators, num_frames=num_frames, size=size)
             around = {"gamma": how.start_gamma, "known": known, "context_gamma": how.context_gamma}
             start = Start.of(noise, self.codec, given, **around)
@@ -273,17 +279,10 @@ class EqMPipeline(Landscape, DiffusionPipeline):
             moves = frame_moves(how.frame_schedule, steps, start.unknown)
             if moves is not None:
                 check_turns(how.sampler, how.guidance_interval)
-            gammas = None
-            if told:
-                alone, schedule = how.per_frame or moves is not None, how.step_schedule
-                pull = 1.0 if how.plain is None else sum(how.plain)
-                gammas = told_gammas(
-                    self.decay, how.sampler, steps, schedule, how.start_gamma, start.known, alone, pull
-                )
             total = steps if moves is None else len(moves)
             with self.progress_bar(total=total) as bar:
                 descent = run(
-                    ScheduledField(field, total, gammas),
+                    ScheduledField(field, total, self._gammas(how, start.known, moves)),
                     start.latents,
                     how.sampler,
                     steps=total,
@@ -301,6 +300,21 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         result = self.decode(start.finish(descent.latents), output_type, decode_chunk_size)
         self.maybe_free_model_hooks()
         return EqMPipelineOutput(frames=result, nfe=descent.nfe.cpu(), frame_nfe=descent.frame_nfe.cpu())
+
+    def _field_of(self, how: Sampling, labels: Sequence[Label], timing: Mapping[str, Any]) -> GradientField:
+        """The gradient to descend: the composition, or the guided field of the labels."""
+        if how.composition is not None:
+            return self.composed_field(how.composition, len(labels), plain_sum=how.plain_sum, **timing)
+        interval, match = how.guidance_interval, how.match_norm
+        guidance = {"guidance_scale": how.guidance_scale, "guidance_interval": interval, "match_norm": match}
+        return self.field(labels, **guidance, **timing)
+
+    def _gammas(self, how: Sampling, known: Tensor | None, moves: Tensor | None) -> Tensor | None:
+        """Gamma at each step (steps,), the input of a network that is conditioned on gamma; None for others."""
+        if not self.transformer.config.conditioned_on_gamma:
+            return None
+        alone, pull = how.per_frame or moves is not None, 1.0 if how.plain is None else sum(how.plain)
+        return told_gammas(self.decay, how.sampler, how.steps, how.step_schedule, how.start_gamma, known, alone, pull)
 
     def _clips_of(self, pictures: Pictures, count: int, num_frames: int | None, size: Any) -> Any:
         """The clips uint8 (B, T, H, W, 3) that pictures stand for in a call."""

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from eqm_video.codec import Codec
 from eqm_video.core.objective import interpolate
 from eqm_video.errors import UserError
 from eqm_video.sampling.arguments import as_pixels, check_fraction, known_frames
-from eqm_video.sampling.field import Landscape
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Clips:
         return latents
 
     def agree(
-        self, model: Landscape, labels: Any, num_samples: int | None, num_frames: int | None, size: Any
+        self, model: DiffusionPipeline, labels: Any, num_samples: int | None, num_frames: int | None, size: Any
     ) -> tuple[int | None, int, tuple[int, int]]:
         """(num_samples, num_frames, size) of a call that starts from these; UserError where it says otherwise."""
         (count, frames), own = self.values.shape[:2], self.size(model.codec)

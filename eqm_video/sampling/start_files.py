@@ -34,6 +34,7 @@ from eqm_video.sampling.clips import (
 )
 from eqm_video.sampling.known import KnownFrames, keyframes_of, name_frames
 from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.wording import counted
 
 ARRAYS = (".npz", ".npy")
 SAME = 1.001  # rates that differ by less are one: files round their frame times
@@ -149,7 +150,7 @@ def _from_arrays(pipeline: EqMPipeline, options: argparse.Namespace) -> Start:
         names = [int(number) if 0 <= number < total else None for number in numbers]
     rates = [None] * len(pixels) if options.fps or frames == 1 else read_rates(path, len(pixels))
     clips = [ArrayClip(one, None, frames, rate) for one, rate in zip(pixels, rates, strict=True)]
-    said = f"starts from {_count(len(clips), 'clip')} of {path}" + (f"; known: {_of(known, frames)}" if known else "")
+    said = f"starts from {counted(len(clips), 'clip')} of {path}" + (f"; known: {_of(known, frames)}" if known else "")
     whole = hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16).hexdigest()
     return Start(clips, frames, tuple(size), known, names, whole, said)
 
@@ -253,7 +254,7 @@ def _describe(path: Path, found: Found, clips: Sequence[Opened]) -> str:
         words = [f"starts from {path}", clips[0].describe()]
     else:
         of = f" of {len(found.clips)}" if len(clips) < len(found.clips) else ""
-        words = [f"starts from {_count(len(clips), found.kind)}{of} in {path}"]
+        words = [f"starts from {counted(len(clips), found.kind)}{of} in {path}"]
         videos = [clip for clip in clips if isinstance(clip, VideoClip)]
         rates = [clip.rate for clip in videos if clip.rate is not None]
         if len({(clip.interval, clip.seconds, clip.info.fps) for clip in videos}) == 1:
@@ -263,10 +264,6 @@ def _describe(path: Path, found: Found, clips: Sequence[Opened]) -> str:
             low, high = f"{min(rates):.4g}", f"{max(rates):.4g}"
             words.append(f"{every(intervals[0], intervals[-1])}, {low if low == high else f'{low} to {high}'} fps")
     return ": ".join(word for word in words if word) + "".join(f" ({note})" for note in found.notes)
-
-
-def _count(many: int, what: str) -> str:
-    return f"{many} {what}{'' if many == 1 else 's'}"
 
 
 def digest(clips: Sequence[Opened]) -> str:
