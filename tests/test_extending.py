@@ -108,7 +108,7 @@ def test_a_study_is_found_in_its_folder_and_runs_as_a_command(
     (tmp_path / "studies" / "rest.py").write_text(EXAMPLES["A study"], encoding="utf8")
     monkeypatch.setattr(cli, "STUDIES", tmp_path / "studies")
     monkeypatch.setattr(eqm_video.studies, "__path__", [*eqm_video.studies.__path__, str(tmp_path / "studies")])
-    line = re.search(r'`"rest": (Output\(.+?\))`', PAGE.read_text(encoding="utf8"))[1]
+    line = re.search(r'^"rest": (Output\(.+\)),$', PAGE.read_text(encoding="utf8"), re.M)[1]
     monkeypatch.setitem(outputs.OUTPUTS, "rest", eval(line, {"Output": Output, "record": record}))
 
     found = dict(cli._studies())
