@@ -8,21 +8,19 @@ with the autoencoder's own numbers, latents = (raw - shift) * scale, so that the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin
+from diffusers import AutoencoderKL, AutoencoderTiny
 from einops import rearrange
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
-from safetensors import safe_open
 from torch import Generator, Tensor, nn
 
 from eqm_video.errors import UserError, short
-from eqm_video.models.bounds import check_config, check_scaling
+from eqm_video.models.bounds import check_scaling
+from eqm_video.models.loading import first_line, load_weights
 from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.randomness import normal
 from eqm_video.system.reading import read_json
@@ -33,10 +31,7 @@ PIXELS = "pixels"
 CLASSES = {one.__name__: one for one in (AutoencoderKL, AutoencoderTiny, PixelAutoencoder)}
 SUPPORTED = f"{', '.join(list(CLASSES)[:-1])} and {list(CLASSES)[-1]}"
 PIXELS_AT_ONCE = 2**20  # 16 frames of 256x256: about 3.5 GB in the decoder of a Stable Diffusion autoencoder, float32
-SAVED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # by safetensors
 TINY_LOG_VARIANCE = -30.0  # AutoencoderTiny and pixels have no posterior: a standard deviation of 3e-7
-
-_UNUSABLE = (OSError, ValueError, RuntimeError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 
 
 class Codec:
@@ -190,78 +185,6 @@ class Codec:
         return self.vae.decode(frames).sample.clamp(-1.0, 1.0)
 
 
-def load_weights(
-    model_class: type[ModelMixin],
-    source: str | Path,
-    what: str,
-    *,
-    subfolder: str = "",
-    revision: str | None = None,
-    torch_dtype: torch.dtype | str | None = None,
-    variant: str | None = None,
-) -> Any:
-    """A model from diffusers' safetensors, float32 by default. Raises UserError unless every weight fits.
-
-    diffusers on its own only warns of missing and surplus weights, and fills what is missing with random numbers.
-    `what` names the model in the message. torch_dtype: "auto" is the one that the weights in a folder were saved in.
-    variant: of the weights' file names, such as "fp16"; None reads those without one.
-    """
-    here = Path(source) / subfolder
-    if here.is_dir() and variant not in (found := _variants(here)) and found:
-        known = " and ".join(f"variant={one!r}" if one else "no variant" for one in sorted(found, key=str))
-        asked = f"weights of the variant {variant!r}" if variant else "plain weights"
-        raise UserError(f"{here} has no {asked} of {what}; its weights have {known}")
-    if here.is_dir() and (here / "config.json").is_file():
-        check_config(model_class, here)
-    try:
-        model, report = model_class.from_pretrained(
-            str(source),
-            subfolder=subfolder or None,
-            revision=revision,
-            variant=variant,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except _UNUSABLE as error:  # missing, unreadable, of other shapes, a bad configuration
-        raise UserError(
-            f"cannot load {what} as {model_class.__name__} ({_first_line(error)}); needed is a complete folder of "
-            "safetensors weights with the config.json they were saved with"
-        ) from error
-    for kind in ("missing_keys", "unexpected_keys"):
-        if report[kind]:
-            names = sorted(report[kind])
-            raise UserError(
-                f"{what} is of another architecture than its config.json says: {len(names)} {kind.replace('_', ' ')}, "
-                f"such as {names[0]!r}"
-            )
-    if torch_dtype == "auto":
-        torch_dtype = _saved_dtype(here, variant, what)
-    return nn.Module.to(model, torch_dtype or torch.float32)  # diffusers' own `to` warns of every change of dtype
-
-
-def _variants(folder: Path) -> dict[str | None, Path]:
-    """The variants of the safetensors in a folder (None: without one), each with one of its files.
-
-    A file is called NAME.safetensors or NAME.VARIANT.safetensors; of weights in several files, NAME-00001-of-00002 or
-    NAME.VARIANT-00001-of-00002.
-    """
-    files = sorted(folder.glob("*.safetensors"), reverse=True)
-    stems = ((re.sub(r"-\d{5}-of-\d{5}$", "", file.stem), file) for file in files)
-    return {stem.partition(".")[2] or None: file for stem, file in stems}
-
-
-def _saved_dtype(folder: Path, variant: str | None, what: str) -> torch.dtype:
-    """The floating-point type in which the weights of a folder were saved."""
-    file = _variants(folder).get(variant) if folder.is_dir() else None
-    if file is None:
-        raise UserError(
-            f'{what} is in no folder here for torch_dtype="auto" to look at: name a dtype, such as "float16"'
-        )
-    with safe_open(file, framework="pt") as weights:
-        kinds = [weights.get_slice(name).get_dtype() for name in weights.keys()]  # noqa: SIM118
-    return next((SAVED[kind] for kind in kinds if kind in SAVED), torch.float32)
-
-
 def _check_video(video: Tensor, channels: int, what: str) -> None:
     if video.ndim != 5 or video.shape[2] != channels or 0 in video.shape or not video.is_floating_point():
         raise UserError(
@@ -289,7 +212,7 @@ def _hub_config(name: str, revision: str | None) -> tuple[Path, str]:
 
 def _unreachable(name: str, error: Exception) -> UserError:
     return UserError(
-        f"codec {name!r} is no local folder and cannot be fetched from the Hugging Face hub ({_first_line(error)}); on "
+        f"codec {name!r} is no local folder and cannot be fetched from the Hugging Face hub ({first_line(error)}); on "
         f"a machine with network type `hf download {name} --local-dir FOLDER` and give that FOLDER instead, or use "
         f"{BUNDLED!r}, which needs no download"
     )
@@ -303,8 +226,3 @@ def _class_name(config_file: Path, name: str) -> str:
     if not isinstance(found, str) or found not in CLASSES:
         raise UserError(f"codec {name!r} is of class {short(found)}; supported are {SUPPORTED}")
     return found
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -20,7 +20,7 @@ from eqm_video.analysis import curvature
 from eqm_video.analysis import exact_field as oracle
 from eqm_video.analysis import gamma_estimate as readout
 from eqm_video.codec import Codec
-from eqm_video.core.gamma import ConstantDecay, TruncatedDecay
+from eqm_video.core.decay import ConstantDecay, TruncatedDecay
 from eqm_video.metrics import frechet, nearest, ood
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.randomness import generator

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from test_pipeline import NAMES, latents, save_checkpoint, tiny_pipeline, tiny_transformer
 
-from eqm_video.core.gamma import TruncatedDecay
+from eqm_video.core.decay import TruncatedDecay
 from eqm_video.errors import UserError
 from eqm_video.sampling.loading import load_pipeline
 from eqm_video.sampling.pipeline import EqMPipeline

@@ -19,10 +19,11 @@ from tiny_run import tiny_network, write_codec
 from eqm_video.codec import Codec
 from eqm_video.errors import UserError
 from eqm_video.models.convert import convert
+from eqm_video.models.loading import load_transformer
 from eqm_video.models.unet import EqMUNet
-from eqm_video.sampling.folders import load_transformer, read_json
 from eqm_video.sampling.model_settings import check_settings
 from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.system.reading import read_json
 
 FIXTURE = Path(__file__).parent / "fixtures" / "official_eqm" / "official_state_dict.safetensors"
 

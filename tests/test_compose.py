@@ -14,7 +14,7 @@ from test_pipeline import tiny_pipeline, tiny_transformer
 from test_shapes import decode
 from tiny_run import tiny_network, write_codec
 
-from eqm_video.core.gamma import gamma_path
+from eqm_video.core.decay import gamma_path
 from eqm_video.data.moving_shapes import DIRECTIONS, attribute_names, measure_motion, render_clip, write_moving_shapes
 from eqm_video.errors import UserError
 from eqm_video.samplers import Euler, GradientDescent

@@ -7,7 +7,7 @@ import torch
 from test_guidance import LABELS, NULL, Toy, offsets
 
 from eqm_video.core.composition import ComposedField, ScheduledField
-from eqm_video.core.gamma import ConstantDecay, TruncatedDecay, gamma_path
+from eqm_video.core.decay import ConstantDecay, TruncatedDecay, gamma_path
 from eqm_video.core.guidance import GuidedField
 from eqm_video.samplers import GradientDescent, descend
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eqm_video.core.gamma import ConstantDecay, ContextGamma, LinearDecay, MixtureGamma, SharedGamma, TruncatedDecay
+from eqm_video.core.decay import ConstantDecay, LinearDecay, TruncatedDecay
+from eqm_video.core.gamma import ContextGamma, MixtureGamma, SharedGamma
 from eqm_video.errors import UserError
 from eqm_video.samplers import NAG, SAMPLERS, GradientDescent
 from eqm_video.training.config import Config, ObjectiveConfig, load_config, parse_config, to_tree, to_yaml

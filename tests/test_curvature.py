@@ -24,8 +24,8 @@ from eqm_video.analysis.curvature import (
     way,
 )
 from eqm_video.analysis.exact_field import OracleField
+from eqm_video.core.decay import ConstantDecay, LinearDecay, PiecewiseDecay, TruncatedDecay, gamma_path
 from eqm_video.core.energy import Field
-from eqm_video.core.gamma import ConstantDecay, LinearDecay, PiecewiseDecay, TruncatedDecay, gamma_path
 from eqm_video.core.guidance import GuidedField
 from eqm_video.errors import UserError
 from eqm_video.randomness import generator, normal

@@ -16,7 +16,7 @@ from numbered import number, numbers, write_numbered
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from eqm_video.core.gamma import LinearDecay
+from eqm_video.core.decay import LinearDecay
 from eqm_video.core.objective import EqMObjective
 from eqm_video.data import datasets
 from eqm_video.data import scan as index_module

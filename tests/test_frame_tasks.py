@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eqm_video.analysis.exact_field import OracleField
 from eqm_video.analysis.gamma_estimate import frame_rms
-from eqm_video.core.gamma import TruncatedDecay
+from eqm_video.core.decay import TruncatedDecay
 from eqm_video.randomness import generator, normal
 from eqm_video.samplers import NAG, Descent, GradientDescent, descend, frame_moves
 from eqm_video.studies.oracle.runs import moving_clips

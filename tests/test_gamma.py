@@ -8,19 +8,14 @@ import pytest
 import torch
 from reference_network import expected
 
+from eqm_video.core.decay import DECAYS, ConstantDecay, LinearDecay, PiecewiseDecay, TruncatedDecay, check_decay
 from eqm_video.core.gamma import (
-    DECAYS,
     GAMMA_DRAWS,
     MODES,
-    ConstantDecay,
     ContextGamma,
-    LinearDecay,
     MixtureGamma,
     PerFrameGamma,
-    PiecewiseDecay,
     SharedGamma,
-    TruncatedDecay,
-    check_decay,
     draw_gamma,
     gamma_modes,
 )

@@ -352,7 +352,7 @@ def test_a_signal_in_a_side_task_takes_no_further_step(tmp_path, place) -> None:
 
 
 def test_a_held_out_loss_is_left_off_at_a_signal() -> None:
-    from eqm_video.core.gamma import TruncatedDecay
+    from eqm_video.core.decay import TruncatedDecay
     from eqm_video.core.objective import EqMObjective
     from eqm_video.training.held_out import HeldOut
 

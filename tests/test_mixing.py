@@ -11,7 +11,8 @@ from accelerate.state import AcceleratorState
 from joint_gradient import joint_gradient
 from tiny_run import MemoryClips, encode, equal, read_metrics, tiny_network, tiny_trainer, weights
 
-from eqm_video.core.gamma import ContextGamma, MixtureGamma, SharedGamma, TruncatedDecay
+from eqm_video.core.decay import TruncatedDecay
+from eqm_video.core.gamma import ContextGamma, MixtureGamma, SharedGamma
 from eqm_video.errors import UserError
 from eqm_video.randomness import generator
 from eqm_video.training.batches import BatchPlan

@@ -9,7 +9,7 @@ from reference_network import ReferenceNetwork, expected
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from eqm_video.core.gamma import ConstantDecay, LinearDecay, TruncatedDecay
+from eqm_video.core.decay import ConstantDecay, LinearDecay, TruncatedDecay
 from eqm_video.core.objective import EqMObjective, dispersive_loss, frame_loss, interpolate
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from eqm_video.analysis.exact_field import OracleField
-from eqm_video.core.gamma import ConstantDecay, TruncatedDecay
+from eqm_video.core.decay import ConstantDecay, TruncatedDecay
 from eqm_video.samplers import DivergenceError, Dopri5, Euler, GradientDescent, Heun, run
 
 SHAPE = (2, 3, 2, 2, 2)  # B, T, C, H, W

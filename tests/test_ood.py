@@ -13,8 +13,8 @@ from PIL import Image
 from test_pipeline import tiny_pipeline, tiny_transformer
 
 from eqm_video.analysis.exact_field import OracleField
+from eqm_video.core.decay import TruncatedDecay
 from eqm_video.core.energy import Field
-from eqm_video.core.gamma import TruncatedDecay
 from eqm_video.core.guidance import GuidedField
 from eqm_video.data.moving_shapes import measure_motion, render_clip, write_moving_shapes
 from eqm_video.data.source import Clips, Source

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from eqm_video.analysis.exact_field import OracleField
-from eqm_video.core.gamma import ConstantDecay, LinearDecay, PerFrameGamma, PiecewiseDecay, SharedGamma, TruncatedDecay
+from eqm_video.core.decay import ConstantDecay, LinearDecay, PiecewiseDecay, TruncatedDecay
+from eqm_video.core.gamma import PerFrameGamma, SharedGamma
 from eqm_video.core.gamma import draw_gamma as draw
 from eqm_video.core.objective import EqMObjective, frame_loss, interpolate
 from eqm_video.randomness import generator

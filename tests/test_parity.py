@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from eqm_video.cli.convert import main
+from eqm_video.core.decay import TruncatedDecay
 from eqm_video.core.energy import Field
-from eqm_video.core.gamma import TruncatedDecay
 from eqm_video.core.guidance import GuidedField
 from eqm_video.core.objective import EqMObjective, dispersive_loss, interpolate
 from eqm_video.models.layers import position_table

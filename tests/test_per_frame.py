@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eqm_video.analysis.exact_field import OracleField
-from eqm_video.core.gamma import TruncatedDecay
+from eqm_video.core.decay import TruncatedDecay
 from eqm_video.randomness import generator
 from eqm_video.samplers import NAG, Adam, GradientDescent, Langevin, descend
 

@@ -10,7 +10,7 @@ import torch
 
 from eqm_video.analysis.exact_field import OracleField
 from eqm_video.analysis.gamma_estimate import calibrate, frame_dot, frame_rms, infer_gamma, is_saturated, saturation
-from eqm_video.core.gamma import ConstantDecay, LinearDecay, PiecewiseDecay, TruncatedDecay
+from eqm_video.core.decay import ConstantDecay, LinearDecay, PiecewiseDecay, TruncatedDecay
 from eqm_video.core.objective import EqMObjective, interpolate
 from eqm_video.output.overlays import MOVING, PALE, RESTING, TRACK, bar_height, draw_gamma_bars
 

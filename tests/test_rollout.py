@@ -13,7 +13,7 @@ from test_pipeline import tiny_pipeline
 from torch import Tensor
 
 from eqm_video.analysis.exact_field import OracleField
-from eqm_video.core.gamma import TruncatedDecay
+from eqm_video.core.decay import TruncatedDecay
 from eqm_video.data.moving_shapes import DIRECTIONS, coverage
 from eqm_video.errors import UserError
 from eqm_video.models.pixels import PixelAutoencoder

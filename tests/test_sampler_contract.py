@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eqm_video.analysis.exact_field import OracleField
-from eqm_video.core.gamma import ConstantDecay, TruncatedDecay
+from eqm_video.core.decay import ConstantDecay, TruncatedDecay
 from eqm_video.randomness import generator
 from eqm_video.samplers import (
     NAG,

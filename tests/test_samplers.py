@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eqm_video.core.gamma import TruncatedDecay
+from eqm_video.core.decay import TruncatedDecay
 from eqm_video.randomness import generator
 from eqm_video.samplers import NAG, RULES, DivergenceError, GradientDescent, descend
 

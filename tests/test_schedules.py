@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eqm_video.analysis.exact_field import OracleField
-from eqm_video.core.gamma import TruncatedDecay
+from eqm_video.core.decay import TruncatedDecay
 from eqm_video.samplers import NAG, SCHEDULES, GradientDescent, descend, step_factors
 
 

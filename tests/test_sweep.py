@@ -12,7 +12,7 @@ import torch
 from test_pipeline import tiny_pipeline, tiny_transformer
 from tiny_run import write_videos
 
-from eqm_video.core.gamma import gamma_path
+from eqm_video.core.decay import gamma_path
 from eqm_video.data.moving_shapes import label_names, render_clip
 from eqm_video.data.source import Source
 from eqm_video.errors import UserError

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 import eqm_video.analysis.exact_field
 from eqm_video.analysis.exact_field import OracleField
+from eqm_video.core.decay import TruncatedDecay, gamma_path
 from eqm_video.core.energy import Field
-from eqm_video.core.gamma import TruncatedDecay, gamma_path
 from eqm_video.samplers import NAG, GradientDescent, descend
 
 DECAY = TruncatedDecay(a=0.8, gain=4.0)

@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from tiny_run import MemoryClips, encode, equal, read_metrics, tiny_network, tiny_trainer, weights
 
+from eqm_video.core.decay import TruncatedDecay
 from eqm_video.core.energy import ENERGIES, checkpoint_block
-from eqm_video.core.gamma import ContextGamma, MixtureGamma, TruncatedDecay
+from eqm_video.core.gamma import ContextGamma, MixtureGamma
 from eqm_video.core.objective import EqMObjective
 from eqm_video.errors import UserError
 from eqm_video.models.transformer import EqMTransformer

@@ -15,9 +15,9 @@ from torch import nn
 from eqm_video.codec import Codec
 from eqm_video.core.energy import Field, checkpoint_block
 from eqm_video.errors import UserError
+from eqm_video.models.loading import load_transformer
 from eqm_video.models.presets import UNET_PRESETS, build_model
 from eqm_video.models.unet import EqMUNet
-from eqm_video.sampling.folders import load_transformer
 from eqm_video.sampling.loading import load_pipeline
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.training.optim import OPTIMIZERS

@@ -20,7 +20,7 @@ torch.Tensor.pin_memory = lambda self, *unused: self  # the tool has no pinned m
 from tiny_run import MemoryClips, tiny_network, tiny_trainer
 from eqm_video.core.gamma import MixtureGamma
 from eqm_video.core.objective import EqMObjective
-from eqm_video.core.gamma import TruncatedDecay
+from eqm_video.core.decay import TruncatedDecay
 
 class Device:
     device, num_processes, process_index, scaler = CUDA, 1, 0, None

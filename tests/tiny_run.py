@@ -13,8 +13,9 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
+from eqm_video.core.decay import TruncatedDecay
 from eqm_video.core.energy import Field
-from eqm_video.core.gamma import SharedGamma, TruncatedDecay
+from eqm_video.core.gamma import SharedGamma
 from eqm_video.core.objective import EqMObjective
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.training.batches import Batches, BatchPlan

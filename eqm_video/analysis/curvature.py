@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from eqm_video.core.gamma import Decay
+from eqm_video.core.decay import Decay
 from eqm_video.system.devices import double
 
 Gradient = Callable[[Tensor], Tensor]

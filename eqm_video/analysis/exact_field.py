@@ -26,7 +26,8 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
-from eqm_video.core.gamma import Decay, check_decay
+from eqm_video.core.decay import Decay, check_decay
+from eqm_video.core.field import GradientField
 from eqm_video.system.devices import double
 
 U_MAX = 20.0  # 1 - gamma >= 2e-9: at a data point itself the integral diverges, and is cut here
@@ -45,7 +46,7 @@ def _gauss_nodes(panels: int = 64) -> tuple[Tensor, Tensor]:
     return positions, weights.repeat(panels) / (2 * panels)
 
 
-class OracleField:
+class OracleField(GradientField):
     """The exact Equilibrium Matching field of M data clips (they count equally); a gradient for `descend`.
 
     Args:
@@ -131,7 +132,7 @@ class OracleField:
 
 
 @dataclass(frozen=True)
-class KnownGammaField:
+class KnownGammaField(GradientField):
     """The exact field where gamma is known, f(y, gamma) = c(gamma) E[eps - x_i | y, gamma]; a gradient for `descend`.
 
     p(i | y, gamma) ~ exp(-|y - gamma x_i|^2 / (2 (1 - gamma)^2)), a product over frames where each has its own gamma,

@@ -19,17 +19,13 @@ import math
 import torch
 from torch import Tensor
 
-from eqm_video.core.gamma import Decay
+from eqm_video.core.decay import Decay
+from eqm_video.samplers.active import frame_rms as frame_rms  # the size that gamma is read from
 from eqm_video.system.devices import double
 
 GRID = 1000  # steps of gamma in the search for where the decay falls for good
 HALVINGS = 50
 UNSURE = 0.85  # a prediction may be so much shorter than its target where its data are uncertain
-
-
-def frame_rms(gradient: Tensor) -> Tensor:
-    """Root mean square over C, H, W of (B, T, C, H, W): (B, T), at least float32."""
-    return _frames(gradient).square().mean(dim=2).sqrt()
 
 
 def frame_dot(latents: Tensor, gradient: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _refuse_ours(source: Path) -> None:
     """UserError where the source is a run, an export, a checkpoint or a network of this project, or a file of one."""
     from eqm_video.errors import UserError
-    from eqm_video.sampling.folders import NETWORKS, class_in
+    from eqm_video.models.loading import NETWORKS, class_in
 
     folder = source if source.is_dir() else source.parent
     places = [folder, folder / "ema"]

@@ -10,17 +10,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from eqm_video.core.guidance import GuidedField, weighted_sum
+from eqm_video.core.field import GradientField
+from eqm_video.core.guidance import weighted_sum
 
 
-class ComposedField:
+class ComposedField(GradientField):
     """A weighted sum of fields, of other labels or of other networks, as a gradient (arXiv 2510.02300, section 4.4).
 
     The fields are gradients of the same latents, such as `GuidedField`s; classifier-free guidance is the composition of
     a labelled and an unlabelled field with the weights s and 1 - s. `plain_sum`: see `weighted_sum`.
     """
 
-    def __init__(self, fields: Sequence[GuidedField], weights: Sequence[float], *, plain_sum: bool = False) -> None:
+    def __init__(self, fields: Sequence[GradientField], weights: Sequence[float], *, plain_sum: bool = False) -> None:
         self.fields = list(fields)
         self.weights = list(weights)
         self.plain_sum = plain_sum
@@ -62,11 +63,11 @@ class ComposedField:
         values = [field.energies(latents, energy) for field in self.fields]
         return weighted_sum(values, self.weights, plain_sum=self.plain_sum)
 
-    def _each(self, change: Callable[[GuidedField], GuidedField]) -> ComposedField:
+    def _each(self, change: Callable[[GradientField], GradientField]) -> ComposedField:
         return ComposedField([change(field) for field in self.fields], self.weights, plain_sum=self.plain_sum)
 
 
-class ScheduledField:
+class ScheduledField(GradientField):
     """A field along a descent of a known number of steps: the gradient that tells each step where it stands.
 
     Args:
@@ -76,7 +77,7 @@ class ScheduledField:
             for a network that is not told.
     """
 
-    def __init__(self, field: GuidedField | ComposedField, steps: int, gammas: Tensor | None = None) -> None:
+    def __init__(self, field: GradientField, steps: int, gammas: Tensor | None = None) -> None:
         if gammas is not None and gammas.shape != (steps,):
             raise ValueError(f"gammas have shape {tuple(gammas.shape)}; they must be (steps,) = ({steps},)")
         self.field = field
@@ -92,18 +93,27 @@ class ScheduledField:
         """The field of the clips at `indices` (1-D integers)."""
         return ScheduledField(self.field.select(indices), self.steps, self.gammas)
 
-    def at_progress(self, progress: float) -> GuidedField | ComposedField:
+    @property
+    def settled(self) -> bool:
+        """Whether every step has the same field."""
+        return self.field.settled and self.gammas is None
+
+    def at_progress(self, progress: float) -> GradientField:
         """The field at a point of the descent, 0 to 1."""
         return self.field.at_progress(progress)
 
-    def at_step(self, step: int) -> GuidedField | ComposedField:
+    def at_step(self, step: int) -> GradientField:
         """The field of one step, 0 to steps - 1."""
         field = self.field.at_progress(step / self.steps)
         return field if self.gammas is None else field.tell(float(self.gammas[step]))
 
-    def at_gamma(self, gamma: float | Tensor) -> GuidedField | ComposedField:
+    def at_gamma(self, gamma: float | Tensor) -> GradientField:
         """The field at a solver's time."""
         return self.field.at_gamma(gamma)
+
+    def tell(self, gamma: float | Tensor) -> GradientField:
+        """The field evaluated at one gamma, whatever the step."""
+        return self.field.tell(gamma)
 
     def __call__(self, latents: Tensor) -> Tensor:
         """The field at the first step."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from eqm_video.core.energy import Field
+from eqm_video.core.field import GradientField
 
 _FIELD = "the field itself"  # what is asked of the network, beside its energies
 
@@ -43,7 +44,7 @@ def weighted_sum(gradients: Sequence[Tensor], weights: Sequence[float], *, plain
     return result
 
 
-class GuidedField:
+class GuidedField(GradientField):
     """A network with its labels and guidance, seen as a gradient: latents -> (B, T, C, H, W).
 
     One network call an evaluation: on the batch for guidance 1 (labels only) and 0 (null label only), else on the
@@ -207,7 +208,7 @@ class GuidedField:
             raise ValueError(f"channels={self.channels} are to be guided, but the latents have {channels}")
 
 
-class HistoryField:
+class HistoryField(GradientField):
     """A field guided by the frames that are known: f_without + s * (f_with - f_without).
 
     f_without is the same field where the known frames are replaced by noise, at gamma 0, which a network that was
@@ -221,7 +222,7 @@ class HistoryField:
         scale: s, any finite number.
     """
 
-    def __init__(self, field: Any, known: Tensor, noise: Tensor, scale: float) -> None:
+    def __init__(self, field: GradientField, known: Tensor, noise: Tensor, scale: float) -> None:
         if not isinstance(known, Tensor) or known.dtype != torch.bool or known.shape != noise.shape[:2]:
             found = tuple(known.shape) if isinstance(known, Tensor) else known
             raise ValueError(f"known is {found!r}; it must be a bool tensor (B, T) = {tuple(noise.shape[:2])}")
@@ -265,13 +266,13 @@ class HistoryField:
         blind = self.blind(torch.where(hidden, self.noise.to(latents.dtype), latents))
         return weighted_sum([blind, informed], [1 - self.scale, self.scale])
 
-    def _with(self, field: Any, blind: Any) -> HistoryField:
+    def _with(self, field: GradientField, blind: GradientField) -> HistoryField:
         changed = copy(self)
         changed.field, changed.blind = field, blind
         return changed
 
 
-def _at_time(field: Any, gamma: float | Tensor) -> Any:
+def _at_time(field: GradientField, gamma: float | Tensor) -> GradientField:
     """The field at the progress that a solver's time (B, T) is; it is read off a tensor only where it matters."""
     if field.settled:
         return field

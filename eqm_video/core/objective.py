@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from eqm_video.core.gamma import Decay, check_decay
+from eqm_video.core.decay import Decay, check_decay
 from eqm_video.system.devices import widest
 
 

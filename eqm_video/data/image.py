@@ -66,7 +66,7 @@ def decode_image(path: Path) -> ImageInfo:
     with _errors(path, "cannot be decoded"), _open(path) as image, _turn(image):
         image.load()
         if image.mode in ("F", "I"):  # their values decide
-            _rgb(image)
+            rgb(image)
         return ImageInfo(info.height, info.width, _notes(image, decoded=True))
 
 
@@ -85,7 +85,7 @@ def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
     with _errors(path, "cannot be decoded"), _open(path) as image, _turn(image):
         image.load()
         turn = UPRIGHT.get(_orientation(image, decoded=True)) if upright else None
-        return _rgb(image if turn is None else _turned(image, turn))
+        return rgb(image if turn is None else _turned(image, turn))
 
 
 @contextmanager
@@ -168,8 +168,11 @@ def _rgba(image: Image.Image) -> Image.Image:
     return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
-    """A decoded picture of any mode as uint8 RGB (H,W,3)."""
+def rgb(image: Image.Image) -> np.ndarray:
+    """A decoded picture of any mode as uint8 RGB (H,W,3).
+
+    VideoDecodeError for floats and for grey values beyond 16 bits, whose range is not known.
+    """
     if image.mode == "F":
         raise VideoDecodeError("holds floating-point values, whose range is not known; save it with 8 or 16 bits")
     if image.mode.startswith("I"):

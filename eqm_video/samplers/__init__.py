@@ -10,8 +10,9 @@ from torch import Tensor
 from eqm_video.samplers.checks import Callback, DivergenceError, Gradient
 from eqm_video.samplers.descent import Descent, descend
 from eqm_video.samplers.frame_schedule import FRAME_SCHEDULES, frame_moves
-from eqm_video.samplers.ode import Dopri5, Euler, Heun, Solver
+from eqm_video.samplers.ode import Dopri5, Euler, Heun
 from eqm_video.samplers.presets import SAMPLER_PRESETS
+from eqm_video.samplers.problem import Problem, Solver
 from eqm_video.samplers.rules import NAG, RULES, Adam, GradientDescent, Langevin, Rule
 from eqm_video.samplers.sde import SDE
 from eqm_video.samplers.step_schedule import SCHEDULES, Schedule, step_factors
@@ -37,6 +38,7 @@ __all__ = [
     "GradientDescent",
     "Heun",
     "Langevin",
+    "Problem",
     "Rule",
     "Sampler",
     "Schedule",
@@ -101,12 +103,4 @@ def run(
         )
     if schedule not in (None, "constant"):
         raise ValueError(f"{sampler!r} has no step_size: a schedule is for the rules {rules}; leave it out")
-    return sampler.solve(
-        gradient,
-        start,
-        steps=steps,
-        start_gamma=start_gamma,
-        known=known,
-        callback=callback,
-        generators=generators,
-    )
+    return sampler.solve(Problem(gradient, start, steps, start_gamma, known, callback, generators))

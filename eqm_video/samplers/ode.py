@@ -9,70 +9,20 @@ step_size 1/N.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eqm_video.samplers.active import Moving
-from eqm_video.samplers.checks import (
-    CHECK_EVERY,
-    Callback,
-    DivergenceError,
-    Gradient,
-    check_arguments,
-    check_finite,
-    check_start_gamma,
-    is_number,
-)
+from eqm_video.samplers.checks import CHECK_EVERY, DivergenceError, check_finite, is_number
 from eqm_video.samplers.descent import Descent
+from eqm_video.samplers.problem import Problem
 from eqm_video.system.devices import widest
 
 Slope = Callable[[Tensor, float], Tensor]  # (latents, gamma) -> gradient
-
-
-class Solver(Protocol):
-    """A sampler with a way of its own from `start_gamma` to 1, which `run` hands everything."""
-
-    def solve(
-        self,
-        gradient: Gradient,
-        start: Tensor,
-        *,
-        steps: int,
-        start_gamma: float = 0.0,
-        known: Tensor | None = None,
-        callback: Callback | None = None,
-        generators: Sequence[torch.Generator] | None = None,
-    ) -> Descent:
-        """Carry `start` (B, T, ...), taken at `start_gamma`, to gamma = 1.
-
-        Args:
-            gradient: as for `descend`; of one that offers `at_gamma(gamma)`, that is evaluated instead of `at_step`.
-                gamma is a float, or, where frames are known, a tensor (b, T) that is 1 on those.
-            start: (B, T, ...) floating point. Never modified.
-            steps: number of steps, >= 0; with 0 the start comes back.
-            start_gamma: where `start` stands between noise (0) and data (1), in [0, 1).
-            known: (B, T) bool, frames that stay as they are in `start`, bit for bit; a clip known as a whole takes no
-                evaluation.
-            callback: `callback(step, latents, gradient)` once for each step: the latents (B, ...) after it and the mean
-                gradient along it (0 on known frames).
-            generators: one for each clip, for solvers with randomness.
-
-        Raises:
-            ValueError: a wrong argument, or a gradient of another shape.
-            DivergenceError: non-finite latents or gradient.
-        """
-
-
-def finished(latents: Tensor, rows: Tensor, unknown: Tensor, nfe: Sequence[int]) -> Descent:
-    """The result: `latents` (B, T, ...), of which the clips at `rows` (b,) moved, frames `unknown` (b, T), by `nfe`."""
-    counts = torch.tensor(nfe, dtype=torch.long, device=latents.device)
-    frame_nfe = torch.zeros(len(latents), unknown.shape[1], dtype=torch.long, device=latents.device)
-    frame_nfe[rows] = counts[:, None] * unknown
-    return Descent(latents=latents, nfe=frame_nfe.amax(dim=1), frame_nfe=frame_nfe)
 
 
 @dataclass
@@ -96,35 +46,23 @@ class _FixedSteps:
         """The latents after one step of size h from gamma to end."""
         raise NotImplementedError
 
-    def solve(
-        self,
-        gradient: Gradient,
-        start: Tensor,
-        *,
-        steps: int,
-        start_gamma: float = 0.0,
-        known: Tensor | None = None,
-        callback: Callback | None = None,
-        generators: Sequence[torch.Generator] | None = None,
-    ) -> Descent:
+    def solve(self, problem: Problem) -> Descent:
         """As `Solver.solve`."""
-        known = check_arguments(gradient, start, steps, known, generators)
-        grid = torch.linspace(check_start_gamma(start_gamma), 1, steps + 1, dtype=torch.float64)
+        start, steps = problem.start, problem.steps
+        grid = torch.linspace(float(problem.start_gamma), 1, steps + 1, dtype=torch.float64)
         gammas = grid.tolist()  # all on the CPU: to read them off the device would make it wait
         sizes = grid.to(torch.promote_types(start.dtype, torch.float32)).diff().tolist()
-        moving = Moving.all_of(gradient, start, known, None)
-        rows, unknown, nfe = moving.rows, moving.unknown, 0
+        moving, nfe = problem.active(), 0
         advice = f"use more steps than {steps}"
         for step in range(steps if moving.count else 0):
             slopes = _Slopes(moving, step, keep_graph=start.requires_grad)
             moving = moving.move(self.step(slopes, moving.latents, gammas[step], gammas[step + 1], sizes[step]))
             nfe += len(slopes.seen)
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
-                check_finite(moving.latents, rows, self, f"the latents after step {step} of {steps}", advice)
-            if callback is not None:
-                mean = moving.spread(torch.stack(slopes.seen).mean(dim=0), over=torch.zeros_like(start))
-                callback(step, moving.spread(moving.latents, over=start), mean)
-        return finished(moving.spread(moving.latents, over=start), rows, unknown, [nfe] * len(rows))
+                check_finite(moving.latents, moving.rows, self, f"the latents after step {step} of {steps}", advice)
+            if problem.callback is not None:
+                problem.report(step, moving, moving.latents, torch.stack(slopes.seen).mean(dim=0))
+        return problem.solved(moving, moving.latents, [nfe] * moving.count)
 
 
 @dataclass(frozen=True)
@@ -164,26 +102,15 @@ class Dopri5:
             if not is_number(value) or value <= 0:
                 raise ValueError(f"Dopri5: {name} is {value!r}; it must be a finite number above 0, such as 1e-5")
 
-    def solve(
-        self,
-        gradient: Gradient,
-        start: Tensor,
-        *,
-        steps: int,
-        start_gamma: float = 0.0,
-        known: Tensor | None = None,
-        callback: Callback | None = None,
-        generators: Sequence[torch.Generator] | None = None,
-    ) -> Descent:
+    def solve(self, problem: Problem) -> Descent:
         """As `Solver.solve`; the callbacks come when all clips are done, with -(change of the latents) / h as gradient.
 
         A callback makes it keep the latents at all `steps` points.
         """
-        known = check_arguments(gradient, start, steps, known, generators)
-        low = check_start_gamma(start_gamma)
-        moving = Moving.all_of(gradient, start, known, None)
+        start, steps, moving = problem.start, problem.steps, problem.active()
+        low = float(problem.start_gamma)
         grid = torch.linspace(low, 1, steps + 1, dtype=torch.float64).to(start.device, widest(start.device))
-        reports = grid if callback is not None else grid[[0, -1]]
+        reports = grid if problem.callback is not None else grid[[0, -1]]
         paths, counts = [], []
         for clip in range(moving.count if steps else 0):
             chosen = torch.arange(moving.count) == clip
@@ -191,14 +118,13 @@ class Dopri5:
             paths.append(path)
             counts.append(nfe)
         if not paths:
-            return finished(start.clone(), moving.rows, moving.unknown, [0] * moving.count)
+            return problem.solved(moving, moving.latents, [0] * moving.count)
         path = torch.cat(paths, dim=1)  # (points, b, T, ...)
-        if callback is not None:
+        if problem.callback is not None:
             for step in range(steps):
                 slope = (path[step] - path[step + 1]) / float(grid[1] - grid[0])
-                latents = moving.spread(path[step + 1], over=start)
-                callback(step, latents, moving.spread(slope, over=torch.zeros_like(start)))
-        return finished(moving.spread(path[-1], over=start), moving.rows, moving.unknown, counts)
+                problem.report(step, moving, path[step + 1], slope)
+        return problem.solved(moving, path[-1], counts)
 
     def _one_clip(self, moving: Moving, reports: Tensor, steps: int, *, keep_graph: bool) -> tuple[Tensor, int]:
         """The latents (points, 1, T, ...) of one clip at the gammas of `reports`, and the evaluations it took."""

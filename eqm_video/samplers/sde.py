@@ -14,24 +14,15 @@ section 2.3): w only says how strongly noise is renewed on the way.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from eqm_video.samplers.active import Moving
-from eqm_video.samplers.checks import (
-    CHECK_EVERY,
-    Callback,
-    Gradient,
-    check_arguments,
-    check_finite,
-    check_start_gamma,
-    is_number,
-)
+from eqm_video.samplers.checks import CHECK_EVERY, check_finite, check_start_gamma, is_number
 from eqm_video.samplers.descent import Descent
-from eqm_video.samplers.ode import finished
+from eqm_video.samplers.problem import Problem
 from eqm_video.samplers.rules import clip_noise
 
 METHODS = ("heun", "euler")
@@ -73,22 +64,11 @@ class SDE:
         if not is_number(self.last_step) or not 0 < self.last_step < 1:
             raise ValueError(f"SDE: last_step is {self.last_step!r}; it must be a number between 0 and 1, such as 0.04")
 
-    def solve(
-        self,
-        gradient: Gradient,
-        start: Tensor,
-        *,
-        steps: int,
-        start_gamma: float = 0.0,
-        known: Tensor | None = None,
-        callback: Callback | None = None,
-        generators: Sequence[torch.Generator] | None = None,
-    ) -> Descent:
+    def solve(self, problem: Problem) -> Descent:
         """As `Solver.solve`; start_gamma lies below 1 - last_step, and noise comes from the clips' own generators."""
-        known = check_arguments(gradient, start, steps, known, generators)
-        low = check_start_gamma(start_gamma, 1 - self.last_step)
-        moving = Moving.all_of(gradient, start, known, generators)
-        rows, unknown, nfe = moving.rows, moving.unknown, 0
+        start, steps = problem.start, problem.steps
+        low = check_start_gamma(problem.start_gamma, 1 - self.last_step)
+        moving, nfe = problem.active(), 0
         advice = f"use more steps than {steps}, or a smaller norm"
         grid = self._grid(low, steps)
         for step in range(steps if moving.count else 0):
@@ -97,11 +77,10 @@ class SDE:
             moving = moving.move(latents)
             nfe += len(slopes)
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
-                check_finite(moving.latents, rows, self, f"the latents after step {step} of {steps}", advice)
-            if callback is not None:
-                slope = moving.spread(torch.stack(slopes).mean(dim=0), over=torch.zeros_like(start))
-                callback(step, moving.spread(moving.latents, over=start), slope)
-        return finished(moving.spread(moving.latents, over=start), rows, unknown, [nfe] * len(rows))
+                check_finite(moving.latents, moving.rows, self, f"the latents after step {step} of {steps}", advice)
+            if problem.callback is not None:
+                problem.report(step, moving, moving.latents, torch.stack(slopes).mean(dim=0))
+        return problem.solved(moving, moving.latents, [nfe] * moving.count)
 
     def renewal(self, gamma: float, h: float) -> float:
         """w / (1 - gamma) for steps of size h: w times the score is this times -noise, with nothing infinite at 1."""

@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from eqm_video.codec import Codec
-from eqm_video.core.gamma import Decay, gamma_path
+from eqm_video.core.decay import Decay, gamma_path
 from eqm_video.errors import UserError
 from eqm_video.limits import LARGEST_SIDE
 from eqm_video.names import as_label

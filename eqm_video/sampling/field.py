@@ -16,8 +16,8 @@ from torch import Generator, Tensor
 from eqm_video.analysis.curvature import auto_step, step_limit
 from eqm_video.codec import Codec
 from eqm_video.core.composition import ComposedField
+from eqm_video.core.decay import Decay, make_decay
 from eqm_video.core.energy import Field
-from eqm_video.core.gamma import Decay, make_decay
 from eqm_video.core.guidance import GuidedField
 from eqm_video.errors import UserError
 from eqm_video.names import as_label

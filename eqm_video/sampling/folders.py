@@ -1,4 +1,4 @@
-"""What a folder holds: an export, a training run, a checkpoint or a network; and how its parts are loaded."""
+"""Folders of exports, training runs, checkpoints and networks: telling them apart, and finding the one to load."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from eqm_video.codec import load_weights
-from eqm_video.errors import UserError, cut, short
-from eqm_video.models.transformer import EqMTransformer
-from eqm_video.models.unet import EqMUNet
-from eqm_video.system.reading import read_json
-from eqm_video.system.record import is_checkpoint as has_record
+from eqm_video.errors import UserError
+from eqm_video.models.loading import NETWORKS, class_in, word
+from eqm_video.system.reading import read_json as read_json
+from eqm_video.system.record import is_checkpoint
 
-NETWORKS = {one.__name__: one for one in (EqMTransformer, EqMUNet)}  # what a network's config.json may name
 PARTS = ("transformer", "vae")
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "float64")}
 
@@ -26,15 +23,15 @@ def newest_of_run(run: Path) -> Path:
     """What to sample from in the folder of a training run: its export, else its newest whole checkpoint."""
     if (run / "export" / "model_index.json").is_file():
         return run / "export"
-    found = (folder for folder in run.glob("checkpoints/step_*") if is_checkpoint(folder) and has_record(folder))
+    found = (folder for folder in run.glob("checkpoints/step_*") if holds_model(folder) and is_checkpoint(folder))
     whole = sorted(found, key=lambda folder: (len(folder.name), folder.name))  # by step, past 8 digits too
     if not whole:
         raise UserError(f"{run} is a training run without an export or a whole checkpoint yet; wait for its first one")
     return whole[-1]
 
 
-def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is a whole training checkpoint that can be sampled from."""
+def holds_model(folder: Path) -> bool:
+    """Whether a folder is a training checkpoint with all files that a pipeline is made of; its record is not read."""
     return all((folder / name).is_file() for name in ("checkpoint.json", "pipeline.json", "ema/config.json"))
 
 
@@ -55,8 +52,8 @@ def local_folder(path: str | Path, hub: dict[str, Any]) -> Path:
 def describe_folder(folder: Path, index: Mapping[str, Any]) -> str:
     """What a folder is instead of an export, and what to type."""
     if index:
-        return f"its model_index.json describes a {_word(index.get('_class_name'))}, which is another architecture"
-    if is_checkpoint(folder):
+        return f"its model_index.json describes a {word(index.get('_class_name'))}, which is another architecture"
+    if holds_model(folder):
         return "it is a training checkpoint; load it with EqMPipeline.from_checkpoint"
     if (folder / "checkpoints").is_dir():
         return "it is a training run; give its export folder, or a folder in its checkpoints"
@@ -65,16 +62,6 @@ def describe_folder(folder: Path, index: Mapping[str, Any]) -> str:
         return f"it holds a single {name}{hint}"
     found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
     return f"it has no model_index.json (found: {found})"
-
-
-def class_in(config_file: Path) -> str | None:
-    """The class that a diffusers `config.json` names; None where there is no such file."""
-    name = read_json(config_file).get("_class_name") if config_file.is_file() else None
-    return None if name is None else _word(name)
-
-
-def _word(value: Any) -> str:
-    return cut(value) if isinstance(value, str) else short(value)
 
 
 def part_dtype(given: Any, part: str) -> torch.dtype | str | None:
@@ -104,18 +91,3 @@ def _one_dtype(given: Any) -> torch.dtype | str | None:
             "mapping of these by part, such as {'transformer': torch.bfloat16, 'vae': torch.float32}"
         )
     return found
-
-
-def load_transformer(
-    folder: Path, dtype: torch.dtype | str | None, variant: str | None = None
-) -> EqMTransformer | EqMUNet:
-    """The network in a folder, of the class that its config.json names, strictly.
-
-    UserError for another architecture, or weights that do not fit.
-    """
-    name = class_in(folder / "config.json")
-    if name not in NETWORKS:
-        what = "has no config.json" if name is None else f"holds a {name}, another architecture"
-        raise UserError(f"the network's folder {folder} {what}; needed is an {' or an '.join(NETWORKS)}")
-    what = f"the network in {folder}"
-    return load_weights(NETWORKS[name], folder, what, torch_dtype=dtype, variant=variant)

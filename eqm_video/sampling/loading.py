@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eqm_video.sampling.folders import NETWORKS, class_in, is_checkpoint, load_transformer, newest_of_run, part_dtype
+from eqm_video.models.loading import NETWORKS, class_in, load_transformer
+from eqm_video.sampling.folders import holds_model, newest_of_run, part_dtype
 from eqm_video.sampling.pipeline import EqMPipeline, as_codec
 
 
@@ -19,7 +20,7 @@ def load_pipeline(path: str | Path, *, codec: str | None = None, torch_dtype: An
     folder = Path(path).expanduser()
     if (folder / "checkpoints").is_dir() or (folder / "export").is_dir():
         folder = newest_of_run(folder)
-    if is_checkpoint(folder):
+    if holds_model(folder):
         return EqMPipeline.from_checkpoint(folder, codec=codec, torch_dtype=torch_dtype), str(folder)
     replaced = {"vae": as_codec(codec, part_dtype(torch_dtype, "vae")).vae} if codec is not None else {}
     if replaced and class_in(folder / "config.json") in NETWORKS:

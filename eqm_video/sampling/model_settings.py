@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eqm_video.analysis.curvature import curvature_at
-from eqm_video.core.gamma import make_decay
+from eqm_video.core.decay import make_decay
 from eqm_video.errors import UserError, cut, short
 from eqm_video.limits import HIGHEST_RATE, LARGEST_SIDE, MOST_FRAMES, MOST_LABELS, MOST_UPDATES
 from eqm_video.samplers import SAMPLERS

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from eqm_video.data.containers import VideoDecodeError
+from eqm_video.data.image import rgb
 from eqm_video.data.transforms import center_crop
 from eqm_video.errors import UserError
-
-DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # grey of 16 bits: Pillow's own conversion cuts it off at 255
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,8 @@ def _members(given: Any) -> Sequence[Any]:
 
 def _pixels(picture: Image.Image, size: tuple[int, int] | None) -> np.ndarray:
     """(H, W, 3) uint8: the picture as its EXIF mark says it is held, transparency on white."""
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode in DEEP:
-        grey = np.asarray(upright).clip(0, 65535) / 257
-        upright = Image.fromarray(grey.round().astype(np.uint8))
-    if "A" in upright.getbands() or "transparency" in upright.info:
-        coloured = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", coloured.size, (255, 255, 255, 255)), coloured)
-    pixels = np.asarray(upright.convert("RGB"))
+    try:
+        pixels = rgb(ImageOps.exif_transpose(picture))
+    except VideoDecodeError as error:
+        raise UserError(f"a picture to start from {error}") from error
     return pixels if size is None else center_crop(pixels, size)

@@ -20,6 +20,7 @@ from eqm_video.codec import Codec
 from eqm_video.core.composition import ScheduledField
 from eqm_video.core.guidance import HistoryField
 from eqm_video.errors import UserError
+from eqm_video.models.loading import load_transformer
 from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
@@ -34,15 +35,7 @@ from eqm_video.sampling.arguments import (
     told_gammas,
 )
 from eqm_video.sampling.field import Landscape
-from eqm_video.sampling.folders import (
-    PARTS,
-    describe_folder,
-    is_checkpoint,
-    load_transformer,
-    local_folder,
-    part_dtype,
-    read_json,
-)
+from eqm_video.sampling.folders import PARTS, describe_folder, holds_model, local_folder, part_dtype
 from eqm_video.sampling.model_settings import (
     check_settings,
     curvature_settings,
@@ -58,6 +51,7 @@ from eqm_video.sampling.model_settings import (
 from eqm_video.sampling.pictures import Pictures
 from eqm_video.sampling.settings import Sampling, with_sampling
 from eqm_video.sampling.start import Clips, Start, check_start
+from eqm_video.system.reading import read_json
 
 OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -173,7 +167,7 @@ class EqMPipeline(Landscape, DiffusionPipeline):
         torch_dtype: as for `from_pretrained`.
         """
         folder = Path(folder)
-        if not is_checkpoint(folder):
+        if not holds_model(folder):
             raise UserError(f"{folder} is no whole checkpoint (checkpoint.json, pipeline.json, ema/config.json)")
         settings = read_json(folder / "pipeline.json")
         check_settings(settings, folder / "pipeline.json")

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from eqm_video.analysis.gamma_estimate import frame_rms
 from eqm_video.core.composition import ScheduledField
+from eqm_video.core.field import GradientField
 from eqm_video.samplers import Descent, DivergenceError, Sampler, Schedule, run
 from eqm_video.sampling.arguments import make_generators, told_gammas
 from eqm_video.sampling.pipeline import EqMPipeline
@@ -25,7 +26,7 @@ from eqm_video.system.machine import synchronise
 FAR = 5.0  # root mean square of a clip's latents that counts as diverged: noise has 1, data about 1
 
 
-class Watched:
+class Watched(GradientField):
     """A gradient with an onlooker: `look(watched, latents, gradient) -> gradient` at every evaluation.
 
     `watched.rows` (b,) are the places, in the whole batch, of the clips that are evaluated, `watched.field` is the
@@ -39,6 +40,11 @@ class Watched:
     def __call__(self, latents: Tensor) -> Tensor:
         """The gradient at latents, after the onlooker has seen it."""
         return self.look(self, latents, self.field(latents))
+
+    @property
+    def forwards(self) -> int:
+        """Network calls so far."""
+        return self.field.forwards
 
     def select(self, indices: Tensor) -> Watched:
         """The gradient of the clips at `indices`."""

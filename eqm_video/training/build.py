@@ -16,18 +16,20 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from eqm_video.codec import BUNDLED, BUNDLED_FOLDER, PIXELS, Codec
+from eqm_video.core.decay import ConstantDecay
 from eqm_video.core.energy import Field
-from eqm_video.core.gamma import ConstantDecay
 from eqm_video.errors import UserError
 from eqm_video.limits import MOST_CHANNELS
+from eqm_video.models.loading import load_transformer
 from eqm_video.models.presets import build_model
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
 from eqm_video.names import as_label
 from eqm_video.randomness import fold
-from eqm_video.sampling.folders import load_transformer, newest_of_run, read_json
+from eqm_video.sampling.folders import newest_of_run
 from eqm_video.sampling.model_settings import check_settings
 from eqm_video.system import machine
+from eqm_video.system.reading import read_json
 from eqm_video.training import launcher as launch
 from eqm_video.training.config import Config
 

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from eqm_video.errors import UserError
-from eqm_video.sampling.folders import load_transformer
+from eqm_video.models.loading import load_transformer
 from eqm_video.system.record import ADVICE, NAME, RECORD, damage, is_checkpoint, list_files, read_record
 from eqm_video.training.ema import Ema
 

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal
 import yaml
 
 from eqm_video import options
-from eqm_video.core.gamma import DECAYS, GAMMA_DRAWS, SharedGamma, TruncatedDecay
+from eqm_video.core.decay import DECAYS, TruncatedDecay
+from eqm_video.core.gamma import GAMMA_DRAWS, SharedGamma
 from eqm_video.data.buckets import Bucket
 from eqm_video.errors import UserError, short
 from eqm_video.limits import HIGHEST_RATE, LARGEST_SIDE, MOST_FRAMES, MOST_ITEMS, MOST_LABELS, MOST_UPDATES

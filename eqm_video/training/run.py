@@ -20,9 +20,9 @@ from eqm_video.core.objective import EqMObjective
 from eqm_video.data.datasets import collate
 from eqm_video.errors import UserError
 from eqm_video.randomness import generator
-from eqm_video.sampling.folders import read_json
 from eqm_video.system import machine
 from eqm_video.system.claims import carry_over
+from eqm_video.system.reading import read_json
 from eqm_video.training import build
 from eqm_video.training import launcher as launch
 from eqm_video.training.checkpoint import Checkpoints, write_folder

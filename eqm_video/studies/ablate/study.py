@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eqm_video.core.gamma import ConstantDecay
+from eqm_video.core.decay import ConstantDecay
 from eqm_video.output import media
 from eqm_video.output.outputs import claim_output
 from eqm_video.samplers import NAG, SAMPLERS

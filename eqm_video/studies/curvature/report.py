@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from eqm_video.analysis.curvature import auto_step, step_limit, steps_to_rest
-from eqm_video.core.gamma import ConstantDecay, Decay
+from eqm_video.core.decay import ConstantDecay, Decay
 from eqm_video.output import plots
 from eqm_video.sampling.pipeline import EqMPipeline
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from eqm_video.analysis.gamma_estimate import calibrate, frame_dot, frame_rms, infer_gamma
-from eqm_video.core.gamma import ConstantDecay, gamma_path
+from eqm_video.core.decay import ConstantDecay, gamma_path
 from eqm_video.errors import UserError
 from eqm_video.output.outputs import claim_output
 from eqm_video.samplers import NAG, RULES, DivergenceError, Dopri5, GradientDescent, Sampler, run

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eqm_video.analysis.exact_field import OracleField
 from eqm_video.analysis.gamma_estimate import frame_rms
-from eqm_video.core.gamma import TruncatedDecay
+from eqm_video.core.decay import TruncatedDecay
 from eqm_video.core.objective import interpolate
 from eqm_video.data.moving_shapes import DIRECTIONS, SHAPES, coverage
 from eqm_video.output import media

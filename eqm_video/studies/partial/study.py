@@ -25,7 +25,7 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from eqm_video.core.composition import ScheduledField
-from eqm_video.core.gamma import ConstantDecay
+from eqm_video.core.decay import ConstantDecay
 from eqm_video.core.objective import interpolate
 from eqm_video.data.moving_shapes import SHAPES, label_names, score_motion
 from eqm_video.data.source import Clips, Source

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from eqm_video.analysis.exact_field import OracleField
-from eqm_video.core.gamma import ConstantDecay, Decay, PerFrameGamma, TruncatedDecay
+from eqm_video.core.decay import ConstantDecay, Decay, TruncatedDecay
+from eqm_video.core.gamma import PerFrameGamma
 from eqm_video.core.objective import EqMObjective, interpolate
 from eqm_video.randomness import generator, normal
 from eqm_video.samplers import GradientDescent, descend

@@ -1,0 +1,64 @@
+"""The protocol of a gradient field: what samplers, guidance and studies may ask of the gradient that they follow.
+
+Legend: B clips, T frames, C channels, H W height and width, b clips that are chosen.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+class GradientField:
+    """A gradient of latents, pointing from data to noise, that can be restricted to clips, steps and gammas.
+
+    Derive from it and write `__call__`. Every other method returns a field, by default the same one: override `select`
+    where the field holds something for each clip, `at_gamma` and `tell` where it depends on gamma, `at_progress` and
+    `settled` where it changes along the descent, `at_step` where it knows the number of steps, and `forwards` where it
+    calls a network. Samplers also follow a plain callable, which has none of these methods.
+    """
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """The gradient at latents (B, T, C, H, W), of the same shape."""
+        raise NotImplementedError(f"{type(self).__name__} has no gradient: write its __call__")
+
+    @property
+    def forwards(self) -> int:
+        """Network calls so far, of this field and of every copy made from it; 0 for a field without a network."""
+        return 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether the field is the same in the whole descent."""
+        return True
+
+    def select(self, indices: Tensor) -> GradientField:
+        """The field of the clips at `indices` (b,), integers: clips that stop leave the batch."""
+        return self
+
+    def at_progress(self, progress: float) -> GradientField:
+        """The field at a point of the descent, 0 (start) to 1 (end)."""
+        return self
+
+    def at_step(self, step: int) -> GradientField:
+        """The field of one step of a rule's descent, from 0."""
+        return self
+
+    def at_gamma(self, gamma: float | Tensor) -> GradientField:
+        """The field at a solver's time: gamma, and the progress too. As (B, T) it is 1 on frames held fixed."""
+        return self
+
+    def tell(self, gamma: float | Tensor) -> GradientField:
+        """The field of a network conditioned on gamma, evaluated at this one: one number, or (B, T).
+
+        Raises:
+            TypeError: the field does not take a gamma.
+        """
+        raise TypeError(f"{type(self).__name__} does not take a gamma for its network")
+
+    def energies(self, latents: Tensor, energy: str | None = None) -> Tensor:
+        """Energy of each frame (B, T): "dot" or "l2", or None for the network's own.
+
+        Raises:
+            TypeError: the field has no energy.
+        """
+        raise TypeError(f"{type(self).__name__} has no energy")

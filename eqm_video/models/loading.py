@@ -1,0 +1,127 @@
+"""Weights read strictly: a network or an autoencoder is loaded whole, or refused in a sentence."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from safetensors import safe_open
+from torch import nn
+
+from eqm_video.errors import UserError, cut, short
+from eqm_video.models.bounds import check_config
+from eqm_video.models.transformer import EqMTransformer
+from eqm_video.models.unet import EqMUNet
+from eqm_video.system.reading import read_json
+
+NETWORKS = {one.__name__: one for one in (EqMTransformer, EqMUNet)}  # what a network's config.json may name
+SAVED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # by safetensors
+
+_UNUSABLE = (OSError, ValueError, RuntimeError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError)
+
+
+def load_weights(
+    model_class: type[ModelMixin],
+    source: str | Path,
+    what: str,
+    *,
+    subfolder: str = "",
+    revision: str | None = None,
+    torch_dtype: torch.dtype | str | None = None,
+    variant: str | None = None,
+) -> Any:
+    """A model from diffusers' safetensors, float32 by default. Raises UserError unless every weight fits.
+
+    diffusers on its own only warns of missing and surplus weights, and fills what is missing with random numbers.
+    `what` names the model in the message. torch_dtype: "auto" is the one that the weights in a folder were saved in.
+    variant: of the weights' file names, such as "fp16"; None reads those without one.
+    """
+    here = Path(source) / subfolder
+    if here.is_dir() and variant not in (found := _variants(here)) and found:
+        known = " and ".join(f"variant={one!r}" if one else "no variant" for one in sorted(found, key=str))
+        asked = f"weights of the variant {variant!r}" if variant else "plain weights"
+        raise UserError(f"{here} has no {asked} of {what}; its weights have {known}")
+    if here.is_dir() and (here / "config.json").is_file():
+        check_config(model_class, here)
+    try:
+        model, report = model_class.from_pretrained(
+            str(source),
+            subfolder=subfolder or None,
+            revision=revision,
+            variant=variant,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except _UNUSABLE as error:  # missing, unreadable, of other shapes, a bad configuration
+        raise UserError(
+            f"cannot load {what} as {model_class.__name__} ({first_line(error)}); needed is a complete folder of "
+            "safetensors weights with the config.json they were saved with"
+        ) from error
+    for kind in ("missing_keys", "unexpected_keys"):
+        if report[kind]:
+            names = sorted(report[kind])
+            raise UserError(
+                f"{what} is of another architecture than its config.json says: {len(names)} {kind.replace('_', ' ')}, "
+                f"such as {names[0]!r}"
+            )
+    if torch_dtype == "auto":
+        torch_dtype = _saved_dtype(here, variant, what)
+    return nn.Module.to(model, torch_dtype or torch.float32)  # diffusers' own `to` warns of every change of dtype
+
+
+def _variants(folder: Path) -> dict[str | None, Path]:
+    """The variants of the safetensors in a folder (None: without one), each with one of its files.
+
+    A file is called NAME.safetensors or NAME.VARIANT.safetensors; of weights in several files, NAME-00001-of-00002 or
+    NAME.VARIANT-00001-of-00002.
+    """
+    files = sorted(folder.glob("*.safetensors"), reverse=True)
+    stems = ((re.sub(r"-\d{5}-of-\d{5}$", "", file.stem), file) for file in files)
+    return {stem.partition(".")[2] or None: file for stem, file in stems}
+
+
+def _saved_dtype(folder: Path, variant: str | None, what: str) -> torch.dtype:
+    """The floating-point type in which the weights of a folder were saved."""
+    file = _variants(folder).get(variant) if folder.is_dir() else None
+    if file is None:
+        raise UserError(
+            f'{what} is in no folder here for torch_dtype="auto" to look at: name a dtype, such as "float16"'
+        )
+    with safe_open(file, framework="pt") as weights:
+        kinds = [weights.get_slice(name).get_dtype() for name in weights.keys()]  # noqa: SIM118
+    return next((SAVED[kind] for kind in kinds if kind in SAVED), torch.float32)
+
+
+def load_transformer(
+    folder: Path, dtype: torch.dtype | str | None, variant: str | None = None
+) -> EqMTransformer | EqMUNet:
+    """The network in a folder, of the class that its config.json names, strictly.
+
+    UserError for another architecture, or weights that do not fit.
+    """
+    name = class_in(folder / "config.json")
+    if name not in NETWORKS:
+        what = "has no config.json" if name is None else f"holds a {name}, another architecture"
+        raise UserError(f"the network's folder {folder} {what}; needed is an {' or an '.join(NETWORKS)}")
+    what = f"the network in {folder}"
+    return load_weights(NETWORKS[name], folder, what, torch_dtype=dtype, variant=variant)
+
+
+def class_in(config_file: Path) -> str | None:
+    """The class that a diffusers `config.json` names; None where there is no such file."""
+    name = read_json(config_file).get("_class_name") if config_file.is_file() else None
+    return None if name is None else word(name)
+
+
+def word(value: Any) -> str:
+    """A value of a JSON file as it stands in a message, cut where it is long."""
+    return cut(value) if isinstance(value, str) else short(value)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error without its full stop; the name of its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,81 @@
+"""The problem that a solver is given, and the form of its answer.
+
+Legend: B clips, T frames, b clips that move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from eqm_video.samplers.active import Moving
+from eqm_video.samplers.checks import Callback, Gradient, check_arguments, check_start_gamma
+from eqm_video.samplers.descent import Descent
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A start between noise and data, and the gradient that a solver follows from `start_gamma` to gamma = 1.
+
+    Args:
+        gradient: as for `descend`; of one that offers `at_gamma(gamma)`, that is evaluated instead of `at_step`.
+            gamma is a float, or, where frames are known, a tensor (b, T) that is 1 on those.
+        start: (B, T, ...) floating point. Never modified.
+        steps: number of steps, >= 0; with 0 the start comes back.
+        start_gamma: where `start` stands between noise (0) and data (1), in [0, 1).
+        known: (B, T) bool, frames that stay as they are in `start`, bit for bit; a clip known as a whole takes no
+            evaluation. None: no frame is known.
+        callback: `callback(step, latents, gradient)` once for each step: the latents (B, ...) after it and the mean
+            gradient along it (0 on known frames).
+        generators: one for each clip, for solvers with randomness.
+
+    Raises:
+        ValueError: a wrong argument.
+    """
+
+    gradient: Gradient
+    start: Tensor
+    steps: int
+    start_gamma: float = 0.0
+    known: Tensor | None = None
+    callback: Callback | None = None
+    generators: Sequence[torch.Generator] | None = None
+
+    def __post_init__(self) -> None:
+        known = check_arguments(self.gradient, self.start, self.steps, self.known, self.generators)
+        object.__setattr__(self, "known", known)  # on the latents' device
+        check_start_gamma(self.start_gamma)
+
+    def active(self) -> Moving:
+        """The clips that move: all but those known as a whole."""
+        return Moving.all_of(self.gradient, self.start, self.known, self.generators)
+
+    def report(self, step: int, moving: Moving, latents: Tensor, slope: Tensor) -> None:
+        """Call the callback, if there is one, with the latents (b, ...) after a step and the mean gradient along it."""
+        if self.callback is not None:
+            mean = moving.spread(slope, over=torch.zeros_like(self.start))
+            self.callback(step, moving.spread(latents, over=self.start), mean)
+
+    def solved(self, moving: Moving, latents: Tensor, nfe: Sequence[int]) -> Descent:
+        """The answer: latents (b, ...) at gamma = 1 of the clips that moved, each after so many evaluations (b,)."""
+        counts = torch.tensor(nfe, dtype=torch.long, device=self.start.device)
+        frame_nfe = torch.zeros(len(self.start), moving.unknown.shape[1], dtype=torch.long, device=self.start.device)
+        frame_nfe[moving.rows] = counts[:, None] * moving.unknown
+        whole = moving.spread(latents, over=self.start)
+        return Descent(latents=whole, nfe=frame_nfe.amax(dim=1), frame_nfe=frame_nfe)
+
+
+class Solver(Protocol):
+    """A sampler that follows the field along gamma, from `start_gamma` to 1."""
+
+    def solve(self, problem: Problem) -> Descent:
+        """Carry `problem.start` (B, T, ...) to gamma = 1.
+
+        Raises:
+            ValueError: an argument that this solver refuses, or a gradient of another shape.
+            DivergenceError: non-finite latents or gradient.
+        """
