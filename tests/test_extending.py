@@ -159,17 +159,15 @@ def test_a_codec_is_a_folder_that_a_recipe_can_name(tmp_path: Path, monkeypatch:
 
 def test_a_network_loads_is_trained_and_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = example("A network", monkeypatch).ConvNetwork()
-    network.save_pretrained(tmp_path / "network")
-    again = folders.load_transformer(tmp_path / "network", None)
-    assert type(again) is type(network)
-    latents = torch.randn(2, 3, 4, 4, 4)
-    assert torch.equal(again(latents, torch.tensor([0, 1])).sample, network(latents, torch.tensor([0, 1])).sample)
-    again(latents).sample.square().mean().backward()
-    assert all(weight.grad is not None for weight in again.parameters())
-
     sampler = {"kind": "gd", "step_size": 0.02, "steps": 3, "guidance_scale": 2.0}
-    pipeline = EqMPipeline(
-        network, Codec.load("bundled").vae, id2label=["one", "two"], sampler=sampler, frames=3, size=16
-    )
-    result = pipeline(labels=["one", "two"], seeds=[0, 1], output_type="latent")
+    settings = {"id2label": ["one", "two"], "sampler": sampler, "frames": 3, "size": 16}
+    pipeline = EqMPipeline(network, Codec.load("bundled").vae, **settings)
+    call = {"labels": ["one", "two"], "seeds": [0, 1], "output_type": "latent"}
+    result = pipeline(**call)
     assert result.frames.shape == (2, 3, 4, 4, 4) and result.nfe.tolist() == [3, 3]
+
+    pipeline.save_pretrained(tmp_path / "export")
+    again = EqMPipeline.from_pretrained(tmp_path / "export")
+    assert type(again.transformer) is type(network) and torch.equal(again(**call).frames, result.frames)
+    again.transformer.train()(torch.randn(2, 3, 4, 4, 4)).sample.square().mean().backward()
+    assert all(weight.grad is not None for weight in again.transformer.parameters())
