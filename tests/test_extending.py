@@ -17,13 +17,13 @@ from PIL import Image
 import eqm_video.studies
 from eqm_video import EqMPipeline, cli
 from eqm_video.codec import Codec
+from eqm_video.core import decay
 from eqm_video.core import gamma as gammas
-from eqm_video.models import build_model
+from eqm_video.models import build_model, loading
 from eqm_video.output import outputs
 from eqm_video.output.outputs import Output, record
 from eqm_video.randomness import generator
 from eqm_video.samplers import Euler, run
-from eqm_video.sampling import folders
 from eqm_video.system.reading import read_json
 from eqm_video.training import config
 
@@ -42,7 +42,7 @@ def example(title: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture(autouse=True)
 def tables() -> Iterator[None]:
     """Restore the tables of decays, draws and networks, to which examples add a line, after every test."""
-    kept = [(table, dict(table)) for table in (config.DECAYS, gammas.GAMMA_DRAWS, folders.NETWORKS)]
+    kept = [(table, dict(table)) for table in (decay.DECAYS, gammas.GAMMA_DRAWS, loading.NETWORKS)]
     yield
     for table, before in kept:
         table.clear()
@@ -55,9 +55,9 @@ def test_the_page_has_nine_examples() -> None:
 
 
 def test_a_decay_is_a_choice_of_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
-    decay = example("A decay", monkeypatch).CosineDecay
+    cosine = example("A decay", monkeypatch).CosineDecay
     made = config.parse_config({}, ["objective.decay.kind=cosine", "objective.decay.gain=2"])
-    assert made.objective.decay == decay(gain=2.0)
+    assert made.objective.decay == cosine(gain=2.0)
     assert "kind: cosine" in config.to_yaml(made)
     values = config.parse_config({"objective": {"decay": {"kind": "cosine"}}}).objective.decay(torch.tensor([0.0, 1.0]))
     assert values.tolist() == pytest.approx([4, 0], abs=1e-6)
