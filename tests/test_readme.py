@@ -1,27 +1,37 @@
-"""The README keeps its word: the tree names every file, recipes load, and every command is one that exists."""
+"""README and docs keep their word: code runs, the tree names every file, links lead somewhere, commands exist."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import shlex
 import subprocess
-import sys
 from functools import cache
 from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 
-from eqm_video.cli import COMMANDS
+from eqm_video import cli
 from eqm_video.sampling import launch as sample
 from eqm_video.training import launch as train
 from eqm_video.training.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf8")
-TREE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf8")
-DOCS = {name: (ROOT / "docs" / name).read_text(encoding="utf8") for name in ("landscape.md", "video.md")}
+README = ROOT / "README.md"
+PAGES = {
+    path: path.read_text(encoding="utf8")
+    for path in (
+        README,
+        *sorted((ROOT / "docs").glob("*.md")),
+        ROOT / "data/README.md",
+        ROOT / "video_samples/README.md",
+    )
+}
 RECIPES = sorted((ROOT / "configs").glob("*.yaml")) + sorted((ROOT / "configs" / "gamma").glob("*.yaml"))
+LONGEST = 190  # lines of README.md
 
 
 def expand(name: str) -> list[str]:
@@ -32,7 +42,7 @@ def expand(name: str) -> list[str]:
 
 def tree() -> set[str]:
     """Every path that the tree in docs/architecture.md names."""
-    block = TREE.split("## The tree")[1].split("```")[1]
+    block = PAGES[ROOT / "docs/architecture.md"].split("## The tree")[1].split("```")[1]
     paths, folder = set(), ""
     for line in block.splitlines():
         if not line.strip() or line.strip().startswith("#"):
@@ -42,28 +52,75 @@ def tree() -> set[str]:
             folder = name if name.endswith("/") and len(line.split()) == 1 else ""
             paths |= set() if folder else set(expand(name))
         else:
-            paths |= {folder + one for one in expand(name)}
+            paths |= {folder + part for part in expand(name)}
     return paths
 
 
 def commands() -> list[str]:
-    fences = re.findall(r"```(\w*)\n(.*?)```", README + "".join(DOCS.values()), flags=re.S)
-    blocks = [text for language, text in fences if not language]
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return list(dict.fromkeys(line for line in lines if re.match(r"(accelerate|python|make) ", line)))
+    """Every command on the pages: lines of plain code blocks, and commands within a sentence or a table."""
+    found = []
+    for text in PAGES.values():
+        fences = re.findall(r"```(\w*)\n(.*?)```", text, flags=re.S)
+        lines = [line for language, block in fences if not language for line in block.splitlines()]
+        found += [line.split("  #")[0].strip() for line in lines if re.match(r"(accelerate|python|make) ", line)]
+        sentences = re.sub(r"```.*?```", "", text, flags=re.S)
+        found += re.findall(r"`((?:python -m eqm_video [a-z-]+ |python sample_video\.py |make )[^`]+)`", sentences)
+    return list(dict.fromkeys(found))
 
 
-def test_pictures_are_there() -> None:
-    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", "".join(DOCS.values()))
-    assert len(shown) >= 14 and [name for name in shown if not (ROOT / "docs" / name).is_file()] == []
-    shown = re.findall(r'<img src="([^"]+)"|!\[[^]]*\]\(([^)]+)\)', README)
-    assert len(shown) >= 10 and [name for one in shown for name in one if name and not (ROOT / name).is_file()] == []
+def anchors(text: str) -> set[str]:
+    """The names that GitHub gives to the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.S), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @cache
 def help_of(command: str) -> str:
-    run = [sys.executable, "-m", "eqm_video", command, "--help"]
-    return subprocess.run(run, capture_output=True, text=True, cwd=ROOT).stdout
+    """The help text of a command."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        cli.main([command, "--help"])
+    return printed.getvalue()
+
+
+def test_the_readme_is_short() -> None:
+    assert len(PAGES[README].splitlines()) <= LONGEST
+
+
+def test_the_idea_in_code_is_true() -> None:
+    """The loss trains, a clean frame has the target 0, and known frames come out bit for bit."""
+    torch.manual_seed(0)
+    code = re.search(r"## The idea\n\n```python\n(.*?)```", PAGES[README], flags=re.S)[1]
+    names: dict = {}
+    exec(code, names)
+    loss, network = names["loss"], names["network"]
+    assert loss.shape == () and bool(loss.isfinite())
+    loss.backward()
+    assert sum(float(weight.grad.abs().sum()) for weight in network.parameters() if weight.grad is not None) > 0
+    clean, known, x = names["clean"], names["known"], names["x"]
+    assert torch.equal(x[:, known], clean[:, known]) and bool(x.isfinite().all())
+    one = torch.ones(2, 4, 1, 1, 1)
+    assert torch.equal(one * clean + (1 - one) * names["noise"], clean)
+    assert not ((names["noise"] - clean) * names["decay"](one)).any()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_pictures_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", PAGES[page], flags=re.S)
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'<img src="([^"]+)"', text)
+    missing = []
+    for link in links:
+        place, _, anchor = link.partition("#")
+        if re.match(r"https?:", link):
+            continue
+        target = (page.parent / place).resolve() if place else page
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text(encoding="utf8"))):
+            missing.append(link)
+    assert missing == []
+
+
+def test_the_pages_show_pictures() -> None:
+    shown = {path.name: len(re.findall(r"!\[[^]]*\]\(|<img ", text)) for path, text in PAGES.items()}
+    assert shown["landscape.md"] >= 12 and shown["video.md"] >= 7 and "demo/grid.gif" in PAGES[README]
 
 
 def test_tree_and_files_agree() -> None:
@@ -74,6 +131,7 @@ def test_tree_and_files_agree() -> None:
     modules = {path for path in modules if not path.endswith(("__init__.py", "__main__.py"))}
     assert modules - named == set()
     assert {str(path.relative_to(ROOT)) for path in RECIPES if path.parent.name == "configs"} - named == set()
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")} - named == set()
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
@@ -82,7 +140,12 @@ def test_recipes_load(recipe: Path) -> None:
 
 
 def test_there_are_commands_to_check() -> None:
-    assert len(commands()) >= 10
+    assert len(commands()) >= 60
+    assert {words.split()[3] for words in commands() if words.startswith("python -m eqm_video ")} >= set(
+        cli.COMMANDS
+    ) - {
+        *("train", "sample", "demo", "train-codec")  # their scripts, make demo, and the codec's card
+    }
 
 
 @pytest.mark.parametrize("command", commands())
@@ -98,7 +161,7 @@ def test_commands_are_understood(command: str) -> None:
     elif "sample_video.py" in words:
         assert sample.parse(words[words.index("sample_video.py") + 1 :]).model
     else:
-        assert words[:3] == ["python", "-m", "eqm_video"] and words[3] in COMMANDS
+        assert words[:3] == ["python", "-m", "eqm_video"] and words[3] in cli.COMMANDS
         help_text = help_of(words[3])
         for word in words[4:]:
             assert not word.startswith("--") or word in help_text, f"{word} is no option of {words[3]}"
