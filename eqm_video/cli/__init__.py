@@ -66,12 +66,6 @@ COMMANDS = {
         ("reconstruct", "studies.reconstruct", "use", "put your data through a codec and back, before any training"),
         ("train-codec", "studies.train_codec", "use", "train the small autoencoder that ships with the package"),
         (
-            "descent",
-            "studies.descent.study",
-            "look",
-            "gradient, energy and frames along a descent, of one model or two",
-        ),
-        (
             "curvature",
             "studies.curvature.study",
             "look",
