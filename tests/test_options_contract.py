@@ -35,7 +35,7 @@ SEVERAL = {"labels": 2, "clips": 3, "step_schedule": 2, "columns": 2}
 # Options for which these are numbers like others.
 ZERO = {
     *("seed", "mu", "guidance_scale", "history_guidance", "temperature", "start_gamma", "guidance_interval", "at"),
-    *("clips of sample", "frame_schedule"),
+    *("clips of sample", "frame_schedule", "guidance_scales", "start_gammas"),
 }
 NEGATIVE = {"guidance_scale", "history_guidance"}
 SENSELESS = ("0", "-1", "nan", "inf", "-inf", "1e30", "-1e30", "1e400", "many", "", "1,5", "0x10")

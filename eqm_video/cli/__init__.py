@@ -65,12 +65,6 @@ COMMANDS = {
         ("demo", "studies.demo", "use", "write moving shapes, train on them, sample, measure"),
         ("reconstruct", "studies.reconstruct", "use", "put your data through a codec and back, before any training"),
         ("train-codec", "studies.train_codec", "use", "train the small autoencoder that ships with the package"),
-        (
-            "curvature",
-            "studies.curvature.study",
-            "look",
-            "curl and largest curvature of a field, and the steps that it bears",
-        ),
         ("partial", "studies.partial.study", "look", "denoise clips that start between noise and data"),
         ("compose", "studies.compose.study", "look", "several labels, or several models, in one sample"),
         ("predict", "studies.predict", "look", "hidden frames of real clips: predictions against what they were"),
