@@ -65,7 +65,6 @@ COMMANDS = {
         ("demo", "studies.demo", "use", "write moving shapes, train on them, sample, measure"),
         ("reconstruct", "studies.reconstruct", "use", "put your data through a codec and back, before any training"),
         ("train-codec", "studies.train_codec", "use", "train the small autoencoder that ships with the package"),
-        ("partial", "studies.partial.study", "look", "denoise clips that start between noise and data"),
         ("compose", "studies.compose.study", "look", "several labels, or several models, in one sample"),
         ("predict", "studies.predict", "look", "hidden frames of real clips: predictions against what they were"),
         ("compare", "studies.compare.study", "look", "samples against data: nearest clips, and a Fréchet distance"),
