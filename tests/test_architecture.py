@@ -203,6 +203,7 @@ ORDER = [
     (5, "cli"),
     (5, "__main__"),
     (5, "cli.convert"),
+    (5, "studies.descent.trace"),
     (5, "studies.descent.pictures"),
     (5, "studies.descent.study"),
 ]

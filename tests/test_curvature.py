@@ -31,7 +31,7 @@ from eqm_video.errors import UserError
 from eqm_video.randomness import generator, normal
 from eqm_video.samplers import NAG, GradientDescent, descend
 from eqm_video.sampling.pipeline import EqMPipeline
-from eqm_video.studies.curvature import study as command
+from eqm_video.studies.curvature.study import Curvature
 
 
 def generators(count: int, name: str = "probe") -> list[torch.Generator]:
@@ -282,7 +282,7 @@ def export(tmp_path: Path) -> Path:
 
 def test_command_measures_and_writes_what_auto_reads(export, tmp_path, capsys):
     words = [str(export), "--out", str(tmp_path / "out"), "--num-samples", "2", "--stages", "3", "--iterations", "4"]
-    assert command.main([*words, "--probes", "2", "--device", "cpu", "--write"]) == 0
+    assert Curvature.main([*words, "--probes", "2", "--device", "cpu", "--write"]) == 0
     record = json.loads((tmp_path / "out" / "curvature.json").read_text())
     kept = json.loads((export / "model_index.json").read_text())["curvature"]
     assert kept == record["curvature"]
@@ -300,7 +300,7 @@ def test_command_measures_and_writes_what_auto_reads(export, tmp_path, capsys):
 def test_command_descends_with_samplers_that_draw_noise(export, tmp_path):
     words = f"{export} --out {tmp_path / 'out'} --num-samples 2 --stages 2 --iterations 2 --probes 2 --device cpu"
     for sampler in ("langevin", "sde"):
-        assert command.main([*words.split(), "--sampler", sampler, "--guidance-scales", "2"]) == 0
+        assert Curvature.main([*words.split(), "--sampler", sampler, "--guidance-scales", "2"]) == 0
         record = json.loads((tmp_path / "out" / "curvature.json").read_text())
         assert math.isfinite(record["curvature"]["largest"])
 
@@ -308,7 +308,7 @@ def test_command_descends_with_samplers_that_draw_noise(export, tmp_path):
 def test_command_measures_at_data(export, tmp_path):
     videos = write_videos(tmp_path / "videos", each=1)
     words = [str(export), "--out", str(tmp_path / "out"), "--data", str(videos), "--num-samples", "2", "--stages", "2"]
-    assert command.main([*words, "--iterations", "2", "--probes", "2", "--device", "cpu"]) == 0
+    assert Curvature.main([*words, "--iterations", "2", "--probes", "2", "--device", "cpu"]) == 0
     record = json.loads((tmp_path / "out" / "curvature.json").read_text())
     assert record["curvature"]["points"] == "data" and record["progress"] == [0.0, 1.0]
     assert "curvature" not in json.loads((export / "model_index.json").read_text()) or (
@@ -319,7 +319,7 @@ def test_command_measures_at_data(export, tmp_path):
 def test_command_writes_into_exports_only(export, tmp_path):
     words = [str(export / "transformer"), "--codec", str(tmp_path / "codec"), "--out", str(tmp_path / "out")]
     with pytest.raises(UserError, match="--write keeps the result in an export"):
-        command.main([*words, "--write", "--device", "cpu"])
+        Curvature.main([*words, "--write", "--device", "cpu"])
 
 
 def test_stiffness_of_a_pure_rotation_is_none():

@@ -14,7 +14,8 @@ from test_pipeline import tiny_pipeline, tiny_transformer
 from eqm_video.analysis.gamma_estimate import frame_dot, frame_rms
 from eqm_video.errors import UserError
 from eqm_video.samplers import Euler, GradientDescent
-from eqm_video.studies.descent import study as descent
+from eqm_video.studies.descent import trace as descent
+from eqm_video.studies.descent.study import Descent, lowered
 from eqm_video.studies.request import Request
 
 
@@ -37,7 +38,7 @@ def small_pictures(monkeypatch) -> None:
 
 
 def run(out, *words: object) -> list[dict]:
-    assert descent.main([*map(str, words), "--out", str(out)]) == 0
+    assert Descent.main([*map(str, words), "--out", str(out)]) == 0
     return json.loads((out / "descent.json").read_text())["models"]
 
 
@@ -119,20 +120,22 @@ def test_the_closed_form_is_that_of_one_data_point():
 
 def test_share_of_steps_that_lower_the_energy():
     clips = torch.tensor([[3.0, 3.0], [2.0, 4.0], [1.0, 5.0]])  # one falls twice, one rises twice
-    assert descent.lowered(clips[:, :, None]) == 0.5
+    assert lowered(clips[:, :, None]) == 0.5
 
 
 def test_an_image_model_and_wrong_names(folders, tmp_path):
     (model,) = run(tmp_path, folders.eqm, "--frames", 1, "--num-samples", 2, "--names", "images", "--seed", 5)
     assert model["name"] == "images" and np.shape(model["gamma"]["mean"]) == (5,)
     with pytest.raises(UserError, match="2 names for 1 models"):
-        descent.main([folders.eqm, "--out", str(tmp_path), "--names", "a", "b"])
+        Descent.main([folders.eqm, "--out", str(tmp_path), "--names", "a", "b"])
 
 
 def test_what_cannot_be_recorded_is_explained(folders, tmp_path):
     words = [folders.eqm, folders.flow, "--out", str(tmp_path), "--num-samples", "2"]
     for option in ("--sampler", "--against-sampler"):
         with pytest.raises(UserError, match=f"clip after clip.*{option} euler or heun"):
-            descent.main([*words, option, "dopri5"])
-    with pytest.raises(UserError, match=r"eqm: .*diverged"):
-        descent.main([*words, "--step-size", "1e38"])
+            Descent.main([*words, option, "dopri5"])
+    far = {"kind": "gd", "step_size": 1e38, "steps": 4, "guidance_scale": 1.0}
+    tiny_pipeline(sampler=far).save_pretrained(tmp_path / "far")
+    with pytest.raises(UserError, match=r"far: .*diverged"):
+        Descent.main([str(tmp_path / "far"), *words[2:]])

@@ -29,12 +29,13 @@ STUDIES = {
 CLASSES = STUDIES | {"sample": SampleOptions}
 EVERY = [(name, one) for name, given in CLASSES.items() for one in declared(given).values()]
 # Names with two meanings. labels: of what is sampled, and whether a model is told those that clips have; clips: that
-# are measured, and that get files of their own; step_schedule: the sweep has one that goes by the model's decay.
-SEVERAL = {"labels": 2, "clips": 2, "step_schedule": 2}
+# are measured, that get files of their own, and that are shown; step_schedule: the sweep has one that goes by the
+# model's decay; columns: clips beside each other in a grid, and states in a strip.
+SEVERAL = {"labels": 2, "clips": 3, "step_schedule": 2, "columns": 2}
 # Options for which these are numbers like others.
 ZERO = {
     *("seed", "mu", "guidance_scale", "history_guidance", "temperature", "start_gamma", "guidance_interval", "at"),
-    *("clips of sample", "frame_schedule"),
+    *("clips of sample", "frame_schedule", "guidance_scales", "start_gammas"),
 }
 NEGATIVE = {"guidance_scale", "history_guidance"}
 SENSELESS = ("0", "-1", "nan", "inf", "-inf", "1e30", "-1e30", "1e400", "many", "", "1,5", "0x10")
@@ -60,7 +61,7 @@ def test_an_option_is_declared_in_one_place(name: str) -> None:
 
 def _is_the_same(first: Option, here: Declared) -> None:
     """Help and kind are equal; bounds and choices allow less or as much; the default is None, or within them."""
-    for entry in ("help", "metavar", "read", "positional"):
+    for entry in ("help", "metavar", "read"):
         assert getattr(here.option, entry) == getattr(first, entry), entry
     assert set(here.option.words) <= set(first.words)
     assert not first.choices or set(here.option.choices) <= set(first.choices)

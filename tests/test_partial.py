@@ -15,8 +15,7 @@ from test_pipeline import tiny_pipeline, tiny_transformer
 from eqm_video.data.moving_shapes import DIRECTIONS, render_clip, write_moving_shapes
 from eqm_video.data.source import Clips
 from eqm_video.errors import UserError
-from eqm_video.studies.partial import study as module
-from eqm_video.studies.partial.study import Pairs, denoise, measure, psnr, references, variants
+from eqm_video.studies.partial.study import Pairs, Partial, denoise, measure, psnr, references, variants
 
 FRAMES, SIZE = 4, 16
 FLOW = {"decay": {"kind": "constant", "gain": 1.0}}
@@ -153,7 +152,7 @@ def test_the_command(data, tmp_path, capsys):
     for name, made in (("eqm", {}), ("flow", {**FLOW, "told": True})):
         pipeline(**made).save_pretrained(tmp_path / name)
     words = [tmp_path / "eqm", tmp_path / "flow", "--data", data, "--out", tmp_path / "out", "--start-gammas", 0.5, 0]
-    assert module.main([str(word) for word in [*words, "--clips", 4, "--steps", 2]]) == 0
+    assert Partial.main([str(word) for word in [*words, "--clips", 4, "--steps", 2]]) == 0
     numbers = json.loads((tmp_path / "out" / "partial.json").read_text())
     names = ["EqM, told nothing", "FM, told the start", "FM, told 0", "the start itself"]
     assert list(numbers["measured"]) == names and numbers["start_gammas"] == [0, 0.5]
@@ -175,10 +174,10 @@ def test_mistakes_are_explained(data, tmp_path):
     pipeline().save_pretrained(tmp_path / "eqm")
     words = [str(tmp_path / "eqm"), "--data", str(data), "--out", str(tmp_path / "out")]
     with pytest.raises(UserError, match="--start-gammas is 1"):
-        module.main([*words, "--start-gammas", "1"])
+        Partial.main([*words, "--start-gammas", "1"])
     pipeline(frames=3).save_pretrained(tmp_path / "shorter")
     with pytest.raises(UserError, match="different clips"):
-        module.main([str(tmp_path / "shorter"), *words])
+        Partial.main([str(tmp_path / "shorter"), *words])
     pipeline(id2label=["left", "right", *"abcdef"]).save_pretrained(tmp_path / "labels")
     with pytest.raises(UserError, match="does not know the label 'DiscDown'"):
-        module.main([str(tmp_path / "labels"), *words[1:], "--labels", "given"])
+        Partial.main([str(tmp_path / "labels"), *words[1:], "--labels", "given"])

@@ -10,6 +10,14 @@ from eqm_video.sampling.folders import holds_model, newest_of_run, part_dtype
 from eqm_video.sampling.pipeline import EqMPipeline, as_codec
 
 
+def find_model(path: str | Path) -> str:
+    """The folder that `load_pipeline` loads for a path: of a run its export or newest checkpoint; a hub id as it is."""
+    folder = Path(path).expanduser()
+    if (folder / "checkpoints").is_dir() or (folder / "export").is_dir():
+        folder = newest_of_run(folder)
+    return str(folder if folder.is_dir() else path)
+
+
 def load_pipeline(path: str | Path, *, codec: str | None = None, torch_dtype: Any = None) -> tuple[EqMPipeline, str]:
     """Load whatever can be sampled from, and say where it was found: (pipeline, folder).
 
@@ -17,9 +25,7 @@ def load_pipeline(path: str | Path, *, codec: str | None = None, torch_dtype: An
     or, with `codec`, the folder of a network alone. `codec` replaces the codec that the model comes with. torch_dtype:
     as for `EqMPipeline.from_pretrained`.
     """
-    folder = Path(path).expanduser()
-    if (folder / "checkpoints").is_dir() or (folder / "export").is_dir():
-        folder = newest_of_run(folder)
+    folder = Path(source := find_model(path))
     if holds_model(folder):
         return EqMPipeline.from_checkpoint(folder, codec=codec, torch_dtype=torch_dtype), str(folder)
     replaced = {"vae": as_codec(codec, part_dtype(torch_dtype, "vae")).vae} if codec is not None else {}
@@ -27,5 +33,4 @@ def load_pipeline(path: str | Path, *, codec: str | None = None, torch_dtype: An
         transformer = load_transformer(folder, part_dtype(torch_dtype, "transformer"))
         frames = 16 if transformer.config.temporal else 1
         return EqMPipeline(transformer, **replaced, frames=frames), str(folder)
-    source = folder if folder.is_dir() else path
-    return EqMPipeline.from_pretrained(source, torch_dtype=torch_dtype, **replaced), str(source)
+    return EqMPipeline.from_pretrained(source, torch_dtype=torch_dtype, **replaced), source

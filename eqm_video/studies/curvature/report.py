@@ -1,11 +1,10 @@
-"""What `curvature` measured, in words and as a picture.
+"""Measured curvature and curl as numbers, in words, and as a picture.
 
 Legend: S stages, B clips.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ TRUE_GRADIENT, NEARLY = 1e-3, 0.1  # of the curl: below the first it is rounding
 
 @dataclass
 class Stages:
-    """What was measured at one guidance scale: curvature (S, B); curl and its standard error (S, B), or None."""
+    """Measurements at one guidance scale: curvature (S, B); curl and its standard error (S, B), or None."""
 
     guidance_scale: float
     curvature: Tensor
@@ -33,12 +32,12 @@ class Stages:
 
 
 def stiffest(stages: Stages) -> Tensor:
-    """Of each clip, the curvature of its stiffest stage: (B,)."""
+    """The curvature of each clip at its stiffest stage: (B,)."""
     return stages.curvature.amax(dim=0)
 
 
 def numbers(stages: Stages) -> dict[str, Any]:
-    """Of each stage: mean and largest curvature; mean curl and the standard error of that mean over clips."""
+    """The record of each stage: mean and largest curvature; mean, range and standard error of the curl."""
     result: dict[str, Any] = {
         "curvature_mean": stages.curvature.mean(dim=1).tolist(),
         "curvature_largest": stages.curvature.amax(dim=1).tolist(),
@@ -52,7 +51,7 @@ def numbers(stages: Stages) -> dict[str, Any]:
 
 
 def verdict(asymmetry: float) -> str:
-    """What a curl means, in words."""
+    """The meaning of a curl, in words."""
     if asymmetry < TRUE_GRADIENT:
         return "the field is the gradient of an energy, up to rounding"
     if asymmetry < NEARLY:
@@ -60,40 +59,42 @@ def verdict(asymmetry: float) -> str:
     return "not the gradient of any energy: read its x.f and |f|^2 as scores, not as energies"
 
 
-def report(
-    pipeline: EqMPipeline,
-    curvature: dict[str, Any],
-    own: Stages,
-    progress: Sequence[float],
-    options: argparse.Namespace,
-) -> None:
-    """Say what was measured, what follows, and where to look."""
-    sampler, turns, mu = pipeline.config.sampler, curvature["curl"], curvature["mu"]
+def verdicts(
+    pipeline: EqMPipeline, curvature: dict[str, Any], own: Stages, progress: Sequence[float], on_data: bool
+) -> str:
+    """The measurements and what follows from them, in words."""
+    turns, mu = curvature["curl"], curvature["mu"]
     place = progress[int(own.curvature.mean(dim=1).argmax())]
-    unit = "of the descent" if options.data is None else "of the way from noise to data"
-    print(
+    unit = "of the way from noise to data" if on_data else "of the descent"
+    by_scale = ", ".join(f"{value:.3g} at {scale:g}" for scale, value in curvature["by_guidance"])
+    lines = [
         f"curl |J - J^T| / |J| at guidance {own.guidance_scale:g}: {turns['noise']:.2g} at noise, "
-        f"{turns['halfway']:.2g} half-way, {turns['rest']:.2g} at the end\n"
-        f"  {verdict(max(turns.values()))}\n"
+        f"{turns['halfway']:.2g} half-way, {turns['rest']:.2g} at the end",
+        f"  {verdict(max(turns.values()))}",
         f"largest curvature {curvature['largest']:.3g} (stiffest clip {curvature['highest']:.3g}), at about "
-        f"{place:.0%} {unit}; by guidance scale: "
-        + ", ".join(f"{value:.3g} at {scale:g}" for scale, value in curvature["by_guidance"])
-        + f"\n  step sizes are stable below {curvature['gd_limit']:.3g} with gd, below {curvature['nag_limit']:.3g} "
-        f"with nag (mu {mu:g})"
-    )
-    kind, steps, decay = sampler["kind"], sampler["steps"], pipeline.decay
-    if kind in ("gd", "nag"):
-        limit = step_limit(curvature, kind, mu)
-        share = sampler["step_size"] / limit
-        warning = "" if share < 1 else ": too large, samples suffer"
-        print(f"  the model's own {kind} with {sampler['step_size']:g} is at {share:.0%} of its limit{warning}")
-        if decay is not None and not isinstance(decay, ConstantDecay):
-            auto = auto_step(curvature, kind, mu, steps, decay)
-            need = steps_to_rest(auto, decay)
-            short = "" if need <= steps else f"; they are too few to come to rest, which takes {need}"
-            print(f"  --step-size auto would take {auto:.3g} at {steps} steps{short}")
-    kept = " and the export's model_index.json" if options.write else " (--write keeps it for --step-size auto)"
-    print(f"look at {options.out / 'curvature.png'}; numbers: {options.out / 'curvature.json'}{kept}")
+        f"{place:.0%} {unit}; by guidance scale: {by_scale}",
+        f"  step sizes are stable below {curvature['gd_limit']:.3g} with gd, below {curvature['nag_limit']:.3g} "
+        f"with nag (mu {mu:g})",
+        *own_steps(pipeline, curvature, mu),
+    ]
+    return "\n".join(lines)
+
+
+def own_steps(pipeline: EqMPipeline, curvature: dict[str, Any], mu: float) -> list[str]:
+    """The model's own step size beside its limit, and the automatic one; nothing for a sampler without a limit."""
+    sampler, decay = pipeline.config.sampler, pipeline.decay
+    kind, steps = sampler["kind"], sampler["steps"]
+    if kind not in ("gd", "nag"):
+        return []
+    share = sampler["step_size"] / step_limit(curvature, kind, mu)
+    warning = "" if share < 1 else ": too large, samples suffer"
+    lines = [f"  the model's own {kind} with {sampler['step_size']:g} is at {share:.0%} of its limit{warning}"]
+    if decay is not None and not isinstance(decay, ConstantDecay):
+        auto = auto_step(curvature, kind, mu, steps, decay)
+        need = steps_to_rest(auto, decay)
+        short = "" if need <= steps else f"; they are too few to come to rest, which takes {need}"
+        lines.append(f"  --step-size auto would take {auto:.3g} at {steps} steps{short}")
+    return lines
 
 
 def draw(

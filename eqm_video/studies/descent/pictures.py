@@ -1,4 +1,4 @@
-"""The pictures of `python -m eqm_video descent`: curves, a strip of states, a film.
+"""Pictures of recorded descents: curves, a strip of states, a film.
 
 Legend: E evaluations, S states, B clips, T frames, H W pixels; pixels uint8, channels last.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -15,17 +15,15 @@ from torch import Tensor
 from eqm_video.output import media, plots
 from eqm_video.output.grids import PAPER
 from eqm_video.output.overlays import draw_gamma_bars
+from eqm_video.studies.descent.trace import Trace
 
-if TYPE_CHECKING:
-    from eqm_video.studies.descent.study import Trace
-
-WIDTH = 640  # of a film, in pixels, about
-PICTURES = 36  # of a film, at most
-FPS, HOLD = 8.0, 12  # of a film, and pictures for which its end stands still
+WIDTH = 640  # pixels of a film, about
+PICTURES = 36  # in a film, at most
+FPS, HOLD = 8.0, 12  # pictures of a film in a second, and pictures for which its end stands still
 
 
 def draw_curves(path: Path, traces: Sequence[Trace]) -> None:
-    """Gradient, energy and gamma over the evaluations: mean, and the middle 80 % of all frames."""
+    """Curves of gradient, energy and gamma over the evaluations: their mean, and the middle 80 % of all frames."""
     figure = plots.figure(6.0, 7.2)
     measures = " / ".join(dict.fromkeys(one.measure for one in traces))
     rms = plots.axes(figure, 3, 1, 1, ylabel="gradient, RMS of a frame", yscale="log")
@@ -49,7 +47,7 @@ def draw_curves(path: Path, traces: Sequence[Trace]) -> None:
 
 
 def _band(axes: Any, places: np.ndarray, values: Tensor, index: int, label: str) -> None:
-    """Mean over clips and frames of (E,B,T), and a band from the 10th to the 90th percentile."""
+    """Draw the mean of values (E, B, T) over clips and frames, and a band from the 10th to the 90th percentile."""
     flat = values.double().flatten(1).numpy()
     colour = plots.PALETTE[index]
     low, high = np.quantile(flat, [0.1, 0.9], axis=1)
@@ -58,14 +56,17 @@ def _band(axes: Any, places: np.ndarray, values: Tensor, index: int, label: str)
 
 
 def draw_strip(path: Path, traces: Sequence[Trace], shown: Sequence[int], columns: int, labels: Sequence[str]) -> None:
-    """Rows: the clips of each model, from the same noise; columns: states. A clip shows its first and last frame."""
+    """A table of pictures: a row for each shown clip of each model, a column for each of `columns` states.
+
+    A clip shows its first and its last frame. `labels` has a caption for every clip.
+    """
     rows = len(shown) * len(traces)
     frames = [0] if traces[0].pixels.shape[2] == 1 else [0, traces[0].pixels.shape[2] - 1]
     figure = plots.figure(1.1 * columns * (0.6 if len(frames) == 1 else 1) + 0.8, 0.62 * rows + 0.5)
     grid = figure.subplots(rows, columns, squeeze=False)
     for row in range(rows):
         clip, one = shown[row // len(traces)], traces[row % len(traces)]
-        # Closer together at first, where the most happens.
+        # States lie closer together at the start, where the clips change most.
         chosen = [round((k / (columns - 1)) ** 1.5 * (len(one.states) - 1)) for k in range(columns)]
         for axes, place in zip(grid[row], chosen, strict=True):
             picture = one.pixels[place, clip][frames]
@@ -84,7 +85,10 @@ def draw_strip(path: Path, traces: Sequence[Trace], shown: Sequence[int], column
 
 
 def draw_film(path: Path, traces: Sequence[Trace], shown: Sequence[int], labels: Sequence[str]) -> None:
-    """The shown clips while they descend, their frames side by side, each with the bar of its gamma."""
+    """A film of the shown clips while they descend: frames side by side, below each a bar that shows its gamma.
+
+    Without the bars where the gamma of a model is not known.
+    """
     count = min(PICTURES, max(len(one.states) for one in traces))
     barred = all(one.gamma is not None for one in traces)
     clips, captions = [], []

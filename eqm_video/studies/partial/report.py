@@ -1,4 +1,4 @@
-"""What partial denoising shows: a table, curves over the start, and one clip from every start.
+"""Partial denoising on the screen and as pictures: a table, curves over the start, and one clip from every start.
 
 Legend: T frames, H W pixels; pixels uint8, channels last.
 """

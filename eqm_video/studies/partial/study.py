@@ -1,19 +1,10 @@
-"""`python -m eqm_video partial MODEL [MODEL ...] --data FOLDER --out DIR`: clips that start half-way to noise.
-
-Held-out clips are mixed with noise, x = gamma·clip + (1 - gamma)·noise, and sampled from there. An equilibrium needs no
-word about gamma: it descends from wherever it starts. A flow is integrated from its start to 1 and must be told where
-that is, so a flow model is shown twice, told the right start and told 0, as if every start were noise.
-
-Measured against the clip: the RMS of the latents' difference, the PSNR of the pixels, and, for moving shapes, how many
-results still move as the clip does, and show its shape. The clip's label is not told unless asked: what is kept comes
-from the start then. For reference: the start itself, another held-out clip, and what the codec alone loses.
+"""Held-out clips mixed with noise and sampled from there: how much of each clip is kept.
 
 Legend: N clips, T frames, C latent channels, h w latents.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,22 +21,22 @@ from eqm_video.core.objective import interpolate
 from eqm_video.data.moving_shapes import SHAPES, label_names, score_motion
 from eqm_video.data.source import Clips, Source
 from eqm_video.errors import UserError
-from eqm_video.output.outputs import claim_output
+from eqm_video.options import narrower, option, same
 from eqm_video.samplers import DivergenceError, Sampler, run
-from eqm_video.sampling.arguments import check_fraction, make_generators, told_gammas
+from eqm_video.sampling.arguments import make_generators, told_gammas
+from eqm_video.sampling.option_groups import SPLIT, Batched, Guided, HeldOut, Seeded, ToldLabels
 from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.sampling.settings import Sampling
 from eqm_video.studies.partial import report
-from eqm_video.studies.request import add_model, add_split, choose_split, describe_rule, number, open_model, whole
-from eqm_video.system import files
-from eqm_video.system.parser import Parser
+from eqm_video.studies.request import describe_rule, lists_of, split_of
+from eqm_video.studies.study import Opening, Report
 
-SPLIT = "test"  # what a model was not trained on, where there are lists
 MOVING_SHAPES = frozenset(label_names())
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One curve: a model, and what it is told of the start: "nothing", "the start" (its gamma), or "0"."""
+    """One curve: a model, and the gamma that it gets: none ("nothing"), that of the start ("the start"), or "0"."""
 
     name: str
     pipeline: EqMPipeline
@@ -55,7 +46,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What starts are mixed from: clean latents and noise, both (N, T, C, h, w), and the generators that drew it."""
+    """Clean latents and noise, both (N, T, C, h, w), that are mixed into starts, and the generators of the noise."""
 
     clean: Tensor
     noise: Tensor
@@ -75,80 +66,104 @@ class Pairs:
         return interpolate(self.clean, self.noise, self.clean.new_full(self.clean.shape[:2], gamma))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, mix, sample, measure, write."""
-    options = parse(arguments)
-    claim_output(options.out, "partial")
-    starts = [check_fraction("--start-gammas", gamma) for gamma in sorted(set(options.start_gammas))]
-    pipelines = {path: open_model(options, path) for path in options.models}
-    source = open_source(options, list(pipelines.values()))
-    clips = source.read()
-    labels = told_labels(options.labels, clips, list(pipelines.values()))
-    pairs = {path: Pairs.of(one, clips, options.seed, options.batch_size) for path, one in pipelines.items()}
-    measured, shown = {}, {}
-    for path, variant in variants(pipelines):
-        rows = []
-        for gamma in tqdm(starts, desc=variant.name, unit="start", leave=False, disable=None):
-            latents = denoise(variant, pairs[path], labels, gamma, options)
-            pixels = variant.pipeline.decode(latents)
-            rows.append(measure(clips, pixels, latents, pairs[path].clean))
-            shown[variant.name, gamma] = pixels[0]
-        measured[variant.name] = rows
-    first, ours = pipelines[options.models[0]], pairs[options.models[0]]
-    for gamma in starts:
-        pixels = first.decode(ours.start(gamma))
-        measured.setdefault(report.START, []).append(measure(clips, pixels, ours.start(gamma), ours.clean))
-        shown[report.START, gamma] = pixels[0]
-    numbers = {
-        "settings": describe(options, pipelines, source, len(labels)),
-        "start_gammas": starts,
-        "measured": measured,
-        "references": references(first, clips, ours.clean),
-    }
-    files.write_record(options.out / "partial.json", numbers)
-    report.draw_curves(numbers, options.out / "partial.png")
-    report.draw_examples(clips.pixels[0], shown, options.out / "partial_examples.png")
-    print(
-        report.table(numbers),
-        f"look at {options.out}/partial.png, partial_examples.png; numbers: partial.json",
-        sep="\n",
+@dataclass(frozen=True, kw_only=True)
+class Partial(Opening, HeldOut, ToldLabels, Guided, Seeded, Batched, group="look"):
+    """Denoise clips that start between noise and data.
+
+    Held-out clips are mixed with noise, x = gamma·clip + (1 - gamma)·noise, and sampled from there. An equilibrium
+    needs no gamma: it descends from wherever it starts. A flow is integrated from its start to 1 and needs the gamma of
+    that start, so a flow model is shown twice: given the right start, and given 0, as if every start were noise.
+
+    Measured against the clip: the RMS of the latents' difference, the PSNR of the pixels, and, for moving shapes, how
+    many results still move as the clip does, and show its shape. Unless --labels given is typed the model gets no
+    label: whatever is kept then comes from the start. For reference: the start itself, another held-out clip, and the
+    loss of the codec alone.
+
+    --steps holds for every descent, whatever its start. --guidance-scale matters with --labels given.
+    """
+
+    models: tuple[str, ...] = option(
+        positional=True, metavar="MODEL", help="exports, training runs or checkpoints, or hub ids"
     )
-    return 0
+    labels: str | None = narrower("none", choices=("none", "given"))
+    clips: int = narrower(64, least=2)
+    steps: int | None = same(Sampling, "steps", least=1)
+    start_gammas: tuple[float, ...] = option(
+        (0.0, 0.2, 0.4, 0.6, 0.8), least=0, below=1, metavar="G", help="how clean the starts are: 0 = noise"
+    )
 
+    def paths(self) -> Sequence[str | Path]:
+        """The models, each once."""
+        return tuple(dict.fromkeys(self.models))
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = Parser(prog="python -m eqm_video partial", description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("models", nargs="+", metavar="MODEL", help="exports, training runs or checkpoints, or hub ids")
-    add_model(parser, positional=False)
-    add("--data", type=Path, required=True, metavar="FOLDER", help="videos or images like those it was trained on")
-    add_split(parser, SPLIT)
-    add("--frame-interval", type=whole(1), metavar="K", help="of --data; default: by the fps of data and model")
-    add("--clips", type=whole(2), default=64, metavar="N", help="at most; default: 64")
-    add("--start-gammas", type=number(0), nargs="+", default=[0, 0.2, 0.4, 0.6, 0.8], metavar="G", help="in [0, 1)")
-    add("--labels", choices=("none", "given"), default="none", help="tell the model the clips' labels; default: none")
-    add("--steps", type=whole(1), metavar="N", help="of every descent, whatever its start; default: the model's")
-    add("--guidance-scale", type=number(), metavar="S", help="with --labels given; default: the model's")
-    add("--batch-size", type=whole(1), default=32, metavar="B", help="default: 32")
-    add("--seed", type=whole(0), default=0, metavar="K", help="the noise of clip k has seed K + k; default: 0")
-    return parser.parse_args(arguments)
+    def run(self, *models: EqMPipeline) -> Report:
+        """Mix, sample and measure, model by model and start by start."""
+        pipelines = dict(zip(self.paths(), models, strict=True))
+        starts = sorted(set(self.start_gammas))
+        split = split_of(self.split, self.data, SPLIT)
+        source = self.open_source(models, split)
+        clips = source.read()
+        labels = told_labels(self.labels, clips, models)
+        pairs = {path: Pairs.of(one, clips, self.seed, self.batch_size) for path, one in pipelines.items()}
+        measured, shown = {}, {}
+        for path, variant in variants(pipelines):
+            rows = []
+            for gamma in tqdm(starts, desc=variant.name, unit="start", leave=False, disable=None):
+                latents = denoise(variant, pairs[path], labels, gamma, self)
+                pixels = variant.pipeline.decode(latents)
+                rows.append(measure(clips, pixels, latents, pairs[path].clean))
+                shown[variant.name, gamma] = pixels[0]
+            measured[variant.name] = rows
+        ours = pairs[self.paths()[0]]
+        for gamma in starts:
+            pixels = models[0].decode(ours.start(gamma))
+            measured.setdefault(report.START, []).append(measure(clips, pixels, ours.start(gamma), ours.clean))
+            shown[report.START, gamma] = pixels[0]
+        numbers = {
+            "settings": self.settings(pipelines, source, split, len(labels)),
+            "start_gammas": starts,
+            "measured": measured,
+            "references": references(models[0], clips, ours.clean),
+        }
+        pictures = {
+            "partial.png": lambda path: report.draw_curves(numbers, path),
+            "partial_examples.png": lambda path: report.draw_examples(clips.pixels[0], shown, path),
+        }
+        return Report(numbers, report.table(numbers), pictures)
+
+    def open_source(self, models: Sequence[EqMPipeline], split: str) -> Source:
+        """The held-out clips; UserError where models differ in frames, size or rate."""
+        asked = {(one.check_frames(), one.check_size(), one.config.fps) for one in models}
+        if len(asked) > 1:
+            raise UserError(f"the models were trained on different clips (frames, size, fps): {sorted(asked)}")
+        ((frames, size, fps),) = asked
+        shape = {"frames": frames, "size": size, "fps": fps, "frame_interval": self.frame_interval}
+        return Source(self.data, count=self.clips, **shape, **lists_of(split, self.fold))
+
+    def settings(self, pipelines: Mapping[str, EqMPipeline], source: Source, split: str, count: int) -> dict[str, Any]:
+        """The record beside the numbers."""
+        return {
+            "models": {
+                path: {
+                    "decay": variant.pipeline.config.decay,
+                    "told_gamma": variant.pipeline.transformer.config.conditioned_on_gamma,
+                    "sampler": describe_rule(variant.sampler),
+                    "steps": self.steps or variant.pipeline.config.sampler["steps"],
+                }
+                for path, variant in variants(pipelines)
+            },
+            "data": str(self.data),
+            "split": split,
+            "clips": count,
+            "frames": source.frames,
+            "frame_interval": source.data.frame_interval,
+            "labels": self.labels,
+            "guidance_scale": self.guidance_scale,
+            "seed": self.seed,
+        }
 
 
 # Models and clips ---------------------------------------------------------------------------------------------------
-
-
-def open_source(options: argparse.Namespace, pipelines: Sequence[EqMPipeline]) -> Source:
-    """The held-out clips; UserError where models differ in frames, size or rate."""
-    asked = {(one.check_frames(), one.check_size(), one.config.fps) for one in pipelines}
-    if len(asked) > 1:
-        raise UserError(f"the models were trained on different clips (frames, size, fps): {sorted(asked)}")
-    ((frames, size, fps),) = asked
-    lists = choose_split(options, options.data, SPLIT)
-    interval = options.frame_interval
-    return Source(
-        options.data, frames=frames, size=size, fps=fps, count=options.clips, frame_interval=interval, **lists
-    )
 
 
 def told_labels(asked: str, clips: Clips, pipelines: Sequence[EqMPipeline]) -> list[str | None]:
@@ -162,7 +177,7 @@ def told_labels(asked: str, clips: Clips, pipelines: Sequence[EqMPipeline]) -> l
 
 
 def variants(pipelines: Mapping[str, EqMPipeline]) -> list[tuple[str, Variant]]:
-    """The curves, and which model each is of. A flow model is integrated by Euler's method where it names a descent."""
+    """(path of the model, curve) for each curve. A flow whose own sampler is a descent is integrated by Euler."""
     kinds = {path: "FM" if isinstance(one.decay, ConstantDecay) else "EqM" for path, one in pipelines.items()}
     found = []
     for path, pipeline in pipelines.items():
@@ -180,13 +195,11 @@ def variants(pipelines: Mapping[str, EqMPipeline]) -> list[tuple[str, Variant]]:
 
 
 @torch.no_grad()
-def denoise(
-    variant: Variant, pairs: Pairs, labels: Sequence[str | None], gamma: float, options: argparse.Namespace
-) -> Tensor:
-    """Sample from the start at `gamma`, with what the variant is told; (N, T, C, h, w), in batches.
+def denoise(variant: Variant, pairs: Pairs, labels: Sequence[str | None], gamma: float, options: Partial) -> Tensor:
+    """Sample from the start at `gamma`, in batches: latents (N, T, C, h, w).
 
-    As `pipeline(labels, clips=..., start_gamma=gamma)` does it, but for a start that is told wrongly. UserError where
-    the descent diverges.
+    The result is that of `pipeline(labels, clips=..., start_gamma=gamma)`, except for a variant that gets a wrong
+    gamma. `options`: their steps, guidance_scale and batch_size. UserError where the descent diverges.
     """
     pipeline, sampler, start, found = variant.pipeline, variant.sampler, pairs.start(gamma), []
     steps = options.steps or pipeline.config.sampler["steps"]
@@ -197,7 +210,7 @@ def denoise(
         rows = slice(first, first + options.batch_size)
         field = pipeline.field(list(labels[rows]), num_frames=start.shape[1], guidance_scale=options.guidance_scale)
         scheduled = ScheduledField(field, steps, gammas)
-        generators = [one.clone_state() for one in pairs.generators[rows]]  # every start meets the same numbers
+        generators = [one.clone_state() for one in pairs.generators[rows]]  # every start gets the same noise
         how = {"steps": steps, "start_gamma": told, "generators": generators}
         try:
             found.append(run(scheduled, start[rows], sampler, **how).latents)
@@ -207,7 +220,7 @@ def denoise(
 
 
 def measure(clips: Clips, pixels: np.ndarray, latents: Tensor, clean: Tensor) -> dict[str, float]:
-    """Means over the clips: latent RMS, PSNR in dB of 8-bit pixels, and how many show the label's motion and shape."""
+    """Means over the clips: latent RMS, PSNR in dB of 8-bit pixels, and shares with the label's motion and shape."""
     found = {
         "rms": float((latents - clean).square().mean(dim=(1, 2, 3, 4)).sqrt().mean()),
         "psnr": psnr(pixels, clips.pixels),
@@ -226,34 +239,9 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def references(pipeline: EqMPipeline, clips: Clips, clean: Tensor) -> dict[str, dict[str, float]]:
-    """What the codec alone loses, and how far another clip is, of another label where there is one."""
+    """The measures of the codec alone, and of another clip, with another label where there is one."""
     other = clips.partners(0)
     return {
         "codec alone": measure(clips, pipeline.decode(clean), clean, clean),
         "another clip": measure(clips, clips.pixels[other], clean[other], clean),
-    }
-
-
-def describe(
-    options: argparse.Namespace, pipelines: Mapping[str, EqMPipeline], source: Source, count: int
-) -> dict[str, Any]:
-    """For the record beside the numbers."""
-    return {
-        "models": {
-            path: {
-                "decay": variant.pipeline.config.decay,
-                "told_gamma": variant.pipeline.transformer.config.conditioned_on_gamma,
-                "sampler": describe_rule(variant.sampler),
-                "steps": options.steps or variant.pipeline.config.sampler["steps"],
-            }
-            for path, variant in variants(pipelines)
-        },
-        "data": str(options.data),
-        "split": options.split,
-        "clips": count,
-        "frames": source.frames,
-        "frame_interval": source.data.frame_interval,
-        "labels": options.labels,
-        "guidance_scale": options.guidance_scale,
-        "seed": options.seed,
     }

@@ -1,0 +1,133 @@
+"""One model's descents from noise, recorded: the gradient, the energy and the gamma of every frame at every evaluation.
+
+Legend: E evaluations, S kept states, B clips, M clips that are shown, T frames, C latent channels, h w latents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eqm_video.analysis.gamma_estimate import calibrate, frame_dot, frame_rms, infer_gamma
+from eqm_video.core.decay import ConstantDecay, gamma_path
+from eqm_video.errors import UserError
+from eqm_video.samplers import NAG, DivergenceError, GradientDescent, Sampler, run
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.studies.request import Request, describe_rule
+from eqm_video.studies.walk import Watched, begin, decode
+
+STATES = 60  # steps of a descent after which its clips are kept, at most
+FOLLOWERS = (GradientDescent, NAG)  # rules that follow the gradient: their gamma has a closed form
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One model's descents.
+
+    settings: the sampler, its steps and evaluations. rms, energy: (E, B, T), of the guided field at each evaluation;
+    measure: the name of the energy. states: numbers of updates after which clips were kept. pixels: these clips, the
+    first M, uint8 (S, M, T, H, W, 3). gamma: of all clips in these states, (S, B, T); None for a model without a decay.
+    expected: rms, energy and gamma in closed form for one data point, (E,) each, where there is a closed form.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    measure: str
+    rms: Tensor
+    energy: Tensor
+    states: list[int]
+    pixels: np.ndarray
+    gamma: Tensor | None
+    expected: dict[str, Tensor]
+
+
+def is_flow(pipeline: EqMPipeline) -> bool:
+    """Whether a model is a flow: the target of its training does not vanish at the data."""
+    return isinstance(pipeline.decay, ConstantDecay)
+
+
+@torch.no_grad()
+def trace(pipeline: EqMPipeline, request: Request, name: str, sampler: Sampler, steps: int, shown: int = 3) -> Trace:
+    """Descend all samples in one batch and record every evaluation; the first `shown` clips are decoded.
+
+    UserError where the descent diverges.
+    """
+    scheduled, start, generators = begin(pipeline, request, slice(None), sampler, steps)
+    explicit = pipeline.transformer.config.energy != "implicit"
+    rms, energy = [], []
+
+    def look(watched: Watched, latents: Tensor, gradient: Tensor) -> Tensor:
+        rms.append(frame_rms(gradient).cpu())
+        size = latents[0, 0].numel()  # energies are sums over a frame; a mean does not depend on its size
+        energy.append((watched.field.energies(latents) / size if explicit else frame_dot(latents, gradient)).cpu())
+        return gradient
+
+    states = sorted({round(k * steps / min(steps, STATES)) for k in range(min(steps, STATES) + 1)})
+    kept = {0: start}
+
+    def keep(step: int, latents: Tensor, gradient: Tensor) -> None:
+        if step + 1 in states:
+            kept[step + 1] = latents.clone()
+
+    watched = Watched(scheduled, torch.arange(len(start), device=start.device), look)
+    try:
+        result = run(watched, start, sampler, steps=steps, callback=keep, generators=generators)
+    except DivergenceError as error:
+        raise UserError(f"{name}: {error}") from error
+    kept[steps] = result.latents
+    return Trace(
+        name=name,
+        settings={"sampler": describe_rule(sampler), "steps": steps, "nfe": int(result.nfe.max())},
+        measure=f"energy g ({pipeline.transformer.config.energy})" if explicit else "score x.f",
+        rms=torch.stack(rms),
+        energy=torch.stack(energy),
+        states=states,
+        pixels=np.stack([decode(pipeline, kept[state][:shown]) for state in states]),
+        gamma=read_gamma(pipeline, request, kept, sampler, steps),
+        expected=expectation(pipeline, sampler, steps, calibrate(result.latents), explicit),
+    )
+
+
+def read_gamma(
+    pipeline: EqMPipeline, request: Request, kept: dict[int, Tensor], sampler: Sampler, steps: int
+) -> Tensor | None:
+    """The gamma of every frame in the kept states (B, T, C, h, w): (S, B, T), float64.
+
+    A flow, or a network that is conditioned on gamma, has the gamma that its sampler passes: a solver's time, or the
+    closed form of a descent. For all others gamma is estimated from the unguided gradient. None for a model without a
+    decay.
+    """
+    states, decay = sorted(kept), pipeline.decay
+    if is_flow(pipeline) or pipeline.transformer.config.conditioned_on_gamma:
+        path = torch.linspace(0, 1, steps + 1, dtype=torch.float64)  # the times of a solver
+        if isinstance(sampler, FOLLOWERS):
+            path = gamma_path(decay, [sampler.step_size] * steps + [0.0], steps + 1)
+        return path[states][:, None, None].expand(-1, *kept[0].shape[:2])
+    if decay is None:
+        return None
+    field = pipeline.field(request.ids, num_frames=request.frames, guidance_scale=1.0)
+    scale = calibrate(kept[steps])
+    gammas = []
+    for state in states:
+        gradient = field(kept[state])
+        rms, dot = frame_rms(gradient).cpu(), frame_dot(kept[state], gradient).cpu()
+        gammas.append(infer_gamma(rms, decay, scale, dot=dot))
+    return torch.stack(gammas)
+
+
+def expectation(pipeline: EqMPipeline, sampler: Sampler, steps: int, scale: float, explicit: bool) -> dict[str, Tensor]:
+    """The closed form for one data point x, (E,) each: gamma, rms S c and score c (1 - gamma S²).
+
+    Here c = c(gamma), S² = 1 + E x², and `scale` is S. Empty without a decay, or where the sampler does not follow the
+    gradient; no score for a model with an `explicit` energy.
+    """
+    if pipeline.decay is None or not isinstance(sampler, FOLLOWERS):
+        return {}
+    gammas = gamma_path(pipeline.decay, sampler.step_size, steps)
+    decay = pipeline.decay(gammas)
+    curves = {"gamma": gammas, "rms": scale * decay}
+    return curves if explicit else {**curves, "energy": decay * (1 - gammas * scale**2)}
