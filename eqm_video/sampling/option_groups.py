@@ -11,6 +11,7 @@ from pathlib import Path
 
 from eqm_video.options import narrower, option, required, same
 from eqm_video.samplers import SAMPLERS
+from eqm_video.sampling.known import KnownFrames, parse_known
 from eqm_video.sampling.settings import Sampling
 
 SPLIT = "test"  # of studies: what a model was not trained on, where there are lists
@@ -122,6 +123,13 @@ class Filmed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Columns:
+    """--columns."""
+
+    columns: int | None = option(None, least=1, metavar="K", help="pictures in a row")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """--data."""
 
@@ -152,6 +160,18 @@ class HeldOut(Data, Cut):
     split: str | None = narrower(None, unset=f"{SPLIT}, and all where there are no lists")
     fold: int = 1
     clips: int = option(64, least=1, metavar="N", help="clips of the data that are measured, at most")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """--known."""
+
+    known: KnownFrames | None = option(
+        None,
+        read=parse_known,
+        metavar="FRAMES",
+        help="frames of the clip that stay: first, first:4, last:4, ends, 0-3, 0,-1 ...",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
