@@ -34,9 +34,9 @@ SEVERAL = {"labels": 2, "clips": 2, "step_schedule": 2}
 # Options for which these are numbers like others.
 ZERO = {
     *("seed", "mu", "guidance_scale", "history_guidance", "temperature", "start_gamma", "guidance_interval", "at"),
-    *("clips of sample", "frame_schedule"),
+    *("clips of sample", "frame_schedule", "weight"),
 }
-NEGATIVE = {"guidance_scale", "history_guidance"}
+NEGATIVE = {"guidance_scale", "history_guidance", "weight"}
 SENSELESS = ("0", "-1", "nan", "inf", "-inf", "1e30", "-1e30", "1e400", "many", "", "1,5", "0x10")
 
 
