@@ -78,7 +78,6 @@ COMMANDS = {
             "curl and largest curvature of a field, and the steps that it bears",
         ),
         ("partial", "studies.partial.study", "look", "denoise clips that start between noise and data"),
-        ("compare", "studies.compare.study", "look", "samples against data: nearest clips, and a Fréchet distance"),
         ("plane", "studies.plane.study", "compare", "flow matching and Equilibrium Matching in two dimensions"),
         (
             "tasks",

@@ -25,6 +25,11 @@ def read_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
+def read_split(text: str) -> str:
+    """A split by name; null and none, as a recipe's data.split may be, are all files."""
+    return "all" if text in ("null", "none") else text
+
+
 @dataclass(frozen=True, kw_only=True)
 class Seeded:
     """--seed."""
@@ -143,6 +148,7 @@ class Cut:
     split: str | None = option(
         None,
         choices=("train", "test", "all"),
+        read=read_split,
         help="of official lists (UCF-101's, CIFAR-10's), or all files",
         unset="all",
     )
