@@ -258,8 +258,8 @@ def test_data_without_lists_or_of_one_file(data, tmp_path, capsys):
     root.mkdir()
     (root / "one.avi").write_bytes((data / clip_set(data).files[0][0]).read_bytes())
     assert "type --split all" in fails(capsys, folder, "--data", root, "--split", "train")
-    assert "one usable file" in fails(capsys, folder, "--data", root, "data.split=null")
-    assert "one usable file" in fails(capsys, folder, "--data", root)  # without lists every file is used
+    assert "a single usable file" in fails(capsys, folder, "--data", root, "data.split=null")
+    assert "a single usable file" in fails(capsys, folder, "--data", root)  # without lists every file is used
 
 
 def test_damaged_samples(data, tmp_path, capsys):

@@ -156,9 +156,11 @@ def compare(samples: NDArray[np.uint8], truth: NDArray[np.uint8], known: Sequenc
     return {"error": overall, "error by frame": by_frame, "motion": moved, "samples": len(samples)}
 
 
-def rms(one: NDArray, other: NDArray) -> NDArray[np.float64]:
+def rms(clips: NDArray, truth: NDArray) -> NDArray[np.float64]:
     """Root mean square difference of pixel values of 255: (N, T, H, W, 3) twice -> (N, T)."""
-    return np.sqrt(np.square(one.astype(np.float32) - other.astype(np.float32)).mean(axis=(2, 3, 4), dtype=np.float64))
+    return np.sqrt(
+        np.square(clips.astype(np.float32) - truth.astype(np.float32)).mean(axis=(2, 3, 4), dtype=np.float64)
+    )
 
 
 def motion(clips: NDArray[np.uint8]) -> float:
@@ -200,14 +202,14 @@ def table(numbers: dict[str, Any]) -> str:
 def draw(measured: dict[str, Any], path: Path) -> Path:
     """Error by frame, in one panel for each choice of known frames."""
     figure = plots.figure(3.2 * len(measured), 3.2)
-    for place, (name, one) in enumerate(measured.items(), 1):
+    for place, (name, result) in enumerate(measured.items(), 1):
         axes = plots.axes(
             figure, 1, len(measured), place, xlabel="frame", ylabel="error (RMS of 255)", title=f"known: {name}"
         )
         lines = {"prediction": "mean", "best sample": "best", "nearest held": "held", "faded": "faded"}
         for index, (label, key) in enumerate(lines.items()):
-            if key == "best" and one["samples"] == 1:
+            if key == "best" and result["samples"] == 1:
                 continue
-            axes.plot(one["error by frame"][key], label=label, markersize=4, **plots.style(index))
+            axes.plot(result["error by frame"][key], label=label, markersize=4, **plots.style(index))
         plots.legend(axes)
     return plots.save(figure, path)

@@ -50,10 +50,10 @@ def summarise(searches: Mapping[str, NearestClips]) -> dict[str, Any]:
 
 def table(summary: Mapping[str, Any]) -> list[str]:
     """The summary for the screen."""
-    rows = {name: one for name, one in summary.items() if isinstance(one, dict)}
+    rows = {name: share for name, share in summary.items() if isinstance(share, dict)}
     return [
         "memorised: nearer to one training clip than a third of the way to the next file's",
-        *(f"  {name}: {one['memorised']} of {one['count']}, median {one['median']:.2f}" for name, one in rows.items()),
+        *(f"  {name}: {row['memorised']} of {row['count']}, median {row['median']:.2f}" for name, row in rows.items()),
     ]
 
 
@@ -76,7 +76,7 @@ def draw(searches: Mapping[str, NearestClips], summary: Mapping[str, Any], path:
                 axes.ecdf(values.numpy(), label=f"{name} ({len(search.rms)}{share})", **look)
     right.axvline(THRESHOLD, color=plots.GREY, linewidth=1)
     right.annotate("below 1/3: \na copy ", (THRESHOLD, 0.5), ha="right", color=plots.GREY)
-    left.set_xlim(0, 1.5 * max(float(one.rms.max()) for name, one in searches.items() if name != "samples"))
+    left.set_xlim(0, 1.5 * max(float(search.rms.max()) for name, search in searches.items() if name != "samples"))
     right.set_xlim(0, 1)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=1, frameon=False, fontsize=9)
     plots.save(figure, path)

@@ -49,7 +49,7 @@ def summarise_nearest(searches: Mapping[str, NearestClips]) -> dict[str, Any]:
     closest = float(searches["real clips to another file"].rms.min())
     return {
         "unit": "root mean squared difference of pixels 0 to 255",
-        **{name: spread(one.rms.tolist()) for name, one in searches.items()},
+        **{name: spread(search.rms.tolist()) for name, search in searches.items()},
         "samples nearer than any real clip": int((searches["samples"].rms < closest).sum()),
     }
 
@@ -65,7 +65,7 @@ def table(summary: Mapping[str, Any]) -> str:
             f"{data['frame_interval']}, {clips['height']}x{clips['width']} pixels",
             "",
             _row("RMS pixel difference (of 255) to the nearest training clip", "median", "min", "max"),
-            *(_row(f"  {name} ({one['count']})", *_three(one)) for name, one in spreads.items()),
+            *(_row(f"  {name} ({values['count']})", *_three(values)) for name, values in spreads.items()),
             f"  {nearest['samples nearer than any real clip']} of {count} samples are nearer to a training clip than "
             "any real clip is to one of another file",
             "",
@@ -122,8 +122,8 @@ def caption(label: str | None, name: str) -> str:
     return f"{label or 'sample'} | {stem.removeprefix(f'{label}_')}"
 
 
-def _three(one: Mapping[str, float]) -> list[str]:
-    return [f"{one[key]:.1f}" for key in ("median", "min", "max")]
+def _three(values: Mapping[str, float]) -> list[str]:
+    return [f"{values[key]:.1f}" for key in ("median", "min", "max")]
 
 
 def _row(text: str, *values: str) -> str:

@@ -130,7 +130,7 @@ class Compare(Study, Data, Cut, Seeded, Columns, group="look"):
         data = opened(self.frame_interval or 1)
         if len(data) < 2:
             raise UserError(
-                f"{data.root} has one usable file only, and real clips are compared with those of another: add some"
+                f"{data.root} has a single usable file, and real clips are compared with those of another: add some"
             )
         if self.frame_interval is None and kind == "videos" and frames > 1:
             rate = statistics.median(info.fps for _, _, info in data.files)
@@ -198,12 +198,12 @@ def choose_counts(samples: int, splits: Sequence[tuple[Tensor, Tensor]], dimensi
     fewest = min(samples, half)
     if dimensions < fewest:
         return fewest, half
-    given = f"{samples} samples and {half} windows in the smaller half of the data"
+    counted = f"{samples} samples and {half} windows in the smaller half of the data"
     if fewest < 2:
-        raise UserError(f"there are {given}, and a covariance needs 2: sample more, or give more data or --stride 1")
+        raise UserError(f"there are {counted}, and a covariance needs 2: sample more, or give more data or --stride 1")
     raise UserError(
-        f"--dimensions {dimensions} needs more clips than that on each side, and there are {given}: covariances would "
-        f"be singular; type --dimensions {max(1, fewest // 2)} or less, or compare more samples"
+        f"--dimensions {dimensions} needs more clips than that on each side, and there are {counted}: covariances "
+        f"would be singular; type --dimensions {max(1, fewest // 2)} or less, or compare more samples"
     )
 
 
@@ -225,6 +225,6 @@ def distances(
     return {"samples": frechet(thin(samples, fewest), thin(features, half)), "real clips": real}
 
 
-def frechet(one: Tensor, other: Tensor) -> float:
-    """Between Gaussians of features (N, D) and (M, D)."""
-    return frechet_distance(*gaussian_of(one), *gaussian_of(other))
+def frechet(left: Tensor, right: Tensor) -> float:
+    """Fréchet distance between Gaussians of features (N, D) and (M, D)."""
+    return frechet_distance(*gaussian_of(left), *gaussian_of(right))

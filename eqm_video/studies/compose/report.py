@@ -74,22 +74,25 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def draw_grid(path: Path, every: Sequence[Samples], fps: float, columns: int) -> None:
     """A row for each composition: some samples of every variant, captioned."""
     rows: list[list[Samples]] = []
-    for one in every:
-        if rows and (not is_alone(one) or is_alone(rows[-1][-1])):
-            rows[-1].append(one)
+    for samples in every:
+        if rows and (not is_alone(samples) or is_alone(rows[-1][-1])):
+            rows[-1].append(samples)
         else:
-            rows.append([one])
+            rows.append([samples])
     scale = max(1, 64 // every[0].clips.shape[3])
     pictures = []
     for row in rows:
-        clips = np.concatenate([one.clips[:columns] for one in row])
+        clips = np.concatenate([samples.clips[:columns] for samples in row])
         captions = [
-            one.name if is_alone(one) else f"{one.name}: {one.kind}" for one in row for _ in one.clips[:columns]
+            samples.name if is_alone(samples) else f"{samples.name}: {samples.kind}"
+            for samples in row
+            for _ in samples.clips[:columns]
         ]
         pictures.append(media.grid(clips, captions, columns=len(clips), scale=scale))
     width = max(picture.shape[2] for picture in pictures)
     padded = [
-        np.pad(one, ((0, 0), (0, 0), (0, width - one.shape[2]), (0, 0)), constant_values=PAPER) for one in pictures
+        np.pad(clips, ((0, 0), (0, 0), (0, width - clips.shape[2]), (0, 0)), constant_values=PAPER)
+        for clips in pictures
     ]
     media.write_gif(path, np.concatenate(padded, axis=1), fps)
 

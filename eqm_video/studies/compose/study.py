@@ -270,10 +270,12 @@ def network_gammas(models: Sequence[EqMPipeline], variant: Variant, sampler: Sam
     """
     pipelines = list({term.model: models[term.model] for term in variant.terms}.values())
     if variant.kind == "composed":
-        pipelines = list({id(one): one for one in (models[0], *pipelines)}.values())  # its unlabelled field fills up
-    if hasattr(sampler, "solve") or not any(one.transformer.config.conditioned_on_gamma for one in pipelines):
+        pipelines = list(
+            {id(pipeline): pipeline for pipeline in (models[0], *pipelines)}.values()
+        )  # its unlabelled field fills up
+    if hasattr(sampler, "solve") or not any(each.transformer.config.conditioned_on_gamma for each in pipelines):
         return None
-    if any(one.config.decay != pipelines[0].config.decay for one in pipelines):
+    if any(each.config.decay != pipelines[0].config.decay for each in pipelines):
         raise UserError(
             "a model that is conditioned on gamma cannot be descended together with one of another decay: type "
             "--sampler euler, or compose models of one decay"
