@@ -29,8 +29,8 @@ STUDIES = {
 CLASSES = STUDIES | {"sample": SampleOptions}
 EVERY = [(name, one) for name, given in CLASSES.items() for one in declared(given).values()]
 # Names with two meanings. labels: of what is sampled, and whether a model is told those that clips have; clips: that
-# are measured, and that get files of their own; step_schedule: the sweep has one that goes by the model's decay; samples: a folder of them, and
-# how many predictions of a clip.
+# are measured, and that get files of their own; step_schedule: the sweep has one that goes by the model's decay;
+# samples: the folder of those that are compared, and how many predictions a clip has.
 SEVERAL = {"labels": 2, "clips": 2, "step_schedule": 2, "samples": 2}
 # Options for which these are numbers like others.
 ZERO = {
