@@ -20,8 +20,8 @@ from eqm_video.errors import UserError
 from eqm_video.samplers import Euler, GradientDescent
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.compose import study as compose
-from eqm_video.studies.compose.report import Sampled, draw_shares, means
-from eqm_video.studies.compose.study import Term, Variant
+from eqm_video.studies.compose.report import Samples, means
+from eqm_video.studies.compose.study import Compose, Term, Variant, read_term
 
 ATTRIBUTES = ["Disc", "Square", "Right", "Left", "Down", "Up"]
 
@@ -81,20 +81,21 @@ def models(exports) -> list[EqMPipeline]:
 
 
 def test_terms_are_read_and_named(models):
-    terms = compose.parse_terms(["Disc:2", "2/DiscLeft:-0.5", "none:1"], models)
+    terms = compose.check_terms(tuple(map(read_term, ("Disc:2", "2/DiscLeft:-0.5", "none:1"))), models)
     assert terms == (Term("Disc", 2.0), Term("DiscLeft", -0.5, 1), Term(None, 1.0))
     assert Variant("composed", terms).name == "Disc + 2/DiscLeft"
+    assert [str(term) for term in terms] == ["1/Disc:2.0", "2/DiscLeft:-0.5", "1/none:1.0"]
+    for word in ("Disc", "Disc:much", "Disc:inf"):
+        with pytest.raises(UserError, match=rf"--terms is {word}: it must be \[M/\]LABEL:WEIGHT"):
+            Compose.main(["MODEL", "--out", "nowhere", "--terms", word])
     for word, message in (
-        ("Disc", "is not .M/.LABEL:WEIGHT"),
-        ("Disc:much", "is not .M/.LABEL:WEIGHT"),
-        ("Disc:inf", "is not .M/.LABEL:WEIGHT"),
         ("3/Disc:1", "asks for model 3, but there are 2"),
         ("0/Disc:1", "asks for model 0"),
         ("Dics:1", "did you mean Disc"),
         ("2/Disc:1", "unknown label 'Disc'"),
     ):
         with pytest.raises(UserError, match=message):
-            compose.parse_terms([word], models)
+            compose.check_terms((read_term(word),), models)
 
 
 def test_what_a_composition_shall_show():
@@ -144,7 +145,7 @@ def test_a_single_term_has_no_mean_and_no_plain_sum(models):
 
 def test_all_pairs_of_attributes(exports, tmp_path, capsys):
     words = [str(exports[0]), "--out", str(tmp_path), "--num-samples", "2", "--columns", "1", "--device", "cpu"]
-    assert compose.main(words) == 0
+    assert Compose.main(words) == 0
     record = json.loads((tmp_path / "compose.json").read_text())
     targets = [row["target"] for row in record["rows"]]
     assert list(dict.fromkeys(targets)) == [shape + way for shape in ("Disc", "Square") for way in DIRECTIONS]
@@ -164,20 +165,22 @@ def test_all_pairs_of_attributes(exports, tmp_path, capsys):
 def test_terms_of_two_models_and_a_model_without_attributes(exports, tmp_path):
     words = ["--out", str(tmp_path), "--num-samples", "2", "--device", "cpu"]
     terms = ["--with", str(exports[0]), "--terms", "DiscLeft:1", "2/Disc:1"]
-    assert compose.main([str(exports[1]), *words, *terms]) == 0
+    assert Compose.main([str(exports[1]), *words, *terms]) == 0
     rows = json.loads((tmp_path / "compose.json").read_text())["rows"]
     assert [row["composition"] for row in rows[:3]] == ["DiscLeft", "2/Disc", "DiscLeft + 2/Disc"]
     with pytest.raises(UserError, match=r"no labels of single attributes .* --terms DiscLeft:1 SquareUp:1"):
-        compose.main([str(exports[1]), *words])
+        Compose.main([str(exports[1]), *words])
     with pytest.raises(UserError, match="leave --labels out"):
-        compose.main([str(exports[0]), *words, "--labels", "Disc"])
+        Compose.main([str(exports[0]), *words, "--labels", "Disc"])
+    with pytest.raises(UserError, match="--columns is 0: it must be"):
+        Compose.main([str(exports[0]), *words, "--columns", "0"])
     with pytest.raises(UserError, match="--weight is for the pairs"):
-        compose.main([str(exports[0]), *words, "--terms", "Disc:1", "--weight", "2"])
+        Compose.main([str(exports[0]), *words, "--terms", "Disc:1", "--weight", "2"])
 
 
 def test_a_composition_that_diverges_is_a_row_like_any_other(exports, tmp_path):
     words = [str(exports[0]), "--out", str(tmp_path), "--num-samples", "2", "--device", "cpu", "--steps", "2"]
-    assert compose.main([*words, "--terms", "Disc:1e30", "Left:1"]) == 0
+    assert Compose.main([*words, "--terms", "Disc:1e30", "Left:1"]) == 0
     rows = {row["kind"]: row for row in json.loads((tmp_path / "compose.json").read_text())["rows"]}
     assert rows["composed"]["diverged"] == 2 and rows["composed"]["both_accuracy"] == 0
     assert rows["mean"]["diverged"] == 0
@@ -186,7 +189,7 @@ def test_a_composition_that_diverges_is_a_row_like_any_other(exports, tmp_path):
 @pytest.mark.parametrize("sampler", ["langevin", "sde"])
 def test_a_sampler_that_draws_noise_composes_too(exports, tmp_path, sampler):
     words = [str(exports[0]), "--out", str(tmp_path), "--num-samples", "3", "--batch-size", "2", "--steps", "2"]
-    assert compose.main([*words, "--device", "cpu", "--terms", "Disc:1", "Left:1", "--sampler", sampler]) == 0
+    assert Compose.main([*words, "--device", "cpu", "--terms", "Disc:1", "Left:1", "--sampler", sampler]) == 0
     record = json.loads((tmp_path / "compose.json").read_text())
     assert all(row["samples"] == 3 for row in record["rows"] if row["target"])
 
@@ -196,19 +199,19 @@ def test_networks_that_are_told_gamma_are_told_the_closed_form_of_their_variant(
     pair, steps = (Term("up", 1.0), Term("left", 1.0)), 4
     rule = GradientDescent(0.04)
     for kind, step_size in (("composed", 0.04), ("mean", 0.04), ("plain sum", 0.08)):
-        found = compose.told_of([told], Variant(kind, pair), rule, steps)
+        found = compose.network_gammas([told], Variant(kind, pair), rule, steps)
         assert torch.equal(found, gamma_path(told.decay, step_size, steps))
-    assert compose.told_of([told], Variant("composed", pair), Euler(), steps) is None
-    assert compose.told_of(models, Variant("composed", (Term("Disc", 1.0),)), rule, steps) is None
+    assert compose.network_gammas([told], Variant("composed", pair), Euler(), steps) is None
+    assert compose.network_gammas(models, Variant("composed", (Term("Disc", 1.0),)), rule, steps) is None
     other = tiny_pipeline(decay={"kind": "linear"})
     with pytest.raises(UserError, match="another decay"):
-        compose.told_of([told, other], Variant("mean", (Term("up", 0.5), Term("left", 0.5, 1))), rule, steps)
+        compose.network_gammas([told, other], Variant("mean", (Term("up", 0.5), Term("left", 0.5, 1))), rule, steps)
 
 
 def test_a_network_that_is_told_gamma_is_descended(tmp_path):
     tiny_pipeline(tiny_transformer(conditioned_on_gamma=True)).save_pretrained(tmp_path / "told")
     words = [str(tmp_path / "told"), "--out", str(tmp_path / "out"), "--num-samples", "2", "--device", "cpu"]
-    assert compose.main([*words, "--terms", "up:1", "left:1", "--sampler", "gd"]) == 0
+    assert Compose.main([*words, "--terms", "up:1", "left:1", "--sampler", "gd"]) == 0
     assert len(json.loads((tmp_path / "out" / "compose.json").read_text())["rows"]) == 5
 
 
@@ -217,19 +220,19 @@ def test_shares_are_those_of_the_clips(tmp_path):
     clips = np.stack([render_clip("Disc", way, frames=8, size=32, rng=rng) for way in ("Left", "Left", "Up", "Down")])
     network = EqMPipeline.from_pretrained(make(tmp_path, "export", ATTRIBUTES))
     rows = [
-        compose.row(Sampled("composed", "Disc + Left", "DiscLeft", clips, 0), [network]),
-        compose.row(Sampled("composed", "Square + Left", "SquareLeft", clips, 0), [network]),
-        compose.row(Sampled("alone", "Disc", None, clips, 0), [network]),
+        compose.row(Samples("composed", "Disc + Left", "DiscLeft", clips, 0), [network]),
+        compose.row(Samples("composed", "Square + Left", "SquareLeft", clips, 0), [network]),
+        compose.row(Samples("alone", "Disc", None, clips, 0), [network]),
     ]
     assert means(rows) == {"composed": {"shape_accuracy": 0.5, "direction_accuracy": 0.5, "both_accuracy": 0.25}}
-    assert not draw_shares(tmp_path / "none.png", rows[2:])
+    assert means(rows[2:]) == {}
 
 
 def test_data_are_written_by_the_command(tmp_path, capsys):
     compose.VIDEOS, before = 2, compose.VIDEOS
     held_out, compose.HELD_OUT = compose.HELD_OUT, 1
     try:
-        assert compose.main(["--write-data", str(tmp_path / "data")]) == 0
+        assert Compose.main(["--write-data", str(tmp_path / "data")]) == 0
     finally:
         compose.VIDEOS, compose.HELD_OUT = before, held_out
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == sorted([*ATTRIBUTES, "splits"])

@@ -37,7 +37,7 @@ ZERO = {
     *("seed", "mu", "guidance_scale", "history_guidance", "temperature", "start_gamma", "guidance_interval", "at"),
     *("clips of sample", "frame_schedule", "guidance_scales", "start_gammas"),
 }
-NEGATIVE = {"guidance_scale", "history_guidance"}
+NEGATIVE = {"guidance_scale", "history_guidance", "weight"}
 SENSELESS = ("0", "-1", "nan", "inf", "-inf", "1e30", "-1e30", "1e400", "many", "", "1,5", "0x10")
 
 

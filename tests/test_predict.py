@@ -14,7 +14,7 @@ from eqm_video.data.moving_shapes import write_moving_shapes
 from eqm_video.errors import UserError
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies import predict as module
-from eqm_video.studies.predict import compare, fade, hold, main, motion, rms
+from eqm_video.studies.predict import Predict, compare, fade, hold, motion, rms
 
 
 def ramp(slope: int = 10) -> np.ndarray:
@@ -57,7 +57,7 @@ def folders(tmp_path_factory):
 def test_the_command(folders, capsys):
     words = [str(folders / "model"), "--data", str(folders / "videos"), "--split", "test", "--clips", "5"]
     words += ["--batch-size", "2", "--samples", "2", "--known", "first", "0,-1", "--device", "cpu"]
-    assert main([*words, "--out", str(folders / "out")]) == 0
+    assert Predict.main([*words, "--out", str(folders / "out")]) == 0
     record = json.loads((folders / "out" / "predict.json").read_text())
     assert record["clips"] == 5 and record["labelled"] == 5
     assert list(record["predictions"]) == ["first", "0,-1"]
@@ -80,7 +80,7 @@ def test_pictures_can_leave_out_every_real_frame(folders, monkeypatch):
     monkeypatch.setattr(module, "draw_clips", lambda path, truth, rows, fps: shown.append((truth, rows)) or path)
     words = [str(folders / "model"), "--data", str(folders / "videos"), "--clips", "2", "--known", "first", "0,-1"]
     words += ["--device", "cpu", "--out", str(folders / "private")]
-    assert main(words) == 0 and main([*words, "--predictions-only"]) == 0
+    assert Predict.main(words) == 0 and Predict.main([*words, "--predictions-only"]) == 0
     (truth, open_rows), (nothing, rows) = shown
     assert truth is not None and nothing is None
     for name, known in {"first": [0], "0,-1": [0, FRAMES - 1]}.items():
@@ -94,7 +94,7 @@ def test_clips_are_told_at_their_true_times(folders, tmp_path, monkeypatch):
     fields, made = [], EqMPipeline.field
     monkeypatch.setattr(EqMPipeline, "field", lambda *given, **more: fields.append(made(*given, **more)) or fields[-1])
     words = [str(folders / "model"), "--data", str(tmp_path / "videos"), "--clips", "3", "--batch-size", "2"]
-    assert main([*words, "--known", "first", "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
+    assert Predict.main([*words, "--known", "first", "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
     expected = torch.arange(FRAMES) * 2 / 13 * 8  # every 2nd frame is nearest to the model's 8 a second
     assert [len(field.times) for field in fields] == [2, 1]
     assert all(torch.allclose(row, expected) for field in fields for row in field.times)
@@ -103,31 +103,31 @@ def test_clips_are_told_at_their_true_times(folders, tmp_path, monkeypatch):
 
 def test_frames_may_move_in_turn_by_a_number_of_steps(folders, monkeypatch):
     words = [str(folders / "model"), "--data", str(folders / "videos"), "--clips", "1", "--known", "first"]
-    results, call = [], EqMPipeline.__call__
+    results, sample = [], EqMPipeline.sample
     monkeypatch.setattr(
-        EqMPipeline, "__call__", lambda *given, **more: results.append(call(*given, **more)) or results[-1]
+        EqMPipeline, "sample", lambda *given, **more: results.append(sample(*given, **more)) or results[-1]
     )
     for schedule in ("joint", "1", "autoregressive"):
         out = folders / f"schedule-{schedule}"
-        assert main([*words, "--frame-schedule", schedule, "--device", "cpu", "--out", str(out)]) == 0
+        assert Predict.main([*words, "--frame-schedule", schedule, "--device", "cpu", "--out", str(out)]) == 0
     assert [int(result.nfe) for result in results] == [3, 3 + 2 * 1, 3 + 2 * 3]  # 3 steps of 3 frames, 1 or 3 apart
-    with pytest.raises(SystemExit):
-        main([*words, "--frame-schedule", "diagonal", "--out", str(folders / "other")])
+    with pytest.raises(UserError, match="--frame-schedule is diagonal: it must be one of joint, pyramid"):
+        Predict.main([*words, "--frame-schedule", "diagonal", "--out", str(folders / "other")])
 
 
 def test_frames_that_are_not_there_are_refused_before_any_is_sampled(folders, monkeypatch):
-    monkeypatch.setattr(module, "predict", lambda *_: pytest.fail("sampled"))
+    monkeypatch.setattr(Predict, "predict", lambda *_: pytest.fail("sampled"))
     words = [str(folders / "model"), "--data", str(folders / "videos"), "--out", str(folders / "other")]
     with pytest.raises(UserError, match=r"--known first:9.*numbers go from 0 to 3"):
-        main([*words, "--known", "first", "first:9", "--device", "cpu"])
+        Predict.main([*words, "--known", "first", "first:9", "--device", "cpu"])
 
 
 def test_a_folder_that_is_not_there_does_not_exist(folders):
     words = [str(folders / "model"), "--out", str(folders / "other"), "--device", "cpu"]
     with pytest.raises(UserError, match="nowhere does not exist; give a folder"):
-        main([*words, "--data", str(folders / "nowhere")])
+        Predict.main([*words, "--data", str(folders / "nowhere")])
     with pytest.raises(UserError, match=r"config\.json is a file; give a folder"):
-        main([*words, "--data", str(folders / "model" / "transformer" / "config.json")])
+        Predict.main([*words, "--data", str(folders / "model" / "transformer" / "config.json")])
 
 
 def test_images_have_no_frames_to_predict(folders):
@@ -135,4 +135,4 @@ def test_images_have_no_frames_to_predict(folders):
     Image.new("RGB", (SIZE, SIZE)).save(folders / "images" / "one.png")
     words = [str(folders / "model"), "--data", str(folders / "images"), "--out", str(folders / "other")]
     with pytest.raises(UserError, match="holds images"):
-        main([*words, "--device", "cpu"])
+        Predict.main([*words, "--device", "cpu"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from eqm_video.options import narrower, option, required, same
 from eqm_video.samplers import SAMPLERS
+from eqm_video.sampling.known import KnownFrames, parse_known
 from eqm_video.sampling.settings import Sampling
 
 SPLIT = "test"  # of studies: what a model was not trained on, where there are lists
@@ -22,6 +23,11 @@ def read_size(text: str) -> tuple[int, int]:
     if match is None:
         raise ValueError(text)
     return int(match[1]), int(match[2] or match[1])
+
+
+def read_split(text: str) -> str:
+    """A split by name; null and none, as a recipe's data.split may be, are all files."""
+    return "all" if text in ("null", "none") else text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +128,13 @@ class Filmed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Columns:
+    """--columns."""
+
+    columns: int | None = option(None, least=1, metavar="K", help="pictures in a row")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """--data."""
 
@@ -135,6 +148,7 @@ class Cut:
     split: str | None = option(
         None,
         choices=("train", "test", "all"),
+        read=read_split,
         help="of official lists (UCF-101's, CIFAR-10's), or all files",
         unset="all",
     )
@@ -152,6 +166,18 @@ class HeldOut(Data, Cut):
     split: str | None = narrower(None, unset=f"{SPLIT}, and all where there are no lists")
     fold: int = 1
     clips: int = option(64, least=1, metavar="N", help="clips of the data that are measured, at most")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """--known."""
+
+    known: KnownFrames | None = option(
+        None,
+        read=parse_known,
+        metavar="FRAMES",
+        help="frames of the clip that stay: first, first:4, last:4, ends, 0-3, 0,-1 ...",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

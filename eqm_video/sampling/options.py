@@ -14,7 +14,7 @@ from eqm_video.options import narrower, option
 from eqm_video.samplers import SAMPLER_PRESETS
 from eqm_video.sampling import option_groups as groups
 from eqm_video.sampling.clips import END
-from eqm_video.sampling.known import KnownFrames, parse_keyframe, parse_known
+from eqm_video.sampling.known import KnownFrames, parse_keyframe
 from eqm_video.sampling.settings import Sampling
 
 FORMATS = ("gif", "mp4", "png")
@@ -34,18 +34,13 @@ EXAMPLES = """examples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Starting(groups.Cut):
+class Starting(groups.Known, groups.Cut):
     """Start from clips or pictures."""
 
     start_from: Path | None = option(
         None, metavar="PATH", help="a video, an image, a folder of one kind, or a samples.npz"
     )
-    known: KnownFrames | None = option(
-        None,
-        read=parse_known,
-        metavar="FRAMES",
-        help="frames of PATH that stay: first, first:4, last:4, ends, 0-3, 0,-1 ...; of an image default: first",
-    )
+    known: KnownFrames | None = narrower(None, unset="first, of an image")
     keyframes: tuple[tuple[int, Path], ...] | None = option(
         None,
         read=parse_keyframe,
@@ -79,7 +74,7 @@ class Longer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Showing(groups.Written, groups.Overwriting):
+class Showing(groups.Written, groups.Overwriting, groups.Columns):
     """How samples are shown, and where."""
 
     format: str | None = option(
@@ -87,7 +82,7 @@ class Showing(groups.Written, groups.Overwriting):
     )
     clips: int | None = option(None, least=0, metavar="M", help="clips that get files of their own", unset="first 64")
     scale: int | None = option(None, least=1, help="pixels of the grid for each pixel", unset="clips about 128 wide")
-    columns: int | None = option(None, least=1, help="of the grid", unset="a row for each label")
+    columns: int | None = narrower(None, unset="a row for each label")
     no_marks: bool = option(False, help="no borders around known frames in the grid")
 
 

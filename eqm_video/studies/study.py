@@ -27,14 +27,14 @@ from eqm_video.system import files, machine
 class Report:
     """The outcome of a study.
 
-    numbers: what NAME.json says; None where the study keeps its own records. table: text for the screen. pictures and
-    files: by file name, a function that draws one at a path, and text.
+    numbers: what NAME.json says; None where the study keeps its own records. table: text for the screen. pictures: by
+    file name, a function that draws one at a path. files: by file name, text, or a mapping for a further JSON record.
     """
 
     numbers: Mapping[str, Any] | None
     table: str
     pictures: Mapping[str, Callable[[Path], Any]] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str | Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class Study(groups.Written, ABC):
     name: ClassVar[str]
     group: ClassVar[str]
     record: ClassVar[str]  # the file of the numbers
+    sections: ClassVar[tuple[str, ...]] = ()  # where `section.key=value` means `--key value`
 
     def __init_subclass__(cls, group: str = "", record: str = "", **rest: Any) -> None:
         """`group`: of `eqm_video.cli.GROUPS`, for a class that is a command. `record`: default NAME.json."""
@@ -62,6 +63,11 @@ class Study(groups.Written, ABC):
     def check(self) -> None:
         """Raise UserError for options that do not go together; called before anything is opened or written."""
 
+    @property
+    def folder(self) -> Path:
+        """The folder that is written into: --out, or a default that goes by other options."""
+        return self.out
+
     def paths(self) -> Sequence[str | Path]:
         """The models that `run` is given, opened, in this order."""
         return ()
@@ -74,21 +80,22 @@ class Study(groups.Written, ABC):
     def main(cls, arguments: Sequence[str] | None = None) -> int:
         """The command: parse, open the models, run, write the record, draw, and say where to look."""
         words = list(sys.argv[1:] if arguments is None else arguments)
-        study = options.parse(cls, words, prog=f"python -m eqm_video {cls.name}")
-        claim_output(study.out, cls.name)
+        study = options.parse(cls, words, prog=f"python -m eqm_video {cls.name}", sections=cls.sections)
+        claim_output(study.folder, cls.name)
         models = [open_model(study, path) for path in study.paths()]
         report = study.run(*models)
         if report.numbers is not None:
             about = study.about(words, models)
             record = {**report.numbers, **{key: value for key, value in about.items() if key not in report.numbers}}
-            files.write_record(study.out / cls.record, record)
-        for name, text in report.files.items():
-            files.write_text(study.out / name, text)
+            files.write_record(study.folder / cls.record, record)
+        for name, content in report.files.items():
+            write = files.write_text if isinstance(content, str) else files.write_record
+            write(study.folder / name, content)
         for name, draw in report.pictures.items():
-            draw(study.out / name)
+            draw(study.folder / name)
         print(report.table)
-        shown = f"look at {', '.join(report.pictures)} in {study.out}; " if report.pictures else ""
-        print(f"{shown}numbers: {', '.join(str(study.out / name) for name in (cls.record, *report.files))}")
+        shown = f"look at {', '.join(report.pictures)} in {study.folder}; " if report.pictures else ""
+        print(f"{shown}numbers: {', '.join(str(study.folder / name) for name in (cls.record, *report.files))}")
         return 0
 
     def about(self, words: Sequence[str], models: Sequence[EqMPipeline]) -> dict[str, Any]:

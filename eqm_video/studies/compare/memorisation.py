@@ -4,14 +4,13 @@ A sample that is a copy lies much nearer to one training clip than to any other.
 diffusion models: a sample is memorised where the distance to its nearest training clip is below a third of that to its
 second-nearest (Yoon et al. 2023, "Diffusion probabilistic models generalize when they fail to memorize"; Gu et al.
 2025, "On memorization in diffusion models", arXiv 2310.02664). Here the second is of another file, since windows of one
-file resemble each other. Clips that no model made give the scale: how often would real ones be called copies?
+file resemble each other. Real clips give the scale: the criterion calls some of them copies, too.
 
 Legend: N clips.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,12 @@ THRESHOLD = 1 / 3
 SHOWN = ("samples", "held-out clips", "real clips to another file")  # curves of the picture, where they are there
 
 
-def open_held_out(data: ClipSet, options: argparse.Namespace) -> ClipSet | None:
-    """The test clips beside the training clips `data`; None, with the reason printed, where they cannot be had."""
-    if options.split != "train":
-        return None
+def open_held_out(data: ClipSet, root: Path, fold: int | None) -> ClipSet | None:
+    """Test clips beside the training clips `data` of `root`; None, with the reason printed, where there are none."""
     kind = "images" if isinstance(data, ImageSet) else "videos"
     settings = {"frames": data.frames, "frame_interval": data.frame_interval, "size": data.size}
     try:
-        return open_data(kind, options.data, split="test", fold=options.fold, **settings)
+        return open_data(kind, root, split="test", fold=fold or 1, **settings)
     except UserError as error:
         print(f"no held-out clips beside the samples: {str(error).splitlines()[0]}")
         return None
@@ -53,17 +50,17 @@ def summarise(searches: Mapping[str, NearestClips]) -> dict[str, Any]:
 
 def table(summary: Mapping[str, Any]) -> list[str]:
     """The summary for the screen."""
-    rows = {name: one for name, one in summary.items() if isinstance(one, dict)}
+    rows = {name: share for name, share in summary.items() if isinstance(share, dict)}
     return [
         "memorised: nearer to one training clip than a third of the way to the next file's",
-        *(f"  {name}: {one['memorised']} of {one['count']}, median {one['median']:.2f}" for name, one in rows.items()),
+        *(f"  {name}: {row['memorised']} of {row['count']}, median {row['median']:.2f}" for name, row in rows.items()),
     ]
 
 
-def draw(searches: Mapping[str, NearestClips], summary: Mapping[str, Any], out: Path) -> None:
+def draw(searches: Mapping[str, NearestClips], summary: Mapping[str, Any], path: Path) -> None:
     """Cumulative shares of clips: over the distance to the nearest training clip, and over the ratio of the two.
 
-    The first axis is for clips as near as real ones; what lies beyond keeps its curve below 1.
+    The first axis ends a little beyond the farthest real clip; samples that lie beyond keep their curve below 1.
     """
     figure = plots.figure(6.4, 3.4)
     left = plots.axes(figure, 1, 2, 1, xlabel="RMS pixel difference (of 255)", title="to the nearest training clip")
@@ -79,7 +76,7 @@ def draw(searches: Mapping[str, NearestClips], summary: Mapping[str, Any], out: 
                 axes.ecdf(values.numpy(), label=f"{name} ({len(search.rms)}{share})", **look)
     right.axvline(THRESHOLD, color=plots.GREY, linewidth=1)
     right.annotate("below 1/3: \na copy ", (THRESHOLD, 0.5), ha="right", color=plots.GREY)
-    left.set_xlim(0, 1.5 * max(float(one.rms.max()) for name, one in searches.items() if name != "samples"))
+    left.set_xlim(0, 1.5 * max(float(search.rms.max()) for name, search in searches.items() if name != "samples"))
     right.set_xlim(0, 1)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=1, frameon=False, fontsize=9)
-    plots.save(figure, out)
+    plots.save(figure, path)

@@ -1,32 +1,18 @@
-"""`python -m eqm_video compare SAMPLES --data ROOT`: does the model memorise, and how far are samples from the data?
-
-Two measures on pixels, for small sets, each beside the same measure between real clips:
-
-* The training clip nearest to each sample, by root mean squared pixel difference (RMS, of 0 to 255). A copy of a
-  training clip has an RMS near 0. The scale is the RMS of a real clip to the nearest one of another file. A small RMS
-  alone proves no copy (what is still, dark or blurred is near to everything): look at the pairs in nearest.gif. Fast
-  motion makes windows two source frames apart as different as two people, so --stride above 1 misses copies. Windows
-  are not mirrored. A sample counts as memorised where that RMS is below a third of the RMS to the nearest clip of any
-  other file (`compare_memorisation` names the source); held-out clips show what the criterion says of clips that no
-  model made. See memorisation.png.
-* The Fréchet distance in a few random projections of the pixels, between Gaussians. There are no learned features in
-  it: it compares means and covariances of pixels, and says little about quality beyond such low-order statistics. It
-  grows as points get fewer, so every row of the table compares equally many of them. Its scale is one half of the data
-  against the other, halved by group (UCF names, v_Class_gXX_cYY), or else by file.
+"""Samples against data: nearest clips, and a Fréchet distance.
 
 Legend: N samples, W windows, T frames, H W pixels, D dimensions of the projection; pixels uint8, channels last.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
 import statistics
-import sys
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,93 +22,146 @@ from eqm_video.data.datasets import ClipSet, open_data
 from eqm_video.errors import UserError
 from eqm_video.metrics.frechet import frechet_distance, gaussian_of, random_projection
 from eqm_video.metrics.nearest import NearestClips
-from eqm_video.output.outputs import PARTS, claim_output
+from eqm_video.options import narrower, option, required
+from eqm_video.output.outputs import PARTS
 from eqm_video.randomness import generator
-from eqm_video.studies.compare import memorisation
-from eqm_video.studies.compare.report import Samples, describe, spread, summarise_nearest, table, write
+from eqm_video.sampling.option_groups import Columns, Cut, Data, Seeded
+from eqm_video.studies.compare import memorisation, report
+from eqm_video.studies.compare.report import Samples, spread
 from eqm_video.studies.compare.windows import Search, Windows, halves, look, project, real_searches, some_windows, thin
-from eqm_video.studies.request import add_split, choose_split, whole
-from eqm_video.system.parser import Parser
+from eqm_video.studies.request import lists_of, split_of
+from eqm_video.studies.study import Report, Study
 
 MOST_DIMENSIONS = 32
-OVERRIDES = ("kind", "split", "fold", "frame_interval")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, compare, write."""
-    options = parse(arguments)
-    out = claim_output(options.out or options.samples / "compare", "compare")
-    samples = read_samples(options.samples)
-    windows = Windows(open_set(samples, options), options.stride)
-    print(windows.data.report.summary())
-    splits = halves(windows.groups, generator("compare halves", options.seed))
-    fewest, half = choose_counts(len(samples.pixels), splits, options.dimensions)
-    values = samples.pixels[0].numel()
-    projection = random_projection(values, options.dimensions, generator("compare projection", options.seed))
-    searches = every_search(samples, windows, options)
-    features = look(windows, searches.values(), projection)
-    found = {name: one.nearest for name, one in searches.items()}
-    ordered = project(samples.pixels, projection)[by_label(samples.labels)]
-    pairs = [(thin(features[one], fewest), thin(features[other], half)) for one, other in splits]
-    summary = {
-        "samples": {"folder": str(options.samples), "count": len(samples.pixels), "fps": samples.fps},
-        "clips": dict(zip(("frames", "height", "width"), samples.shape, strict=True)),
-        "data": describe(windows, options),
-        "nearest": summarise_nearest(found),
-        "memorisation": memorisation.summarise(found),
-        "frechet": {
-            "unit": "squared distance of flattened clips, pixels in [-1, 1]",
-            "dimensions": options.dimensions,
-            "seed": options.seed,
-            "clips": [fewest, half],
-            "halved by": "group" if windows.grouped else "file",
-            "samples": frechet(thin(ordered, fewest), thin(features, half)),
-            "real clips": spread([frechet(one, other) for one, other in pairs]),
-        },
-    }
-    print(table(summary))
-    memorisation.draw(found, summary["memorisation"], out / "memorisation.png")
-    write(out, samples, windows, found["samples"], summary, options.columns)
-    return 0
+@dataclass(frozen=True, kw_only=True)
+class Compare(Study, Data, Cut, Seeded, Columns, group="look"):
+    """Samples against data: nearest clips, and a Fréchet distance.
 
+    Two measures on pixels, for small sets, each beside the same measure between real clips:
 
-# Command line -------------------------------------------------------------------------------------------------------
+    * The training clip nearest to each sample, by root mean squared pixel difference (RMS, of 0 to 255). A copy of a
+      training clip has an RMS near 0. The scale is the RMS of a real clip to the nearest one of another file. A small
+      RMS alone proves no copy (a still, dark or blurred sample is near to everything): look at the pairs in
+      nearest.gif. Fast motion makes windows two source frames apart as different as two people, so --stride above 1
+      misses copies. Windows are not mirrored. A sample counts as memorised where that RMS is below a third of the RMS
+      to the nearest clip of any other file; held-out clips show how often the criterion is wrong, since no model made
+      them. See memorisation.png.
+    * The Fréchet distance in a few random projections of the pixels, between Gaussians. It uses no learned features: it
+      compares means and covariances of pixels, and says little about quality beyond such low-order statistics. It grows
+      as points get fewer, so every row of the table compares equally many of them. Its scale is one half of the data
+      against the other, halved by group (UCF names, v_Class_gXX_cYY), or else by file.
 
+    `data.split=null` is the same as --split all, and `data.frame_interval=3` the same as --frame-interval 3.
+    """
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; `data.split=null` is the same as `--split all`, `data.frame_interval=3` as an option."""
-    parser = Parser(
-        prog="python -m eqm_video compare",
-        description="Compare samples with the data that the model was trained on: the training clip nearest to each, "
-        "and a Fréchet distance in random projections of the pixels, beside the same between real clips.",
+    sections: ClassVar[tuple[str, ...]] = ("data",)
+
+    samples: Path = option(positional=True, metavar="SAMPLES", help="a folder that sample_video.py wrote")
+    data: Path = required()
+    kind: str | None = option(
+        None, choices=("videos", "images"), help="of the data", unset="videos, and images for samples of one frame"
     )
-    add = parser.add_argument
-    add("samples", type=Path, metavar="SAMPLES", help="a folder that sample_video.py wrote")
-    add("--data", type=Path, required=True, metavar="ROOT", help="the folder of the training data")
-    add("--kind", choices=("videos", "images"), help="default: videos, and images for samples of one frame")
-    add_split(parser, "train")
-    add("--frame-interval", type=whole(1), metavar="K", help="default: by the fps of data and samples")
-    add("--stride", type=whole(1), default=1, metavar="S", help="source frames from window to window; default: 1")
-    add("--dimensions", type=whole(1, MOST_DIMENSIONS), default=32, metavar="D", help="of the projection; default: 32")
-    add("--seed", type=whole(0), default=0, metavar="K", help="of the projection and the halves; default: 0")
-    add("--columns", type=whole(1), help="pairs in a row of the grid; default: about as wide as high")
-    add("--out", type=Path, metavar="DIR", help="for the pictures and numbers; default: SAMPLES/compare")
-    return parser.parse_args([_as_option(one) for one in (sys.argv[1:] if arguments is None else arguments)])
+    split: str | None = narrower(None, unset="train, and all where there are no lists")
+    frame_interval: int | None = narrower(None, unset="by the fps of data and samples")
+    stride: int = option(1, least=1, metavar="S", help="source frames from window to window")
+    dimensions: int = option(32, least=1, most=MOST_DIMENSIONS, metavar="D", help="of the projection")
+    columns: int | None = narrower(None, unset="about as wide as high")
+    out: Path | None = narrower(None, unset="SAMPLES/compare")
+
+    @property
+    def folder(self) -> Path:
+        """--out, or SAMPLES/compare."""
+        return self.out or self.samples / "compare"
+
+    def run(self) -> Report:
+        """Look for the nearest windows of every sample, and compare means and covariances."""
+        samples = read_samples(self.samples)
+        split = split_of(self.split, self.data, "train")
+        windows = Windows(self.open_set(samples, split), self.stride)
+        print(windows.data.report.summary())
+        splits = halves(windows.groups, generator("compare halves", self.seed))
+        counts = choose_counts(len(samples.pixels), splits, self.dimensions)
+        values = samples.pixels[0].numel()
+        projection = random_projection(values, self.dimensions, generator("compare projection", self.seed))
+        searches = self.searches(samples, windows, split)
+        features = look(windows, searches.values(), projection)
+        nearest = {name: search.nearest for name, search in searches.items()}
+        projected = project(samples.pixels, projection)[by_label(samples.labels)]
+        numbers = {
+            "samples": {"folder": str(self.samples), "count": len(samples.pixels), "fps": samples.fps},
+            "clips": dict(zip(("frames", "height", "width"), samples.shape, strict=True)),
+            "data": self.describe(windows, split),
+            "nearest": report.summarise_nearest(nearest),
+            "memorisation": memorisation.summarise(nearest),
+            "frechet": {
+                "unit": "squared distance of flattened clips, pixels in [-1, 1]",
+                "dimensions": self.dimensions,
+                "seed": self.seed,
+                "clips": list(counts),
+                "halved by": "group" if windows.grouped else "file",
+                **distances(projected, features, splits, counts),
+            },
+        }
+        rows = report.nearest_rows(samples, windows, nearest["samples"])
+        scale = {name: value for name, value in numbers["nearest"].items() if name != "samples"}
+        pictures = {
+            "memorisation.png": partial(memorisation.draw, nearest, numbers["memorisation"]),
+            "nearest.png" if samples.shape[0] == 1 else "nearest.gif": partial(
+                report.draw_pairs, samples, nearest["samples"], rows, self.columns
+            ),
+        }
+        return Report(numbers, report.table(numbers), pictures, {"nearest.json": {**scale, "samples": rows}})
+
+    def open_set(self, samples: Samples, split: str) -> ClipSet:
+        """The data as clips of the samples' frames and size; unless given, both frame rates set the frame interval."""
+        frames, height, width = samples.shape
+        kind = self.kind or ("images" if frames == 1 else "videos")
+        if kind == "images" and frames > 1:
+            raise UserError(
+                f"the samples are clips of {frames} frames, and compare with videos only: type --kind videos"
+            )
+
+        def opened(interval: int) -> ClipSet:
+            settings = {"frames": frames, "frame_interval": interval, "size": (height, width)}
+            return open_data(kind, self.data, **lists_of(split, self.fold), **settings)
+
+        data = opened(self.frame_interval or 1)
+        if len(data) < 2:
+            raise UserError(
+                f"{data.root} has a single usable file, and real clips are compared with those of another: add some"
+            )
+        if self.frame_interval is None and kind == "videos" and frames > 1:
+            rate = statistics.median(info.fps for _, _, info in data.files)
+            data = opened(max(1, round(rate / samples.fps)))
+        return data
+
+    def searches(self, samples: Samples, windows: Windows, split: str) -> dict[str, Search]:
+        """Searches for the nearest windows of the samples, of held-out clips where there are any, and of real clips."""
+        values = samples.pixels[0].numel()
+        searches = {"samples": Search(NearestClips(samples.pixels), windows.files)}
+        held_out = memorisation.open_held_out(windows.data, self.data, self.fold) if split == "train" else None
+        if held_out is not None:
+            _, queries = some_windows(Windows(held_out, self.stride), values)
+            searches["held-out clips"] = Search(NearestClips(queries), windows.files)
+        return searches | real_searches(windows, values)
+
+    def describe(self, windows: Windows, split: str) -> dict[str, Any]:
+        """The data, for the record."""
+        return {
+            "root": str(self.data),
+            "split": split,
+            "fold": self.fold or 1,
+            "files": len(windows.data),
+            "unreadable": len(windows.data.report.unreadable),
+            "windows": len(windows),
+            "stride": self.stride,
+            "frame_interval": windows.data.frame_interval,
+        }
 
 
-def _as_option(argument: str) -> str:
-    """`data.key=value`, as messages about data sets advise, as `--key=value`."""
-    match = re.fullmatch(r"(?:data\.)?([a-z_]+)=(.*)", argument)
-    if match is None or Path(argument).exists():
-        return argument
-    key, value = match.groups()
-    if key not in OVERRIDES:
-        allowed = ", ".join(f"data.{name}" for name in OVERRIDES)
-        raise UserError(f"unknown override {argument!r}; type one of {allowed}: frames and size are the samples' own")
-    return f"--{key.replace('_', '-')}={'all' if key == 'split' and value in ('null', 'none') else value}"
-
-
-# Samples and data ---------------------------------------------------------------------------------------------------
+# Samples ------------------------------------------------------------------------------------------------------------
 
 
 def read_samples(folder: Path) -> Samples:
@@ -153,57 +192,18 @@ def read_samples(folder: Path) -> Samples:
     return Samples(torch.from_numpy(pixels), labels, fps)
 
 
-def open_set(samples: Samples, options: argparse.Namespace) -> ClipSet:
-    """The data, as clips of the samples' frames and size; both frame rates give the interval, where it is not given."""
-    frames, height, width = samples.shape
-    kind = options.kind or ("images" if frames == 1 else "videos")
-    if kind == "images" and frames > 1:
-        raise UserError(f"the samples are clips of {frames} frames, and compare with videos only: type --kind videos")
-    lists = choose_split(options, options.data, "train")
-
-    def opened(interval: int) -> ClipSet:
-        return open_data(
-            kind,
-            options.data,
-            **lists,
-            frames=frames,
-            frame_interval=interval,
-            size=(height, width),
-        )
-
-    data = opened(options.frame_interval or 1)
-    if len(data) < 2:
-        raise UserError(
-            f"{data.root} has one usable file only, and real clips are compared with those of another: add some"
-        )
-    if options.frame_interval is None and kind == "videos" and frames > 1:
-        rate = statistics.median(info.fps for _, _, info in data.files)
-        data = opened(max(1, round(rate / samples.fps)))
-    return data
-
-
-def every_search(samples: Samples, windows: Windows, options: argparse.Namespace) -> dict[str, Search]:
-    """Whose nearest windows are looked for: the samples', held-out clips' where there are any, and real clips'."""
-    values = samples.pixels[0].numel()
-    searches = {"samples": Search(NearestClips(samples.pixels), windows.files)}
-    if (held_out := memorisation.open_held_out(windows.data, options)) is not None:
-        _, queries = some_windows(Windows(held_out, options.stride), values)
-        searches["held-out clips"] = Search(NearestClips(queries), windows.files)
-    return searches | real_searches(windows, values)
-
-
 def choose_counts(samples: int, splits: Sequence[tuple[Tensor, Tensor]], dimensions: int) -> tuple[int, int]:
-    """How many clips stand on either side in each comparison. UserError where covariances would be singular."""
+    """Numbers of clips on either side of each comparison. UserError where covariances would be singular."""
     half = min(len(part) for split in splits for part in split)
     fewest = min(samples, half)
     if dimensions < fewest:
         return fewest, half
-    given = f"{samples} samples and {half} windows in the smaller half of the data"
+    counted = f"{samples} samples and {half} windows in the smaller half of the data"
     if fewest < 2:
-        raise UserError(f"there are {given}, and a covariance needs 2: sample more, or give more data or --stride 1")
+        raise UserError(f"there are {counted}, and a covariance needs 2: sample more, or give more data or --stride 1")
     raise UserError(
-        f"--dimensions {dimensions} needs more clips than that on each side, and there are {given}: covariances would "
-        f"be singular; type --dimensions {max(1, fewest // 2)} or less, or compare more samples"
+        f"--dimensions {dimensions} needs more clips than that on each side, and there are {counted}: covariances "
+        f"would be singular; type --dimensions {max(1, fewest // 2)} or less, or compare more samples"
     )
 
 
@@ -211,10 +211,20 @@ def choose_counts(samples: int, splits: Sequence[tuple[Tensor, Tensor]], dimensi
 
 
 def by_label(labels: Sequence[str | None]) -> list[int]:
-    """The samples in the order of their labels: `thin` then keeps each label's share, though labels come in turn."""
+    """Numbers of the samples in the order of their labels, so that `thin` keeps each label's share."""
     return sorted(range(len(labels)), key=lambda index: labels[index] or "")
 
 
-def frechet(one: Tensor, other: Tensor) -> float:
-    """Between Gaussians of features (N, D) and (M, D)."""
-    return frechet_distance(*gaussian_of(one), *gaussian_of(other))
+def distances(
+    samples: Tensor, features: Tensor, splits: Sequence[tuple[Tensor, Tensor]], counts: tuple[int, int]
+) -> dict[str, Any]:
+    """Fréchet distances of samples (N, D) to windows (W, D), and of one half of the windows to the other."""
+    fewest, half = counts
+    pairs = [(thin(features[left], fewest), thin(features[right], half)) for left, right in splits]
+    real = spread([frechet(left, right) for left, right in pairs])
+    return {"samples": frechet(thin(samples, fewest), thin(features, half)), "real clips": real}
+
+
+def frechet(left: Tensor, right: Tensor) -> float:
+    """Fréchet distance between Gaussians of features (N, D) and (M, D)."""
+    return frechet_distance(*gaussian_of(left), *gaussian_of(right))

@@ -77,15 +77,15 @@ def thin(numbers: Tensor, count: int) -> Tensor:
 def halves(groups: Tensor, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
     """Up to `SPLITS` different ways to put the groups (W,) into two halves, as the window numbers of each half."""
     names = groups.unique()
-    found: dict[frozenset[frozenset[int]], tuple[Tensor, Tensor]] = {}
+    ways: dict[frozenset[frozenset[int]], tuple[Tensor, Tensor]] = {}
     for _ in range(5 * SPLITS):
         order = names[torch.randperm(len(names), generator=generator)]
         parts = order[: len(order) // 2], order[len(order) // 2 :]
         key = frozenset(frozenset(part.tolist()) for part in parts)
-        if key not in found and len(found) < SPLITS:
-            one, other = (torch.isin(groups, part).nonzero()[:, 0] for part in parts)
-            found[key] = (one, other)
-    return list(found.values())
+        if key not in ways and len(ways) < SPLITS:
+            left, right = (torch.isin(groups, part).nonzero()[:, 0] for part in parts)
+            ways[key] = (left, right)
+    return list(ways.values())
 
 
 def project(clips: Tensor, projection: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class Search:
     """The nearest windows of `nearest.queries`; where those are windows themselves, of other files (or groups) only."""
 
     nearest: NearestClips
-    files: Tensor  # (W,) of every window: the second-nearest is of another one than the nearest
+    files: Tensor  # (W,) file of every window: the second-nearest window is of another file than the nearest
     numbers: Tensor | None = None  # (N,) the queries' own window numbers
     keys: Tensor | None = None  # (W,) file or group of every window
 

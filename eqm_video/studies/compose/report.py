@@ -1,4 +1,4 @@
-"""What `compose` sampled: a table, shares as a picture, and the clips side by side.
+"""The table and the pictures of `compose`: shares of samples that show their attributes, and the clips side by side.
 
 Legend: N samples, T frames, H W pixels; pixels uint8, channels last.
 """
@@ -23,11 +23,11 @@ SHARES = {
 }
 
 
-@dataclass
-class Sampled:
+@dataclass(frozen=True)
+class Samples:
     """Samples of one variant of a composition: clips (N, T, H, W, 3), judged by `target` (None: not judged).
 
-    diverged: how many of the clips did, and are grey.
+    diverged: the number of clips that diverged, which are grey.
     """
 
     kind: str
@@ -37,9 +37,9 @@ class Sampled:
     diverged: int
 
 
-def is_alone(one: Sampled) -> bool:
+def is_alone(samples: Samples) -> bool:
     """Whether a variant is one of the terms by itself."""
-    return one.kind.endswith("alone")
+    return samples.kind.endswith("alone")
 
 
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -52,51 +52,54 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return result
 
 
-def report(rows: Sequence[dict[str, Any]], out: Path, drawn: bool) -> None:
-    """The table of all rows, the means, and where to look."""
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """All judged rows, and their means; a sentence where none was judged."""
     judged = [row for row in rows if row["target"] is not None]
-    if judged:
-        width = max(len(row["composition"]) for row in judged)
-        print(f"{'':{width}}  {'kind':15}  shape  direction  both   (chance {judged[0]['both_chance']:.0%})")
-        for row in judged:
-            lost = f"  {row['diverged']} diverged" if row["diverged"] else ""
-            shares = f"{row['shape_accuracy']:5.0%}  {row['direction_accuracy']:9.0%}  {row['both_accuracy']:4.0%}"
-            print(f"{row['composition']:{width}}  {row['kind']:15}  {shares}{lost}")
-        count = judged[0]["samples"]
-        for kind, shares in means(rows).items():
-            print(f"{kind}: both attributes in {shares['both_accuracy']:.0%} of samples ({count} of each composition)")
-    files = [str(out / "compose.gif"), *([str(out / "compose.png")] if drawn else [])]
-    print(f"look at {' and '.join(files)}; numbers: {out / 'compose.json'}")
+    if not judged:
+        return "the terms name no shape and direction that samples could be judged by"
+    width = max(len(row["composition"]) for row in judged)
+    lines = [f"{'':{width}}  {'kind':15}  shape  direction  both   (chance {judged[0]['both_chance']:.0%})"]
+    for row in judged:
+        lost = f"  {row['diverged']} diverged" if row["diverged"] else ""
+        shares = f"{row['shape_accuracy']:5.0%}  {row['direction_accuracy']:9.0%}  {row['both_accuracy']:4.0%}"
+        lines.append(f"{row['composition']:{width}}  {row['kind']:15}  {shares}{lost}")
+    count = judged[0]["samples"]
+    for kind, shares in means(rows).items():
+        lines.append(
+            f"{kind}: both attributes in {shares['both_accuracy']:.0%} of samples ({count} of each composition)"
+        )
+    return "\n".join(lines)
 
 
-def draw_grid(path: Path, found: Sequence[Sampled], fps: float, columns: int) -> None:
+def draw_grid(path: Path, every: Sequence[Samples], fps: float, columns: int) -> None:
     """A row for each composition: some samples of every variant, captioned."""
-    rows: list[list[Sampled]] = []
-    for one in found:
-        if rows and (not is_alone(one) or is_alone(rows[-1][-1])):
-            rows[-1].append(one)
+    rows: list[list[Samples]] = []
+    for samples in every:
+        if rows and (not is_alone(samples) or is_alone(rows[-1][-1])):
+            rows[-1].append(samples)
         else:
-            rows.append([one])
-    scale = max(1, 64 // found[0].clips.shape[3])
+            rows.append([samples])
+    scale = max(1, 64 // every[0].clips.shape[3])
     pictures = []
     for row in rows:
-        clips = np.concatenate([one.clips[:columns] for one in row])
+        clips = np.concatenate([samples.clips[:columns] for samples in row])
         captions = [
-            one.name if is_alone(one) else f"{one.name}: {one.kind}" for one in row for _ in one.clips[:columns]
+            samples.name if is_alone(samples) else f"{samples.name}: {samples.kind}"
+            for samples in row
+            for _ in samples.clips[:columns]
         ]
         pictures.append(media.grid(clips, captions, columns=len(clips), scale=scale))
     width = max(picture.shape[2] for picture in pictures)
     padded = [
-        np.pad(one, ((0, 0), (0, 0), (0, width - one.shape[2]), (0, 0)), constant_values=PAPER) for one in pictures
+        np.pad(clips, ((0, 0), (0, 0), (0, width - clips.shape[2]), (0, 0)), constant_values=PAPER)
+        for clips in pictures
     ]
     media.write_gif(path, np.concatenate(padded, axis=1), fps)
 
 
-def draw_shares(path: Path, rows: Sequence[dict[str, Any]]) -> bool:
-    """Shares of the samples with the shape, the direction, and both; False where nothing was judged."""
+def draw_shares(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Shares of the samples with the shape, the direction, and both; at least one row must be judged."""
     shares = means(rows)
-    if not shares:
-        return False
     figure = plots.figure(6.4, 3.6)
     axes = plots.axes(figure, ylabel="share of samples", ylim=(0, 1.02), title="Attributes in composed samples")
     for place, key in enumerate(SHARES):
@@ -120,4 +123,3 @@ def draw_shares(path: Path, rows: Sequence[dict[str, Any]]) -> bool:
     axes.grid(axis="x", visible=False)
     plots.legend(axes, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     plots.save(figure, path)
-    return True

@@ -1,23 +1,11 @@
-"""`python -m eqm_video compose MODEL --out DIR`: several labels, or several models, in one sample.
-
-Fields can be added: f_null + sum of w (f_label - f_null) pulls a sample towards every label at once (the paper's Figure
-11 adds plain fields, f_1 + f_2). --terms LABEL:WEIGHT ... names what is composed; `2/LABEL:WEIGHT` takes the label from
-the first model of --with, and `none` is a model's unlabelled field. Where the weights sum to 1 nothing is added;
-otherwise MODEL's unlabelled field fills them up to 1.
-
-Without --terms all pairs of a model of single attributes are measured (Disc, Square and Right, Left, Down, Up, as
-`compose --write-data FOLDER` writes them and configs/attributes.yaml learns them): how many samples of Disc + Left are
-discs that move left, though no clip was ever labelled so.
-
-Each composition stands beside its terms alone, beside their mean, and beside the plain sum, whose gradient is as many
-times larger as there are terms, so that the same step size is a larger step.
+"""Several labels, or several models, in one sample.
 
 Legend: N samples, T frames, H W pixels; pixels uint8, channels last.
 """
 
 from __future__ import annotations
 
-import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,21 +17,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from eqm_video import options
 from eqm_video.core.composition import ScheduledField
 from eqm_video.data.moving_shapes import DIRECTIONS, SHAPES, score_motion, write_moving_shapes
 from eqm_video.errors import UserError
-from eqm_video.output.outputs import claim_output
+from eqm_video.options import narrower, option
 from eqm_video.samplers import NAG, DivergenceError, GradientDescent, Sampler, run
 from eqm_video.sampling.arguments import make_generators, told_gammas
+from eqm_video.sampling.option_groups import Columns, Ruled, Stepping
 from eqm_video.sampling.pipeline import EqMPipeline
-from eqm_video.studies.compose.report import Sampled, draw_grid, draw_shares, report
-from eqm_video.studies.request import Request, add_model, add_sampling, describe_rule, number, open_model
+from eqm_video.studies.compose import report
+from eqm_video.studies.compose.report import Samples
+from eqm_video.studies.request import Request, describe_rule
+from eqm_video.studies.study import Report, Sampled
 from eqm_video.studies.walk import FAR
-from eqm_video.system import files, machine
-from eqm_video.system.parser import Parser
+from eqm_video.system import machine
 
 GREY = 128  # the level of clips that diverged
 VIDEOS, HELD_OUT = 118, 12  # of each attribute: as many clips as the demo has in all
+WRITE_DATA = "--write-data"
 
 
 @dataclass(frozen=True)
@@ -56,9 +48,23 @@ class Term:
 
     @property
     def name(self) -> str:
-        """As it is shown: the label, with its model's number where there are several."""
+        """The label as it is shown, with its model's number where there are several."""
         label = "unlabelled" if self.label is None else self.label
         return f"{self.model + 1}/{label}" if self.model else label
+
+    def __str__(self) -> str:
+        return f"{self.model + 1}/{'none' if self.label is None else self.label}:{self.weight!r}"
+
+
+def read_term(text: str) -> Term:
+    """The term that `Disc:2`, `2/DiscLeft:1` or `none:-1` stands for; ValueError for any other form."""
+    place, slash, rest = text.partition("/")
+    if not slash or not place.isdecimal():  # a label may hold a slash
+        place, rest = "1", text
+    label, colon, weight = rest.rpartition(":")
+    if not colon or not math.isfinite(float(weight)):
+        raise ValueError(text)
+    return Term(None if label == "none" else label, float(weight), int(place) - 1)
 
 
 @dataclass(frozen=True)
@@ -74,106 +80,149 @@ class Variant:
         return " + ".join(term.name for term in self.terms if term.label is not None or self.kind == "alone")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["--write-data"]:
-        return write_data(given)
-    options = parse(given)
-    claim_output(options.out, "compose")
-    models = [open_model(options, path) for path in (options.model, *options.others)]
-    if options.labels is not None:
-        raise UserError("compose takes its labels from --terms: leave --labels out")
-    options.labels = ["none"]
-    request = Request.of(models[0], options)
-    pairs = [parse_terms(options.terms, models)] if options.terms else attribute_pairs(models[0], options, request)
-    found: list[Sampled] = []
-    done: dict[Variant, tuple[np.ndarray, int]] = {}
-    work = [(terms, variant) for terms in pairs for variant in variants(terms, models, request)]
-    for terms, variant in tqdm(work, desc="compositions", unit="set", disable=None):
-        if variant not in done:
-            done[variant] = sample(models, request, variant, options)
-        clips, diverged = done[variant]
-        found.append(Sampled(kind_of(variant), variant.name, target(terms), clips, diverged))
-    rows = [{**row(one, models), "composition": one.name} for one in found]
-    record = {
-        "settings": {
-            "models": [str(path) for path in (options.model, *options.others)],
-            **request.settings(),
-            "sampler": describe_rule(models[0].rule(options.sampler, options.step_size, options.mu)),
-            "steps": options.steps or models[0].config.sampler["steps"],
-            "terms": [[asdict(term) for term in terms] for terms in pairs],
-            "machine": machine.describe(models[0].device),
-        },
-        "rows": rows,
-    }
-    files.write_record(options.out / "compose.json", record)
-    draw_grid(options.out / "compose.gif", found, float(models[0].config.fps), options.columns)
-    drawn = draw_shares(options.out / "compose.png", rows)
-    report(rows, options.out, drawn)
-    return 0
+@dataclass(frozen=True, kw_only=True)
+class DataToWrite:
+    """Write moving shapes filed under single attributes, which configs/attributes.yaml learns."""
+
+    write_data: Path = option(metavar="FOLDER", help="a new folder for the videos")
 
 
-def parse(given: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = Parser(
-        prog="python -m eqm_video compose",
-        description=__doc__.splitlines()[0],
-        epilog="compose --write-data FOLDER writes the moving shapes that configs/attributes.yaml learns.",
+@dataclass(frozen=True, kw_only=True)
+class Compose(Sampled, Ruled, Stepping, Columns, group="look"):
+    """Several labels, or several models, in one sample.
+
+    Fields can be added: f_null + sum of w (f_label - f_null) pulls a sample towards every label at once (the paper's
+    Figure 11 adds plain fields, f_1 + f_2). --terms LABEL:WEIGHT ... names the summands; `2/LABEL:WEIGHT` takes the
+    label from the first model of --with, and `none` is a model's unlabelled field. Weights that sum to 1 are used as
+    they are; otherwise MODEL's unlabelled field fills them up to 1.
+
+    Without --terms all pairs of a model of single attributes are measured (Disc, Square and Right, Left, Down, Up, as
+    configs/attributes.yaml learns them): how many samples of Disc + Left are discs that move left, although no clip was
+    ever labelled so. `compose --write-data FOLDER` writes the videos to train such a model.
+
+    Each composition stands beside its terms alone, their mean, and their plain sum. The gradient of a plain sum is as
+    many times larger as there are terms, so the same step size makes a larger step.
+    """
+
+    num_samples: int = 64
+    labels: tuple[str, ...] | None = ("none",)
+    step_size: float | None = narrower(None, words=())
+    terms: tuple[Term, ...] | None = option(
+        None,
+        free=True,
+        read=read_term,
+        kind="[M/]LABEL:WEIGHT, such as Disc:2 or 2/DiscLeft:1",
+        metavar="[M/]LABEL:WEIGHT",
+        help="labels to compose, each with its weight",
+        unset="all pairs of attributes",
     )
-    add_model(parser)
-    add_sampling(parser, num_samples=64)
-    add = parser.add_argument
-    add("--terms", nargs="+", metavar="[M/]LABEL:WEIGHT", help="what is composed; default: all pairs of attributes")
-    add("--with", nargs="+", dest="others", default=[], metavar="MODEL2", help="models 2, 3 ... of the terms")
-    add("--weight", type=number(), metavar="W", help="of each attribute of a pair; default: the model's guidance scale")
-    add("--columns", type=int, default=4, metavar="K", help="samples of each kind in a row of compose.gif; default: 4")
-    options = parser.parse_args(given)
-    if options.weight is not None and options.terms:
-        raise UserError("--weight is for the pairs of attributes; a term brings its own, LABEL:WEIGHT")
-    return options
+    others: tuple[str, ...] = option((), flag="--with", metavar="MODEL2", help="models 2, 3 ... of the terms")
+    weight: float | None = option(
+        None, metavar="W", help="weight of each attribute of a pair", unset="the model's guidance scale"
+    )
+    columns: int | None = 4
+
+    @classmethod
+    def main(cls, arguments: Sequence[str] | None = None) -> int:
+        """The command; `compose --write-data FOLDER` writes data and needs no model."""
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        if words[:1] and words[0].partition("=")[0] == WRITE_DATA:
+            return write_data(words)
+        return super().main(words)
+
+    def check(self) -> None:
+        """Labels come from --terms, and so do weights where there are terms."""
+        if self.labels != ("none",):
+            raise UserError("compose takes its labels from --terms: leave --labels out")
+        if self.weight is not None and self.terms:
+            raise UserError("--weight is for the pairs of attributes; a term brings its own, LABEL:WEIGHT")
+
+    def paths(self) -> Sequence[str | Path]:
+        """MODEL, and the models of --with."""
+        return (self.model, *self.others)
+
+    def run(self, *models: EqMPipeline) -> Report:
+        """Sample every variant of every composition once, and judge the samples."""
+        first, request = models[0], self.request(models[0])
+        pairs = [check_terms(self.terms, models)] if self.terms else attribute_pairs(first, self.weight, request)
+        every: list[Samples] = []
+        done: dict[Variant, tuple[np.ndarray, int]] = {}
+        work = [(terms, variant) for terms in pairs for variant in variants(terms, models, request)]
+        for terms, variant in tqdm(work, desc="compositions", unit="set", disable=None):
+            if variant not in done:
+                done[variant] = self.sample(models, request, variant)
+            clips, diverged = done[variant]
+            every.append(Samples(kind_of(variant), variant.name, target(terms), clips, diverged))
+        rows = [{**row(samples, models), "composition": samples.name} for samples in every]
+        numbers = {
+            "settings": {
+                "models": [str(path) for path in self.paths()],
+                **request.settings(),
+                "sampler": describe_rule(self.rule(first)),
+                "steps": self.steps or first.config.sampler["steps"],
+                "terms": [[asdict(term) for term in terms] for terms in pairs],
+                "machine": machine.describe(first.device),
+            },
+            "rows": rows,
+        }
+        fps = float(first.config.fps)
+        pictures = {"compose.gif": lambda path: report.draw_grid(path, every, fps, self.columns)}
+        if report.means(rows):
+            pictures["compose.png"] = lambda path: report.draw_shares(path, rows)
+        return Report(numbers, report.table(rows), pictures)
+
+    def rule(self, pipeline: EqMPipeline) -> Sampler:
+        """The sampler of the options, the model's own numbers filled in."""
+        return pipeline.rule(self.sampler, self.step_size, self.mu)
+
+    @torch.no_grad()
+    def sample(self, models: Sequence[EqMPipeline], request: Request, variant: Variant) -> tuple[np.ndarray, int]:
+        """Clips (N, T, H, W, 3) of one variant, and how many of them diverged (those are grey)."""
+        first, clips, lost = models[0], [], 0
+        sampler, steps = self.rule(first), self.steps or first.config.sampler["steps"]
+        gammas = network_gammas(models, variant, sampler, steps)
+        for batch in request.batches():
+            generators = make_generators(len(request.seeds[batch]), request.seeds[batch], None)
+            noise = first.start_noise(generators, num_frames=request.frames, size=request.size)
+            scheduled = ScheduledField(field(models, request, variant, len(noise)), steps, gammas)
+            try:
+                latents = run(scheduled, noise, sampler, steps=steps, generators=generators).latents
+            except DivergenceError:
+                latents = torch.full_like(noise, torch.inf)
+            gone = ~(latents.flatten(1).square().mean(1).sqrt() < FAR)
+            lost += int(gone.sum())
+            pixels = first.decode(latents.masked_fill(gone.view(-1, 1, 1, 1, 1), 0))
+            pixels[gone.cpu().numpy()] = GREY
+            clips.append(pixels)
+        return np.concatenate(clips), lost
 
 
-def write_data(given: Sequence[str]) -> int:
+def write_data(words: Sequence[str]) -> int:
     """`compose --write-data FOLDER`: moving shapes filed under single attributes, to train configs/attributes.yaml."""
-    parser = Parser(prog="python -m eqm_video compose")
-    parser.add_argument("--write-data", type=Path, required=True, metavar="FOLDER")
-    folder = parser.parse_args(given).write_data
+    folder = options.parse(DataToWrite, words, prog="python -m eqm_video compose").write_data
     write_moving_shapes(folder, attributes=True, videos=VIDEOS, held_out=HELD_OUT)
     print(f"moving shapes under single attributes are in {folder}; train on them with configs/attributes.yaml")
     return 0
 
 
-# What is composed ---------------------------------------------------------------------------------------------------
+# Compositions -------------------------------------------------------------------------------------------------------
 
 
-def parse_terms(words: Sequence[str], models: Sequence[EqMPipeline]) -> tuple[Term, ...]:
-    """`Disc:2`, `2/DiscLeft:1`, `none:-1`; UserError for what is no term of these models."""
-    terms = []
-    for word in words:
-        place, slash, rest = word.partition("/")
-        if not slash or not place.isdecimal():  # a label may hold a slash
-            place, rest = "1", word
-        label, colon, weight = rest.rpartition(":")
-        try:
-            term = Term(None if label == "none" else label, float(weight), int(place) - 1)
-        except ValueError as error:
-            raise UserError(f"--terms {word!r} is not [M/]LABEL:WEIGHT, such as Disc:2 or 2/DiscLeft:1") from error
-        if not colon or not np.isfinite(term.weight):
-            raise UserError(f"--terms {word!r} is not [M/]LABEL:WEIGHT, such as Disc:2 or 2/DiscLeft:1")
+def check_terms(terms: tuple[Term, ...], models: Sequence[EqMPipeline]) -> tuple[Term, ...]:
+    """`terms` themselves; UserError where a model, or a label of a model, does not exist."""
+    for term in terms:
         if not 0 <= term.model < len(models):
             raise UserError(
-                f"--terms {word!r} asks for model {place}, but there are {len(models)}: name it after --with"
+                f"--terms {term} asks for model {term.model + 1}, but there are {len(models)}: name it after --with"
             )
         models[term.model].label_ids([term.label])
-        terms.append(term)
-    return tuple(terms)
+    return terms
 
 
-def attribute_pairs(pipeline: EqMPipeline, options: argparse.Namespace, request: Request) -> list[tuple[Term, ...]]:
-    """Every shape with every direction that the model has as labels of their own."""
+def attribute_pairs(pipeline: EqMPipeline, weight: float | None, request: Request) -> list[tuple[Term, ...]]:
+    """Every shape with every direction that the model has as labels of their own; UserError where it has none."""
     names = set(pipeline.labels.values())
-    weight = request.guidance_scale if options.weight is None else options.weight
+    weight = request.guidance_scale if weight is None else weight
     pairs = [(shape, way) for shape in SHAPES for way in DIRECTIONS if {shape, way} <= names]
     if not pairs:
         raise UserError(
@@ -196,63 +245,40 @@ def variants(terms: tuple[Term, ...], models: Sequence[EqMPipeline], request: Re
 
 
 def kind_of(variant: Variant) -> str:
-    """How a variant is called in tables: of a single attribute, which one."""
+    """A variant's kind as tables show it: a single attribute is a "shape alone" or a "direction alone"."""
     if variant.kind != "alone" or variant.terms[0].label not in (*SHAPES, *DIRECTIONS):
         return variant.kind
     return "shape alone" if variant.terms[0].label in SHAPES else "direction alone"
 
 
 def target(terms: Sequence[Term]) -> str | None:
-    """What samples shall show, such as DiscLeft; None where the terms name no shape and direction, or two of a kind."""
+    """The label that samples should show, such as DiscLeft; None unless the terms name one shape and one direction."""
     labels = [term.label for term in terms if term.label is not None and term.weight > 0]
     shapes = {shape for shape in SHAPES for label in labels if label.startswith(shape)}
     ways = {way for way in DIRECTIONS for label in labels if label.endswith(way)}
     return shapes.pop() + ways.pop() if len(shapes) == len(ways) == 1 else None
 
 
-# Sampling -----------------------------------------------------------------------------------------------------------
+# Fields -------------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def sample(
-    models: Sequence[EqMPipeline], request: Request, variant: Variant, options: argparse.Namespace
-) -> tuple[np.ndarray, int]:
-    """Clips (N, T, H, W, 3) of one variant, and how many of them diverged (those are grey)."""
-    first, clips, lost = models[0], [], 0
-    sampler = first.rule(options.sampler, options.step_size, options.mu)
-    steps = options.steps or first.config.sampler["steps"]
-    told = told_of(models, variant, sampler, steps)
-    for batch in request.batches():
-        generators = make_generators(len(request.seeds[batch]), request.seeds[batch], None)
-        noise = first.start_noise(generators, num_frames=request.frames, size=request.size)
-        scheduled = ScheduledField(field(models, request, variant, len(noise)), steps, told)
-        try:
-            latents = run(scheduled, noise, sampler, steps=steps, generators=generators).latents
-        except DivergenceError:
-            latents = torch.full_like(noise, torch.inf)
-        gone = ~(latents.flatten(1).square().mean(1).sqrt() < FAR)
-        lost += int(gone.sum())
-        pixels = first.decode(latents.masked_fill(gone.view(-1, 1, 1, 1, 1), 0))
-        pixels[gone.cpu().numpy()] = GREY
-        clips.append(pixels)
-    return np.concatenate(clips), lost
+def network_gammas(models: Sequence[EqMPipeline], variant: Variant, sampler: Sampler, steps: int) -> Tensor | None:
+    """Gamma at each step (steps,), the input of networks conditioned on gamma; None for other networks and for solvers.
 
-
-def told_of(models: Sequence[EqMPipeline], variant: Variant, sampler: Sampler, steps: int) -> Tensor | None:
-    """What networks that are told gamma are told at each step, (steps,); None where none is, and for solvers.
-
-    It is the closed form of one decay, along which a plain sum of fields goes as many times faster as it has terms.
-    UserError where models that are composed disagree about the decay, or for a sampler without a closed form.
+    Gamma follows the closed form of one decay, along which a plain sum of fields moves as many times faster as it has
+    terms. UserError where composed models have different decays, or for a sampler without a closed form.
     """
     pipelines = list({term.model: models[term.model] for term in variant.terms}.values())
     if variant.kind == "composed":
-        pipelines = list({id(one): one for one in (models[0], *pipelines)}.values())  # its unlabelled field fills up
-    if hasattr(sampler, "solve") or not any(one.transformer.config.conditioned_on_gamma for one in pipelines):
+        pipelines = list(
+            {id(pipeline): pipeline for pipeline in (models[0], *pipelines)}.values()
+        )  # its unlabelled field fills up
+    if hasattr(sampler, "solve") or not any(each.transformer.config.conditioned_on_gamma for each in pipelines):
         return None
-    if any(one.config.decay != pipelines[0].config.decay for one in pipelines):
+    if any(each.config.decay != pipelines[0].config.decay for each in pipelines):
         raise UserError(
-            "a model that is told gamma cannot be descended together with one of another decay: type --sampler euler, "
-            "or compose models of one decay"
+            "a model that is conditioned on gamma cannot be descended together with one of another decay: type "
+            "--sampler euler, or compose models of one decay"
         )
     if variant.kind == "plain sum" and isinstance(sampler, (GradientDescent, NAG)):
         sampler = replace(sampler, step_size=len(variant.terms) * sampler.step_size)
@@ -270,11 +296,11 @@ def field(models: Sequence[EqMPipeline], request: Request, variant: Variant, cou
     return models[0].composed_field(terms, count, plain_sum=variant.kind == "plain sum", num_frames=request.frames)
 
 
-def row(one: Sampled, models: Sequence[EqMPipeline]) -> dict[str, Any]:
-    """One line of the table; shares only where the composition says what is to be seen."""
+def row(samples: Samples, models: Sequence[EqMPipeline]) -> dict[str, Any]:
+    """One line of the table; it has shares only where the samples have a target."""
     named = {name for model in models for name in model.labels.values()}
     shapes = tuple(shape for shape in SHAPES if any(name.startswith(shape) for name in named))
-    result: dict[str, Any] = {"kind": one.kind, "target": one.target, "diverged": one.diverged}
-    if one.target is not None:
-        result |= score_motion(one.clips, [one.target] * len(one.clips), shapes)
+    result: dict[str, Any] = {"kind": samples.kind, "target": samples.target, "diverged": samples.diverged}
+    if samples.target is not None:
+        result |= score_motion(samples.clips, [samples.target] * len(samples.clips), shapes)
     return result
