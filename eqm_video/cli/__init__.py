@@ -81,7 +81,6 @@ COMMANDS = {
         ("compose", "studies.compose.study", "look", "several labels, or several models, in one sample"),
         ("predict", "studies.predict", "look", "hidden frames of real clips: predictions against what they were"),
         ("compare", "studies.compare.study", "look", "samples against data: nearest clips, and a Fréchet distance"),
-        ("plane", "studies.plane.study", "compare", "flow matching and Equilibrium Matching in two dimensions"),
         (
             "tasks",
             "studies.tasks.study",
