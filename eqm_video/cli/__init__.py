@@ -87,12 +87,6 @@ COMMANDS = {
             "compare",
             "train and compare draws of gamma: every video task on endless moving shapes",
         ),
-        (
-            "ablate",
-            "studies.ablate.study",
-            "compare",
-            "train and compare objectives, decays and samplers on moving shapes",
-        ),
     )
 } | dict(_studies())
 
