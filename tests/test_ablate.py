@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from eqm_video import options
 from eqm_video.errors import UserError
 from eqm_video.studies import recipes
 from eqm_video.studies.ablate import report as ablate_report
@@ -107,7 +108,7 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
     words = ["--out", tmp_path / "runs", "--data", tmp_path / "data", "--num-samples", 8, "--only", "base", "flow"]
     words += ["train.steps=2", "train.batch_size=4", "held_out.clips=2", "sampler.steps=4"]
     words = [str(word) for word in words]
-    assert ablate.main(words) == 0
+    assert ablate.Ablate.main(words) == 0
     said = capsys.readouterr().out
     summary = json.loads((tmp_path / "runs" / "ablations.json").read_text())
     ways = [(line["recipe"], line["sampler"], line["nfe"]) for line in summary["lines"]]
@@ -122,10 +123,10 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
 
     monkeypatch.setattr(ablate, "sample", None)
     monkeypatch.setattr(recipes.training, "main", None)
-    assert ablate.main(words) == 0  # neither trained nor sampled again
+    assert ablate.Ablate.main(words) == 0  # neither trained nor sampled again
     assert json.loads((tmp_path / "runs" / "ablations.json").read_text())["lines"] == summary["lines"]
     with pytest.raises(UserError, match=r"base was not trained from base.yaml as it is now: train.steps \(2 there\)"):
-        ablate.main([*words[:-4], "train.steps=3", *words[-3:]])
+        ablate.Ablate.main([*words[:-4], "train.steps=3", *words[-3:]])
 
 
 def test_every_line_is_in_a_table_and_a_table_compares() -> None:
@@ -146,7 +147,9 @@ def test_an_unknown_recipe_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_that_starts_from_another_finds_it_in_the_same_folder(tmp_path: Path) -> None:
-    given = ablate.parse(["--out", str(tmp_path), "--data", "videos", "train.steps=7"])
+    words = ["--out", str(tmp_path), "--data", "videos", "--only", "energy_l2", "train.steps=7"]
+    given = options.parse(ablate.Ablate, words, prog="")
+    assert given.chosen == ("energy_l2",)
     assert ablate.RECIPES.replaced("energy_l2", given) == [
         *("train.steps=7", "data.root=videos", f"run.dir={tmp_path}/energy_l2"),
         f"train.init_from={tmp_path}/base/export",

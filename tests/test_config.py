@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from eqm_video.core.gamma import ContextGamma, MixtureGamma, SharedGamma
 from eqm_video.errors import UserError
 from eqm_video.samplers import NAG, SAMPLERS, GradientDescent
 from eqm_video.training.config import Config, ObjectiveConfig, load_config, parse_config, to_tree, to_yaml
+from eqm_video.training.strict_yaml import BASED
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
@@ -32,6 +34,65 @@ def test_recipes_are_valid_and_read_back_as_they_are_written(path, tmp_path) -> 
     assert load_config(tmp_path / "again.yaml") == config
     assert parse_config(to_tree(config)) == config
     assert path.name in path.read_text().split("\nmodel:")[0], "the head of a recipe gives its command"
+
+
+FULL = json.loads((ROOT / "tests" / "fixtures" / "recipes.json").read_text())
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_recipe_with_a_base_has_the_values_of_the_full_one(name: str) -> None:
+    path = ROOT / "configs" / f"{name}.yaml"
+    config = load_config(path)
+    assert json.loads(json.dumps(to_tree(config))) == FULL[name]
+    assert config == parse_config(FULL[name]) and load_config(path, ["train.steps=7"]).train.steps == 7
+    head = path.read_text().split("\nmodel:" if name in ("ablations/base", "gamma/shared") else "\nbase:")[0]
+    assert "Expected" in head and f"--config configs/{name}.yaml" in head
+
+
+def test_every_recipe_of_the_two_folders_is_compared() -> None:
+    names = {f"{folder}/{path.stem}" for folder in BASED for path in (ROOT / "configs" / folder).glob("*.yaml")}
+    assert set(FULL) == names
+    assert sum(len(path.read_text().splitlines()) for path in (ROOT / "configs").glob("*/*.yaml")) < 350
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("base: none.yaml", r"base is 'none.yaml': it must be one of base.yaml, r.yaml, second.yaml, beside it$"),
+        ("base: base", "base is 'base': it must be one of"),
+        ("base: ../gamma/shared.yaml", "it must be one of"),
+        ("base: null", "base is None: it must be one of"),
+        ("base: [base.yaml]", "it must be one of"),
+        ("base: {kind: base.yaml}", "it must be one of"),
+        ("base: second.yaml", "its base second.yaml names a base itself"),
+        ("base: r.yaml", "its base r.yaml names a base itself"),
+        ("base: base.yaml\ntrain: {stpes: 3}", "unknown key 'train.stpes'; did you mean 'train.steps'"),
+        ("base: base.yaml\ntrain.steps: 3", "unknown key 'train.steps': keys of a recipe have no dots"),
+        ("base: base.yaml\nsampler: {kind: euler, mu: 0.3}", "sampler.mu"),
+        ("base: base.yaml\ntrain: {steps: 0}", "train.steps is 0"),
+    ],
+)
+def test_a_base_is_resolved_strictly(text: str, says: str, tmp_path) -> None:
+    folder = tmp_path / "configs" / "ablations"
+    folder.mkdir(parents=True)
+    (folder / "base.yaml").write_text("train: {steps: 5, lr: 0.5}\nsampler: {kind: nag, mu: 0.2, steps: 9}\n")
+    (folder / "second.yaml").write_text("base: base.yaml\nsampler: {kind: gd}\ntrain: {steps: 6}\n")
+    second = load_config(folder / "second.yaml")
+    assert (second.train.steps, second.train.lr, second.sampler.steps) == (6, 0.5, 9)
+    assert isinstance(second.sampler.rule, GradientDescent)
+    (folder / "r.yaml").write_text(text)
+    with pytest.raises(UserError, match=says) as caught:
+        load_config(folder / "r.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_recipes_have_no_base(tmp_path) -> None:
+    (tmp_path / "base.yaml").write_text("train: {steps: 5}")
+    (tmp_path / "r.yaml").write_text("base: base.yaml")
+    with pytest.raises(UserError, match="names a base, which only recipes in configs/ablations and configs/gamma may"):
+        load_config(tmp_path / "r.yaml")
+    with pytest.raises(UserError, match="unknown key 'base'"):
+        load_config(None, ["base=base.yaml"])
 
 
 def test_every_kind_of_value_from_yaml_and_from_overrides(tmp_path) -> None:

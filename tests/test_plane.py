@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from eqm_video.analysis.exact_field import OracleField
+from eqm_video.errors import UserError
 from eqm_video.studies.plane import pictures as plane_pictures
 from eqm_video.studies.plane import worlds as plane
 from eqm_video.studies.plane.pictures import HOLD, Scene, arrows, draw_film, draw_moment, sampled
-from eqm_video.studies.plane.study import main
+from eqm_video.studies.plane.study import Plane
 
 POINTS = plane.data_points(2)
 
@@ -184,7 +185,7 @@ def test_a_moment_shows_the_walks_up_to_it():
 
 def test_the_command_writes_pictures_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture):
     words = ["--out", tmp_path, "--steps", 12, "--starts", 16, "--train-steps", 2, "--points", 3, "--no-film"]
-    assert main([str(word) for word in words]) == 0
+    assert Plane.main([str(word) for word in words]) == 0
     said = capsys.readouterr().out
     assert "exact equilibrium" in said and "plane.png" in said and "plane.gif" not in said
     numbers = json.loads((tmp_path / "plane.json").read_text())
@@ -202,9 +203,18 @@ def test_the_command_writes_pictures_and_numbers(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    "words", [["--points", "0"], ["--points", "sun"], ["--points", "65"], ["--steps", "11"], ["--within", "0"], []]
+    ("words", "says"),
+    [
+        ("--points 0", "--points is 0: it must be moons or a whole number from 1 to 64"),
+        ("--points sun", "--points is sun: it must be moons or"),
+        ("--points 65", "--points is 65: it must be"),
+        ("--steps 11", "--steps is 11: it must be a whole number from 12 to"),
+        ("--within 0", "--within is 0: it must be a number above 0"),
+    ],
 )
-def test_wrong_words_are_refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture):
-    with pytest.raises(SystemExit):
-        main([*words, "--out", str(tmp_path)] if words else words)
-    assert "error" in capsys.readouterr().err
+def test_wrong_words_are_refused(words: str, says: str, tmp_path: Path):
+    with pytest.raises(UserError, match=says):
+        Plane.main([*words.split(), "--out", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(UserError, match="--out must be given"):
+        Plane.main([])

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from eqm_video import options
 from eqm_video.data.datasets import look_at_video
 from eqm_video.data.moving_shapes import label_names
 from eqm_video.errors import UserError
+from eqm_video.sampling.settings import Sampling
 from eqm_video.studies import recipes
 from eqm_video.studies.demo import write_videos
 from eqm_video.studies.tasks import clips as tasks_clips
@@ -223,7 +225,7 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
     words = ["--out", tmp_path / "out", "--runs", tmp_path / "runs", "--data", tmp_path / "data"]
     words += ["--clips", 3, "--long-clips", 2, "--length", 12, "--steps", 2, "--only", "shared", "per_frame"]
     words = [str(word) for word in [*words, "train.steps=2", "train.batch_size=4", "held_out.clips=2"]]
-    assert tasks.main(words) == 0
+    assert tasks.Tasks.main(words) == 0
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "tasks.json").read_text())
     assert list(found["models"]) == ["shared", "per_frame"] and found["best"] in found["models"]
@@ -244,31 +246,42 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
     monkeypatch.setattr(recipes.training, "main", None)
     monkeypatch.setattr(tasks_short, "fill", None)
     monkeypatch.setattr(tasks_long, "roll_out", None)
-    assert tasks.main(words) == 0  # neither trained nor measured again
+    assert tasks.Tasks.main(words) == 0  # neither trained nor measured again
     again = json.loads((tmp_path / "out" / "tasks.json").read_text())
     assert again["models"] == found["models"] and again["ways"] == found["ways"]
     exports = [str(tmp_path / "runs" / name / "export") for name in ("shared", "per_frame")]
     given = ["--models", *exports, *words[:2], "--clips", "3", "--long-clips", "2", "--length", "12", "--steps", "2"]
-    assert tasks.main([*given, "--parts", "short"]) == 0  # the same models, by their paths
+    assert tasks.Tasks.main([*given, "--parts", "short"]) == 0  # the same models, by their paths
+
+
+def parsed(*words: object) -> tasks.Tasks:
+    return options.parse(tasks.Tasks, [str(word) for word in words], prog="")
 
 
 def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--models measures what is trained already"):
-        tasks.parse(["--out", str(tmp_path), "--models", "m", "--only", "shared"])
-    given = tasks.parse(["--out", str(tmp_path), "--models", "runs/a/export", "runs/b/export", "--best", "c"])
+    for words in (["--only", "shared"], ["train.steps=2"]):
+        with pytest.raises(UserError, match="--models measures what is trained already"):
+            parsed("--out", tmp_path, *words, "--models", "m")
+    given = parsed("--out", tmp_path, "--models", "runs/a/export", "runs/b/export", "--best", "c")
     with pytest.raises(UserError, match="--best c: the models are a, b"):
-        tasks.models(given)
+        given.exports()
     # refused before the hours that training takes
     for words, says in {
         "--overlap 8": "--overlap 8: clips of 8 frames leave 1 to 7",
         "--context 8": "--context 8: clips of 8 frames leave 1 to 7",
-        "--context-gamma 0": "--context-gamma 0: it must be above 0",
+        "--context-gamma 0": "--context-gamma is 0: it must be a number above 0",
         "--best nobody": "--best nobody: the models are shared, ",
         "--parts ways": "--parts ways is of one model: add long, or --best",
     }.items():
-        given = tasks.parse(
-            ["--out", str(tmp_path), "--runs", str(tmp_path), "--data", str(tmp_path / "d"), *words.split()]
-        )
         with pytest.raises(UserError, match=says):
-            tasks.models(given)
+            parsed("--out", tmp_path, "--runs", tmp_path, "--data", tmp_path / "d", *words.split()).exports()
     assert not (tmp_path / "d").exists()
+
+
+def test_a_way_changes_the_setting_and_tasks_of_a_clip_do_not_see_it() -> None:
+    given = parsed("--out", "x", "--context-gamma", "0.8", "--guidance-scale", "3", "--steps", "7")
+    how = Sampling.of(given, context_gamma=1.0)
+    assert how == Sampling(steps=7, guidance_scale=3.0)
+    way = tasks_long.Way(4, Sampling(context_gamma=0.8))
+    assert way.settings() == {"overlap": 4, "frame_schedule": "joint", "context_gamma": 0.8, "history_guidance": 1.0}
+    assert way.but("guidance_scale", 1.0).choices()["guidance_scale"] == 1.0

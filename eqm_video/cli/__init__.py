@@ -68,19 +68,6 @@ COMMANDS = {
         ("compose", "studies.compose.study", "look", "several labels, or several models, in one sample"),
         ("predict", "studies.predict", "look", "hidden frames of real clips: predictions against what they were"),
         ("compare", "studies.compare.study", "look", "samples against data: nearest clips, and a Fréchet distance"),
-        ("plane", "studies.plane.study", "compare", "flow matching and Equilibrium Matching in two dimensions"),
-        (
-            "tasks",
-            "studies.tasks.study",
-            "compare",
-            "train and compare draws of gamma: every video task on endless moving shapes",
-        ),
-        (
-            "ablate",
-            "studies.ablate.study",
-            "compare",
-            "train and compare objectives, decays and samplers on moving shapes",
-        ),
     )
 } | dict(_studies())
 

@@ -82,10 +82,16 @@ class Ruled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stepping:
-    """--steps and --step-size."""
+class Stepped:
+    """--steps."""
 
     steps: int | None = same(Sampling, "steps", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepping(Stepped):
+    """--steps and --step-size."""
+
     step_size: float | str | None = same(Sampling, "step_size")
 
 

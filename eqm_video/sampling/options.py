@@ -66,7 +66,7 @@ class Longer:
         None,
         least=1,
         metavar="N",
-        help="frames of the video, made in windows of --frames; --known and --keyframes are of the first window",
+        help="frames of the video, made in windows of T; known frames are those of the first window",
     )
     overlap: int | None = option(
         None, least=1, metavar="K", help="known frames of each next window", unset="4, at most half a window"

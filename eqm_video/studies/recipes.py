@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from eqm_video.errors import UserError
+from eqm_video.options import option
 from eqm_video.output.outputs import claim_output
+from eqm_video.sampling.option_groups import Data, Written
 from eqm_video.training import launch as training
 from eqm_video.training.config import Config, load_config, to_tree
 from eqm_video.training.strict_yaml import flatten
@@ -17,12 +18,35 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FREE = tuple(key for key in training.FREE if key != "train.steps")  # what may differ in a run that is found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trained(Data, Written):
+    """--only, --again, --data and section.key=value, of studies that train the recipes of a folder."""
+
+    only: tuple[str, ...] | None = option(None, metavar="NAME", help="train and measure these recipes", unset="all")
+    again: bool = option(False, help="measure again what was measured before")
+    overrides: tuple[str, ...] = option(
+        (), positional=True, metavar="section.key=value", help="replace values in all recipes"
+    )
+
+    @property
+    def runs(self) -> Path:
+        """The folder of the training runs."""
+        return self.out
+
+    @property
+    def chosen(self) -> tuple[str, ...] | None:
+        """The names behind --only, without the overrides that stand behind them; None for all recipes."""
+        return None if self.only is None else tuple(word for word in self.only if "=" not in word)
+
+    @property
+    def all_overrides(self) -> list[str]:
+        """The overrides, those that stand behind --only included."""
+        return [*self.overrides, *(word for word in self.only or () if "=" in word)]
+
+
 @dataclass(frozen=True)
 class Recipes:
-    """The recipes of `folder`, `first` first. Runs are named as their recipes, in the folder `given.runs`.
-
-    `given` are a command's options: runs, data (the folder of videos) and overrides (section.key=value).
-    """
+    """The recipes of `folder`, `first` first. Runs are named as their recipes, in the folder `given.runs`."""
 
     folder: Path
     first: str
@@ -32,7 +56,7 @@ class Recipes:
         return sorted((path.stem for path in self.folder.glob("*.yaml")), key=lambda name: (name != self.first, name))
 
     def chosen(self, only: Sequence[str] | None) -> list[str]:
-        """The recipes that are asked for; UserError where one of them is unknown."""
+        """The names in `only`, or all, in the order of `names`; UserError where one of them is unknown."""
         names = self.names()
         if not names:
             raise UserError(f"there are no recipes in {self.folder}: run this from a clone of the repository")
@@ -40,13 +64,13 @@ class Recipes:
             raise UserError(f"--only {unknown[0]}: the recipes are {', '.join(names)}")
         return [name for name in names if only is None or name in only]
 
-    def config(self, name: str, given: argparse.Namespace) -> Config:
-        """A recipe with what the command line puts in the place of its values."""
+    def config(self, name: str, given: Trained) -> Config:
+        """A recipe with the values that the command line replaces."""
         return load_config(self.folder / f"{name}.yaml", self.replaced(name, given))
 
-    def replaced(self, name: str, given: argparse.Namespace) -> list[str]:
-        """What the command line puts in the place of a recipe's values."""
-        words = [*given.overrides, f"data.root={given.data}", f"run.dir={given.runs / name}"]
+    def replaced(self, name: str, given: Trained) -> list[str]:
+        """The overrides of a recipe: the user's, the data, the run's folder, and the export that it starts from."""
+        words = [*given.all_overrides, f"data.root={given.data}", f"run.dir={given.runs / name}"]
         source = self.origin(name)
         return words if source is None else [*words, f"train.init_from={given.runs / source / 'export'}"]
 
@@ -55,12 +79,12 @@ class Recipes:
         source = load_config(self.folder / f"{name}.yaml").train.init_from  # runs/ablations/base/export
         return None if source is None else Path(source).parent.name
 
-    def claim(self, names: Sequence[str], given: argparse.Namespace) -> None:
+    def claim(self, names: Sequence[str], given: Trained) -> None:
         """UserError where the folder of a run holds something else; before any of them is trained."""
         for name in {*names, *filter(None, map(self.origin, names))}:
             claim_output(given.runs / name, "train", option="the run's folder")
 
-    def train(self, name: str, given: argparse.Namespace) -> None:
+    def train(self, name: str, given: Trained) -> None:
         """Train a recipe, or continue, or find its run finished; first the run that it starts from."""
         recipe, source, config = self.folder / f"{name}.yaml", self.origin(name), self.config(name, given)
         if (config.run.folder / "export").is_dir():
@@ -75,7 +99,7 @@ class Recipes:
 
 
 def check_same(config: Config, recipe: Path) -> None:
-    """Raise UserError where a finished run was trained from something else than its recipe says now."""
+    """Raise UserError where a finished run was trained from other settings than its recipe has now."""
     then, now = (dict(flatten(to_tree(one))) for one in (load_config(config.run.folder / "config.yaml"), config))
     paths = ("train.init_from",)  # the same run, from another working folder
     changed = [
@@ -88,11 +112,3 @@ def check_same(config: Config, recipe: Path) -> None:
             f"{config.run.folder} was not trained from {recipe.name} as it is now: {', '.join(changed)}; name another "
             "folder for the runs, or remove that one"
         )
-
-
-def split_overrides(given: argparse.Namespace) -> argparse.Namespace:
-    """The options with overrides taken out of --only: they may stand behind the names."""
-    if given.only is not None:
-        given.overrides += [word for word in given.only if "=" in word]
-        given.only = [word for word in given.only if "=" not in word]
-    return given

@@ -217,7 +217,7 @@ class Config:
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe and apply `section.key=value` overrides; UserError for anything that is not declared."""
-    return parse_config(recipe.read_yaml(path) if path is not None else {}, overrides)
+    return parse_config(recipe.read_recipe(Config, path) if path is not None else {}, overrides)
 
 
 def parse_config(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:

@@ -25,6 +25,7 @@ from eqm_video.training.plain_yaml import Plain
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 MOST_ITEMS = 1000  # of a list
+BASED = ("ablations", "gamma")  # folders of configs/ whose recipes may name a base: they compare one choice each
 _LARGEST = {int: WHOLE_NUMBERS, float: sys.float_info.max}
 
 
@@ -41,6 +42,44 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping of sections (model:, data:, train: ...)")
     return tree
+
+
+def read_recipe(cls: type, path: str | Path) -> dict[str, Any]:
+    """The mapping of a recipe, for dataclass `cls`; a recipe with `base: FILE.yaml` changes that recipe's values.
+
+    A change counts as an override does: another `kind` drops the keys of the old one. Raises UserError where a recipe
+    outside of `BASED` names a base, where the base is no recipe of the same folder, and where it names a base itself.
+    """
+    tree = read_yaml(path)
+    if "base" not in tree:
+        return tree
+    named, folder = plain_yaml.meaning(tree.pop("base")), Path(path).resolve().parent
+    if folder.parent.name != "configs" or folder.name not in BASED:
+        allowed = " and ".join(f"configs/{name}" for name in BASED)
+        raise UserError(f"{path} names a base, which only recipes in {allowed} may: write all sections out")
+    names = sorted(one.name for one in folder.glob("*.yaml"))
+    if named not in names:
+        raise UserError(f"{path}: base is {short(named)}: it must be one of {', '.join(names)}, beside it")
+    below = read_yaml(folder / named)
+    if "base" in below:
+        raise UserError(f"{path}: its base {named} names a base itself; name one that has all sections")
+    below = _copy(below)
+    for key, value in sorted(_leaves(tree), key=lambda pair: ("." in pair[0], not pair[0].endswith(".kind"))):
+        _override(cls, below, key, value)
+    return below
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Like `flatten`; UserError for a key with a dot, which could be taken for a section and a key."""
+    for key, value in tree.items():
+        if "." in str(key):
+            raise UserError(
+                f"unknown key {short(f'{prefix}{key}')}: keys of a recipe have no dots, write them indented"
+            )
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def parse(cls: type, tree: Mapping[str, Any], overrides: Sequence[str], aliases: Mapping[str, str]) -> Any:
@@ -92,7 +131,7 @@ def _split(override: str, aliases: Mapping[str, str]) -> tuple[str, _Text]:
     return aliases.get(path, path), _Text(text)
 
 
-def _override(cls: type, tree: dict[str, Any], path: str, text: _Text) -> None:
+def _override(cls: type, tree: dict[str, Any], path: str, text: Any) -> None:
     *sections, key = path.split(".")
     node, place = tree, cls
     for name in sections:

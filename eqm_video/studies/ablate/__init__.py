@@ -1,1 +1,1 @@
-"""`python -m eqm_video ablate`."""
+"""The study `ablate`: recipes that differ in one choice each."""

@@ -1,4 +1,4 @@
-"""What `ablate` writes: its tables as Markdown, ablations.json, and ablations.png, one dot for each way to sample."""
+"""The tables of the ablations as Markdown, and ablations.png, one dot for each way to sample."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from eqm_video.output import plots
 from eqm_video.output.tables import aligned
-from eqm_video.system import files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +40,7 @@ TABLES: dict[str, dict[str, str]] = {
     "noise conditioning": {"not told gamma": "base", "told gamma": "told"},
     "energy": {"implicit": "base", "dot": "energy_dot", "l2": "energy_l2"},
 }
-DESCENTS = ("nag", "gd")  # what all tables but the first show
+DESCENTS = ("nag", "gd")  # the samplers of all tables but the first
 HEADS = ("", "sampler", "direction", "shape", "both (95 %)", "Fréchet", "rest", "error .1", "error .9", "nfe")
 GAMMAS = ("0.1", "0.9")  # whose held-out errors the tables show
 
@@ -84,7 +83,7 @@ def interval(share: float, count: int) -> tuple[float, float]:
 
 
 def tables(summary: Mapping[str, Any]) -> str:
-    """The tables as Markdown, their columns aligned for the screen, under what their numbers are."""
+    """The tables as Markdown, their columns aligned for the screen, below a legend."""
     found, parts = rows(summary["lines"]), [legend(summary)]
     for title in dict.fromkeys(row.title for row in found):
         cells = [(title, *HEADS[1:]), *(_cells(row, summary["samples"]) for row in found if row.title == title)]
@@ -93,7 +92,7 @@ def tables(summary: Mapping[str, Any]) -> str:
 
 
 def legend(summary: Mapping[str, Any]) -> str:
-    """What the columns of the tables are."""
+    """The legend of the columns."""
     real = summary["reference"].get("frechet of real clips")
     scale = "" if real is None else f" (as many real clips: {real:.0f})"
     return (
@@ -102,14 +101,6 @@ def legend(summary: Mapping[str, Any]) -> str:
         f"to the data{scale}. rest: RMS gradient where the samples ended, over the gain. error: of the field on "
         "unseen clips at gamma 0.1 and 0.9, over c². nfe: evaluations of the field."
     )
-
-
-def write(out: Path, summary: Mapping[str, Any]) -> None:
-    """ablations.json, ablations.md and ablations.png; says where."""
-    files.write_record(out / "ablations.json", summary)
-    files.write_text(out / "ablations.md", tables(summary))
-    draw(summary, out / "ablations.png")
-    print(f"look at {out / 'ablations.png'}; numbers: {out}/ablations.md, {out}/ablations.json")
 
 
 def draw(summary: Mapping[str, Any], path: Path) -> None:

@@ -1,20 +1,12 @@
-"""`python -m eqm_video ablate`: what each choice of Equilibrium Matching is worth, on moving shapes.
-
-Trains the recipes of configs/ablations, which differ from base.yaml in one choice each, samples all of them with the
-samplers that fit them, from the same noise, and measures: do clips show the motion and the shape of their labels (in
-closed form), how far are they from the data (Fréchet distance in random projections of the pixels), how near to rest
-did they end, how well does the field predict held-out clips. Finished runs and measurements are found and kept,
-interrupted runs continue. Every recipe is trained once: a difference of a few clips means nothing.
+"""The ablations: each choice of Equilibrium Matching against the base, on moving shapes.
 
 Legend: N samples, T frames, H W pixels.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,18 +16,18 @@ import torch
 
 from eqm_video.core.decay import ConstantDecay
 from eqm_video.output import media
-from eqm_video.output.outputs import claim_output
 from eqm_video.samplers import NAG, SAMPLERS
 from eqm_video.sampling.launch import fingerprint
+from eqm_video.sampling.option_groups import Batched, Guided, Labelled, Many, Seeded, Shaped
 from eqm_video.sampling.pipeline import EqMPipeline
-from eqm_video.studies import request as options
 from eqm_video.studies.ablate import report as ablate_report
 from eqm_video.studies.demo import write_videos
 from eqm_video.studies.quality import Judge
-from eqm_video.studies.recipes import CONFIGS, Recipes, split_overrides
+from eqm_video.studies.recipes import CONFIGS, Recipes, Trained
+from eqm_video.studies.request import Request, open_model
+from eqm_video.studies.study import Opening, Report
 from eqm_video.studies.walk import decode, walk
 from eqm_video.system import files, machine
-from eqm_video.system.parser import Parser
 from eqm_video.training.config import Config
 
 BASE = "base"
@@ -44,46 +36,67 @@ STRIDE = 0.08  # step_size * gain of all recipes: how far a step goes while the 
 ADAM = {"step_size": 0.05, "beta1": 0.9, "beta2": 0.999}  # the best of eight tried on the base, with 48 samples
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Train what is missing, measure what is missing, write the table; returns the exit status."""
-    given = parse(arguments)
-    claim_output(given.out, "ablate")
-    names = RECIPES.chosen(given.only)
-    RECIPES.claim(names, given)
-    write_videos(given.data)
-    for name in names:
-        RECIPES.train(name, given)
-    lines = [line for name in names for line in measure(name, given)]
-    summary = {
-        "command": shlex.join(["python", "-m", "eqm_video", "ablate", *map(str, arguments or [])]),
-        "samples": given.num_samples,
-        "seeds": [given.seed, given.seed + given.num_samples - 1],
-        "training runs of each recipe": 1,
-        "machine": machine.describe(),
-        "reference": lines[0]["reference"],
-        "lines": [{key: value for key, value in line.items() if key != "reference"} for line in lines],
-    }
-    print(ablate_report.tables(summary))
-    ablate_report.write(given.out, summary)
-    return 0
+@dataclass(frozen=True, kw_only=True)
+class Ablate(
+    Opening, Trained, Labelled, Many, Shaped, Guided, Seeded, Batched, group="compare", record="ablations.json"
+):
+    """Train and compare objectives, decays and samplers on moving shapes.
 
+    The recipes of configs/ablations differ from base.yaml in one choice each. All of them are trained, and sampled from
+    the same noise with the samplers that fit them. Measured are the share of clips that show the motion and the shape
+    of their labels (in closed form), the distance from the data (Fréchet distance in random projections of the pixels),
+    the gradient where the descents ended, and the error of the field on held-out clips. Finished runs and measurements
+    are found and kept, interrupted runs continue. Every recipe is trained once: a difference of a few clips means
+    nothing.
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = Parser(
-        prog="python -m eqm_video ablate",
-        description="Train the recipes of configs/ablations on moving shapes, each once, sample them all, and compare.",
-    )
-    add = parser.add_argument
-    add("--only", nargs="+", metavar="NAME", help=f"these recipes alone: {', '.join(RECIPES.names())}; default: all")
-    add("--data", type=Path, default=Path("data/moving_shapes"), help="the videos, written where they are missing")
-    add("--again", action="store_true", help="measure again what was measured before")
-    add("overrides", nargs="*", metavar="section.key=value", help="replace values in all recipes")
-    options.add_model(parser, positional=False)
-    options.add_sampling(parser, num_samples=128, descent=False)
-    given = split_overrides(parser.parse_intermixed_args(arguments))
-    given.runs = given.out
-    return given
+    The runs lie in --out, and the videos are written where --data has none. Words such as train.steps=100 replace
+    values in all recipes.
+    """
+
+    data: Path = Path("data/moving_shapes")
+    num_samples: int = 128
+
+    def run(self) -> Report:
+        """Train what is missing, and measure what is missing."""
+        names = RECIPES.chosen(self.chosen)
+        RECIPES.claim(names, self)
+        write_videos(self.data)
+        for name in names:
+            RECIPES.train(name, self)
+        lines = [line for name in names for line in self.measure(name)]
+        numbers = {
+            "samples": self.num_samples,
+            "seeds": [self.seed, self.seed + self.num_samples - 1],
+            "training runs of each recipe": 1,
+            "machine": machine.describe(),
+            "reference": lines[0]["reference"],
+            "lines": [{key: value for key, value in line.items() if key != "reference"} for line in lines],
+        }
+        tables = ablate_report.tables(numbers)
+        pictures = {"ablations.png": lambda path: ablate_report.draw(numbers, path)}
+        return Report(numbers, tables, pictures, {"ablations.md": tables})
+
+    def measure(self, name: str) -> list[dict[str, Any]]:
+        """Sample one model in all its ways, a line of the table for each. Earlier measurements are read."""
+        config = RECIPES.config(name, self)
+        pipeline = open_model(self, config.run.folder / "export")
+        request = Request.of(pipeline, self)
+        asked = {"weights": fingerprint(pipeline), **request.settings(), "data": str(self.data)}
+        lines, judge = [], None
+        for way in ways(name, config):
+            file = self.out / "measured" / f"{name}_{way.sampler}.json"
+            known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() and not self.again else {}
+            if known.get("asked") != {**asked, **asdict(way)}:
+                print(f"sampling {name} with {way.sampler}", flush=True)
+                judge = judge or Judge.of(pipeline, request, self.data)
+                clips, found = sample(pipeline, way, request)
+                found |= {**judge(clips, request.names), "rest": found.pop("rms") / config.objective.decay.gain}
+                media.write_npz(file.with_suffix(".npz"), clips, np.asarray(request.ids))
+                known = {"asked": {**asked, **asdict(way)}, "found": found, "reference": judge.scale}
+                files.write_record(file, known)
+            line = {"recipe": name, **asdict(way), **known["found"], **training_log(config)}
+            lines.append({**line, "reference": known["reference"]})
+        return lines
 
 
 # Sampling -----------------------------------------------------------------------------------------------------------
@@ -101,13 +114,12 @@ class Way:
 def ways(name: str, config: Config) -> list[Way]:
     """The samplers that fit a model, at equal evaluations of the field.
 
-    Equilibria are descended. Flows end at gamma = 1, so they are integrated up to there; descent knows no such end, and
-    is tried where the network is told no gamma, with the base's stride.
+    Equilibria are descended. Flows end at gamma = 1, so they are integrated up to there. Descent has no such end; it is
+    tried, with the base's stride, where the network is not conditioned on gamma.
     """
     steps, rule, decay = config.sampler.steps, config.sampler.rule, config.objective.decay
-    if (
-        isinstance(decay, ConstantDecay) and decay.gain != 1
-    ):  # not a velocity: descent as slow as this is Euler's method
+    if isinstance(decay, ConstantDecay) and decay.gain != 1:
+        # The field is not a velocity, which solvers need: descent by 1 / (steps gain) is Euler's method.
         return [Way("gd", steps, {"step_size": 1 / (steps * decay.gain)})]
     if isinstance(decay, ConstantDecay):
         half = max(1, steps // 2)  # these evaluate twice a step
@@ -119,31 +131,12 @@ def ways(name: str, config: Config) -> list[Way]:
     return [*descents, Way("adam", steps, ADAM)] if name == BASE else descents
 
 
-def measure(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Sample one model in all its ways; a line of the table for each. What was measured before is read."""
-    config = RECIPES.config(name, given)
-    pipeline = options.open_model(given, config.run.folder / "export")
-    request = options.Request.of(pipeline, given)
-    asked = {"weights": fingerprint(pipeline), **request.settings(), "data": str(given.data)}
-    lines, judge = [], None
-    for way in ways(name, config):
-        file = given.out / "measured" / f"{name}_{way.sampler}.json"
-        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() and not given.again else {}
-        if known.get("asked") != {**asked, **asdict(way)}:
-            print(f"sampling {name} with {way.sampler}", flush=True)
-            judge = judge or Judge.of(pipeline, request, given.data)
-            clips, found = sample(pipeline, way, request)
-            found |= {**judge(clips, request.names), "rest": found.pop("rms") / config.objective.decay.gain}
-            media.write_npz(file.with_suffix(".npz"), clips, np.asarray(request.ids))
-            known = {"asked": {**asked, **asdict(way)}, "found": found, "reference": judge.scale}
-            files.write_record(file, known)
-        line = {"recipe": name, **asdict(way), **known["found"], **training_log(config)}
-        lines.append({**line, "reference": known["reference"]})
-    return lines
+def sample(pipeline: EqMPipeline, way: Way, request: Request) -> tuple[np.ndarray, dict[str, Any]]:
+    """Clips (N, T, H, W, 3), and numbers of their descents.
 
-
-def sample(pipeline: EqMPipeline, way: Way, request: options.Request) -> tuple[np.ndarray, dict[str, Any]]:
-    """Clips (N,T,H,W,3), and how their descents went; rms is the mean gradient where they ended, told gamma = 1."""
+    diverged: clips; rms: mean over the clips of the gradient where they ended, at gamma = 1 for a network that is
+    conditioned on gamma; nfe: mean evaluations of a clip; seconds.
+    """
     sampler = SAMPLERS[way.sampler](**way.numbers)
     result = walk(pipeline, request, sampler, steps=way.steps)
     return decode(pipeline, result.latents), {
@@ -155,7 +148,7 @@ def sample(pipeline: EqMPipeline, way: Way, request: options.Request) -> tuple[n
 
 
 def training_log(config: Config) -> dict[str, Any]:
-    """What a run's log says last: steps, seconds of training, and the loss on held-out clips over the decay squared.
+    """The end of a run's log: steps, seconds of training, and the loss on held-out clips over the decay squared.
 
     The loss at gamma is the mean of (f - (noise - clean) c)²; over c² it is that of f / c as a prediction of
     noise - clean, whatever the decay and its gain. One number for each gamma of the recipe.

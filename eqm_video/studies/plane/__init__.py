@@ -1,1 +1,1 @@
-"""`python -m eqm_video plane`."""
+"""The study `plane`: flow matching beside Equilibrium Matching in two dimensions."""

@@ -1,1 +1,1 @@
-"""`python -m eqm_video tasks`."""
+"""The study `tasks`: every video task, for recipes that differ in the draw of gamma."""

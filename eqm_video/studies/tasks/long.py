@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,33 +19,44 @@ from numpy.typing import NDArray
 from eqm_video.data.moving_shapes import score_motion
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.rollout import roll_out
+from eqm_video.sampling.settings import Sampling
 from eqm_video.studies.tasks.clips import Truth, errors_of, forward, straight, tracks
 from eqm_video.studies.tasks.short import Setting
+
+CHOICES = ("frame_schedule", "context_gamma", "history_guidance", "guidance_scale")  # fields of `Sampling` that vary
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to roll out: frames that windows share, and what the calls are given besides."""
+    """One way to roll out: frames that windows share, and the `CHOICES` of sampling; None: the setting's."""
 
     overlap: int
-    frame_schedule: str | int = "joint"
-    context_gamma: float = 1.0
-    history_guidance: float = 1.0
-    guidance_scale: float | None = None  # None: as everywhere else
+    how: Sampling = field(default_factory=Sampling)
+
+    def choices(self) -> dict[str, Any]:
+        """The choices that this way makes."""
+        values = {key: getattr(self.how, key) for key in CHOICES}
+        return {key: value for key, value in values.items() if value is not None}
 
     def settings(self) -> dict[str, Any]:
-        """Keywords of `roll_out`."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        """The overlap and the choices, for the record."""
+        return {"overlap": self.overlap, **self.choices()}
 
     def name(self, plain: Way) -> str:
-        """What differs from another way."""
-        usual = asdict(plain)
-        changed = {key.replace("_", " "): value for key, value in asdict(self).items() if value != usual[key]}
+        """The differences from another way."""
+        usual = plain.settings()
+        changed = {key.replace("_", " "): value for key, value in self.settings().items() if value != usual.get(key)}
         return ", ".join(f"{key} {value}" for key, value in changed.items()) or "usual"
+
+    def but(self, key: str, value: Any) -> Way:
+        """The same way with another overlap, or another choice."""
+        if key == "overlap":
+            return replace(self, overlap=value)
+        return replace(self, how=replace(self.how, **{key: value}))
 
 
 def ways(plain: Way, frames: int) -> dict[str, list[Way]]:
-    """What windows of T frames can do else than `plain`, one choice at a time, by title; `plain` is first in each."""
+    """Ways for windows of T frames that differ from `plain` in one choice each, by title; `plain` is first in each."""
     options: dict[str, list[Any]] = {
         "frame_schedule": ["pyramid", "autoregressive"],
         "context_gamma": [1.0, 0.9, 0.8, 0.6, 0.4],
@@ -56,7 +67,7 @@ def ways(plain: Way, frames: int) -> dict[str, list[Way]]:
     titles = {"history_guidance": "guidance", "guidance_scale": "guidance"}
     found: dict[str, list[Way]] = {}
     for key, values in options.items():
-        others = [replace(plain, **{key: value}) for value in values if value != getattr(plain, key)]
+        others = [plain.but(key, value) for value in values if value != plain.settings().get(key)]
         found.setdefault(titles.get(key, key.replace("_", " ")), [plain]).extend(others)
     return found
 
@@ -78,6 +89,7 @@ class Video:
 def continue_clips(pipeline: EqMPipeline, way: Way, setting: Setting) -> Video:
     """The clips of the truth, continued from their first `overlap` frames for as long as the truth is."""
     frames, truth, parts = pipeline.check_frames(), setting.truth, []
+    how = replace(setting.how, **way.choices())
     length, begun = truth.clips.shape[1], time.perf_counter()
     for batch in setting.batches():
         windows = list(
@@ -88,7 +100,8 @@ def continue_clips(pipeline: EqMPipeline, way: Way, setting: Setting) -> Video:
                 clips=truth.clips[batch, :frames],
                 known=list(range(way.overlap)),
                 seeds=[setting.seed + k for k in range(batch.start, batch.stop)],
-                **{**setting.call, **way.settings()},
+                overlap=way.overlap,
+                how=how,
             )
         )
         clips = np.concatenate([window.frames for window in windows], axis=1)
@@ -101,7 +114,7 @@ def continue_clips(pipeline: EqMPipeline, way: Way, setting: Setting) -> Video:
 
 
 def measure(video: Video, truth: Truth, frames: int) -> dict[str, Any]:
-    """What the windows show, each with the frames before it that fill T: a list for each measure, one value a window.
+    """Measures of the windows, each with the frames before it that fill T: a list for each measure, one value a window.
 
     direction, shape, both: shares that show the label; overlap: with the best shape (IoU); speed: over the true one,
     median of the clips; position: pixels of the new frames from the true ones, mean and median; colour: grey levels

@@ -1,4 +1,4 @@
-"""What `tasks` writes to look at: the truth above each task's predictions, known frames in an orange border.
+"""Clips of the tasks: the truth above each task's predictions, known frames in an orange border.
 
 Legend: N clips, T frames, H W pixels; uint8, channels last.
 """

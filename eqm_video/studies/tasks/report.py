@@ -1,11 +1,12 @@
-"""What `tasks` writes in numbers: tasks.json, its tables as Markdown, and plots of errors by frame and by window.
+"""The tables of the tasks as Markdown, and plots of errors by frame and by window.
 
 Legend: T frames of a clip; errors in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ from eqm_video.output import plots
 from eqm_video.output.tables import aligned
 from eqm_video.studies.tasks.clips import NEAR
 from eqm_video.studies.tasks.short import TOLD
-from eqm_video.system import files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,22 +39,18 @@ def best(models: Mapping[str, Any]) -> str:
     return next(iter(models))
 
 
-def write(out: Path, found: Mapping[str, Any]) -> None:
-    """tasks.json, tasks.md and the plots; prints the tables and says where they are."""
-    files.write_record(out / "tasks.json", found)
-    text = tables(found)
-    files.write_text(out / "tasks.md", text)
-    models, drawn = found["models"], []
+def plots_of(found: Mapping[str, Any]) -> dict[str, Callable[[Path], Any]]:
+    """The plots of the parts that were measured, by file name."""
+    models, drawn = found["models"], {}
     if all("tasks" in one for one in models.values()):
-        drawn.append(draw_tasks(models, out / "tasks.png"))
+        drawn["tasks.png"] = partial(draw_tasks, models)
     if all("long" in one for one in models.values()):
-        drawn.append(draw_long(models, out / "tasks_long.png"))
+        drawn["tasks_long.png"] = partial(draw_long, models)
     if "ways" in found:
-        drawn.append(draw_ways(found["ways"], out / "tasks_ways.png"))
+        drawn["tasks_ways.png"] = partial(draw_ways, found["ways"])
     if "stopping" in found:
-        drawn.append(draw_stopping(found["stopping"], out / "tasks_stopping.png"))
-    names = ", ".join(path.name for path in drawn)
-    print(f"{text}\nlook at {names} in {out}; numbers: tasks.json, tables: tasks.md")
+        drawn["tasks_stopping.png"] = partial(draw_stopping, found["stopping"])
+    return drawn
 
 
 # Tables -------------------------------------------------------------------------------------------------------------
@@ -86,7 +82,7 @@ def tables(found: Mapping[str, Any]) -> str:
 
 
 def legend(settings: Mapping[str, Any]) -> str:
-    """What the first table's columns are."""
+    """The legend of the first table."""
     return (
         f"{settings['clips']} clips of {settings['frames']} frames, {settings['size']} px, the same clips and noise "
         "for all. Generation, image-to-video: clips that show the direction, the shape, both of their label. Else: "

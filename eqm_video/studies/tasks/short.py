@@ -10,8 +10,8 @@ Legend: N clips, T frames, H W pixels.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from eqm_video.data.moving_shapes import score_motion
 from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.sampling.settings import Sampling
 from eqm_video.studies.tasks.clips import Truth, describe, errors_of, forward, held, straight, tracks
 
 TOLD = "continuation, told"
@@ -60,12 +61,12 @@ def tasks(frames: int, context: int) -> list[Task]:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is the same for all models: the truth, clip k with seed `seed` + k, clips at once, keywords of all calls."""
+    """The same for all models: the truth, the seed of clip 0 (clip k has seed + k), clips at once, how to sample."""
 
     truth: Truth
     seed: int = 0
     batch_size: int = 32
-    call: Mapping[str, Any] = field(default_factory=dict)
+    how: Sampling = field(default_factory=Sampling)
 
     def batches(self) -> list[slice]:
         """Consecutive clips that go through the network together."""
@@ -83,24 +84,24 @@ class Filled:
     seconds: float
 
 
-def fill(pipeline: EqMPipeline, task: Task, setting: Setting, **call: Any) -> Filled:
-    """Carry out a task on the clips of the truth; `call` is handed to the pipeline."""
+def fill(pipeline: EqMPipeline, task: Task, setting: Setting, **changes: Any) -> Filled:
+    """Carry out a task on the clips of the truth; `changes` are fields of `Sampling` in place of the setting's."""
     frames, truth, parts = pipeline.check_frames(), setting.truth, []
+    how = replace(setting.how, **changes)
     begun = time.perf_counter()
     for batch in setting.batches():
         names = truth.names[batch]
         given = {"clips": truth.clips[batch, :frames], "known": list(task.known)} if task.known else {}
         seeds = [setting.seed + k for k in range(batch.start, batch.stop)]
         labels = names if task.told else [None] * len(names)
-        options = {**setting.call, **given, **call}
-        parts.append(pipeline(labels, seeds=seeds, output_type="uint8", **options))
+        parts.append(pipeline.sample(how, labels, seeds=seeds, output_type="uint8", **given))
     seconds = time.perf_counter() - begun
     nfe, frame_nfe = (torch.cat([getattr(part, name) for part in parts]).numpy() for name in ("nfe", "frame_nfe"))
     return Filled(np.concatenate([part.frames for part in parts]), nfe, frame_nfe, seconds)
 
 
 def measure(filled: Filled, task: Task, truth: Truth, rebuilt: NDArray[np.uint8]) -> dict[str, Any]:
-    """What a task came to: motion where the label was told, pixels from the true positions where it follows.
+    """The results of a task: motion where the label was told, pixels from the true positions where it follows.
 
     rebuilt (N, T, H, W, 3): what the codec keeps of the truth; known frames must equal it (`changed`, grey levels).
     """
@@ -139,15 +140,15 @@ def stopping(pipeline: EqMPipeline, task: Task, setting: Setting) -> list[dict[s
     nfe: evaluations of a clip; moves: those at which its unknown frames still moved, mean over the frames.
     """
     gain = getattr(pipeline.decay, "gain", 1.0)
-    calls: list[dict[str, Any]] = [{}]
-    calls += [{"tolerance": gain / 4 * one, "per_frame": each} for each in (False, True) for one in TOLERANCES]
+    choices: list[dict[str, Any]] = [{}]
+    choices += [{"tolerance": gain / 4 * one, "per_frame": each} for each in (False, True) for one in TOLERANCES]
     rows = []
-    for call in calls:
-        filled = fill(pipeline, task, setting, **call)
+    for changes in choices:
+        filled = fill(pipeline, task, setting, **changes)
         unknown = task.unknown(filled.clips.shape[1])
         errors = errors_of(tracks(filled.clips), setting.truth, unknown)
         cost = {"nfe": float(filled.nfe.mean()), "moves": float(filled.frame_nfe[:, unknown].mean())}
-        rows.append({"tolerance": None, "per_frame": False, **call, **cost, "position": describe(errors)})
+        rows.append({"tolerance": None, "per_frame": False, **changes, **cost, "position": describe(errors)})
     return rows
 
 
