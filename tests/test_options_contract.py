@@ -31,10 +31,12 @@ EVERY = [(name, one) for name, given in CLASSES.items() for one in declared(give
 # Names with two meanings. labels: of what is sampled, and whether a model is told those that clips have; clips: that
 # are measured, and that get files of their own; step_schedule: the sweep has one that goes by the model's decay.
 SEVERAL = {"labels": 2, "clips": 2, "step_schedule": 2}
+SEVERAL["steps"] = 2  # of a descent, and of a training
 # Options for which these are numbers like others.
 ZERO = {
     *("seed", "mu", "guidance_scale", "history_guidance", "temperature", "start_gamma", "guidance_interval", "at"),
     *("clips of sample", "frame_schedule"),
+    *("count of reconstruct", "kl_weight"),
 }
 NEGATIVE = {"guidance_scale", "history_guidance"}
 SENSELESS = ("0", "-1", "nan", "inf", "-inf", "1e30", "-1e30", "1e400", "many", "", "1,5", "0x10")
@@ -60,7 +62,7 @@ def test_an_option_is_declared_in_one_place(name: str) -> None:
 
 def _is_the_same(first: Option, here: Declared) -> None:
     """Help and kind are equal; bounds and choices allow less or as much; the default is None, or within them."""
-    for entry in ("help", "metavar", "read", "positional"):
+    for entry in ("help", "metavar", "read"):
         assert getattr(here.option, entry) == getattr(first, entry), entry
     assert set(here.option.words) <= set(first.words)
     assert not first.choices or set(here.option.choices) <= set(first.choices)

@@ -63,8 +63,6 @@ COMMANDS = {
         ("sample", "sampling.launch", "use", "sample clips or images from a trained model (sample_video.py)"),
         ("convert", "cli.convert", "use", "convert weights of the reference EqM or SiT code"),
         ("demo", "studies.demo", "use", "write moving shapes, train on them, sample, measure"),
-        ("reconstruct", "studies.reconstruct", "use", "put your data through a codec and back, before any training"),
-        ("train-codec", "studies.train_codec", "use", "train the small autoencoder that ships with the package"),
         (
             "descent",
             "studies.descent.study",

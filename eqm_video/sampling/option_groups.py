@@ -145,6 +145,15 @@ class Cut:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kind:
+    """--kind."""
+
+    kind: str | None = option(
+        None, choices=("videos", "images"), help="of the data", unset="videos, and images for samples of one frame"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeldOut(Data, Cut):
     """--data, which must be given, and which of its clips: --split, --fold, --frame-interval, --clips."""
 
