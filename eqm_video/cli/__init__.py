@@ -62,7 +62,6 @@ COMMANDS = {
         ("train", "training.launch", "use", "train a model from a recipe (train_video.py)"),
         ("sample", "sampling.launch", "use", "sample clips or images from a trained model (sample_video.py)"),
         ("convert", "cli.convert", "use", "convert weights of the reference EqM or SiT code"),
-        ("demo", "studies.demo", "use", "write moving shapes, train on them, sample, measure"),
         (
             "descent",
             "studies.descent.study",
