@@ -15,10 +15,12 @@ from typing import Literal
 import pytest
 
 from eqm_video import cli, options
+from eqm_video.cli.convert import Convert
 from eqm_video.errors import UserError
 from eqm_video.options import Declared, Option, declared, narrower, option
 from eqm_video.sampling.options import SampleOptions
 from eqm_video.training.config import Config, parse_config
+from eqm_video.training.options import TrainOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = {
@@ -26,7 +28,7 @@ STUDIES = {
     for name, command in cli.COMMANDS.items()
     if command.study
 }
-CLASSES = STUDIES | {"sample": SampleOptions}
+CLASSES = STUDIES | {"sample": SampleOptions, "train": TrainOptions, "convert": Convert}
 EVERY = [(name, one) for name, given in CLASSES.items() for one in declared(given).values()]
 # Names with two meanings. labels: of what is sampled, and whether a model is told those that clips have; clips: that
 # are measured, and that get files of their own; step_schedule: the sweep has one that goes by the model's decay.
