@@ -119,6 +119,8 @@ def test_every_study_helps(name: str, capsys: pytest.CaptureFixture) -> None:
     assert all(one.option.positional or one.flag in said for one in declared(study).values())
     assert cli.COMMANDS[name].group in cli.GROUPS and study.name == name and study.record.endswith(".json")
     needed = [one.label for one in declared(study).values() if one.default is dataclasses.MISSING]
+    if not needed:  # the demo would begin
+        return
     with pytest.raises(
         UserError, match=f"^{' and '.join(needed)} must be given; see python -m eqm_video {name} --help$"
     ):
