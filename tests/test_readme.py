@@ -16,7 +16,7 @@ import torch
 
 from eqm_video import cli
 from eqm_video.sampling import launch as sample
-from eqm_video.training import launch as train
+from eqm_video.training import options as train
 from eqm_video.training.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -156,7 +156,7 @@ def test_commands_are_understood(command: str) -> None:
         assert result.returncode == 0, result.stderr
     elif "train_video.py" in words:
         given = words[words.index("train_video.py") + 1 :]
-        options = train.parser().parse_intermixed_args(given)
+        options = train.parse(given)
         load_config(ROOT / options.config, options.overrides)
     elif "sample_video.py" in words:
         assert sample.parse(words[words.index("sample_video.py") + 1 :]).model

@@ -12,12 +12,12 @@ import torch
 from eqm_video.cli import main
 from eqm_video.codec import Codec
 from eqm_video.data.dead_leaves import dead_leaves
-from eqm_video.studies import train_codec
+from eqm_video.training import codec as training
 
 
 @pytest.fixture(autouse=True)
 def few_canvases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_codec, "CANVASES", 4)
+    monkeypatch.setattr(training, "CANVASES", 4)
 
 
 def test_steps_improve_it_and_the_folder_loads(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_steps_improve_it_and_the_folder_loads(tmp_path: Path) -> None:
     before, after = (json.loads((tmp_path / name / "numbers.json").read_text()) for name in ("first", "second"))
     assert after["psnr"] > before["psnr"] + 1
     codec = Codec.load(str(tmp_path / "second"))
-    picture = train_codec.to_pixels(dead_leaves(np.random.default_rng(0), 32, 32)[None])[None]
+    picture = training.to_pixels(dead_leaves(np.random.default_rng(0), 32, 32)[None])[None]
     latents = codec.encode(picture)
     assert latents.shape == (1, 1, 4, 8, 8) and torch.isfinite(latents).all()
 

@@ -1,38 +1,72 @@
-"""`python -m eqm_video convert`: reference weights in, a saved network of ours out."""
+"""The command `convert`: reference weights in, a saved network of ours out."""
 
 from __future__ import annotations
 
-import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from eqm_video.system.parser import Parser
+from eqm_video import options
+from eqm_video.errors import UserError
+from eqm_video.models.convert import convert
+from eqm_video.models.presets import preset_name
+from eqm_video.options import narrower, option
+from eqm_video.sampling.folders import NETWORKS, class_in
+from eqm_video.sampling.option_groups import Written
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Convert, then say what came out. A mistake of the user raises UserError."""
-    options = _parser().parse_args(arguments)
+@dataclass(frozen=True, kw_only=True)
+class Convert(Written):
+    """Turn weights of the reference EqM (or of another SiT-layout network) into a saved EqMTransformer.
 
-    from eqm_video.models.convert import convert  # after parsing: --help need not wait for torch
-    from eqm_video.models.presets import preset_name
+    DIR must be new or empty.
+    """
 
-    _refuse_ours(options.source)
-    model = convert(
-        options.source,
-        options.out,
-        num_heads=options.num_heads,
-        temporal=options.temporal,
-        conditioned_on_gamma=options.conditioned_on_gamma,
+    source: Path = option(
+        positional=True, metavar="SOURCE", help=".safetensors, or .pt with a state dict, or one under 'ema' or 'model'"
     )
-    config = model.config
-    name = preset_name(config.hidden_size, config.depth, config.num_heads, config.patch_size)
-    sizes = f"width {config.hidden_size}, depth {config.depth}, heads {config.num_heads}, patch {config.patch_size}"
-    print(f"preset      {name or 'none'} ({sizes})")
-    print(f"labels      {config.num_labels}, and the null label {model.null_label}")
-    print(f"parameters  {sum(weight.numel() for weight in model.parameters()):,}")
-    print(f"dtype       {str(model.dtype).removeprefix('torch.')}")
-    print(f"temporal    {'yes: new layers, gates at zero' if config.temporal else 'no'}")
-    print(f"gamma       {'told to the network' if config.conditioned_on_gamma else 'not told to the network'}")
-    print(f"written to  {options.out}")
+    out: Path = narrower(positional=True)
+    num_heads: int | None = option(
+        None, least=1, metavar="N", help="attention heads", unset="those of the preset with this width and depth"
+    )
+    temporal: bool = option(False, help="add attention in time, which starts as the identity")
+    conditioned_on_gamma: bool = option(False, help="for weights that were trained with the time fed to them")
+
+    def __post_init__(self) -> None:
+        options.check(self)
+
+    def run(self) -> str:
+        """Convert; returns the network in words. UserError for weights that cannot be converted."""
+        _refuse_ours(self.source)
+        model = convert(
+            self.source,
+            self.out,
+            num_heads=self.num_heads,
+            temporal=self.temporal,
+            conditioned_on_gamma=self.conditioned_on_gamma,
+        )
+        config = model.config
+        name = preset_name(config.hidden_size, config.depth, config.num_heads, config.patch_size)
+        sizes = f"width {config.hidden_size}, depth {config.depth}, heads {config.num_heads}, patch {config.patch_size}"
+        return "\n".join(
+            (
+                f"preset      {name or 'none'} ({sizes})",
+                f"labels      {config.num_labels}, and the null label {model.null_label}",
+                f"parameters  {sum(weight.numel() for weight in model.parameters()):,}",
+                f"dtype       {str(model.dtype).removeprefix('torch.')}",
+                f"temporal    {'yes: new layers, gates at zero' if config.temporal else 'no'}",
+                f"gamma       {'an input of' if config.conditioned_on_gamma else 'no input of'} the network",
+                f"written to  {self.out}",
+            )
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Convert, and print the network in words; returns the exit status. UserError for a mistake of the user."""
+    words = sys.argv[1:] if arguments is None else arguments
+    print(options.parse(Convert, words, prog="python -m eqm_video convert").run())
+    return 0
 
 
 def _refuse_ours(source: Path) -> None:
@@ -51,20 +85,3 @@ def _refuse_ours(source: Path) -> None:
             f"{source} holds a model of this project, not weights of the reference code: give "
             f"train.init_from={folder}; nothing needs converting"
         )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m eqm_video convert",
-        description="Turn weights of the reference EqM (or of another SiT-layout network) into a saved EqMTransformer.",
-    )
-    parser.add_argument(
-        "source", type=Path, help=".safetensors, or .pt with a state dict, or one under 'ema' or 'model'"
-    )
-    parser.add_argument("out", type=Path, help="a new or empty folder")
-    parser.add_argument("--num-heads", type=int, help="heads; default: those of the preset with this width and depth")
-    parser.add_argument("--temporal", action="store_true", help="add attention in time, which starts as the identity")
-    parser.add_argument(
-        "--conditioned-on-gamma", action="store_true", help="for weights that were trained with the time fed to them"
-    )
-    return parser

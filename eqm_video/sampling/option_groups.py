@@ -165,6 +165,24 @@ class Cut:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kind:
+    """--kind."""
+
+    kind: str | None = option(
+        None, choices=("videos", "images"), help="of the data", unset="videos, and images for samples of one frame"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overridden:
+    """section.key=value, of commands that train."""
+
+    overrides: tuple[str, ...] = option(
+        (), positional=True, metavar="section.key=value", help="replace values of the recipe"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeldOut(Data, Cut):
     """--data, which must be given, and which of its clips: --split, --fold, --frame-interval, --clips."""
 

@@ -1,16 +1,11 @@
-"""`python -m eqm_video demo`: the main job from end to end, on clips that the package draws itself.
-
-Writes moving shapes as real videos, trains on them from the recipe `configs/demo.yaml`, samples a GIF grid, and
-measures in closed form how many sampled clips move the way their label says.
-"""
+"""The main job from end to end, on clips that the package draws itself."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +14,14 @@ from numpy.typing import NDArray
 
 from eqm_video.data.moving_shapes import measure_motion, score_motion, write_moving_shapes
 from eqm_video.errors import UserError
+from eqm_video.options import option
 from eqm_video.output import plots
 from eqm_video.output.outputs import claim_output
 from eqm_video.sampling import launch as sampling
-from eqm_video.system import files, machine
+from eqm_video.sampling.option_groups import Data, Many, Overridden
+from eqm_video.studies.study import Report, Study
+from eqm_video.system import machine
 from eqm_video.system.claims import check_place
-from eqm_video.system.parser import Parser
 from eqm_video.training import launch as training
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
@@ -37,29 +34,69 @@ INTACT = 0.8  # overlap with the best shape; that of videos after the codec is 0
 ENDLESS_FRAMES = 24  # of an endless video: windows of it begin at many places
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo; returns the exit status."""
-    parser = Parser(prog="python -m eqm_video demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("data/demo_shapes"), help="where the videos are written")
-    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="the training run; an old one is continued")
-    parser.add_argument("--out", type=Path, default=Path("video_samples/demo"), help="where the samples go")
-    parser.add_argument("--num-samples", type=int, default=SAMPLES)
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace values of the recipe")
-    options = parser.parse_args(arguments)
-    if not RECIPE.is_file():
-        raise UserError(f"the demo's recipe {RECIPE} is missing: run the demo from a clone of the repository")
-    claim_output(options.out, "demo")
-    claim_output(options.run, "train", option="--run")
-    write_videos(options.data, centred=True)
-    seconds = train(options)
-    seconds["sampling"] = sample(options)
-    numbers = measure(options.out / "samples.npz", options.out / "samples.json")
-    numbers["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
-    numbers["machine"] = machine.describe()
-    draw_curve(options.run / "metrics.jsonl", options.out / "curve.png")
-    files.write_record(options.out / "numbers.json", numbers)
-    report(numbers, options)
-    return 0
+@dataclass(frozen=True, kw_only=True)
+class Demo(Study, Many, Data, Overridden, group="use", record="numbers.json"):
+    """Write moving shapes, train on them, sample, measure.
+
+    Moving shapes are written as real videos; a model is trained on them from the recipe `configs/demo.yaml`, and
+    samples a GIF grid. How many of the sampled clips move the way their label says is measured in closed form.
+    """
+
+    data: Path | None = Path("data/demo_shapes")
+    run_dir: Path = option(
+        Path("runs/demo"), flag="--run", metavar="DIR", help="the training run; an old one is continued"
+    )
+    out: Path = Path("video_samples/demo")
+    num_samples: int = SAMPLES
+
+    def check(self) -> None:
+        """The recipe must be there: it is no part of an installed package."""
+        if not RECIPE.is_file():
+            raise UserError(f"the demo's recipe {RECIPE} is missing: run the demo from a clone of the repository")
+
+    def run(self) -> Report:
+        """Write the videos, train, sample and measure; what is there already is not made again."""
+        claim_output(self.run_dir, "train", option="--run")
+        write_videos(self.data, centred=True)
+        seconds = {"training": self.train(), "sampling": self.sample()}
+        numbers = measure(self.out / "samples.npz", self.out / "samples.json")
+        numbers["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
+        numbers["machine"] = machine.describe()
+        curve = {"curve.png": lambda path: draw_curve(self.run_dir / "metrics.jsonl", path)}
+        return Report(numbers, self.table(numbers), curve)
+
+    def train(self) -> float:
+        """Train, or continue, or find the run finished; returns the seconds of all its steps, over all calls."""
+        words = ["--config", str(RECIPE), "--resume", f"data.root={self.data}", f"run.dir={self.run_dir}"]
+        if training.main([*words, *self.overrides]) != 0 or not (self.run_dir / "export").is_dir():
+            raise UserError(f"training did not finish; type the same command again to continue {self.run_dir}")
+        last = (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+        return json.loads(last)["seconds"]
+
+    def sample(self) -> float:
+        """Sample all labels in turn; returns the seconds it took."""
+        start = time.monotonic()
+        words = [str(self.run_dir / "export"), "--out", str(self.out), "--labels", "all", "--overwrite"]
+        words += ["--num-samples", str(self.num_samples), "--batch-size", "32", "--columns", "8"]
+        words += ["--guidance-interval", *GUIDED]
+        if sampling.main(words) != 0:
+            raise UserError(f"sampling from {self.run_dir / 'export'} did not finish")
+        return time.monotonic() - start
+
+    def table(self, numbers: dict[str, Any]) -> str:
+        """The measures in words, and the places to look."""
+        seconds = numbers["seconds"]
+        return (
+            f"\n{numbers['samples']} sampled clips, judged in closed form:\n"
+            f"  move in the direction of their label  {numbers['direction_accuracy']:.0%}  "
+            f"(chance {numbers['direction_chance']:.0%})\n"
+            f"  show the shape of their label         {numbers['shape_accuracy']:.0%}  "
+            f"(chance {numbers['shape_chance']:.0%})\n"
+            f"  are empty in some frame, or show a broken shape  {numbers['empty']}, {numbers['broken']}\n"
+            f"training {seconds['training']:.0f} s, sampling {seconds['sampling']:.0f} s on {os.cpu_count()} CPU "
+            "cores\n"
+            f"look at {self.out / 'grid.gif'}; clips and samples.npz lie beside it"
+        )
 
 
 def write_videos(root: Path, *, endless: bool = False, centred: bool = False) -> None:
@@ -91,7 +128,7 @@ def sample(options: argparse.Namespace) -> float:
 
 
 def measure(samples: Path, record: Path) -> dict[str, Any]:
-    """Shares of the samples that move the way, and show the shape, of their labels, beside what chance gives."""
+    """Shares of the samples that move the way, and show the shape, of their labels, beside those of chance."""
     with np.load(samples) as arrays:
         clips = arrays["arr_0"]
     labels = json.loads(record.read_text(encoding="utf-8"))["labels"]
@@ -99,9 +136,9 @@ def measure(samples: Path, record: Path) -> dict[str, Any]:
 
 
 def count_flaws(clips: NDArray[np.uint8]) -> dict[str, int]:
-    """Clips (N, T, H, W, 3) that anyone sees to be wrong, whatever their label.
+    """Counts of clips (N, T, H, W, 3) that are wrong at first sight, whatever their label.
 
-    empty: some frame has hardly anything on its ground; broken: what is there is like no shape of the set.
+    empty: some frame shows hardly anything on its ground; broken: the clip is like no shape of the set.
     """
     found = {"empty": 0, "broken": 0}
     for clip in clips:
@@ -125,18 +162,3 @@ def draw_curve(metrics: Path, out: Path) -> None:
     axes.plot(*zip(*held_out, strict=True), "o-", label="held-out clips, averaged weights")
     axes.legend()
     plots.save(figure, out)
-
-
-def report(numbers: dict[str, Any], options: argparse.Namespace) -> None:
-    """Say what was measured and where to look."""
-    seconds = numbers["seconds"]
-    print(
-        f"\n{numbers['samples']} sampled clips, judged in closed form:\n"
-        f"  move in the direction of their label  {numbers['direction_accuracy']:.0%}  "
-        f"(chance {numbers['direction_chance']:.0%})\n"
-        f"  show the shape of their label         {numbers['shape_accuracy']:.0%}  "
-        f"(chance {numbers['shape_chance']:.0%})\n"
-        f"  are empty in some frame, or show a broken shape  {numbers['empty']}, {numbers['broken']}\n"
-        f"training {seconds['training']:.0f} s, sampling {seconds['sampling']:.0f} s on {os.cpu_count()} CPU cores\n"
-        f"look at {options.out / 'grid.gif'}; clips, samples.npz, curve.png and numbers.json lie beside it"
-    )

@@ -11,11 +11,12 @@ from eqm_video.options import option
 from eqm_video.output.outputs import claim_output
 from eqm_video.sampling.option_groups import Data, Written
 from eqm_video.training import launch as training
+from eqm_video.training import resume
 from eqm_video.training.config import Config, load_config, to_tree
 from eqm_video.training.strict_yaml import flatten
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-FREE = tuple(key for key in training.FREE if key != "train.steps")  # what may differ in a run that is found
+FREE = tuple(key for key in resume.FREE if key != "train.steps")  # what may differ in a run that is found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,189 +1,34 @@
-"""`python -m eqm_video train-codec OUT`: train the small autoencoder that ships with the package.
-
-A KL autoencoder (diffusers' `AutoencoderKL`, downsampling 4, four channels, 1.6 M parameters) learns to reconstruct
-procedural still images (`data/stills.py`). No photograph is involved, so the weights are free of any licence but ours.
-
-loss = mean |x - y| + mean (x - y)^2 + kl_weight · KL / (values per image); an L1 on horizontal and vertical
-differences, which keeps edges crisp without a perceptual network; and an L1 on 4×4 averages, without which colour is
-learned last.
-"""
+"""The small autoencoder that ships with the package, trained again."""
 
 from __future__ import annotations
 
-import math
-import time
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from diffusers import AutoencoderKL
-from torch import Tensor
-from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
-from tqdm import tqdm
-
-from eqm_video.codec import Codec
-from eqm_video.data.dead_leaves import dead_leaves
-from eqm_video.output.outputs import claim_output
-from eqm_video.system import files
-from eqm_video.system.machine import note_bf16
-from eqm_video.system.parser import Parser
-from eqm_video.training.ema import Ema
-
-CROP_SIZES = (32, 48, 64)  # normalisation statistics depend on size, so training sees several
-PIXELS_PER_STEP = 16 * 32 * 32
-CANVAS = 128  # pixels
-CANVASES = 256
-REPLACE_EVERY = 4  # steps
+from eqm_video.options import narrower, option
+from eqm_video.sampling.option_groups import Seeded
+from eqm_video.studies.study import Report, Study
+from eqm_video.training.codec import CodecTraining
 
 
-def new_autoencoder() -> AutoencoderKL:
-    """The architecture of the bundled codec, freshly initialised."""
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(32, 64, 96),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        mid_block_add_attention=False,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
+@dataclass(frozen=True, kw_only=True)
+class TrainCodec(Study, Seeded, group="use", record="numbers.json"):
+    """Train the small autoencoder that ships with the package.
 
+    It learns to reconstruct procedural pictures ("dead leaves"); no photograph is involved. DIR becomes a folder that
+    --codec takes, with the PSNR of held-out pictures in numbers.json.
+    """
 
-def difference_loss(a: Tensor, b: Tensor) -> Tensor:
-    """L1 between the horizontal and vertical differences of two batches (B, C, H, W)."""
-    return l1_loss(a.diff(dim=-1), b.diff(dim=-1)) + l1_loss(a.diff(dim=-2), b.diff(dim=-2))
+    out: Path = narrower(positional=True)
+    steps: int = option(15_000, least=1, metavar="N", help="updates of the weights")
+    seconds: float | None = option(None, above=0, metavar="S", help="stop by the clock instead", unset="by --steps")
+    lr: float = option(1e-3, above=0, metavar="RATE", help="the highest learning rate")
+    kl_weight: float = option(1e-4, least=0, metavar="W", help="of the KL divergence in the loss")
+    bf16: bool = option(False, help="bfloat16 autocast")
+    init: Path | None = option(None, metavar="FOLDER", help="continue from the weights in this folder")
 
-
-def reconstruction_loss(a: Tensor, b: Tensor) -> Tensor:
-    """How far two batches (B, C, H, W) are apart: values, edges and local means."""
-    means = l1_loss(avg_pool2d(a, 4), avg_pool2d(b, 4))
-    return l1_loss(a, b) + mse_loss(a, b) + difference_loss(a, b) + 4 * means
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pixels in [-1, 1], averaged over images (B, C, H, W)."""
-    error = (a - b).square().mean(dim=(1, 2, 3))
-    return float((10 * torch.log10(4.0 / error.clamp_min(1e-10))).mean())
-
-
-def to_pixels(pictures: np.ndarray) -> Tensor:
-    """uint8 (B, H, W, 3) to float (B, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
-
-
-class CanvasPool:
-    """A pool of procedural canvases, the oldest replaced every few steps, from which random crops are cut."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.canvases = [dead_leaves(self.rng, CANVAS, CANVAS) for _ in tqdm(range(size), desc="canvases")]
-        self.drawn = 0
-
-    def batch(self) -> Tensor:
-        """Random crops of one random size, randomly mirrored and transposed: float (B, 3, H, W) in [-1, 1]."""
-        self.drawn += 1
-        if self.drawn % REPLACE_EVERY == 0:  # drawing one costs about as much as half a training step
-            oldest = self.drawn // REPLACE_EVERY % len(self.canvases)
-            self.canvases[oldest] = dead_leaves(self.rng, CANVAS, CANVAS)
-        size = int(self.rng.choice(CROP_SIZES))
-        crops = []
-        for _ in range(PIXELS_PER_STEP // size**2):
-            top, left = self.rng.integers(CANVAS - size + 1, size=2)
-            crop = self.canvases[self.rng.integers(len(self.canvases))][top : top + size, left : left + size]
-            crop = crop[:, ::-1] if self.rng.random() < 0.5 else crop
-            crops.append(crop.transpose(1, 0, 2) if self.rng.random() < 0.5 else crop)
-        return to_pixels(np.stack(crops))
-
-
-def train(
-    out: Path, steps: int, seed: int, lr: float, kl_weight: float, bf16: bool, seconds: float | None, init: Path | None
-) -> None:
-    """Train for `steps` updates, or as many as fit in `seconds`, and write the averaged weights to `out` in float16."""
-    torch.manual_seed(seed)
-    model = new_autoencoder()
-    if init is not None:
-        model = Codec.load(str(init)).vae
-    model.train().requires_grad_(True).to(memory_format=torch.channels_last)
-    average = Ema(model, 0.999)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    pool = CanvasPool(CANVASES, seed)
-    rng = np.random.default_rng(2**31)
-    held_out = to_pixels(np.stack([dead_leaves(rng, CANVAS, CANVAS) for _ in range(32)]))
-    for note in note_bf16("cpu", "--bf16", "the command without it") if bf16 else ():
-        print(note)
-    start, step, progress = time.monotonic(), 0, 0.0
-    bar = tqdm(total=steps, desc="codec")
-    while progress < 1.0:
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        pixels = pool.batch().to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            posterior = model.encode(pixels).latent_dist
-            decoded = model.decode(posterior.sample()).sample
-        decoded = decoded.float()
-        kl = posterior.kl().mean() / pixels[0].numel()
-        loss = reconstruction_loss(decoded, pixels) + kl_weight * kl
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update(model)
-        step += 1
-        bar.update()
-        elapsed = time.monotonic() - start
-        progress = elapsed / seconds if seconds else step / steps
-        if step % 1000 == 0 or progress >= 1.0:
-            numbers = evaluate(average.network, held_out)
-            tqdm.write(f"step {step}  {elapsed:.0f} s  loss {loss.item():.4f}  held-out PSNR {numbers['psnr']:.2f} dB")
-            save(average.network, numbers, out)
-    bar.close()
-
-
-@torch.inference_mode()
-def evaluate(model: AutoencoderKL, pictures: Tensor) -> dict[str, float]:
-    """PSNR of held-out pictures and the statistics of their latents."""
-    posterior = model.encode(pictures).latent_dist
-    latents = posterior.mode()
-    return {
-        "psnr": psnr(model.decode(latents).sample.clamp(-1, 1), pictures),
-        "latent_mean": latents.mean().item(),
-        "latent_std": latents.std().item(),
-        "posterior_std": posterior.std.mean().item(),
-    }
-
-
-def save(model: AutoencoderKL, numbers: dict[str, float], out: Path) -> None:
-    """Write the autoencoder with the scaling and shift that give unit-variance latents."""
-    model.register_to_config(
-        scaling_factor=round(1.0 / numbers["latent_std"], 6), shift_factor=round(numbers["latent_mean"], 6)
-    )
-    half = new_autoencoder().half()
-    half.load_state_dict({name: value.half() for name, value in model.state_dict().items()})
-    half.register_to_config(scaling_factor=model.config.scaling_factor, shift_factor=model.config.shift_factor)
-    with files.writing_folder(out) as aside:
-        half.save_pretrained(aside)
-        files.write_record(aside / "numbers.json", numbers)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line and train."""
-    parser = Parser(prog="python -m eqm_video train-codec", description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=15000)
-    parser.add_argument("--seconds", type=float, default=None, help="stop by the clock instead of by --steps")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--kl-weight", type=float, default=1e-4)
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
-    parser.add_argument("--init", type=Path, default=None, help="continue from the weights in this folder")
-    a = parser.parse_args(arguments)
-    claim_output(a.out, "train-codec", option="")
-    train(a.out, a.steps, a.seed, a.lr, a.kl_weight, a.bf16, a.seconds, a.init)
-
-
-if __name__ == "__main__":
-    main()
+    def run(self) -> Report:
+        """Train; the folder, its numbers.json included, is replaced as a whole whenever it is saved."""
+        names = ("steps", "seed", "lr", "kl_weight", "bf16", "seconds", "init")
+        numbers = CodecTraining(**{name: getattr(self, name) for name in names}).run(self.out)
+        return Report(None, f"held-out PSNR {numbers['psnr']:.2f} dB; use it with --codec {self.out}")

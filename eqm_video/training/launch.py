@@ -1,8 +1,7 @@
-"""`train_video.py`: train from a recipe, resume, or only say what a recipe means (`--dry-run`)."""
+"""`train_video.py`: train from a recipe, resume, or only print what a recipe comes to (`--dry-run`)."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,93 +11,26 @@ from typing import Any
 
 import torch
 
-from eqm_video.data.identity import difference
-from eqm_video.errors import UserError
-from eqm_video.names import as_label
 from eqm_video.output.outputs import claim_output
 from eqm_video.system.claims import removed_if_empty
 from eqm_video.system.files import MARK, write_text
-from eqm_video.system.parser import Parser
 from eqm_video.training import build
 from eqm_video.training import launcher as launch
-from eqm_video.training.checkpoint import LOCK, Checkpoints, lock_run, read_record
-from eqm_video.training.config import Config, load_config, to_tree, to_yaml
+from eqm_video.training.checkpoint import LOCK, Checkpoints, lock_run
+from eqm_video.training.config import Config, to_tree, to_yaml
 from eqm_video.training.heartbeat import Heartbeat
-from eqm_video.training.resume import NEWEST, find_checkpoint, note_rates, recorded_config, starting_point
+from eqm_video.training.options import parse
+from eqm_video.training.resume import compare, compare_data, starting_point
 from eqm_video.training.strict_yaml import flatten
 from eqm_video.training.trackers import check_trackers, start_trackers
 from eqm_video.wording import counted
 
-# What may not change when a run continues: with another value here the checkpoint would belong to another run.
-FIXED = (
-    *("model", "codec.name", "objective", "gamma", "data.kind", "data.split", "data.fold", "data.frames", "data.size"),
-    *("data.frame_interval", "data.buckets", "data.image_fraction", "data.flip", "data.upright", "data.short"),
-    "data.reference_fps",
-    *("train.batch_size", "train.seed", "train.optimizer", "train.ema", "train.label_dropout", "train.init_from"),
-    "held_out.fraction",  # it takes files from the training
-)
-# What may change without a word: none of it touches the weights, save train.steps by the learning rate: `note_rates`.
-FREE = (
-    *("train.steps", "train.log_every", "train.save_every", "train.keep", "held_out", "preview", "sampler", "track"),
-    *("run", "data.workers", "data.root", "data.images", "data.verify"),
-)
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status. Raises UserError for whatever the user can mend."""
-    words = separate_resume(sys.argv[1:] if argv is None else argv)
-    arguments = parser().parse_intermixed_args(words)  # overrides may stand anywhere
-    config = read_config(arguments)
-    return dry_run(config) if arguments.dry_run else train(config, arguments.resume, arguments.from_older)
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line of `train_video.py`."""
-    made = Parser(
-        prog="train_video.py",
-        description="Train a video or image model with Equilibrium Matching.",
-        epilog="Example: accelerate launch train_video.py --config configs/ucf101_b2.yaml data.root=data/UCF-101 "
-        "run.dir=runs/ucf train.steps=100000",
-    )
-    made.add_argument("--config", metavar="FILE", help="a YAML recipe, such as configs/ucf101_b2.yaml")
-    made.add_argument(
-        "--resume",
-        nargs="?",
-        const=NEWEST,
-        metavar="PATH",
-        help="continue exactly from a checkpoint: PATH, or the newest whole one of run.dir",
-    )
-    made.add_argument(
-        "--from-older",
-        action="store_true",
-        help="with --resume: pass over damaged checkpoints, or go back to an older PATH; later ones are renamed",
-    )
-    made.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the cost, and stop")
-    made.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace values of the recipe")
-    return made
-
-
-def read_config(arguments: argparse.Namespace) -> Config:
-    """The recipe with its overrides; `--resume` without a recipe takes the one in the checkpoint."""
-    config = load_config(arguments.config, arguments.overrides)
-    if arguments.from_older and arguments.resume is None:
-        raise UserError("--from-older says where --resume goes on: type --resume --from-older")
-    if arguments.resume is None or arguments.config is not None:
-        return config
-    if arguments.resume == NEWEST:
-        checkpoint = Checkpoints(config.run.folder / "checkpoints").newest()
-    else:
-        checkpoint = find_checkpoint(Path(arguments.resume))
-    return config if checkpoint is None else recorded_config(checkpoint, arguments.overrides)
-
-
-def separate_resume(words: Sequence[str]) -> list[str]:
-    """`--resume train.steps=9` means the newest checkpoint, not one at the path `train.steps=9`."""
-    words = list(words)
-    for place, word in enumerate(words[:-1]):
-        if word == "--resume" and "=" in words[place + 1] and not Path(words[place + 1]).exists():
-            words[place] = f"--resume={NEWEST}"
-    return words
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status. Raises UserError for a mistake of the user."""
+    options = parse(arguments)
+    config = options.config_of_run()
+    return dry_run(config) if options.dry_run else train(config, options.resume, options.from_older)
 
 
 def dry_run(config: Config) -> int:
@@ -200,54 +132,6 @@ def _train(
     run.log.close()
 
 
-def compare(checkpoint: Path, config: Config, processes: int) -> list[str]:
-    """Refuse to continue as another run; returns notes on differences that make it continue, but not bit for bit."""
-    record, recorded = read_record(checkpoint, "config", "world_size"), recorded_config(checkpoint)
-    old = to_tree(recorded)
-    then, now = dict(flatten(old)), dict(flatten(to_tree(config)))
-    changed = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
-    listed = {key: f"{key} ({then.get(key)} there, {now.get(key)} here)" for key in changed}
-    fixed = [text for key, text in listed.items() if _under(key, FIXED)]
-    if fixed:
-        raise UserError(
-            f"{checkpoint} belongs to another run: {', '.join(fixed)}. Resume with the values of its run, or start "
-            f"a new run from its weights with train.init_from={checkpoint}"
-        )
-    if record["step"] > config.train.steps:
-        raise UserError(f"{checkpoint} is already beyond train.steps={config.train.steps}: give more steps")
-    notes = [f"note: changed since the checkpoint: {text}" for key, text in listed.items() if not _under(key, FREE)]
-    notes += note_rates(record["step"], recorded.train, config.train)
-    count = record["world_size"]
-    if count != processes:
-        notes.append(f"note: {count} processes then, {processes} now: the run goes on, but not bit for bit the same")
-    return notes
-
-
-def compare_data(checkpoint: Path, data: dict[str, Any]) -> None:
-    """Refuse to continue on other data: their order is computed from their number, the labels are rows of weights.
-
-    A record from before the files themselves were part of it is compared by their number and labels.
-    """
-    old = read_record(checkpoint, "data")["data"]
-    if isinstance(old.get("labels"), list):
-        old = {**old, "labels": [as_label(str(label)) for label in old["labels"]]}
-    advice = f"resume with the same data, or start a new run from its weights with train.init_from={checkpoint}"
-    plain = [{key: value for key, value in one.items() if not key.endswith("identity")} for one in (old, data)]
-    if plain[0] != plain[1]:
-        raise UserError(f"the data changed: {_items(old)} when {checkpoint} was written, {_items(data)} now; {advice}")
-    for key in ("identity", "images_identity"):
-        other = difference(old[key], data[key]) if isinstance(old.get(key), dict) and key in data else None
-        if other is not None:
-            raise UserError(f"the data changed since {checkpoint} was written, {other}; {advice}")
-
-
-def _items(data: dict[str, Any]) -> str:
-    if not {"size", "labels"} <= data.keys():
-        return "unknown data"
-    images = f" and {counted(data['images'], 'image')} beside them" if "images" in data else ""
-    return f"{counted(data['size'], 'item')}{images} with {counted(len(data['labels']), 'label')}"
-
-
 def summary(run: Any) -> str:
     """The run in one paragraph."""
     config, train, data = run.config, run.config.train, run.config.data
@@ -273,7 +157,3 @@ def summary(run: Any) -> str:
         f"{plan.accumulation} accumulated x {plan.batch_size // plan.world // plan.accumulation}; "
         f"{run.accelerator.device}, mixed precision: {train.mixed_precision}; writing to {run.folder}"
     )
-
-
-def _under(key: str, names: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)

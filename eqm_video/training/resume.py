@@ -1,18 +1,37 @@
-"""Resuming: the checkpoint to continue from, and what to do about damaged ones beside it."""
+"""Resuming: the checkpoint to continue from, damaged ones beside it, and whether it is of the same run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eqm_video.data.identity import difference
 from eqm_video.errors import UserError
+from eqm_video.names import as_label
 from eqm_video.system.record import damage
 from eqm_video.training.checkpoint import Checkpoints, is_checkpoint, read_record, step_of
-from eqm_video.training.config import Config, TrainConfig, parse_config
+from eqm_video.training.config import Config, TrainConfig, parse_config, to_tree
 from eqm_video.training.optim import Schedule
+from eqm_video.training.strict_yaml import flatten
+from eqm_video.wording import counted
 
 NEWEST = "newest"  # what `--resume` without a path stands for
+
+# May not change when a run continues: with another value the checkpoint would belong to another run.
+FIXED = (
+    *("model", "codec.name", "objective", "gamma", "data.kind", "data.split", "data.fold", "data.frames", "data.size"),
+    *("data.frame_interval", "data.buckets", "data.image_fraction", "data.flip", "data.upright", "data.short"),
+    "data.reference_fps",
+    *("train.batch_size", "train.seed", "train.optimizer", "train.ema", "train.label_dropout", "train.init_from"),
+    "held_out.fraction",  # it takes files from the training
+)
+# May change without a note: the weights depend on train.steps alone among these, by the learning rate (`note_rates`).
+FREE = (
+    *("train.steps", "train.log_every", "train.save_every", "train.keep", "held_out", "preview", "sampler", "track"),
+    *("run", "data.workers", "data.root", "data.images", "data.verify"),
+)
 
 
 @dataclass(frozen=True)
@@ -101,3 +120,58 @@ def note_rates(step: int, then: TrainConfig, now: TrainConfig) -> list[str]:
 
 def _schedule(train: TrainConfig) -> Schedule:
     return Schedule(train.lr, train.steps, train.warmup, train.schedule, train.min_lr_factor)
+
+
+# Comparison -----------------------------------------------------------------------------------------------------------
+
+
+def compare(checkpoint: Path, config: Config, processes: int) -> list[str]:
+    """Notes on differences with which a run continues, but not bit for bit; UserError where it would be another run."""
+    record, recorded = read_record(checkpoint, "config", "world_size"), recorded_config(checkpoint)
+    old = to_tree(recorded)
+    then, now = dict(flatten(old)), dict(flatten(to_tree(config)))
+    changed = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
+    listed = {key: f"{key} ({then.get(key)} there, {now.get(key)} here)" for key in changed}
+    fixed = [text for key, text in listed.items() if _under(key, FIXED)]
+    if fixed:
+        raise UserError(
+            f"{checkpoint} belongs to another run: {', '.join(fixed)}. Resume with the values of its run, or start "
+            f"a new run from its weights with train.init_from={checkpoint}"
+        )
+    if record["step"] > config.train.steps:
+        raise UserError(f"{checkpoint} is already beyond train.steps={config.train.steps}: give more steps")
+    notes = [f"note: changed since the checkpoint: {text}" for key, text in listed.items() if not _under(key, FREE)]
+    notes += note_rates(record["step"], recorded.train, config.train)
+    count = record["world_size"]
+    if count != processes:
+        notes.append(f"note: {count} processes then, {processes} now: the run goes on, but not bit for bit the same")
+    return notes
+
+
+def compare_data(checkpoint: Path, data: dict[str, Any]) -> None:
+    """UserError where the data changed: their order is computed from their number, and labels are rows of weights.
+
+    A record that does not name the files themselves yet is compared by their number and labels.
+    """
+    old = read_record(checkpoint, "data")["data"]
+    if isinstance(old.get("labels"), list):
+        old = {**old, "labels": [as_label(str(label)) for label in old["labels"]]}
+    advice = f"resume with the same data, or start a new run from its weights with train.init_from={checkpoint}"
+    plain = [{key: value for key, value in one.items() if not key.endswith("identity")} for one in (old, data)]
+    if plain[0] != plain[1]:
+        raise UserError(f"the data changed: {_items(old)} when {checkpoint} was written, {_items(data)} now; {advice}")
+    for key in ("identity", "images_identity"):
+        other = difference(old[key], data[key]) if isinstance(old.get(key), dict) and key in data else None
+        if other is not None:
+            raise UserError(f"the data changed since {checkpoint} was written, {other}; {advice}")
+
+
+def _items(data: dict[str, Any]) -> str:
+    if not {"size", "labels"} <= data.keys():
+        return "unknown data"
+    images = f" and {counted(data['images'], 'image')} beside them" if "images" in data else ""
+    return f"{counted(data['size'], 'item')}{images} with {counted(len(data['labels']), 'label')}"
+
+
+def _under(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)

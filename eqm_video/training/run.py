@@ -20,6 +20,8 @@ from eqm_video.core.objective import EqMObjective
 from eqm_video.data.datasets import collate
 from eqm_video.errors import UserError
 from eqm_video.randomness import generator
+from eqm_video.sampling.folders import read_json
+from eqm_video.sampling.settings import Sampling
 from eqm_video.system import machine
 from eqm_video.system.claims import carry_over
 from eqm_video.system.reading import read_json
@@ -195,12 +197,12 @@ class Run:
         pipeline.set_progress_bar_config(disable=True)
         try:
             with self.accelerator.autocast():  # the precision of the run: a preview in float32 takes much longer
-                frames = pipeline(labels, seeds=seeds, output_type="uint8", callback=self.pulse).frames
+                made = pipeline.sample(Sampling(), labels, seeds=seeds, output_type="uint8", callback=self.pulse)
         except Stopped:
             return "the run is being stopped"
         except (UserError, torch.OutOfMemoryError) as error:
             return str(error)
-        return dict(zip(seeds, frames, strict=True))
+        return dict(zip(seeds, made.frames, strict=True))
 
     def make_up_preview(self) -> None:
         """Sample the preview of the step that the run resumes from, where it ended between checkpoint and preview."""

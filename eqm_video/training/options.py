@@ -1,0 +1,74 @@
+"""The command line of `train_video.py`: its options, a class, and the recipe that they come to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eqm_video import options
+from eqm_video.errors import UserError
+from eqm_video.options import option
+from eqm_video.sampling.option_groups import Overridden
+from eqm_video.training.checkpoint import Checkpoints
+from eqm_video.training.config import Config, load_config
+from eqm_video.training.resume import NEWEST, find_checkpoint, recorded_config
+
+EXAMPLE = (
+    "Example: accelerate launch train_video.py --config configs/ucf101_b2.yaml data.root=data/UCF-101 "
+    "run.dir=runs/ucf train.steps=100000"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Overridden):
+    """Train a video or image model with Equilibrium Matching."""
+
+    config: str | None = option(None, metavar="FILE", help="a YAML recipe, such as configs/ucf101_b2.yaml")
+    resume: str | None = option(
+        None,
+        metavar="[PATH]",
+        help="continue exactly from a checkpoint: PATH, or, without PATH, the newest whole one of run.dir",
+    )
+    from_older: bool = option(
+        False, help="with --resume: pass over damaged checkpoints, or go back to an older PATH; later ones are renamed"
+    )
+    dry_run: bool = option(False, help="print the resolved recipe and the cost, and stop")
+
+    def __post_init__(self) -> None:
+        if self.from_older and self.resume is None:
+            raise UserError("--from-older says where --resume goes on: type --resume --from-older")
+
+    def config_of_run(self) -> Config:
+        """The recipe with its overrides; `--resume` without a recipe takes the one in the checkpoint."""
+        config = load_config(self.config, self.overrides)
+        if self.resume is None or self.config is not None:
+            return config
+        if self.resume == NEWEST:
+            checkpoint = Checkpoints(config.run.folder / "checkpoints").newest()
+        else:
+            checkpoint = find_checkpoint(Path(self.resume))
+        return config if checkpoint is None else recorded_config(checkpoint, self.overrides)
+
+
+def parse(arguments: Sequence[str] | None = None) -> TrainOptions:
+    """The options in the words of a command line; UserError, in one sentence, for what cannot be."""
+    words = separate_resume(sys.argv[1:] if arguments is None else arguments)
+    return options.parse(TrainOptions, words, prog="train_video.py", epilog=EXAMPLE)
+
+
+def separate_resume(words: Sequence[str]) -> list[str]:
+    """`--resume` without a path as `--resume=newest`: at the end, before an option, or before an override.
+
+    `--resume train.steps=9` means the newest checkpoint, unless there is a file of that name.
+    """
+    words = list(words)
+    for place, word in enumerate(words):
+        if len(word) < 3 or not "--resume".startswith(word):
+            continue
+        following = words[place + 1] if place + 1 < len(words) else None
+        option_follows = following is None or (following.startswith("-") and following != "-")
+        if option_follows or ("=" in following and not Path(following).exists()):
+            words[place] = f"--resume={NEWEST}"
+    return words
