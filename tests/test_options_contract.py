@@ -30,19 +30,23 @@ STUDIES = {
 }
 CLASSES = STUDIES | {"sample": SampleOptions, "train": TrainOptions, "convert": Convert}
 EVERY = [(name, one) for name, given in CLASSES.items() for one in declared(given).values()]
-# Names with two meanings. labels: of what is sampled, and whether a model is told those that clips have; clips: that
-# are measured, that get files of their own, and that are shown; step_schedule: the sweep has one that goes by the
-# model's decay; columns: clips beside each other in a grid, and states in a strip.
-SEVERAL = {"labels": 2, "clips": 3, "step_schedule": 2, "columns": 2}
+# Names with two or more meanings. labels: of what is sampled, and whether a model is told those that clips have; clips:
+# that are measured, that get files of their own, and that are shown; step_schedule: the sweep has one that goes by the
+# model's decay; columns: clips beside each other in a grid, and states in a strip; samples: the folder of those that
+# are compared, and how many predictions a clip has; steps: of a descent, and of a training; models: of one, and of many.
+SEVERAL = {"labels": 2, "clips": 3, "step_schedule": 2, "columns": 2, "samples": 2, "steps": 2, "models": 2}
 # Options for which these are numbers like others.
 ZERO = {
     *("seed", "mu", "guidance_scale", "history_guidance", "temperature", "start_gamma", "guidance_interval", "at"),
-    *("clips of sample", "frame_schedule", "guidance_scales", "start_gammas"),
-# are measured, and that get files of their own; step_schedule: the sweep has one that goes by the model's decay.
-SEVERAL = {"labels": 2, "clips": 2, "step_schedule": 2}
-SEVERAL["steps"] = 2  # of a descent, and of a training
-    *("clips of sample", "frame_schedule"),
-    *("count of reconstruct", "kl_weight"),
+    *(
+        "clips of sample",
+        "frame_schedule",
+        "guidance_scales",
+        "start_gammas",
+        "weight",
+        "count of reconstruct",
+        "kl_weight",
+    ),
 }
 NEGATIVE = {"guidance_scale", "history_guidance", "weight"}
 SENSELESS = ("0", "-1", "nan", "inf", "-inf", "1e30", "-1e30", "1e400", "many", "", "1,5", "0x10")

@@ -57,31 +57,9 @@ def _studies() -> Iterator[tuple[str, Command]]:
 
 
 COMMANDS = {
-    name: Command(f"eqm_video.{place}", group, says)
-    for name, place, group, says in (
-        ("train", "training.launch", "use", "train a model from a recipe (train_video.py)"),
-        ("sample", "sampling.launch", "use", "sample clips or images from a trained model (sample_video.py)"),
-        ("convert", "cli.convert", "use", "convert weights of the reference EqM or SiT code"),
-        ("demo", "studies.demo", "use", "write moving shapes, train on them, sample, measure"),
-        ("reconstruct", "studies.reconstruct", "use", "put your data through a codec and back, before any training"),
-        ("train-codec", "studies.train_codec", "use", "train the small autoencoder that ships with the package"),
-        (
-            "descent",
-            "studies.descent.study",
-            "look",
-            "gradient, energy and frames along a descent, of one model or two",
-        ),
-        (
-            "curvature",
-            "studies.curvature.study",
-            "look",
-            "curl and largest curvature of a field, and the steps that it bears",
-        ),
-        ("partial", "studies.partial.study", "look", "denoise clips that start between noise and data"),
-        ("compose", "studies.compose.study", "look", "several labels, or several models, in one sample"),
-        ("predict", "studies.predict", "look", "hidden frames of real clips: predictions against what they were"),
-        ("compare", "studies.compare.study", "look", "samples against data: nearest clips, and a Fréchet distance"),
-    )
+    "train": Command("eqm_video.training.launch", "use", "train a model from a recipe (train_video.py)"),
+    "sample": Command("eqm_video.sampling.launch", "use", "sample clips or images from a model (sample_video.py)"),
+    "convert": Command("eqm_video.cli.convert", "use", "convert weights of the reference EqM or SiT code"),
 } | dict(_studies())
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from eqm_video import options
 from eqm_video.errors import UserError
 from eqm_video.models.convert import convert
+from eqm_video.models.loading import NETWORKS, class_in
 from eqm_video.models.presets import preset_name
 from eqm_video.options import narrower, option
-from eqm_video.sampling.folders import NETWORKS, class_in
 from eqm_video.sampling.option_groups import Written
 
 
@@ -71,9 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _refuse_ours(source: Path) -> None:
     """UserError where the source is a run, an export, a checkpoint or a network of this project, or a file of one."""
-    from eqm_video.errors import UserError
-    from eqm_video.models.loading import NETWORKS, class_in
-
     folder = source if source.is_dir() else source.parent
     places = [folder, folder / "ema"]
     if source.is_dir():  # a reference file may lie anywhere, beside a run too

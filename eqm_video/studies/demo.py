@@ -78,7 +78,6 @@ class Demo(Study, Many, Data, Overridden, group="use", record="numbers.json"):
         start = time.monotonic()
         words = [str(self.run_dir / "export"), "--out", str(self.out), "--labels", "all", "--overwrite"]
         words += ["--num-samples", str(self.num_samples), "--batch-size", "32", "--columns", "8"]
-        words += ["--guidance-interval", *GUIDED]
         if sampling.main(words) != 0:
             raise UserError(f"sampling from {self.run_dir / 'export'} did not finish")
         return time.monotonic() - start
@@ -106,25 +105,6 @@ def write_videos(root: Path, *, endless: bool = False, centred: bool = False) ->
         print(f"writing moving shapes as videos to {root}")
         longer = {"frames": ENDLESS_FRAMES, "endless": True} if endless else {}
         write_moving_shapes(root, shapes=SHAPES, videos=VIDEOS, held_out=HELD_OUT, centred=centred, **longer)
-
-
-def train(options: argparse.Namespace) -> dict[str, float]:
-    """Train, or continue, or find the run finished; returns the seconds of all its steps, over all calls."""
-    words = ["--config", str(RECIPE), "--resume", f"data.root={options.data}", f"run.dir={options.run}"]
-    if training.main([*words, *options.overrides]) != 0 or not (options.run / "export").is_dir():
-        raise UserError(f"training did not finish; type the same command again to continue {options.run}")
-    last = (options.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
-    return {"training": json.loads(last)["seconds"]}
-
-
-def sample(options: argparse.Namespace) -> float:
-    """Sample all labels in turn; returns the seconds it took."""
-    start = time.monotonic()
-    words = [str(options.run / "export"), "--out", str(options.out), "--labels", "all", "--overwrite"]
-    words += ["--num-samples", str(options.num_samples), "--batch-size", "32", "--columns", "8"]
-    if sampling.main(words) != 0:
-        raise UserError(f"sampling from {options.run / 'export'} did not finish")
-    return time.monotonic() - start
 
 
 def measure(samples: Path, record: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from eqm_video.errors import UserError
 from eqm_video.options import option
 from eqm_video.output.outputs import claim_output
-from eqm_video.sampling.option_groups import Data, Written
+from eqm_video.sampling.option_groups import Data, Overridden, Written
 from eqm_video.training import launch as training
 from eqm_video.training import resume
 from eqm_video.training.config import Config, load_config, to_tree
@@ -20,14 +20,11 @@ FREE = tuple(key for key in resume.FREE if key != "train.steps")  # what may dif
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained(Data, Written):
+class Trained(Data, Overridden, Written):
     """--only, --again, --data and section.key=value, of studies that train the recipes of a folder."""
 
     only: tuple[str, ...] | None = option(None, metavar="NAME", help="train and measure these recipes", unset="all")
     again: bool = option(False, help="measure again what was measured before")
-    overrides: tuple[str, ...] = option(
-        (), positional=True, metavar="section.key=value", help="replace values in all recipes"
-    )
 
     @property
     def runs(self) -> Path:

@@ -81,10 +81,8 @@ class Study(groups.Written, ABC):
         """The command: parse, open the models, run, write the record, draw, and say where to look."""
         words = list(sys.argv[1:] if arguments is None else arguments)
         study = options.parse(cls, words, prog=f"python -m eqm_video {cls.name}", sections=cls.sections)
-        claim_output(study.folder, cls.name)
-        study = options.parse(cls, words, prog=f"python -m eqm_video {cls.name}")
         option = "" if options.declared(cls)["out"].option.positional else "--out"
-        claim_output(study.out, cls.name, option=option)
+        claim_output(study.folder, cls.name, option=option)
         models = [open_model(study, path) for path in study.paths()]
         report = study.run(*models)
         if report.numbers is not None:

@@ -20,7 +20,6 @@ from eqm_video.core.objective import EqMObjective
 from eqm_video.data.datasets import collate
 from eqm_video.errors import UserError
 from eqm_video.randomness import generator
-from eqm_video.sampling.folders import read_json
 from eqm_video.sampling.settings import Sampling
 from eqm_video.system import machine
 from eqm_video.system.claims import carry_over
