@@ -55,7 +55,7 @@ def pipe() -> EqMPipeline:
         ({"num_samples": 10**12}, "num_samples is"),
         ({"num_frames": 10**12}, "frames is"),
         ({"num_frames": True}, "frames is True"),
-        ({"size": 3_200_000}, "do not fit into any memory"),
+        ({"size": 3_200_000}, "the most is 16,384 pixels"),
         ({"size": 16.0}, r"size is 16\.0"),
         ({"size": (16,)}, r"size is \(16,\)"),
         ({"size": True}, "size is True"),

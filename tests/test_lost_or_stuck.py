@@ -395,7 +395,7 @@ with Heartbeat(accelerator) as heartbeat:
 @pytest.mark.parametrize(
     ("how", "sentence"),
     [
-        ("stopped", "no sign of life for 3 s from process 1 (last at step"),
+        ("stopped", "no sign of life for 3 s from process 1 (last at "),
         ("fails", "rank 1 cannot read"),
     ],
 )

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import inspect
 import os
 import platform
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
 from eqm_video import cli
+from eqm_video.studies.study import Study
 from eqm_video.system import machine
 from eqm_video.training.build import note_precision
 from eqm_video.training.config import parse_config
@@ -111,7 +114,8 @@ def test_a_run_in_an_emulated_precision_says_so(precision: str, monkeypatch: pyt
 
 
 def test_every_command_that_measures_names_the_processor_and_its_flags() -> None:
-    commands = ["ablate", "adaptive", "compose", "curvature", "demo", "descent", "oracle", "plane", "predict", "sweep"]
-    for name in [*commands, "tasks"]:
-        text = (Path(cli.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
-        assert "machine.describe(" in text, name
+    studies = {name: getattr(import_module(one.module), one.study) for name, one in cli.COMMANDS.items() if one.study}
+    assert len(studies) >= 16
+    for name, study in studies.items():
+        assert study.about is Study.about, name  # the one place where records get their machine
+    assert "machine.describe(" in inspect.getsource(Study.about)

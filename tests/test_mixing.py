@@ -154,7 +154,7 @@ def test_the_names_of_a_bad_step_include_its_images(tmp_path) -> None:
     trainer = tiny_trainer(tmp_path, images=2, batch_size=6, encode=lambda batch, _: encode(batch, None) * torch.nan)
     plan = trainer.batches.plan
     pictures, clips = ([f"clip-{index}" for _, index, _ in plan.requests(0, number)] for number in range(2))
-    with pytest.raises(UserError, match=f"clips of this step: {', '.join(pictures + clips)};"):
+    with pytest.raises(UserError, match=f"left out: {', '.join(pictures + clips)}"):
         trainer.run()
 
 

@@ -196,7 +196,8 @@ def test_a_joint_run_knows_its_labels_and_resumes_on_the_same_images_alone(made,
     with Image.open(run / "previews" / "step_00000004.gif") as grid:
         assert grid.n_frames == 3  # clips of data.frames, of the labels that videos have
     record = json.loads((run / "checkpoints" / "step_00000004" / "checkpoint.json").read_text())
-    assert record["data"] == {"size": 6, "labels": ["left", "right", "cat", "tree"], "images": 6}
+    plain = {key: value for key, value in record["data"].items() if not key.endswith("identity")}
+    assert plain == {"size": 6, "labels": ["left", "right", "cat", "tree"], "images": 6}
     elsewhere = tmp_path / "moved"
     shutil.copytree(made / "images", elsewhere)
     images = [*joint(made)[1:], f"data.images={elsewhere}", "train.steps=6", "--resume"]

@@ -107,7 +107,16 @@ def import_everything() -> None:
     import torch
 
     torch.set_num_threads(1)
-    names = ("run", "pipeline", "media", "loading", "data.datasets", "cli.train", "cli.sample", "cli.convert")
+    names = (
+        "run",
+        "pipeline",
+        "media",
+        "loading",
+        "data.datasets",
+        "training.launch",
+        "sampling.launch",
+        "cli.convert",
+    )
     for name in names:
         importlib.import_module(f"eqm_video.{name}")
     for name in ("tiny_run", "faults.inside", "av", "torch.optim", "torch._dynamo", "torchdiffeq"):

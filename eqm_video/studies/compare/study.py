@@ -25,7 +25,7 @@ from eqm_video.metrics.nearest import NearestClips
 from eqm_video.options import narrower, option, required
 from eqm_video.output.outputs import PARTS
 from eqm_video.randomness import generator
-from eqm_video.sampling.option_groups import Columns, Cut, Data, Seeded
+from eqm_video.sampling.option_groups import Columns, Cut, Data, Kind, Seeded
 from eqm_video.studies.compare import memorisation, report
 from eqm_video.studies.compare.report import Samples, spread
 from eqm_video.studies.compare.windows import Search, Windows, halves, look, project, real_searches, some_windows, thin
@@ -36,7 +36,7 @@ MOST_DIMENSIONS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(Study, Data, Cut, Seeded, Columns, group="look"):
+class Compare(Study, Data, Kind, Cut, Seeded, Columns, group="look"):
     """Samples against data: nearest clips, and a Fréchet distance.
 
     Two measures on pixels, for small sets, each beside the same measure between real clips:
@@ -60,9 +60,6 @@ class Compare(Study, Data, Cut, Seeded, Columns, group="look"):
 
     samples: Path = option(positional=True, metavar="SAMPLES", help="a folder that sample_video.py wrote")
     data: Path = required()
-    kind: str | None = option(
-        None, choices=("videos", "images"), help="of the data", unset="videos, and images for samples of one frame"
-    )
     split: str | None = narrower(None, unset="train, and all where there are no lists")
     frame_interval: int | None = narrower(None, unset="by the fps of data and samples")
     stride: int = option(1, least=1, metavar="S", help="source frames from window to window")
