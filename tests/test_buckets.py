@@ -90,8 +90,8 @@ def test_recipes_name_shapes_in_a_list_or_on_the_command_line(tmp_path: Path) ->
             r"data.buckets=16x3,2x1 none .* every bucket",
         ),
         (["frames=1", "data.image_fraction=0.5"], r"image mode.*data.image_fraction"),
-        (["data.image_fraction=1"], r"data.image_fraction is 1.0: it must be at least 0 and below 1"),
-        (["data.image_fraction=-0.1"], r"it must be at least 0 and below 1"),
+        (["data.image_fraction=1"], r"data.image_fraction is 1.0: it must be a number of at least 0 and below 1"),
+        (["data.image_fraction=-0.1"], r"it must be a number of at least 0 and below 1"),
         (["data.images=photos"], r"data.images is given, but data.image_fraction is 0"),
         (["data.image_fraction=0.001"], r"of train.batch_size=64 samples are 0 images"),
         (

@@ -127,9 +127,9 @@ def test_a_folder_is_held_out(made: Path, tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(("words", "sentence"), [
     (["held_out.fraction=0.1", "held_out.split=test"], "split=test and held_out.fraction=0.1 exclude each other"),
     (["held_out.root=x", "held_out.fraction=0.1"], "held_out.fraction=0.1 and held_out.root=x exclude each other"),
-    (["held_out.fraction=1"], "held_out.fraction is 1: it must lie between 0 and 1"),
-    (["held_out.fraction=0"], "held_out.fraction is 0: it must lie between 0 and 1"),
-    (["held_out.fraction=-0.1"], "it must lie between 0 and 1"),
+    (["held_out.fraction=1"], "held_out.fraction is 1.0: it must be a number above 0 and below 1"),
+    (["held_out.fraction=0"], "held_out.fraction is 0.0: it must be a number above 0 and below 1"),
+    (["held_out.fraction=-0.1"], "it must be a number above 0 and below 1"),
 ])  # fmt: skip
 def test_wrong_settings_are_one_sentence(words: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
