@@ -107,16 +107,8 @@ def import_everything() -> None:
     import torch
 
     torch.set_num_threads(1)
-    names = (
-        "run",
-        "pipeline",
-        "media",
-        "loading",
-        "data.datasets",
-        "training.launch",
-        "sampling.launch",
-        "cli.convert",
-    )
+    names = ("training.run", "sampling.pipeline", "output.media", "sampling.loading", "data.datasets", "cli.convert")
+    names = (*names, "training.launch", "sampling.launch")
     for name in names:
         importlib.import_module(f"eqm_video.{name}")
     for name in ("tiny_run", "faults.inside", "av", "torch.optim", "torch._dynamo", "torchdiffeq"):
