@@ -4,7 +4,6 @@ Every case is run there; what is printed is JSON, for each case the waits of the
 With --no-float64 the device refuses float64, as Apple's GPUs do.
 """
 
-# ruff: noqa: E402, I001
 # The fake device must be there before torch.
 
 from __future__ import annotations
