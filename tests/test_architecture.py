@@ -26,7 +26,6 @@ ORDER = [
     (0, "system.files"),
     (0, "system.claims"),
     (0, "system.machine"),
-    (0, "system.parser"),
     (0, "system.patience"),
     (0, "system.reading"),
     (0, "system.record"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,33 +13,25 @@ from test_pipeline import tiny_pipeline
 
 from eqm_video.data.layout import list_files
 from eqm_video.errors import UserError
+from eqm_video.options import parse
 from eqm_video.output import plots
 from eqm_video.studies import request as module
+from eqm_video.studies.adaptive import Adaptive
 
 
-def parsed(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    module.add_model(parser)
-    module.add_sampling(parser, num_samples=3)
-    return parser.parse_args(["MODEL", "--out", "DIR", *words])
+def parsed(*words: str) -> Adaptive:
+    return parse(Adaptive, ["MODEL", "--out", "DIR", "--num-samples", "3", *words], prog="study")
 
 
-@pytest.mark.parametrize(
-    ("kind", "good", "bad"),
-    [
-        (module.whole(1), {"1": 1, "20": 20}, ("0", "1.5", "x", "")),
-        (module.whole(0, 4), {"0": 0, "4": 4}, ("5", "-1")),
-        (module.number(), {"-2": -2.0, "1e3": 1000.0}, ("nan", "inf", "two")),
-        (module.number(0, above=True), {"1e-9": 1e-9}, ("0", "-1")),
-        (module.number(0), {"0": 0.0}, ("-1e-9",)),
-        (module.size, {"8": (8, 8), "8x16": (8, 16)}, ("8x", "8X16", "-8")),
-    ],
-)
-def test_kinds_of_values(kind, good, bad):
-    assert {text: kind(text) for text in good} == good
-    for text in bad:
-        with pytest.raises(argparse.ArgumentTypeError, match="not a"):
-            kind(text)
+@pytest.mark.parametrize(("text", "size"), [("8", (8, 8)), ("8x16", (8, 16))])
+def test_sizes_are_read(text: str, size: tuple[int, int]) -> None:
+    assert parsed("--size", text).size == size
+
+
+@pytest.mark.parametrize("text", ["8x", "8X16", "-8", "0", ""])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--size is"):
+        parsed("--size", text)
 
 
 def test_a_request_is_filled_in_from_the_model():
@@ -95,20 +86,17 @@ def test_a_missing_matplotlib_is_said_in_one_sentence(monkeypatch):
 def test_a_split_falls_back_to_every_file_where_there_are_no_lists(
     default: str, note: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    parser = argparse.ArgumentParser()
-    module.add_split(parser, default)
-    given = parser.parse_args([])
-    assert module.choose_split(given, tmp_path, default) == {"split": None, "fold": 1, "split_option": "--split"}
+    split = module.split_of(None, tmp_path, default)
+    assert module.lists_of(split, None) == {"split": None, "fold": 1, "split_option": "--split"}
     said = capsys.readouterr().out
-    assert given.split == "all" and note in said and (not note or "--split all" in said)
+    assert split == "all" and note in said and (not note or "--split all" in said)
     (tmp_path / "splits").mkdir()
     (tmp_path / "splits" / "classInd.txt").write_text("1 a\n")
-    given = parser.parse_args(["--fold", "2"])
+    split = module.split_of(None, tmp_path, default)
     expected = None if default == "all" else default
-    assert module.choose_split(given, tmp_path, default) == {"split": expected, "fold": 2, "split_option": "--split"}
-    assert given.split == default and not capsys.readouterr().out
-    given = parser.parse_args(["--split", "test"])
-    assert module.choose_split(given, tmp_path, default)["split"] == "test"
+    assert module.lists_of(split, 2) == {"split": expected, "fold": 2, "split_option": "--split"}
+    assert split == default and not capsys.readouterr().out
+    assert module.lists_of(module.split_of("test", tmp_path, default), 1)["split"] == "test"
 
 
 def test_the_error_names_the_option_that_was_typed(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def table(rows: list[Row]) -> str:
 
 def record(rows: list[Row], options: argparse.Namespace) -> dict:
     """The rows with the machine that they belong to."""
-    from eqm_video.studies.request import processor
+    from eqm_video.system.machine import processor
     from eqm_video.training.build import versions
 
     machine = {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform(), **versions()}
