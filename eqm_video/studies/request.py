@@ -58,7 +58,7 @@ class Request:
 
     @classmethod
     def of(cls, pipeline: EqMPipeline, options: Any) -> Request:
-        """The samples that a study's options ask for, completed by the model's settings; UserError for what cannot be."""
+        """The samples that a study's options ask for, completed by the model; UserError for what cannot be."""
         ids = choose_labels(pipeline, options.labels, options.num_samples, options.seed)
         scale = options.guidance_scale
         return cls(
