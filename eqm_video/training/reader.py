@@ -156,6 +156,8 @@ def _keep_child_handler() -> Iterator[None]:
     """
     number = getattr(signal, "SIGCHLD", None)
     before = signal.getsignal(number) if number is not None else None
+    if getattr(before, "__module__", "").startswith("torch.utils.data"):  # of a loader that was made elsewhere before
+        before = signal.SIG_DFL
     yield
     if before is not None and threading.current_thread() is threading.main_thread():
         signal.signal(number, before)

@@ -101,8 +101,7 @@ def table(rows: list[Row]) -> str:
 
 def record(rows: list[Row], options: argparse.Namespace) -> dict:
     """The rows with the machine that they belong to."""
-    from eqm_video.system.machine import processor
-    from eqm_video.training.build import versions
+    from eqm_video.system.machine import processor, versions
 
     machine = {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform(), **versions()}
     load = os.getloadavg()[0]
