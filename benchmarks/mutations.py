@@ -42,20 +42,22 @@ SWAPS = {
     ast.BitOr: ast.BitAnd,
 }
 TESTS = {  # by module: the test files that name what is in it
-    "objective": ["objective"],
-    "gamma": ["gamma", "objective", "composition"],
-    "energy": ["energy"],
-    "guidance": ["guidance", "composition", "history"],
-    "composition": ["composition", "guidance"],
-    "oracle": ["oracle"],
-    "curvature": ["curvature", "arguments"],
-    "readout": ["readout"],
+    "core/objective": ["objective"],
+    "core/decay": ["gamma", "objective", "theory"],
+    "core/gamma": ["gamma", "objective", "composition"],
+    "core/energy": ["energy"],
+    "core/guidance": ["guidance", "composition", "history"],
+    "core/composition": ["composition", "guidance"],
+    "analysis/exact_field": ["oracle"],
+    "analysis/curvature": ["curvature", "arguments"],
+    "analysis/gamma_estimate": ["readout"],
     "randomness": ["randomness"],
     "samplers/rules": ["rules", "samplers"],
     "samplers/descent": ["samplers", "per_frame", "frame_schedules"],
-    "samplers/moving": ["frame_schedules", "per_frame", "samplers"],
-    "samplers/frames": ["frame_schedules"],
-    "samplers/schedules": ["schedules"],
+    "samplers/active": ["frame_schedules", "per_frame", "samplers"],
+    "samplers/frame_schedule": ["frame_schedules"],
+    "samplers/step_schedule": ["schedules"],
+    "samplers/problem": ["sampler_contract", "ode"],
     "samplers/ode": ["ode", "sampler_contract"],
     "samplers/sde": ["sde", "sampler_contract"],
     "metrics/frechet": ["frechet"],
@@ -117,7 +119,7 @@ def run_tests(copy: Path, names: list[str]) -> None:
     os.environ["PYTHONPATH"] = str(copy)  # for processes that tests start
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         files = [f"tests/test_{name}.py" for name in names]
-        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *files])
+        status = pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *files])
     os._exit(int(status))
 
 
