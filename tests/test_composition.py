@@ -61,6 +61,7 @@ def test_gamma_is_told_by_step_and_guidance_ends_with_its_interval(latents):
         wanted = LABELS if step >= 2 else NULL + 2 * (LABELS - NULL)
         found = offsets(scheduled.at_step(step), latents)[:, 0]
         torch.testing.assert_close(found, wanted.double() + 1000 * step / 4)
+    torch.testing.assert_close(scheduled(latents), scheduled.at_step(0)(latents))  # called alone: its first step
     with pytest.raises(ValueError, match=r"gammas have shape \(3,\)"):
         ScheduledField(field, 4, path[:3])
 

@@ -33,6 +33,7 @@ from torch import nn
 
 from eqm_video.errors import UserError
 from eqm_video.models.loading import load_transformer
+from eqm_video.system.files import flush
 from eqm_video.system.record import ADVICE, NAME, RECORD, damage, is_checkpoint, list_files, read_record
 from eqm_video.training.ema import Ema
 
@@ -153,12 +154,12 @@ def write_folder(final: Path, fill: Callable[[Path], None], seal: Callable[[Path
     if seal is not None:
         seal(partial)
     for path in sorted(partial.rglob("*"), reverse=True):
-        _flush(path)
-    _flush(partial)
+        flush(path)
+    flush(partial)
     if final.exists():
         remove_folder(final)
     os.rename(partial, final)
-    _flush(final.parent)
+    flush(final.parent)
 
 
 def remove_folder(path: Path) -> None:
@@ -303,14 +304,3 @@ def _first_line(error: Exception) -> str:
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:
     file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk (folders cannot be flushed on Windows)."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
