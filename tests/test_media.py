@@ -60,6 +60,19 @@ def test_gif_colours_are_close_and_what_rests_stays(tmp_path):
     assert (back[:, :8] == back[0, :8]).all()
 
 
+def test_gif_palette_is_that_of_the_sorted_colours(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    noisy = np.clip(clips(frames=5)[0] + rng.normal(0, 9, (5, 16, 16, 3)), 0, 255).astype(np.uint8)
+    for most in (media.PALETTE_PIXELS, 300):  # of all pixels, and of every fourth
+        monkeypatch.setattr(media, "PALETTE_PIXELS", most)
+        every = max(1, noisy[..., 0].size // most)
+        chosen = [frame.reshape(-1, 3)[-k * 256 % every :: every] & 0xFC for k, frame in enumerate(noisy)]
+        colours, counts = np.unique(np.concatenate(chosen), axis=0, return_counts=True)
+        weighted = np.repeat(colours + 2, np.sqrt(counts).astype(int), axis=0)
+        expected = Image.fromarray(weighted[:, None]).quantize(256, Image.Quantize.MEDIANCUT)
+        assert media._palette(noisy).getpalette() == expected.getpalette()
+
+
 def test_png_is_exact(tmp_path):
     frame = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
     media.write_png(tmp_path / "a.png", frame)

@@ -125,8 +125,12 @@ def _palette(frames: np.ndarray | Sequence[np.ndarray]) -> Image.Image:
         raise ValueError("a GIF needs at least one frame")
     area = frames[0].shape[0] * frames[0].shape[1]
     every = max(1, len(frames) * area // PALETTE_PIXELS)
-    chosen = [frame.reshape(-1, 3)[-k * area % every :: every] & 0xFC for k, frame in enumerate(frames)]  # copies
-    colours, counts = np.unique(np.concatenate(chosen), axis=0, return_counts=True)
+    counts = np.zeros(1 << 18, np.int64)  # of each colour of 6 bits a channel: many times faster than sorting pixels
+    for k, frame in enumerate(frames):
+        red, green, blue = (frame.reshape(-1, 3)[-k * area % every :: every] >> 2).astype(np.uint32).T
+        counts += np.bincount(red << 12 | green << 6 | blue, minlength=len(counts))
+    used = np.flatnonzero(counts)
+    colours, counts = np.stack([used >> 12, used >> 6 & 63, used & 63], axis=1) << 2, counts[used]
     weighted = np.repeat(colours + 2, np.sqrt(counts).astype(int), axis=0).astype(np.uint8)
     return Image.fromarray(weighted[:, None]).quantize(256, Image.Quantize.MEDIANCUT)
 
