@@ -1,4 +1,4 @@
-"""Fields made of fields: weighted sums of labels and of networks, and a field along a descent.
+"""Fields made of fields: weighted sums over labels or networks, and a field along a descent.
 
 Legend: B clips, T frames, C channels, H W height and width.
 """
@@ -15,17 +15,18 @@ from eqm_video.core.guidance import weighted_sum
 
 
 class ComposedField(GradientField):
-    """A weighted sum of fields, of other labels or of other networks, as a gradient (arXiv 2510.02300, section 4.4).
+    """A weighted sum of fields of different labels or networks, as a gradient (arXiv 2510.02300, section 4.4).
 
-    The fields are gradients of the same latents, such as `GuidedField`s; classifier-free guidance is the composition of
-    a labelled and an unlabelled field with the weights s and 1 - s. `plain_sum`: see `weighted_sum`.
+    The fields are gradients of the same latents, such as `GuidedField`s. Classifier-free guidance is the composition of
+    a labelled and an unlabelled field with the weights s and 1 - s. The weights must sum to 1, unless `plain_sum` is
+    true (see `weighted_sum`); ValueError otherwise.
     """
 
     def __init__(self, fields: Sequence[GradientField], weights: Sequence[float], *, plain_sum: bool = False) -> None:
         self.fields = list(fields)
         self.weights = list(weights)
         self.plain_sum = plain_sum
-        # The same check as at every evaluation, before any network runs.
+        # Wrong weights are refused here, before any network runs, by the same check as at every evaluation.
         weighted_sum([torch.zeros(()) for _ in self.fields], self.weights, plain_sum=plain_sum)
 
     @property
@@ -51,7 +52,7 @@ class ComposedField(GradientField):
         return self._each(lambda field: field.at_gamma(gamma))
 
     def tell(self, gamma: float | Tensor) -> ComposedField:
-        """The composition of networks that are told gamma."""
+        """The composition with every network conditioned on `gamma`: a number, or (B, T)."""
         return self._each(lambda field: field.tell(gamma))
 
     def __call__(self, latents: Tensor) -> Tensor:
@@ -68,13 +69,13 @@ class ComposedField(GradientField):
 
 
 class ScheduledField(GradientField):
-    """A field along a descent of a known number of steps: the gradient that tells each step where it stands.
+    """A field along a descent of a known number of steps: each step gets the field at its progress and gamma.
 
     Args:
         field: a `GuidedField` or a `ComposedField`.
-        steps: of the whole descent.
-        gammas: (steps,) what a network conditioned on gamma is told at each step, such as `gamma.gamma_path`; None
-            for a network that is not told.
+        steps: the number of steps of the whole descent.
+        gammas: (steps,), the gamma input of a conditioned network at each step, such as `decay.gamma_path`; None for a
+            network that is not conditioned on gamma.
     """
 
     def __init__(self, field: GradientField, steps: int, gammas: Tensor | None = None) -> None:
@@ -95,7 +96,7 @@ class ScheduledField(GradientField):
 
     @property
     def settled(self) -> bool:
-        """Whether every step has the same field."""
+        """Whether the field is the same at every step."""
         return self.field.settled and self.gammas is None
 
     def at_progress(self, progress: float) -> GradientField:
@@ -103,7 +104,7 @@ class ScheduledField(GradientField):
         return self.field.at_progress(progress)
 
     def at_step(self, step: int) -> GradientField:
-        """The field of one step, 0 to steps - 1."""
+        """The field at a step, 0 to steps - 1."""
         field = self.field.at_progress(step / self.steps)
         return field if self.gammas is None else field.tell(float(self.gammas[step]))
 
@@ -112,7 +113,7 @@ class ScheduledField(GradientField):
         return self.field.at_gamma(gamma)
 
     def tell(self, gamma: float | Tensor) -> GradientField:
-        """The field evaluated at one gamma, whatever the step."""
+        """The field with its network conditioned on `gamma`, whatever the step."""
         return self.field.tell(gamma)
 
     def __call__(self, latents: Tensor) -> Tensor:

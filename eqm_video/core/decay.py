@@ -1,4 +1,4 @@
-"""Decays c(gamma): how strongly the target pulls at each gamma, and the path of a descent along gamma.
+"""Decays c(gamma): the strength of the target at each gamma, and the path of a descent along gamma.
 
 gamma is 0 at noise and 1 at data (Equilibrium Matching, arXiv 2510.02300, section 3).
 """
@@ -43,7 +43,7 @@ class LinearDecay:
 class TruncatedDecay:
     """c = gain * min(1, (1 - gamma) / (1 - a)): constant up to gamma = a, then linear to 0. The project's default."""
 
-    a: float = 0.8  # where the decay begins, in [0, 1)
+    a: float = 0.8  # the gamma at which the decay begins, in [0, 1)
     gain: float = 4.0
 
     def __post_init__(self) -> None:
@@ -100,25 +100,25 @@ DECAYS: dict[str, type] = {
 def check_decay(decay: Decay, *, allow_constant: bool = False) -> Decay:
     """Return `decay` if data are an equilibrium under it: finite, >= 0 on [0, 1], not 0 everywhere, and c(1) = 0.
 
-    Any callable from a tensor of gammas to a tensor of the same shape will do. `allow_constant` lets a `ConstantDecay`
-    (and nothing else) off c(1) = 0, for the flow-matching baseline.
+    `decay` may be any callable from a tensor of gammas to a tensor of the same shape. `allow_constant` excepts a
+    `ConstantDecay`, and nothing else, from c(1) = 0, for the flow-matching baseline.
 
     Raises:
-        ValueError: which of these the decay fails, and where.
+        ValueError: the decay fails a condition; the message names it and the gamma.
     """
     if not callable(decay):
         raise ValueError(f"the decay must be a callable gamma -> c(gamma), got {decay!r}; such as TruncatedDecay()")
     grid = torch.linspace(0, 1, 201, dtype=torch.float64)
     values = decay(grid)
     if not isinstance(values, Tensor) or values.shape != grid.shape:
-        found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"decay {decay!r} must keep the shape of gamma: {tuple(grid.shape)} in, {found} out")
+        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"decay {decay!r} must keep the shape of gamma: {tuple(grid.shape)} in, {shape} out")
     values = values.detach().double()
     rounding = 1e-6 * values.abs().max()  # a decay computed in float32 is 0 at 1 only up to rounding
     wrong = ~values.isfinite() | (values < -rounding)
     if wrong.any():
-        where = int(wrong.nonzero()[0])
-        raise ValueError(f"decay {decay!r} is {values[where]:g} at gamma {grid[where]:g}; it must be finite and >= 0")
+        place = int(wrong.nonzero()[0])
+        raise ValueError(f"decay {decay!r} is {values[place]:g} at gamma {grid[place]:g}; it must be finite and >= 0")
     if rounding == 0:
         raise ValueError(f"decay {decay!r} is 0 everywhere on [0, 1]: there is nothing to learn")
     if values[-1] > rounding and not (allow_constant and isinstance(decay, ConstantDecay)):
@@ -139,14 +139,14 @@ def make_decay(settings: Mapping[str, Any]) -> Decay:
 
 
 def gamma_path(decay: Decay, step_size: float | Sequence[float], steps: int, start: float = 0.0) -> Tensor:
-    """Where a descent stands before each of its steps, in closed form: (steps,) float64 in [0, 1].
+    """The gamma before each step of a descent, in closed form: (steps,) float64 in [0, 1].
 
-    On the straight path to one data point the field is (noise - clean) c(gamma), so that gradient descent moves gamma
-    by step_size * c(gamma). A network that is conditioned on gamma is told these while it is sampled by descent; with
-    c = 1 and step_size 1 / steps they are the times k / steps of the flow baseline's Euler method. `step_size` is one
-    number, or one for each step.
+    On the straight path to a single data point the field is (noise - clean) c(gamma), so gradient descent moves gamma
+    by step_size * c(gamma). Descent with a network that is conditioned on gamma passes it these values. With c = 1 and
+    step_size 1 / steps they are the times k / steps of the flow baseline's Euler method. `step_size` is a number, or a
+    number for each step.
     """
-    sizes = [float(step_size)] * steps if isinstance(step_size, (int, float)) else [float(one) for one in step_size]
+    sizes = [float(step_size)] * steps if isinstance(step_size, (int, float)) else [float(size) for size in step_size]
     if len(sizes) != steps or not 0 <= start <= 1:
         raise ValueError(f"{len(sizes)} step sizes for {steps} steps, start gamma {start}: one each, start in [0, 1]")
     gamma, path = torch.tensor(float(start), dtype=torch.float64), []

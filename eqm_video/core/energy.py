@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 ENERGIES = ("implicit", "dot", "l2")
-"""What a network's output f means: the gradient itself, or what the energy x.f(x) or |f(x)|^2 / 2 is made of."""
+"""Meanings of a network's output f: the gradient itself, or the f in the energy x.f(x) or |f(x)|^2 / 2."""
 
 
 def frame_energies(latents: Tensor, sample: Tensor, energy: str) -> Tensor:
@@ -25,8 +25,8 @@ def frame_energies(latents: Tensor, sample: Tensor, energy: str) -> Tensor:
     `dot` is the sum over C, H, W of x * f(x); `l2` is half the sum of f(x)^2. Both are low at data.
 
     Args:
-        latents: (B, T, C, H, W), where the network was evaluated.
-        sample: (B, T, C, H, W), its raw output f there.
+        latents: (B, T, C, H, W), the point at which the network was evaluated.
+        sample: (B, T, C, H, W), the network's raw output f at that point.
         energy: "dot" or "l2".
 
     Raises:
@@ -35,8 +35,8 @@ def frame_energies(latents: Tensor, sample: Tensor, energy: str) -> Tensor:
     if energy not in ENERGIES[1:]:
         raise ValueError(f"energy is {energy!r}; only 'dot' and 'l2' have a value: name one of these")
     if latents.ndim != 5 or latents.shape != sample.shape:
-        given = f"latents {tuple(latents.shape)}, sample {tuple(sample.shape)}"
-        raise ValueError(f"shapes differ or are not (B, T, C, H, W): {given}")
+        shapes = f"latents {tuple(latents.shape)}, sample {tuple(sample.shape)}"
+        raise ValueError(f"shapes differ or are not (B, T, C, H, W): {shapes}")
     exact = torch.promote_types(torch.promote_types(latents.dtype, sample.dtype), torch.float32)
     with _no_autocast(latents.device):
         field = sample.to(exact)
@@ -46,10 +46,10 @@ def frame_energies(latents: Tensor, sample: Tensor, energy: str) -> Tensor:
 
 @dataclass
 class FieldOutput:
-    """What a field returns.
+    """The result of `Field.forward`.
 
     sample: (B, T, C, H, W), the gradient to descend, in the dtype of the latents.
-    hidden: (B, T, N, D), the network's tokens after its last block; None where it gives none.
+    hidden: (B, T, N, D), the network's tokens after its last block; None for a network that does not return them.
     energy: (B, T), the explicit energy of every frame; None for an implicit field.
     """
 
@@ -59,13 +59,13 @@ class FieldOutput:
 
 
 class Field(nn.Module):
-    """A network seen as a gradient field, as it is trained and as it is sampled.
+    """A network seen as a gradient field, the same in training and in sampling.
 
-    An implicit network (`network.config.energy`, "implicit" where there is none) is its own field. Of an explicit one
-    the field is the true gradient of the summed energies of its frames, never its raw output: it is computed by
-    autograd whatever the caller's grad mode, and raises where autograd cannot reach the latents.
+    `network.config.energy` decides. The output of an implicit network (the default) is the field. The field of an
+    explicit network is the true gradient of the summed energies of its frames, never the raw output: autograd computes
+    it whatever the caller's grad mode, and `forward` raises a RuntimeError if autograd cannot reach the latents.
 
-    This is the module to wrap for several processes, so that the derivative by the input stays inside `forward`.
+    Wrap this module, not the network, for several processes: the derivative by the input then stays inside `forward`.
 
     Args:
         network: callable `network(latents, labels, times=times)` whose result has `.sample`; with `gamma=gamma` too
@@ -77,7 +77,7 @@ class Field(nn.Module):
         config = getattr(network, "config", None)
         self.network = network
         self.energy: str = getattr(config, "energy", "implicit")
-        self._told_gamma = bool(getattr(config, "conditioned_on_gamma", False))
+        self._conditioned = bool(getattr(config, "conditioned_on_gamma", False))
         if self.energy not in ENERGIES:
             raise ValueError(f"the network's energy is {self.energy!r}; it must be one of {', '.join(ENERGIES)}")
 
@@ -91,14 +91,15 @@ class Field(nn.Module):
     ) -> FieldOutput:
         """Evaluate the gradient at latents (B, T, C, H, W).
 
-        labels: (B,) integers; times: (B, T); gamma: (B, T), handed on only to a network that is conditioned on it. The
-        caller's tensors stay as they are, and so do the gradients of the parameters. The result can be differentiated
-        again (training) exactly where grad mode is on.
+        labels: (B,) integers; times: (B, T); gamma: (B, T), passed on only to a network that is conditioned on it. The
+        caller's tensors and the gradients of the parameters are not modified. The result can be differentiated again,
+        as training does, exactly when the caller's grad mode is on.
         """
         if self.energy == "implicit":
             output = self._evaluate(latents, labels, times, gamma)
             return FieldOutput(output.sample, getattr(output, "hidden", None))
-        # Read before grad mode is switched on; inference mode is left, whose tensors autograd refuses to remember.
+        # Remember the caller's grad mode before enabling gradients. Leave inference mode: autograd cannot record its
+        # tensors.
         twice = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
             latents, labels, times, gamma = (_usable(tensor) for tensor in (latents, labels, times, gamma))
@@ -115,9 +116,10 @@ class Field(nn.Module):
         gamma: Tensor | None = None,
         energy: str | None = None,
     ) -> Tensor:
-        """The energy of every frame (B, T), without gradients; `energy` None is the network's own.
+        """The energy of every frame (B, T), without gradients.
 
-        "dot" and "l2" may be asked of any network. Raises ValueError for an implicit one that is asked for its own.
+        `energy` is "dot" or "l2", which any network has, or None for the network's own. Raises ValueError for the own
+        energy of an implicit network, which has none.
         """
         with torch.no_grad():
             sample = self._evaluate(latents, labels, times, gamma).sample
@@ -126,13 +128,13 @@ class Field(nn.Module):
     def _gradient(
         self, latents: Tensor, labels: Tensor | None, times: Tensor | None, gamma: Tensor | None, twice: bool
     ) -> FieldOutput:
-        # Of all attention kernels only the plain one has a second derivative.
+        # Only the math attention kernel can be differentiated twice.
         with sdpa_kernel(SDPBackend.MATH):
             inside = latents.view_as(latents)  # as the network sees them
             output = self._evaluate(inside, labels, times, gamma)
             energy = frame_energies(latents, output.sample, self.energy)
             sample, through = None, None
-            # The backward keeps the precision that autocast chose in the forward; it must not choose again.
+            # Autocast has chosen the precision in the forward pass; the backward pass must keep it.
             with _no_autocast(latents.device):
                 if energy.requires_grad:
                     sample, through = torch.autograd.grad(
@@ -149,38 +151,38 @@ class Field(nn.Module):
         return FieldOutput(sample, None if hidden is None else hidden.detach(), energy.detach())
 
     def _evaluate(self, latents: Tensor, labels: Tensor | None, times: Tensor | None, gamma: Tensor | None) -> Any:
-        told = {"gamma": gamma} if self._told_gamma else {}
-        return self.network(latents, labels, times=times, **told)
+        condition = {"gamma": gamma} if self._conditioned else {}
+        return self.network(latents, labels, times=times, **condition)
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast switched off; there are devices that do not know it ("meta", on which costs are counted)."""
+    """A context without autocast. A device that has no autocast ("meta", used to count costs) gets an empty one."""
     known = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device_type=device.type, enabled=False) if known else nullcontext()
 
 
 def _usable(tensor: Tensor | None) -> Tensor | None:
-    """A tensor that autograd may remember: one made in inference mode is copied."""
+    """The tensor itself, or a copy if it was made in inference mode: autograd cannot record such a tensor."""
     return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
 
 
 def checkpoint_block(block: nn.Module, *inputs: Any) -> Any:
     """Gradient checkpointing for explicit energies: `network.enable_gradient_checkpointing(checkpoint_block)`.
 
-    A block is computed again for the gradient by the latents and for that by the weights, the second time after `Field`
-    has returned: the attention kernel must still be the one of the forward. What the first gradient is made of is kept
-    until the second, so that this saves less memory than it does for an implicit field.
+    A block is recomputed twice: for the gradient by the latents, and for the gradient by the weights. The second time
+    comes after `Field` has returned, so this function keeps the attention kernel of the forward pass. The graph of the
+    first gradient lives until the second, so checkpointing saves less memory than it does for an implicit field.
     """
     return checkpoint(block, *inputs, use_reentrant=False, context_fn=_math_again)
 
 
 def _math_again() -> tuple[Any, Any]:
-    """Contexts of a block's forward, where Field has chosen already, and of its recomputations."""
+    """Contexts of a block's forward pass, for which `Field` has chosen the kernel, and of its recomputations."""
     return nullcontext(), _MathKernel()
 
 
 class _MathKernel(AbstractContextManager):
-    """`sdpa_kernel(SDPBackend.MATH)` that can be entered again: a block is computed anew in each of both backwards."""
+    """A reusable `sdpa_kernel(SDPBackend.MATH)`: both backward passes recompute the block, and each enters it."""
 
     def __enter__(self) -> None:
         self._kernel = sdpa_kernel(SDPBackend.MATH)

@@ -1,6 +1,6 @@
-"""The protocol of a gradient field: what samplers, guidance and studies may ask of the gradient that they follow.
+"""The protocol of a gradient field: the methods that samplers, guidance and studies call on the gradient they follow.
 
-Legend: B clips, T frames, C channels, H W height and width, b clips that are chosen.
+Legend: B clips, T frames, C channels, H W height and width, b selected clips.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 class GradientField:
-    """A gradient of latents, pointing from data to noise, that can be restricted to clips, steps and gammas.
+    """A gradient of latents that points from data to noise, and can be restricted to clips, steps and gammas.
 
-    Derive from it and write `__call__`. Every other method returns a field, by default the same one: override `select`
-    where the field holds something for each clip, `at_gamma` and `tell` where it depends on gamma, `at_progress` and
-    `settled` where it changes along the descent, `at_step` where it knows the number of steps, and `forwards` where it
-    calls a network. Samplers also follow a plain callable, which has none of these methods.
+    Derive from it and write `__call__`. Every other method has a default, for a field that depends on latents alone:
+    override `select` if the field keeps tensors with a row for each clip, `at_gamma` and `tell` if it depends on gamma,
+    `at_progress` and `settled` if it changes along the descent, `at_step` if it depends on the number of steps, and
+    `forwards` if it calls a network. Samplers also accept a plain callable, which has none of these methods.
     """
 
     def __call__(self, latents: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class GradientField:
         return True
 
     def select(self, indices: Tensor) -> GradientField:
-        """The field of the clips at `indices` (b,), integers: clips that stop leave the batch."""
+        """The field of the clips at `indices` (b,), integers. The loop calls it when clips stop and leave the batch."""
         return self
 
     def at_progress(self, progress: float) -> GradientField:
@@ -40,15 +40,15 @@ class GradientField:
         return self
 
     def at_step(self, step: int) -> GradientField:
-        """The field of one step of a rule's descent, from 0."""
+        """The field at a step of a rule's descent, counted from 0."""
         return self
 
     def at_gamma(self, gamma: float | Tensor) -> GradientField:
-        """The field at a solver's time: gamma, and the progress too. As (B, T) it is 1 on frames held fixed."""
+        """The field at a solver's time, both gamma and progress: a number, or (B, T) with 1 on known frames."""
         return self
 
     def tell(self, gamma: float | Tensor) -> GradientField:
-        """The field of a network conditioned on gamma, evaluated at this one: one number, or (B, T).
+        """The field with its network conditioned on `gamma`: a number for all frames, or (B, T).
 
         Raises:
             TypeError: the field does not take a gamma.

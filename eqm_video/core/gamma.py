@@ -1,4 +1,4 @@
-"""Draws of gamma for training: where between noise and data each frame of a clip stands.
+"""Draws of gamma for training: the position of each frame of a clip between noise and data.
 
 Legend: B clips, T frames. gamma is 0 at noise and 1 at data (Equilibrium Matching, arXiv 2510.02300, section 3).
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from eqm_video.core.decay import check_number
 
 PATTERNS = ("prefix", "ends", "subset")
-MODES = ("shared", "context", "per_frame")  # how the gammas of a clip may look
+MODES = ("shared", "context", "per_frame")  # the patterns of gamma over a clip, in the order of `gamma_modes`
 
 
 def _uniform(count: int, generator: torch.Generator) -> Tensor:
@@ -42,7 +42,7 @@ def _check_patterns(patterns: object) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class SharedGamma:
-    """One uniform draw for the whole clip."""
+    """A single uniform draw for the whole clip."""
 
     def draw(self, frames: int, generator: torch.Generator) -> Tensor:
         """Gammas (T,), float32 in [0, 1), all equal."""
@@ -62,11 +62,11 @@ class PerFrameGamma:
 
 @dataclass(frozen=True)
 class ContextGamma:
-    """Some frames clean (gamma exactly 1, where the target is 0), the others on one shared draw.
+    """Some frames clean (gamma exactly 1, where the target is 0), the others at a shared uniform draw.
 
-    Patterns, one of which is taken at random for each clip:
+    Each clip takes one of `patterns` at random, which says the clean frames:
         prefix: the first k frames, k uniform in 0..T-1 (generation, image-to-video, continuation);
-        ends: the first and the last (in-betweening; never taken for 2 frames, of which none would be left);
+        ends: the first and the last (in-betweening); skipped for clips of 2 frames, where no frame would be noisy;
         subset: each frame with probability 1/2, but never all of them.
     """
 
@@ -101,7 +101,7 @@ class ContextGamma:
 
 @dataclass(frozen=True)
 class MixtureGamma:
-    """For each clip: shared, context or per-frame gammas, by these shares; the defaults did best (docs/video.md)."""
+    """Shared, context or per-frame gammas, chosen for each clip by these shares; defaults did best (docs/video.md)."""
 
     shared: float = 0.3
     context: float = 0.3
@@ -141,13 +141,14 @@ def draw_gamma(rule: GammaDraw, frames: int, generators: Sequence[torch.Generato
     """Gammas (B, T), float32 on the generators' device: row k comes from `generators[k]` alone, whatever B is."""
     if len(generators) == 0:
         raise ValueError("draw_gamma needs one generator for each clip, got none")
-    return torch.stack([rule.draw(frames, one) for one in generators])
+    return torch.stack([rule.draw(frames, generator) for generator in generators])
 
 
 def gamma_modes(gamma: Tensor) -> Tensor:
-    """How the gammas (B, T) of every clip look, as indices into MODES: (B,) int64.
+    """The pattern of the gammas (B, T) of each clip, as an index into MODES: (B,) int64.
 
-    A frame at exactly 1: context. Else all equal: shared, as where a context has no clean frame. Else per_frame.
+    A clip with a frame at exactly 1 is "context"; a clip with equal gammas is "shared", which includes a context draw
+    without a clean frame; any other clip is "per_frame".
     """
-    given, equal = (gamma == 1).any(dim=1), (gamma == gamma[:, :1]).all(dim=1)
-    return torch.where(given, 1, torch.where(equal, 0, 2))
+    context, equal = (gamma == 1).any(dim=1), (gamma == gamma[:, :1]).all(dim=1)
+    return torch.where(context, 1, torch.where(equal, 0, 2))

@@ -1,8 +1,8 @@
-"""Guidance: fields that know more and less, of the label or of the known frames, in one weighted sum.
+"""Guidance: a weighted sum of a conditional and an unconditional field.
 
 Legend: B clips, T frames, C channels, H W height and width.
-Classifier-free guidance is f_null + s * (f_label - f_null), the weights 1 - s and s on the two fields; history guidance
-is f_without + s * (f_with - f_without), of the field with the known frames and the one without them.
+The condition is the label (classifier-free guidance, f_null + s * (f_label - f_null)) or the known frames (history
+guidance, f_without + s * (f_with - f_without)). The two fields have the weights 1 - s and s.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import Tensor
 from eqm_video.core.energy import Field
 from eqm_video.core.field import GradientField
 
-_FIELD = "the field itself"  # what is asked of the network, beside its energies
+_FIELD = "the field itself"  # asks a network for its gradient; any other value is an energy
 
 
 def weighted_sum(gradients: Sequence[Tensor], weights: Sequence[float], *, plain_sum: bool = False) -> Tensor:
     """Sum of weight * gradient over gradients of equal shape.
 
-    The weights sum to 1, so that data common to all fields stay in place with the same strength. The paper's
-    composition adds two fields as they are (weights 1 and 1): ask for that with `plain_sum=True`.
+    The weights must sum to 1: near data that all fields share, the sum is then as strong as each field alone. The
+    paper's composition adds two fields with weights 1 and 1; `plain_sum=True` allows any sum of weights.
 
     Raises:
-        ValueError: no gradients, another number of weights, unequal shapes, or weights that do not sum to 1.
+        ValueError: no gradients, a different number of weights, unequal shapes, or weights that do not sum to 1.
     """
     if len(gradients) == 0 or len(gradients) != len(weights):
         raise ValueError(f"{len(gradients)} gradients and {len(weights)} weights; give one weight for each gradient")
@@ -47,22 +47,22 @@ def weighted_sum(gradients: Sequence[Tensor], weights: Sequence[float], *, plain
 class GuidedField(GradientField):
     """A network with its labels and guidance, seen as a gradient: latents -> (B, T, C, H, W).
 
-    One network call an evaluation: on the batch for guidance 1 (labels only) and 0 (null label only), else on the
-    doubled batch (labels first, null label second). `forwards` counts these calls, over all copies together.
+    Every evaluation is a single network call: on the batch for guidance 1 (labels only) and 0 (null label only), else
+    on the doubled batch (labels first, null label second). `forwards` counts these calls over all copies.
 
     Args:
         network: callable `network(latents, labels, times=times)` whose result has `.sample`, such as `energy.Field`;
-            also called with `gamma=gamma` once a gamma is told.
+            also called with `gamma=gamma` if `gamma` is not None.
         labels: (B,) integers, or None for the null label everywhere.
         guidance_scale: s in f_null + s * (f_label - f_null); any finite number.
         null_label: the label that means "no label".
         times: (B, T) real-valued frame times, or None for the network's default.
-        channels: guide only the first `channels` channels, the rest is the labelled field's. 3 reproduces the
+        channels: guide only the first `channels` channels; the others are the labelled field's. 3 reproduces the
             reference's ImageNet sampling; None (all) is right for everything else.
-        gamma: a number or (B, T), what a network that is conditioned on gamma is told; None tells nothing.
+        gamma: the gamma input of a network that is conditioned on it, a number or (B, T); None for other networks.
         interval: (first, last), the part of the descent that is guided, as fractions of its steps (or of the time of an
-            ODE); outside it the labelled field acts alone. Guidance moves the resting points away from the data; early
-            guidance, (0, 0.5), chooses the class and leaves the end of the descent to the field that was learned.
+            ODE); outside it the labelled field acts alone. Guidance moves the points of rest away from the data. Early
+            guidance, (0, 0.5), chooses the class and leaves the end of the descent to the learned field.
         match_norm: scale each frame of the guided field to the norm of the labelled one, so that a frame is at rest
             exactly where the labelled field is.
     """
@@ -82,7 +82,7 @@ class GuidedField(GradientField):
     ) -> None:
         _check_guidance(labels, guidance_scale, null_label, times, channels)
         _check_interval(interval)
-        # A Field knows whether its network's raw output is a gradient, and whether the network is told gamma.
+        # A Field decides whether its network's raw output is a gradient, and whether gamma is an input of the network.
         self.network = Field(network) if hasattr(network, "config") and not isinstance(network, Field) else network
         self.labels = labels
         self.guidance_scale = float(guidance_scale)
@@ -104,7 +104,7 @@ class GuidedField(GradientField):
         chosen = copy(self)
         for name in ("labels", "times", "gamma"):
             value = getattr(self, name)
-            if isinstance(value, Tensor) and value.ndim:  # a gamma may be one number for all
+            if isinstance(value, Tensor) and value.ndim:  # gamma may be a number for all clips
                 setattr(chosen, name, value[indices.to(value.device)])
         return chosen
 
@@ -117,22 +117,22 @@ class GuidedField(GradientField):
         """The field at a point of the descent, 0 (start) to 1 (end): unguided outside the guidance interval."""
         if self.settled:
             return self
-        there = copy(self)
-        there.interval = None
+        moved = copy(self)
+        moved.interval = None
         first, last = self.interval
-        if not (first <= progress < last or (last == 1 and progress >= first)):  # a solver's last evaluation is at 1
-            there.guidance_scale = 1.0
-        return there
+        if not (first <= progress < last or (last == 1 and progress >= first)):  # solvers evaluate at 1 too
+            moved.guidance_scale = 1.0
+        return moved
 
     def at_gamma(self, gamma: float | Tensor) -> GuidedField:
-        """The field at a solver's time, which is gamma and the progress at once; (B, T) is 1 on frames held fixed."""
+        """The field at a solver's time, both gamma and progress: a number, or (B, T) with 1 on known frames."""
         return _at_time(self, gamma).tell(gamma)
 
     def tell(self, gamma: float | Tensor) -> GuidedField:
-        """The field of a network that is told gamma: a number for all frames, or (B, T)."""
-        told = copy(self)
-        told.gamma = gamma
-        return told
+        """The field with its network conditioned on `gamma`: a number for all frames, or (B, T)."""
+        conditioned = copy(self)
+        conditioned.gamma = gamma
+        return conditioned
 
     def __call__(self, latents: Tensor) -> Tensor:
         """The guided field at latents (B, T, C, H, W), of the same shape."""
@@ -148,9 +148,10 @@ class GuidedField(GradientField):
         return torch.cat([guided[:, :, : self.channels], labelled[:, :, self.channels :]], dim=2)
 
     def energies(self, latents: Tensor, energy: str | None = None) -> Tensor:
-        """Energy of each frame (B, T), weighted as guidance weighs the fields; needs an `energy.Field` as the network.
+        """Energy of each frame (B, T): the energies of the two fields, with the weights of guidance.
 
-        `energy` is "dot" or "l2"; None is the network's own, a ValueError where it learned none.
+        `energy` is "dot" or "l2", or None for the network's own; ValueError if it has none. The network must be an
+        `energy.Field`.
         """
         self._check_latents(latents)
         labelled, unlabelled = self._two(latents, lambda values: values, energy)
@@ -162,7 +163,7 @@ class GuidedField(GradientField):
     def _two(
         self, latents: Tensor, read: Callable[[Any], Tensor], energy: str | None = _FIELD
     ) -> tuple[Tensor, Tensor | None]:
-        """What the network says with the labels, and without (None where that is not needed)."""
+        """`read` of the network's output with the labels and with the null label; None for a part with weight 0."""
         batch = latents.shape[0]
         null = torch.full((batch,), self.null_label, dtype=torch.long, device=latents.device)
         labels = null if self.labels is None else self.labels.to(latents.device)
@@ -177,11 +178,11 @@ class GuidedField(GradientField):
         return both[:batch], both[batch:]
 
     def _gammas(self, latents: Tensor) -> Tensor | None:
-        """The told gamma as (B, T) in the latents' precision."""
+        """The network's gamma input as (B, T), in the latents' precision or float32 if that is finer."""
         if self.gamma is None:
             return None
         exact = torch.promote_types(latents.dtype, torch.float32)
-        if not isinstance(self.gamma, Tensor):  # made on the device: a copy of one number would make it wait
+        if not isinstance(self.gamma, Tensor):  # filled on the device: copying a number to it would wait
             return torch.full(latents.shape[:2], float(self.gamma), dtype=exact, device=latents.device)
         return self.gamma.to(latents.device, exact).expand(latents.shape[:2])
 
@@ -189,10 +190,10 @@ class GuidedField(GradientField):
         self, latents: Tensor, labels: Tensor, times: Tensor | None, gamma: Tensor | None, energy: str | None
     ) -> Any:
         self._calls[0] += 1
-        told = {} if gamma is None else {"gamma": gamma}
+        condition = {} if gamma is None else {"gamma": gamma}
         if energy == _FIELD:
-            return self.network(latents, labels, times=times, **told)
-        return self.network.energies(latents, labels, times=times, energy=energy, **told)
+            return self.network(latents, labels, times=times, **condition)
+        return self.network.energies(latents, labels, times=times, energy=energy, **condition)
 
     def _check_latents(self, latents: Tensor) -> None:
         if latents.ndim != 5:
@@ -209,27 +210,27 @@ class GuidedField(GradientField):
 
 
 class HistoryField(GradientField):
-    """A field guided by the frames that are known: f_without + s * (f_with - f_without).
+    """A field guided by the known frames: f_without + s * (f_with - f_without).
 
-    f_without is the same field where the known frames are replaced by noise, at gamma 0, which a network that was
-    trained with a gamma for each frame takes for frames it knows nothing of (as history guidance in diffusion forcing,
-    arXiv 2502.06764). s = 1 is the field itself, and s above 1 follows the known frames more closely.
+    f_without is the same field with noise, at gamma 0, in place of the known frames. A network trained with a gamma for
+    each frame gets no information from such frames (history guidance in diffusion forcing, arXiv 2502.06764). s = 1 is
+    the field itself; s above 1 follows the known frames more closely.
 
     Args:
         field: a `GuidedField` or a `ComposedField` of B clips.
-        known: (B, T) bool, frames that are held; what the sum says of those means nothing.
-        noise: (B, T, C, H, W) standard normal noise, shown in their places; the same at every evaluation.
+        known: (B, T) bool, the known frames; the values of the sum on them have no meaning.
+        noise: (B, T, C, H, W) standard normal noise for their places, the same at every evaluation.
         scale: s, any finite number.
     """
 
     def __init__(self, field: GradientField, known: Tensor, noise: Tensor, scale: float) -> None:
         if not isinstance(known, Tensor) or known.dtype != torch.bool or known.shape != noise.shape[:2]:
-            found = tuple(known.shape) if isinstance(known, Tensor) else known
-            raise ValueError(f"known is {found!r}; it must be a bool tensor (B, T) = {tuple(noise.shape[:2])}")
+            shape = tuple(known.shape) if isinstance(known, Tensor) else known
+            raise ValueError(f"known is {shape!r}; it must be a bool tensor (B, T) = {tuple(noise.shape[:2])}")
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
             raise ValueError(f"history guidance is {scale!r}; it must be a finite number (1 is the field itself)")
         self.field, self.known, self.noise, self.scale = field, known.to(noise.device), noise, float(scale)
-        self.blind = field  # the field without the known frames: it differs where a gamma is told
+        self.unconditional = field  # the field without the known frames: it differs in the gamma input, if there is one
 
     @property
     def forwards(self) -> int:
@@ -238,14 +239,14 @@ class HistoryField(GradientField):
 
     def select(self, indices: Tensor) -> HistoryField:
         """The field of the clips at `indices` (1-D integers)."""
-        chosen = self._with(self.field.select(indices), self.blind.select(indices))
+        chosen = self._with(self.field.select(indices), self.unconditional.select(indices))
         places = indices.to(self.noise.device)
         chosen.known, chosen.noise = self.known[places], self.noise[places]
         return chosen
 
     def at_progress(self, progress: float) -> HistoryField:
         """The field at a point of the descent, 0 (start) to 1 (end)."""
-        return self._with(self.field.at_progress(progress), self.blind.at_progress(progress))
+        return self._with(self.field.at_progress(progress), self.unconditional.at_progress(progress))
 
     @property
     def settled(self) -> bool:
@@ -253,34 +254,34 @@ class HistoryField(GradientField):
         return self.field.settled
 
     def at_gamma(self, gamma: Tensor) -> HistoryField:
-        """The field at a solver's time (B, T), which is 1 on the known frames, and told as 0 where they are noise."""
-        there = _at_time(self, gamma)
-        return there._with(there.field.tell(gamma), there.blind.tell(gamma.masked_fill(self.known, 0.0)))
+        """The field at a solver's time (B, T), 1 on the known frames; f_without has gamma 0 on them instead."""
+        moved = _at_time(self, gamma)
+        return moved._with(moved.field.tell(gamma), moved.unconditional.tell(gamma.masked_fill(self.known, 0.0)))
 
     def __call__(self, latents: Tensor) -> Tensor:
         """The guided field at latents (B, T, C, H, W), of the same shape."""
-        informed = self.field(latents)
+        conditional = self.field(latents)
         if self.scale == 1:
-            return informed
+            return conditional
         hidden = self.known.reshape(self.known.shape + (1,) * (latents.ndim - 2))
-        blind = self.blind(torch.where(hidden, self.noise.to(latents.dtype), latents))
-        return weighted_sum([blind, informed], [1 - self.scale, self.scale])
+        unconditional = self.unconditional(torch.where(hidden, self.noise.to(latents.dtype), latents))
+        return weighted_sum([unconditional, conditional], [1 - self.scale, self.scale])
 
-    def _with(self, field: GradientField, blind: GradientField) -> HistoryField:
+    def _with(self, field: GradientField, unconditional: GradientField) -> HistoryField:
         changed = copy(self)
-        changed.field, changed.blind = field, blind
+        changed.field, changed.unconditional = field, unconditional
         return changed
 
 
 def _at_time(field: GradientField, gamma: float | Tensor) -> GradientField:
-    """The field at the progress that a solver's time (B, T) is; it is read off a tensor only where it matters."""
+    """The field at the progress of a solver's time. A tensor is read, which waits for the device, only if needed."""
     if field.settled:
         return field
     return field.at_progress(float(gamma.min() if isinstance(gamma, Tensor) else gamma))
 
 
 def _frame_norms(field: Tensor) -> Tensor:
-    """(B, T, C, H, W) -> (B, T, 1, 1, 1)."""
+    """Euclidean norm of each frame: (B, T, C, H, W) -> (B, T, 1, 1, 1)."""
     return field.square().sum(dim=(2, 3, 4), keepdim=True).sqrt()
 
 

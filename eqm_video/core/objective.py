@@ -22,12 +22,12 @@ def _check_same_shape(**tensors: Tensor) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     first = next(iter(shapes.values()))
     if any(shape != first for shape in shapes.values()) or len(first) != 5:
-        given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"shapes differ or are not (B, T, C, H, W): {given}")
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"shapes differ or are not (B, T, C, H, W): {listed}")
 
 
 def _per_frame(gamma: Tensor, latents: Tensor) -> Tensor:
-    """Gamma (B, T) made to multiply latents (B, T, C, H, W)."""
+    """Gamma (B, T) as (B, T, 1, 1, 1), to multiply latents (B, T, C, H, W)."""
     if gamma.shape != latents.shape[:2]:
         raise ValueError(
             f"gamma has shape {tuple(gamma.shape)}; it needs one value for each frame, "
