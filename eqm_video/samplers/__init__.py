@@ -67,11 +67,11 @@ def run(
 ) -> Descent:
     """Sample with any sampler: rules through `descend`, solvers through their own `solve`.
 
-    `start_gamma` is for solvers, which begin there; rules do not know gamma. `moves`, `tolerance`, `per_frame`
-    and `schedule` are for rules. Everything else is as in `descend` and `Solver.solve`.
+    `start_gamma` is for solvers, which begin at it; rules ignore it. `moves`, `tolerance`, `per_frame` and `schedule`
+    are for rules. The other arguments are those of `descend` and `Problem`.
 
     Raises:
-        ValueError: a wrong argument, or one that this sampler does not have.
+        ValueError: a wrong argument, or an argument that this sampler does not have.
         DivergenceError: non-finite latents or gradient.
     """
     rules = ", ".join(RULES)

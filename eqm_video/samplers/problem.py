@@ -1,6 +1,6 @@
-"""The problem that a solver is given, and the form of its answer.
+"""The problem that a solver solves, and the protocol of solvers.
 
-Legend: B clips, T frames, b clips that move.
+Legend: B clips, T frames, b active clips.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from eqm_video.samplers.active import Moving
+from eqm_video.samplers.active import Active
 from eqm_video.samplers.checks import Callback, Gradient, check_arguments, check_start_gamma
 from eqm_video.samplers.descent import Descent
 
@@ -22,16 +22,16 @@ class Problem:
     """A start between noise and data, and the gradient that a solver follows from `start_gamma` to gamma = 1.
 
     Args:
-        gradient: as for `descend`; of one that offers `at_gamma(gamma)`, that is evaluated instead of `at_step`.
-            gamma is a float, or, where frames are known, a tensor (b, T) that is 1 on those.
+        gradient: as for `descend`. If it has `at_gamma(gamma)`, that is evaluated instead of `at_step`; gamma is a
+            float, or with known frames a tensor (b, T) that is 1 on those.
         start: (B, T, ...) floating point. Never modified.
-        steps: number of steps, >= 0; with 0 the start comes back.
-        start_gamma: where `start` stands between noise (0) and data (1), in [0, 1).
-        known: (B, T) bool, frames that stay as they are in `start`, bit for bit; a clip known as a whole takes no
-            evaluation. None: no frame is known.
+        steps: number of steps, >= 0; with 0 the result is the start.
+        start_gamma: the position of `start` between noise (0) and data (1), in [0, 1).
+        known: (B, T) bool, frames that stay as they are in `start`, bit for bit; a clip whose frames are all known
+            takes no evaluation. None: no frame is known.
         callback: `callback(step, latents, gradient)` once for each step: the latents (B, ...) after it and the mean
             gradient along it (0 on known frames).
-        generators: one for each clip, for solvers with randomness.
+        generators: a generator for each clip, for solvers with randomness.
 
     Raises:
         ValueError: a wrong argument.
@@ -50,22 +50,22 @@ class Problem:
         object.__setattr__(self, "known", known)  # on the latents' device
         check_start_gamma(self.start_gamma)
 
-    def active(self) -> Moving:
-        """The clips that move: all but those known as a whole."""
-        return Moving.all_of(self.gradient, self.start, self.known, self.generators)
+    def active(self) -> Active:
+        """The active clips at the start: all except those whose frames are all known."""
+        return Active.all_of(self.gradient, self.start, self.known, self.generators)
 
-    def report(self, step: int, moving: Moving, latents: Tensor, slope: Tensor) -> None:
+    def report(self, step: int, active: Active, latents: Tensor, slope: Tensor) -> None:
         """Call the callback, if there is one, with the latents (b, ...) after a step and the mean gradient along it."""
         if self.callback is not None:
-            mean = moving.spread(slope, over=torch.zeros_like(self.start))
-            self.callback(step, moving.spread(latents, over=self.start), mean)
+            mean = active.spread(slope, over=torch.zeros_like(self.start))
+            self.callback(step, active.spread(latents, over=self.start), mean)
 
-    def solved(self, moving: Moving, latents: Tensor, nfe: Sequence[int]) -> Descent:
-        """The answer: latents (b, ...) at gamma = 1 of the clips that moved, each after so many evaluations (b,)."""
+    def solved(self, active: Active, latents: Tensor, nfe: Sequence[int]) -> Descent:
+        """The result: `latents` (b, ...) at gamma = 1 of the active clips, and `nfe`, the evaluations of each (b,)."""
         counts = torch.tensor(nfe, dtype=torch.long, device=self.start.device)
-        frame_nfe = torch.zeros(len(self.start), moving.unknown.shape[1], dtype=torch.long, device=self.start.device)
-        frame_nfe[moving.rows] = counts[:, None] * moving.unknown
-        whole = moving.spread(latents, over=self.start)
+        frame_nfe = torch.zeros(len(self.start), active.unknown.shape[1], dtype=torch.long, device=self.start.device)
+        frame_nfe[active.rows] = counts[:, None] * active.unknown
+        whole = active.spread(latents, over=self.start)
         return Descent(latents=whole, nfe=frame_nfe.amax(dim=1), frame_nfe=frame_nfe)
 
 

@@ -1,9 +1,8 @@
 """Update rules of the descent x <- x - step_size * f: a rule says where to evaluate the field and how to step.
 
-Legend: B clips, T frames. Every tensor of a rule's state has the batch first, so that the loop can let stopped clips
-go; what belongs to a frame is (B, T, ...), so that it can be zero again while the frame stands still.
-A rule is a frozen dataclass with three methods; stopping, known frames, step schedules and counting belong to the loop
-(descent.py).
+Legend: B clips, T frames. Every tensor of a rule's state has the batch first, so that the loop can drop stopped clips.
+State of a frame is (B, T, ...), so that the loop can set it to 0 while the frame is paused. A rule is a frozen
+dataclass with three methods; stopping, known frames, step schedules and counting belong to the loop (descent.py).
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ State = dict[str, Tensor]
 
 
 class Rule(Protocol):
-    """What the loop needs of a rule; `generators` (one for each clip, or None) is for rules with randomness."""
+    """The protocol of an update rule. `generators`, one for each clip or None, are for rules with randomness."""
 
     def start(self, latents: Tensor) -> State:
-        """The state before the first update: tensors (B, ...), 0 where nothing has moved yet."""
+        """The state before the first update: tensors (B, ...), all 0."""
 
     def point(self, latents: Tensor, state: State) -> Tensor:
-        """Where the gradient is to be evaluated, of the latents' shape."""
+        """The point at which to evaluate the gradient, of the latents' shape."""
 
     def update(
         self, latents: Tensor, gradient: Tensor, state: State, generators: Sequence[torch.Generator] | None = None
     ) -> tuple[Tensor, State]:
-        """New latents and state; the inputs are left as they are."""
+        """New latents and state; the inputs are not modified."""
 
 
 def _check_step_size(rule: object, step_size: object) -> None:
@@ -60,17 +59,17 @@ class GradientDescent:
         _check_step_size(self, self.step_size)
 
     def start(self, latents: Tensor) -> State:
-        """No state."""
+        """An empty state: the rule has no memory."""
         return {}
 
     def point(self, latents: Tensor, state: State) -> Tensor:
-        """At the latents themselves."""
+        """The latents themselves."""
         return latents
 
     def update(
         self, latents: Tensor, gradient: Tensor, state: State, generators: Sequence[torch.Generator] | None = None
     ) -> tuple[Tensor, State]:
-        """One step down the gradient."""
+        """The latents after a step down the gradient."""
         return latents - self.step_size * gradient, state
 
 
@@ -89,17 +88,17 @@ class NAG:
         _check_fraction(self, "mu", 0.35)
 
     def start(self, latents: Tensor) -> State:
-        """No displacement yet."""
+        """The displacement of the last step (B, T, ...), 0 at first."""
         return {"displacement": torch.zeros_like(latents)}
 
     def point(self, latents: Tensor, state: State) -> Tensor:
-        """The latents moved on by mu times their last displacement."""
+        """The look-ahead: the latents moved on by mu times their last displacement."""
         return latents + self.mu * state["displacement"]
 
     def update(
         self, latents: Tensor, gradient: Tensor, state: State, generators: Sequence[torch.Generator] | None = None
     ) -> tuple[Tensor, State]:
-        """One step from the latents (not from the look-ahead) down the gradient at the look-ahead."""
+        """The latents, not the look-ahead, after a step down the gradient at the look-ahead."""
         displacement = -self.step_size * gradient
         return latents + displacement, {"displacement": displacement}
 
@@ -113,9 +112,9 @@ class Adam:
 
     With beta1 = beta2 = 0 (the default) this is x <- x - step_size * f / (|f| + epsilon): every number moves by nearly
     step_size whatever the field's strength, so that one step_size serves fields of any gain. It does not come to rest
-    by itself, but ends within one step_size of the data: put it on a falling schedule ("linear", "cosine"). With a
-    beta1, give a beta2 too: a field that passes through 0 would else be divided by almost nothing. The step sizes of a
-    whole descent have to add up to the farthest way of a number from noise to data, about 3 or 4.
+    by itself, but ends within one step_size of the data: use a falling schedule ("linear", "cosine"). With a beta1, set
+    a beta2 too: a field that passes through 0 would else be divided by almost nothing. The step sizes of a descent must
+    add up to the longest way of a number from noise to data, about 3 or 4.
     """
 
     step_size: float = 0.03  # eta: nearly the distance that each number moves in one step
@@ -131,7 +130,7 @@ class Adam:
             raise ValueError(f"Adam: epsilon is {self.epsilon!r}; it must be a finite number above 0, such as 1e-8")
 
     def start(self, latents: Tensor) -> State:
-        """No means yet, and no updates counted, of every frame by itself: (B, T, 1, ...)."""
+        """The two means (B, T, ...) and the count of updates of each frame (B, T, 1, ...), all 0."""
         dtype = torch.promote_types(latents.dtype, torch.float32)
         counted = latents.shape[: 2 if latents.ndim > 2 else 1]
         shape = counted + (1,) * (latents.ndim - len(counted))
@@ -139,13 +138,13 @@ class Adam:
         return {"mean": torch.zeros_like(latents), "square": torch.zeros_like(latents), "count": count}
 
     def point(self, latents: Tensor, state: State) -> Tensor:
-        """At the latents themselves."""
+        """The latents themselves."""
         return latents
 
     def update(
         self, latents: Tensor, gradient: Tensor, state: State, generators: Sequence[torch.Generator] | None = None
     ) -> tuple[Tensor, State]:
-        """One step down the mean of the gradients, divided by the root of the mean of their squares."""
+        """The latents after a step down the mean gradient, divided by the root of the mean of the squared gradients."""
         count = state["count"] + 1
         mean = state["mean"].lerp(gradient, 1 - self.beta1)
         square = self.beta2 * state["square"] + (1 - self.beta2) * gradient.square()
@@ -155,7 +154,7 @@ class Adam:
 
 
 def _bias(beta: float, count: Tensor) -> Tensor:
-    """1 - beta^count, without loss of digits for beta near 1."""
+    """The bias correction 1 - beta^count, without loss of digits for beta near 1."""
     return -torch.expm1(count * math.log(beta)) if beta > 0 else torch.ones_like(count)
 
 
@@ -164,9 +163,8 @@ class Langevin:
     """Unadjusted Langevin dynamics, x <- x - step_size * f(x) + sqrt(2 * step_size * temperature) * noise.
 
     Where f is the gradient of an energy E, and for small steps, it samples exp(-E / temperature); temperature 0 is
-    gradient descent. About a minimum of curvature k the samples of the chain itself have the variance
-    2 temperature / (k (2 - step_size k)). Each clip's noise comes from its own generator, so a clip does not depend on
-    its batch.
+    gradient descent. At a minimum of curvature k the chain has the variance 2 temperature / (k (2 - step_size k)). Each
+    clip's noise comes from its own generator, so a clip does not depend on its batch.
     """
 
     step_size: float = 0.003  # eta
@@ -178,17 +176,17 @@ class Langevin:
             raise ValueError(f"Langevin: temperature is {self.temperature!r}; it must be a finite number >= 0")
 
     def start(self, latents: Tensor) -> State:
-        """No state."""
+        """An empty state: the rule has no memory."""
         return {}
 
     def point(self, latents: Tensor, state: State) -> Tensor:
-        """At the latents themselves."""
+        """The latents themselves."""
         return latents
 
     def update(
         self, latents: Tensor, gradient: Tensor, state: State, generators: Sequence[torch.Generator] | None = None
     ) -> tuple[Tensor, State]:
-        """One step down the gradient, and one of a random walk; ValueError without generators."""
+        """The latents after a step down the gradient and a random one; ValueError without generators."""
         latents = latents - self.step_size * gradient
         if self.temperature == 0:
             return latents, state
@@ -197,7 +195,7 @@ class Langevin:
 
 
 def clip_noise(latents: Tensor, generators: Sequence[torch.Generator] | None, sampler: object) -> Tensor:
-    """Standard normal noise like `latents` (B, ...), row k from `generators[k]`; ValueError where there are none."""
+    """Standard normal noise like `latents` (B, ...), row k from `generators[k]`; ValueError if `generators` is None."""
     if generators is None:
         raise ValueError(f"{sampler!r} draws noise: give generators, one for each clip (randomness.generator(seed, k))")
     return normal(latents.shape[1:], generators, device=latents.device, dtype=latents.dtype)

@@ -22,11 +22,11 @@ def step_factors(schedule: Schedule | None, steps: int) -> list[float]:
     """The factors on the step size at step 0 .. steps - 1.
 
     `schedule`: "constant" (or None), "linear" 1 - k/N, "cosine" (1 + cos(pi k/N))/2, or a callable `(step, steps)` that
-    returns a finite factor >= 0. The sum of all factors over N is 1, about 1/2 and about 1/2 for the three by name: a
-    descent on a falling schedule walks about half as far, so give it about twice the step_size.
+    returns a finite factor >= 0. The mean factor of the three names is 1, about 1/2 and about 1/2: a descent on a
+    falling schedule moves about half as far, so use about twice the step_size.
 
     Raises:
-        ValueError: an unknown name, or a factor that is negative, infinite or no number.
+        ValueError: an unknown name, or a factor that is negative, not finite or not a number.
     """
     if schedule is None or isinstance(schedule, str):
         name = "constant" if schedule is None else schedule
@@ -52,6 +52,6 @@ def scaled(rule: Any, factor: float) -> Any:
         return rule
     if not hasattr(rule, "step_size"):
         raise ValueError(f"{rule!r} has no step_size to put on a schedule; leave the schedule out")
-    changed = copy.copy(rule)  # not dataclasses.replace: rules refuse a step_size of 0, where a schedule may end
+    changed = copy.copy(rule)  # not dataclasses.replace: rules refuse a step_size of 0, at which a schedule may end
     object.__setattr__(changed, "step_size", rule.step_size * factor)
     return changed
