@@ -1,4 +1,4 @@
-"""`python -m eqm_video COMMAND ...`."""
+"""The entry of `python -m eqm_video COMMAND ...`; eqm_video/cli holds the commands."""
 
 from __future__ import annotations
 

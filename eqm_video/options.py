@@ -18,6 +18,7 @@ import inspect
 import math
 import numbers
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -225,6 +226,11 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
+
+    def exit(self, status: int = 0, message: str | None = None) -> typing.NoReturn:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # the help: if its reader left, that is an error here, not at Python's exit
+        super().exit(status, message)
 
 
 def parse(cls: type[T], arguments: Sequence[str], *, prog: str, epilog: str = "", sections: Sequence[str] = ()) -> T:

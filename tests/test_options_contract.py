@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
+import os
 import re
 import subprocess
 import sys
@@ -143,6 +144,17 @@ def test_the_list_of_commands_imports_nothing_heavy() -> None:
     assert done.stderr.strip() == "False"
     assert all(f"\n  {name} " in done.stdout for name in cli.COMMANDS)
     assert all(f"\n{title}:\n" in done.stdout for title in cli.GROUPS.values())
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["convert", "--help"]])
+def test_a_reader_who_leaves_early_gets_no_traceback(words: list[str], unbuffered: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command, env = [sys.executable, "-m", "eqm_video", *words], {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env, check=False)
+    os.close(writing)
+    assert done.stderr == "" and done.returncode in (0, cli.READER_LEFT)  # argparse passes over a failed write
 
 
 # Recipes ------------------------------------------------------------------------------------------------------------

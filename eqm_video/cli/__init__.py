@@ -1,7 +1,7 @@
 """The command line, `python -m eqm_video COMMAND ...`: a few commands of its own, and every study by its name.
 
 Studies are found by reading the folder `studies`, without importing it: a class with `group="look"` in studies/NAME.py
-or studies/NAME/study.py is the command NAME, and the first line of its docstring is what the list says of it.
+or studies/NAME/study.py is the command NAME, and the list of commands shows the first line of its docstring.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib
 import io
 import os
 import re
+import select
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -23,15 +24,15 @@ from eqm_video.errors import UserError, cut
 
 GROUPS = {"use": "make and use models", "look": "look into one", "compare": "compare many"}
 STUDIES = Path(__file__).resolve().parents[1] / "studies"
-
+READER_LEFT = 141  # the exit status that a shell gives a process whose output nobody reads: 128 + SIGPIPE
 
 STUDY = re.compile(
     r'^class \w+\([^)]*\bgroup="[^)]*\):\n    """.*?"""', re.DOTALL | re.MULTILINE
-)  # up to its docstring
+)  # from `class` to the end of its docstring
 
 
 class Command(NamedTuple):
-    """A command: the module and, for a study, the class that run it, its group, and what it does."""
+    """A command: its module (and class, for a study), its group, and a line that says what it does."""
 
     module: str
     group: str
@@ -39,17 +40,17 @@ class Command(NamedTuple):
     study: str | None = None
 
     def main(self) -> Callable[[Sequence[str]], int | None]:
-        """The function to call with the words behind the command's name."""
+        """The function that runs the command. It takes the words after the command's name."""
         module = importlib.import_module(self.module)
         return module.main if self.study is None else getattr(module, self.study).main
 
 
 def _studies() -> Iterator[tuple[str, Command]]:
-    """Every study, by name; read, not imported."""
+    """Every study with the name of its command. Files are parsed, not imported: the list must be quick."""
     for path in sorted([*STUDIES.glob("*.py"), *STUDIES.glob("*/study.py")]):
         inside = path.relative_to(STUDIES).with_suffix("").parts
-        for found in STUDY.finditer(path.read_text(encoding="utf-8")):
-            (node,) = ast.parse(found[0]).body
+        for match in STUDY.finditer(path.read_text(encoding="utf-8")):
+            (node,) = ast.parse(match[0]).body
             group = next(ast.literal_eval(word.value) for word in node.keywords if word.arg == "group")
             first = ast.get_docstring(node).partition("\n")[0].rstrip(".")
             module = ".".join(("eqm_video.studies", *inside))
@@ -64,28 +65,21 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 2, and one line on stderr, for a user's mistake."""
-    for stream in (sys.stdout, sys.stderr):  # a name that is not UTF-8 is printed all the same
+    """Run a command; returns the exit status. A user's mistake is 2, with one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):  # file names need not be UTF-8: print them, with escapes
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or [""]
-    if name in ("-h", "--help", ""):
-        print(_overview())
-        return 0 if name else 2
-    if name == "--version":
-        print(f"eqm-video {version('eqm-video')}")
-        return 0
     try:
-        if name not in COMMANDS:
-            near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"unknown command {name!r}; {hint}commands: {', '.join(COMMANDS)}")
-        with warnings.catch_warnings():
-            warnings.showwarning = _warn
-            return COMMANDS[name].main()(rest) or 0
+        status = _run(name, rest)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # now: at exit Python would answer a failure with a traceback
+        return status
     except UserError as error:
         return _fail(str(error))
     except OSError as error:  # a full disk, a folder that vanished, a file that may not be read
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            return READER_LEFT
         what = error.strerror or str(error) or type(error).__name__
         return _fail(f"{what}: {error.filename}" if error.filename else what)
     except (MemoryError, RuntimeError) as error:
@@ -98,31 +92,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _run(name: str, words: Sequence[str]) -> int:
+    """Run the command `name` with the words after it; returns the exit status. UserError for an unknown command."""
+    if name in ("-h", "--help", ""):
+        print(_overview())
+        return 0 if name else 2
+    if name == "--version":
+        print(f"eqm-video {version('eqm-video')}")
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"unknown command {name!r}; {hint}commands: {', '.join(COMMANDS)}")
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        return COMMANDS[name].main()(words) or 0
+
+
 def _overview() -> str:
     """All commands, a line each, by group."""
     width = max(map(len, COMMANDS))
     lines = ["usage: python -m eqm_video COMMAND ...   (COMMAND --help tells more)"]
     for group, title in GROUPS.items():
         lines += ["", f"{title}:"]
-        lines += [f"  {name:{width}}  {one.says}" for name, one in COMMANDS.items() if one.group == group]
+        lines += [f"  {name:{width}}  {command.says}" for name, command in COMMANDS.items() if command.group == group]
     return "\n".join(lines)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory could not be had: Python's and numpy's, or torch's on a CPU or a GPU."""
+    """Whether an error means that memory ran out: Python's and numpy's MemoryError, or torch's on a CPU or a GPU."""
     text = str(error)
     return isinstance(error, MemoryError) or "DefaultCPUAllocator" in text or "out of memory" in text
 
 
+def _reader_left() -> bool:
+    """Whether nobody reads the output any more, as after `| head`. The rest of it then goes nowhere, silently."""
+    left = False
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)  # 0: errors alone
+        if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+            left = True
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())  # Python flushes once more at exit
+            os.close(nowhere)
+    return left
+
+
 def _warn(message: Warning | str, *unused: object) -> None:
-    """Say a warning as a sentence, without the line of code that it comes from."""
+    """Print a warning as a sentence, without the line of code that raised it."""
     from tqdm import tqdm
 
-    tqdm.write(f"warning: {message}", file=sys.stderr)  # above a progress bar, not behind it
+    tqdm.write(f"warning: {message}", file=sys.stderr)  # tqdm puts it above a progress bar
 
 
 def _fail(sentence: str) -> int:
-    """Say what went wrong, and in which process where there are several; returns the exit status."""
+    """Print the error, with the number of the process if there are several; returns the exit status."""
     rank = os.environ.get("RANK", "0")
     print(f"error: {sentence}" if rank == "0" else f"error (process {rank}): {sentence}", file=sys.stderr, flush=True)
     return 2

@@ -1,4 +1,4 @@
-"""The command `convert`: reference weights in, a saved network of ours out."""
+"""The command `convert`: weights of the reference code become a saved EqMTransformer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ class Convert(Written):
         options.check(self)
 
     def run(self) -> str:
-        """Convert; returns the network in words. UserError for weights that cannot be converted."""
+        """Convert; returns a description of the network, line by line.
+
+        UserError for weights that cannot be converted.
+        """
         _refuse_ours(self.source)
         model = convert(
             self.source,
@@ -63,14 +66,14 @@ class Convert(Written):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert, and print the network in words; returns the exit status. UserError for a mistake of the user."""
+    """Convert, and print a description of the network; returns the exit status. UserError for a user's mistake."""
     words = sys.argv[1:] if arguments is None else arguments
     print(options.parse(Convert, words, prog="python -m eqm_video convert").run())
     return 0
 
 
 def _refuse_ours(source: Path) -> None:
-    """UserError where the source is a run, an export, a checkpoint or a network of this project, or a file of one."""
+    """UserError where the source is a model of this project: a run, an export, a checkpoint, or a file of these."""
     folder = source if source.is_dir() else source.parent
     places = [folder, folder / "ema"]
     if source.is_dir():  # a reference file may lie anywhere, beside a run too

@@ -1,4 +1,4 @@
-"""Labelled clips side by side, one picture for each time, drawn when it is asked for.
+"""Labelled clips side by side: a grid, one picture for each time.
 
 Arrays are uint8 and channels last, as files want them: clips are (N, T, H, W, 3).
 """
@@ -19,9 +19,10 @@ PAPER, INK, GAP = 255, 0, 2  # background and text of a grid (grey levels), and 
 
 
 class Grid(Sequence[np.ndarray]):
-    """The pictures (H', W', 3) of a `grid`, each drawn when it is asked for: of long clips they need not fit in memory.
+    """The pictures (H', W', 3) of a `grid`.
 
-    `draw`, where given, changes the frames (N, H, W, 3) of time k before they are enlarged: draw(frames, k).
+    Each is drawn on access, so that the grid of long clips need not fit in memory. `draw`, if any, changes the frames
+    (N, H, W, 3) of time k before they are enlarged: draw(frames, k).
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Grid(Sequence[np.ndarray]):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[one] for one in range(len(self))[index]]
+            return [self[time] for time in range(len(self))[index]]
         tiles = self.draw(self.clips[:, index], range(len(self))[index])
         height, width = tiles.shape[1] * self.scale, tiles.shape[2] * self.scale
         size = min(24, max(11, height // 9))  # of the text, in pixels
@@ -66,8 +67,8 @@ class Grid(Sequence[np.ndarray]):
 
 
 def _rows(names: Sequence[str], columns: int | None) -> list[list[int]]:
-    """Which clips each row of the grid shows."""
-    groups = [[index for index, name in enumerate(names) if name == one] for one in dict.fromkeys(names)]
+    """The numbers of the clips in each row of the grid."""
+    groups = [[index for index, other in enumerate(names) if other == name] for name in dict.fromkeys(names)]
     counts = [len(group) for group in groups]
     if columns is None and len(groups) > 1 and 2 <= max(counts) <= 16 and max(counts) - min(counts) <= 1:
         return groups
@@ -76,9 +77,9 @@ def _rows(names: Sequence[str], columns: int | None) -> list[list[int]]:
     return [order[start : start + columns] for start in range(0, len(order), columns)]
 
 
-@functools.lru_cache(maxsize=64)  # the same over every frame
+@functools.lru_cache(maxsize=64)  # every frame has the same captions
 def _captions(names: tuple[str, ...], cell_w: int, band: int, size: int) -> np.ndarray:
-    """The strip of text over one row of clips: (band, len(names) * cell_w, 3)."""
+    """The strip of text above a row of clips: (band, len(names) * cell_w, 3)."""
     strip = Image.new("RGB", (len(names) * cell_w, band), (PAPER,) * 3)
     pen, font = ImageDraw.Draw(strip), ImageFont.load_default(size)
     start = 0

@@ -27,9 +27,9 @@ from eqm_video.system.files import MARK, refusing, write_file, writing
 if TYPE_CHECKING:
     from torch import Tensor
 
-PALETTE_PIXELS = 500_000  # pixels that a GIF's palette is chosen from
-BT709, LIMITED = 1, 1  # FFmpeg's numbers of a matrix, of primaries and of a transfer, and of the range 16 to 235
-LONGEST = 655_350  # milliseconds that a GIF can show a frame for
+PALETTE_PIXELS = 500_000  # how many pixels a GIF's palette is chosen from
+BT709, LIMITED = 1, 1  # FFmpeg's numbers for BT.709 (matrix, primaries, transfer) and for the range 16 to 235
+LONGEST = 655_350  # milliseconds: the longest delay of a GIF's frame
 
 
 def to_uint8(pixels: Tensor) -> np.ndarray:
@@ -44,11 +44,11 @@ def to_uint8(pixels: Tensor) -> np.ndarray:
 def grid(
     clips: np.ndarray, labels: Sequence[str] | None = None, columns: int | None = None, scale: int = 1
 ) -> np.ndarray:
-    """Tile clips (N, T, H, W, 3) into one (T, H', W', 3), each pixel enlarged `scale` times, under their labels.
+    """Tile clips (N, T, H, W, 3) into a clip (T, H', W', 3), each pixel enlarged `scale` times, under their labels.
 
-    Clips are put in order of their labels (first seen first). By default each label has rows of its own where labels
-    have equally many clips, give or take one; otherwise the grid is nearly square, or `columns` wide. A label is
-    written where it begins and on every new row, over all the clips that it covers there, cut short where it must be.
+    Clips are put in order of their labels (first seen first). If all labels have the same number of clips, give or take
+    one, each label has rows of its own. Otherwise the grid is nearly square, or `columns` wide. A label is written
+    above the first of its clips in every row, and cut short if it is longer than these clips are wide.
     """
     return np.stack(list(Grid(clips, labels, columns, scale)))
 
@@ -63,7 +63,7 @@ def filmstrips(clips: np.ndarray) -> np.ndarray:
 
 
 def gif_fps(fps: float) -> float:
-    """The frame rate a GIF plays `fps` at: the nearest delay of whole hundredths of a second, at least 0.02 s."""
+    """The frame rate at which a GIF plays `fps`: delays are whole hundredths of a second, at least 0.02 s."""
     if not (math.isfinite(fps) and fps >= 0.01):
         raise UserError(f"fps is {fps}; it must be a number of at least 0.01")
     return 100 / max(2, round(100 / fps))
@@ -72,8 +72,8 @@ def gif_fps(fps: float) -> float:
 def write_gif(path: str | Path, frames: np.ndarray | Sequence[np.ndarray], fps: float) -> float:
     """Write frames (T, H, W, 3) as a GIF that loops for ever; returns its real frame rate, `gif_fps(fps)`.
 
-    One palette of 256 colours for the whole clip and no dithering, so that what rests does not flicker. Equal
-    consecutive frames become one frame of longer delay: the playing time is right, the number of frames may be less.
+    The whole clip has one palette of 256 colours, without dithering: a still background does not flicker. Equal
+    consecutive frames become a single frame of longer delay: the playing time is right, the file may have fewer frames.
     Frames are read one by one, twice, and need not fit in memory: a memory map will do, or a `Grid`.
     """
     real = gif_fps(fps)
@@ -84,10 +84,10 @@ def write_gif(path: str | Path, frames: np.ndarray | Sequence[np.ndarray], fps: 
 
 
 def _stream_gif(path: Path, frames: np.ndarray | Sequence[np.ndarray], palette: Image.Image, delay: int) -> None:
-    """The frames as blocks of a GIF89a, of each the part that differs from the one before."""
+    """Write the frames as blocks of a GIF89a. A block holds the part of a frame that differs from the frame before."""
     colours = bytes(palette.getpalette("RGB")).ljust(768, b"\0")
-    shown: Image.Image | None = None  # what a viewer sees so far
-    part, corner, wait = None, (0, 0), 0  # the block that is not written yet: how long it stays shows later
+    shown: Image.Image | None = None  # the picture that a viewer sees so far
+    part, corner, wait = None, (0, 0), 0  # the block to write next: its delay is known once a frame differs
     with open(path, "wb") as file:
         for frame in frames:
             picture = Image.fromarray(checked(frame, 3, "a frame (H, W, 3)"))
@@ -111,15 +111,15 @@ def _stream_gif(path: Path, frames: np.ndarray | Sequence[np.ndarray], palette: 
 
 
 def _levels(picture: Image.Image) -> Image.Image:
-    """The numbers of a picture's colours as grey levels."""
+    """The palette indices of a picture as grey levels, which Pillow can subtract."""
     return Image.frombytes("L", picture.size, picture.tobytes())
 
 
 def _palette(frames: np.ndarray | Sequence[np.ndarray]) -> Image.Image:
-    """256 colours by median cut, every colour counted by the square root of its pixels: else a large ground takes most.
+    """256 colours by median cut.
 
-    Measured on grids of sampled shapes and of real people, this has the lowest 99th percentile of errors among Pillow's
-    methods.
+    A colour counts as the square root of its pixels, or a large background takes them all. Among Pillow's methods this
+    has the lowest 99th percentile of errors, measured on grids of sampled shapes and of real people.
     """
     if len(frames) == 0:
         raise ValueError("a GIF needs at least one frame")
@@ -155,14 +155,14 @@ def write_mp4(path: str | Path, frames: np.ndarray | Sequence[np.ndarray], fps: 
 
 
 def _encode(path: Path, frames: np.ndarray | Sequence[np.ndarray], rate: Fraction) -> None:
-    import av  # here, so that GIFs and PNGs do not wait for it
+    import av  # imported here: GIFs and PNGs need not wait for it
 
     height, width = frames[0].shape[:2]
     with av.open(str(path), "w", format="mp4") as container:
         container.metadata["comment"] = MARK.decode()
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
         stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
-        context = stream.codec_context  # told, since players guess the matrix from the height
+        context = stream.codec_context  # written down, or players guess the matrix from the height
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = LIMITED
         for frame in frames:
@@ -179,7 +179,7 @@ def _encode(path: Path, frames: np.ndarray | Sequence[np.ndarray], rate: Fractio
 def write_npz(path: str | Path, samples: np.ndarray | Iterable[np.ndarray], labels: np.ndarray) -> None:
     """Write the ADM layout: `arr_0` uint8 (N, T, H, W, 3), or (N, H, W, 3) for images, and `labels` int64 (N,).
 
-    `samples` may be arrays (memory maps, say) that follow one another, N in all; they are copied one by one.
+    `samples` may also be several arrays (memory maps, say) of N samples in all, in order. They are copied one by one.
     """
     pieces = iter([samples] if isinstance(samples, np.ndarray) else samples)
     first = next(pieces)
@@ -207,21 +207,22 @@ def write_npz(path: str | Path, samples: np.ndarray | Iterable[np.ndarray], labe
 
 
 def open_npz(path: str | Path) -> np.ndarray:
-    """The samples of a file by `write_npz` as a memory map: what is not looked at is not read."""
+    """The samples of a file that `write_npz` wrote, as a memory map: only the samples that are used are read."""
     with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
         np.lib.format.read_magic(member)
         shape, _, dtype = np.lib.format.read_array_header_1_0(member)
         place, header = archive.getinfo("arr_0.npy").header_offset, member.tell()
     with open(path, "rb") as file:
         file.seek(place + 26)
-        name, extra = struct.unpack("<HH", file.read(4))  # lengths of what follows the zip's own 30 bytes
+        name, extra = struct.unpack("<HH", file.read(4))  # lengths of the two fields after the zip's 30 bytes
     return np.memmap(path, dtype, "r", place + 30 + name + extra + header, shape)
 
 
 class NpyFile:
-    """A new `.npy` of uint8 `shape` (n, T, ...), filled piece by piece, renamed when the block ends without an error.
+    """A new `.npy` of uint8 `shape` (n, T, ...), filled piece by piece.
 
-    Used as `with NpyFile(path, shape) as file: file.write(index, start, frames)`. UserError where that fails.
+    It has its name once the block ends without an error. Used as `with NpyFile(path, shape) as file: file.write(index,
+    start, frames)`. Raises UserError if writing fails.
     """
 
     def __init__(self, path: str | Path, shape: tuple[int, ...]) -> None:
@@ -239,7 +240,7 @@ class NpyFile:
         return self
 
     def write(self, index: int, start: int, frames: np.ndarray) -> None:
-        """Put `frames` (t, ...) at [index, start : start + t]."""
+        """Put `frames` (t, ...) at [index, start : start + t]; ValueError where they do not fit."""
         if frames.dtype != np.uint8 or frames.shape[1:] != self.shape[2:] or start + len(frames) > self.shape[1]:
             raise ValueError(f"frames {frames.dtype} {frames.shape} do not fit at {start} into {self.shape}")
         with refusing(self.path):
@@ -251,7 +252,7 @@ class NpyFile:
 
 
 def write_npy(path: str | Path, array: np.ndarray) -> None:
-    """Write one array as `.npy`."""
+    """Write an array as `.npy`, whole or not at all."""
 
     def write(aside: Path) -> None:
         with open(aside, "wb") as file:

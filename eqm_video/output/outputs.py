@@ -1,6 +1,6 @@
-"""The files that each command writes into its folder, and how they are told from files of others.
+"""The files that each command writes into its folder, and how they are recognised among other files.
 
-A new command has its line in `OUTPUTS`; `claim_output` is called before anything is computed.
+Every command has an entry in `OUTPUTS`. It calls `claim_output` before it computes anything.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from pathlib import Path
 
 from eqm_video.system.claims import Output, Test, anything, begins, claim, folder_with, is_empty, is_marked, record
 
-PARTS = ".parts-eqm"  # of samples that are not all there yet
-OLD_PARTS = "parts"  # of earlier versions
+PARTS = ".parts-eqm"  # the folder of finished batches, until all samples are there
+OLD_PARTS = "parts"  # its name in earlier versions
 PICTURE = r"(gif|mp4|png)"
 SECTIONS = ("model", "codec", "data", "objective", "gamma", "train", "held_out", "preview", "sampler", "track", "run")
 
 
 def _is_resolved_recipe(path: Path) -> bool:
-    """Whether training wrote a config.yaml. Without a mark, as earlier: every section, beside the lock of a run."""
+    """Whether training wrote a config.yaml.
+
+    Earlier versions left no mark: there every section, and a run's lock beside.
+    """
     if is_marked(path) or path.is_symlink() or not path.is_file():
         return is_marked(path)
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -26,12 +29,12 @@ def _is_resolved_recipe(path: Path) -> bool:
 
 
 def _is_lock(path: Path) -> bool:
-    """Whether a lock file could be a run's: nothing is in it, or the number of a process."""
+    """Whether a lock file could be a run's: it is empty, or holds the number of a process."""
     return is_empty(path) or (anything(path) and path.stat().st_size < 32 and path.read_bytes().strip().isdigit())
 
 
 def _is_log(path: Path) -> bool:
-    """Whether a metrics.jsonl is a run's: a line of it is, or a checkpoint lies beside it."""
+    """Whether a metrics.jsonl is a run's: it has a line of such a log, or a checkpoint lies beside it."""
     if path.is_symlink() or not path.is_file():
         return False
     with path.open("rb") as file:
@@ -51,7 +54,7 @@ def _is_picture(path: Path) -> bool:
 
 
 def _is_look(path: Path) -> bool:
-    """Whether a JSON file, which may be long, says what became of a data set's files."""
+    """Whether a JSON file is the record of a data set's scan. It may be long: its beginning decides."""
     if not anything(path):
         return False
     with path.open("rb") as file:
@@ -59,7 +62,7 @@ def _is_look(path: Path) -> bool:
 
 
 def beside(name: str, test: Test) -> Test:
-    """The test for a file without a mark that lies beside a record: of an autoencoder, or tables."""
+    """The test for a file without a mark: it is ours if the file `name` beside it passes `test`."""
     return lambda path: anything(path) and test(path.with_name(name))
 
 
@@ -75,7 +78,7 @@ SAMPLES = Output(
 RUN = Output(
     {"config.yaml": _is_resolved_recipe, r"\.lock": _is_lock},
     weak={
-        "metrics.jsonl": _is_log,  # other programs have such lines too: it says nothing of the folder
+        "metrics.jsonl": _is_log,  # other programs write such lines too, so the folder may be theirs
         r"data_(index|report)\w*\.json": _is_look,
         "checkpoints": Path.is_dir,
         "previews": Path.is_dir,
@@ -136,10 +139,14 @@ OUTPUTS = {
 }
 
 
-# Models that were saved: a folder of them is no one else's.
+# Saved models: a folder that holds one was written by this package.
 MODELS = Output({}, older={"model_index.json": lambda path: b'"EqMPipeline"' in path.read_bytes()})
 
 
 def claim_output(folder: str | Path, command: str, *, option: str = "--out", probe: bool = True) -> Path:
-    """The folder that a command may write into: see `claims.claim`. Raises UserError where it may not."""
+    """`folder` as a path, claimed for the outputs of `command` (see `claims.claim`).
+
+    Raises UserError where the folder holds files of others that the command would overwrite. `option` is the option
+    that the error names; `probe` is whether to try writing.
+    """
     return claim(folder, OUTPUTS[command], (*OUTPUTS.values(), MODELS), option=option, probe=probe)

@@ -1,6 +1,6 @@
-"""Drawing on clips: a bar below every frame that tells how far it has come, a border around the frames that are known.
+"""Drawing on clips: a bar of gamma below every frame, and a border around the known frames.
 
-Arrays are uint8 and channels last: clips are (B, T, H, W, 3). Colours are told apart by colour-blind eyes.
+Arrays are uint8 and channels last: clips are (B, T, H, W, 3). Colour-blind readers can tell the colours apart.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 PAPER = (255, 255, 255)
-TRACK = (222, 222, 222)  # what is still to come
-MOVING = (0, 114, 178)  # blue: on its way
+TRACK = (222, 222, 222)  # the rest of a bar, from gamma to 1
+MOVING = (0, 114, 178)  # blue: still descending
 PALE = (150, 198, 226)  # the other half of a hatched bar
-RESTING = (230, 159, 0)  # orange: come to rest, and known frames, which rest from the start
-REST = 0.99  # gamma from which on a frame counts as at rest
+RESTING = (230, 159, 0)  # orange: at rest; known frames are at rest from the start
+REST = 0.99  # a frame with at least this gamma counts as at rest
 
 
 def draw_gamma_bars(
@@ -21,9 +21,9 @@ def draw_gamma_bars(
 ) -> NDArray[np.uint8]:
     """Clips (B, T, H, W, 3) with a bar below each frame, as long as its gamma (B, T): (B, T, H + bar, W, 3).
 
-    A bar is blue while its frame moves and orange from gamma `rest` on. Where `saturated` (B, T) is true gamma is known
-    to be at most the given value only: that bar is hatched. Gammas are clamped to [0, 1].
-    Raises ValueError for other shapes, or gammas that are NaN.
+    A bar is blue while its frame moves and orange from gamma `rest` on. It is hatched where `saturated` (B, T) is true:
+    there the value is only an upper bound of gamma. Gammas are clamped to [0, 1].
+    Raises ValueError for other shapes, and for gammas that are NaN.
     """
     clips = np.asarray(clips)
     if clips.ndim != 5 or clips.shape[-1] != 3 or clips.dtype != np.uint8:
@@ -31,9 +31,9 @@ def draw_gamma_bars(
     count, frames, height, width, _ = clips.shape
     values = np.asarray(gammas, dtype=np.float64)
     hatched = np.zeros((count, frames), bool) if saturated is None else np.asarray(saturated, dtype=bool)
-    for name, given in (("gammas", values), ("saturated", hatched)):
-        if given.shape != (count, frames):
-            raise ValueError(f"{name} must be (B, T) = {(count, frames)}, got {given.shape}")
+    for name, array in (("gammas", values), ("saturated", hatched)):
+        if array.shape != (count, frames):
+            raise ValueError(f"{name} must be (B, T) = {(count, frames)}, got {array.shape}")
     if np.isnan(values).any():
         raise ValueError("gammas hold NaN")
     gap, thick = bar_height(height)
@@ -46,19 +46,19 @@ def draw_gamma_bars(
 def draw_known_borders(clips: NDArray[np.uint8], known: ArrayLike) -> NDArray[np.uint8]:
     """Clips (B, T, H, W, 3) in a border, orange where `known` (T,) or (B, T) is true: (B, T, H + 2b, W + 2b, 3).
 
-    The border lies around the picture and covers nothing; of the other frames it is white. Raises ValueError for other
+    The border lies outside the picture and covers nothing. Other frames get a white border. Raises ValueError for other
     shapes.
     """
     clips = np.asarray(clips)
     if clips.ndim != 5 or clips.shape[-1] != 3 or clips.dtype != np.uint8:
         raise ValueError(f"clips must be (B, T, H, W, 3) uint8, got {clips.shape} {clips.dtype}")
     count, frames, height, width, _ = clips.shape
-    held = np.asarray(known, dtype=bool)
-    if held.shape not in ((frames,), (count, frames)):
-        raise ValueError(f"known must be (T,) = {(frames,)} or (B, T) = {(count, frames)}, got {held.shape}")
+    mask = np.asarray(known, dtype=bool)
+    if mask.shape not in ((frames,), (count, frames)):
+        raise ValueError(f"known must be (T,) = {(frames,)} or (B, T) = {(count, frames)}, got {mask.shape}")
     edge = border_width(height)
     framed = np.full((count, frames, height + 2 * edge, width + 2 * edge, 3), PAPER, np.uint8)
-    framed[np.broadcast_to(held, (count, frames))] = RESTING
+    framed[np.broadcast_to(mask, (count, frames))] = RESTING
     framed[:, :, edge : edge + height, edge : edge + width] = clips
     return framed
 
@@ -74,12 +74,15 @@ def bar_height(height: int) -> tuple[int, int]:
 
 
 def _bars(gammas: NDArray, hatched: NDArray, rest: float, thick: int, length: int) -> NDArray[np.uint8]:
-    """The bars (B, T, thick, length, 3). Ends are blended into the track, so that a bar grows by parts of a pixel."""
+    """The bars (B, T, thick, length, 3).
+
+    The end of a bar is blended into the track: it can grow by parts of a pixel.
+    """
     column = np.arange(length)
     filled = np.clip(gammas.clip(0, 1)[..., None] * length - column, 0, 1)  # (B, T, length), share of each column
     colour = np.where((gammas >= rest)[..., None], np.array(RESTING, float), np.array(MOVING, float))  # (B, T, 3)
     colour = np.broadcast_to(colour[:, :, None, None], (*gammas.shape, thick, length, 3)).copy()
-    period = max(2, thick)  # diagonal stripes as wide as they can be told apart
+    period = max(2, thick)  # diagonal stripes, wide enough to be seen
     stripe = (column[None, :] + np.arange(thick)[:, None]) % (2 * period) >= period  # (thick, length)
     colour[hatched[:, :, None, None] & stripe] = PALE
     share = filled[:, :, None, :, None]

@@ -1,7 +1,7 @@
-"""One look for all figures: a quiet frame, a palette that colour-blind readers can tell apart, pictures as PNG.
+"""The style of all figures: a quiet frame, a palette that colour-blind readers can tell apart, pictures as PNG.
 
-Needs matplotlib (the `demo` extra), which is imported when a figure is made. Widths and heights are in inches; a figure
-6 wide is saved 900 pixels wide, and its text stays readable at 600.
+Figures need matplotlib (the `demo` extra), which is imported when a figure is made. Widths and heights are in inches. A
+figure 6 inches wide is saved 900 pixels wide, and its text stays readable at 600.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Okabe and Ito (2008), without their yellow, which is too pale on white
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # so that colour is never the only difference
-GREY = "#777777"  # for references: chance, data, a budget
+GREY = "#777777"  # for reference lines: chance, data, a budget
 DPI = 150
 
 
@@ -31,12 +31,12 @@ def figure(width: float = 6.0, height: float = 3.6) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError("pictures need matplotlib: type pip install matplotlib") from error
+        raise UserError("figures need matplotlib, which is not installed: type pip install matplotlib") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def axes(figure: Figure, rows: int = 1, columns: int = 1, place: int = 1, **settings: Any) -> Axes:
-    """Axes number `place` (from 1) of a grid in the figure, in the house style.
+    """Axes number `place` (from 1) of a grid in the figure, in the style of all figures.
 
     `settings` are matplotlib's: xlabel, ylabel, title, xscale, yscale, xlim, ylim ...
     """
@@ -55,7 +55,7 @@ def style(index: int) -> dict[str, str]:
 def legend(axes: Axes, *, beside: bool = False, **settings: Any) -> None:
     """A legend without a frame: on the axes, or to the right of them."""
     place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if beside else {}
-    if axes.get_legend_handles_labels()[0]:  # a plot may show nothing, where every row diverged
+    if axes.get_legend_handles_labels()[0]:  # a plot may be empty: every row may have diverged
         axes.legend(**{"framealpha": 0.85, "edgecolor": "none", "fontsize": 9, **place, **settings})
 
 

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 
 def aligned(cells: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A table from its lines of text, heads first; the first `left` columns are flush left, the others right."""
+    """A Markdown table from the texts of its cells, line by line, the header first.
+
+    The first `left` columns are flush left, the others flush right.
+    """
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     ruler = ["-" * width for width in widths[:left]] + ["-" * (width - 1) + ":" for width in widths[left:]]
     lines = [
