@@ -88,7 +88,7 @@ def test_projections_keep_squared_distances_on_average():
 
 def test_errors():
     mean, cov = torch.zeros(3), torch.eye(3)
-    with pytest.raises(ValueError, match="of one D"):
+    with pytest.raises(ValueError, match="of equal D"):
         frechet_distance(mean, cov, torch.zeros(2), torch.eye(2))
     with pytest.raises(ValueError, match="order mean, cov"):
         frechet_distance(cov, mean, mean, cov)

@@ -1,18 +1,18 @@
-"""The field's Jacobian, measured by products: is it a gradient (curl), and how large a step does it bear (curvature).
+"""The field's Jacobian, measured by products: its asymmetry (curl), and the step size that it allows (curvature).
 
 Legend: B clips, T frames, C channels, H W height and width, D = T C H W numbers of a clip, J the (D, D) Jacobian of the
 field at a clip's latents, eta the step size, mu the look-ahead.
 
-Curl. f is the gradient of an energy exactly where J is symmetric. |J - J^T|_F / |J|_F is 0 there, and 2 for a rotation.
+Curl. f is the gradient of an energy exactly if J is symmetric. |J - J^T|_F / |J|_F is then 0; it is 2 for a rotation.
 
 Curvature. Near a point at rest the descent x <- x - eta f(x) multiplies an eigenvector of J by 1 - eta lambda. It comes
-to rest only if |1 - eta lambda| < 1 for every eigenvalue it shall contract: eta < 2 Re(lambda) / |lambda|^2, which is
-2 / lambda for a real one. With the look-ahead of `NAG` the multiplier is a root of
-z^2 = z - eta lambda ((1 + mu) z - mu), and for a real lambda the limit is 2 / (lambda (1 + 2 mu)). Eigenvalues of
-negative real part belong to directions that the descent leaves (noise that parts towards different data); no step makes
-them contract, so they bound nothing. They can be the largest in size: the spectral radius and power iteration would
-find them, and singular values bound a single step, not the descent, of a J that is not symmetric. What is measured is
-therefore the part of the spectrum with the largest real parts, by Arnoldi iteration (a Krylov space of products J v).
+to rest only if |1 - eta lambda| < 1 for every eigenvalue that must contract: eta < 2 Re(lambda) / |lambda|^2, which is
+2 / lambda for a real lambda. With the look-ahead of `NAG` the multiplier is a root of
+z^2 = z - eta lambda ((1 + mu) z - mu), and for a real lambda the limit is 2 / (lambda (1 + 2 mu)). Eigenvalues with
+a negative real part belong to directions along which the descent moves away (noise between different data). No step
+makes them contract, so they set no limit. They can be the largest in size, so the spectral radius and power iteration
+would return them; and for a J that is not symmetric, singular values bound a single step, not the descent. Arnoldi
+iteration (a Krylov space of products J v) therefore measures the eigenvalues with the largest real parts.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from eqm_video.system.devices import double
 
 Gradient = Callable[[Tensor], Tensor]
 
-SAFETY = 0.5  # of the limit: there gradient descent takes the stiffest direction to rest in a single step
-TRAVEL = 1.5  # an automatic step's way, in units of the way of a field that knows its data
-ARRIVED = 0.995  # the gamma at which that way ends
+SAFETY = 0.5  # share of the limit; gradient descent then brings the stiffest direction to rest in a single step
+TRAVEL = 1.5  # planned length of a descent, in units of `way`
+ARRIVED = 0.995  # the gamma at which `way` ends
 OUTER = 0.5  # eigenvalues of at least this share of the largest real part count as stiff
 
 
 class Linearisation:
-    """Products with the field's Jacobian at fixed latents, without ever building it.
+    """Products with the field's Jacobian J at fixed latents; the matrix itself is never built.
 
     J^T u is a backward pass. It is linear in u, so its own derivative along v is J v: a second backward pass, which
-    needs no forward-mode formulas and works for a field that is itself made by autograd. One evaluation of the field
-    serves all products. Attention uses its plain kernel, the only one that can be differentiated twice.
+    needs no forward-mode formulas and works for a field that is itself made by autograd. A single evaluation of the
+    field serves all products. Attention uses the math kernel, the only one that can be differentiated twice.
 
     Args:
         field: latents -> gradient of the same shape, differentiable; clips must not depend on each other.
@@ -67,13 +67,13 @@ class Linearisation:
             (self._pulled,) = torch.autograd.grad(self._value, self._latents, self._direction, create_graph=True)
 
     def along(self, vectors: Tensor) -> Tensor:
-        """J v for vectors of the latents' shape."""
+        """The products J v (B, ...) for vectors v of the latents' shape."""
         if not self._pulled.requires_grad:  # the field is constant
             return torch.zeros_like(vectors)
         return torch.autograd.grad(self._pulled, self._direction, vectors.to(self._pulled), retain_graph=True)[0]
 
     def against(self, vectors: Tensor) -> Tensor:
-        """J^T v for vectors of the latents' shape."""
+        """The products J^T v (B, ...) for vectors v of the latents' shape."""
         return torch.autograd.grad(self._value, self._latents, vectors.to(self._value), retain_graph=True)[0]
 
 
@@ -82,10 +82,10 @@ class Linearisation:
 
 @dataclass(frozen=True)
 class Curl:
-    """How far a field is from being a gradient.
+    """The distance of a field from a gradient, measured on its Jacobian J.
 
     asymmetry: (B,) |J - J^T|_F / |J|_F, 0 for a gradient, 2 for a rotation, sqrt(2) for a random J.
-    standard_error: (B,) of it, over the probes (jackknife); NaN for a single probe.
+    standard_error: (B,) standard error of the asymmetry, over the probes (jackknife); NaN for a single probe.
     """
 
     asymmetry: Tensor
@@ -96,10 +96,10 @@ def curl(field: Gradient, latents: Tensor, *, probes: int = 8, generators: Seque
     """Measure the asymmetry of the field's Jacobian at latents (B, ...) with random probes.
 
     For a probe v of independent signs, E|Jv - J^T v|^2 = |J - J^T|_F^2 and E|Jv|^2 = |J|_F^2; the result is the root of
-    the ratio of both means. generators: one for each clip. A field that does not change at all has asymmetry 0.
+    the ratio of both means. generators: a generator for each clip. A constant field has asymmetry 0.
 
     Raises:
-        ValueError: no probes, another number of generators, or a field that autograd cannot follow.
+        ValueError: no probes, a different number of generators, or a field that autograd cannot follow.
     """
     if probes < 1:
         raise ValueError(f"probes is {probes}; it must be at least 1, such as 8")
@@ -107,7 +107,7 @@ def curl(field: Gradient, latents: Tensor, *, probes: int = 8, generators: Seque
     jacobian = Linearisation(field, latents)
     odd, whole = [], []
     for _ in range(probes):
-        probe = torch.stack([_signs(latents.shape[1:], one) for one in generators]).to(latents)
+        probe = torch.stack([_signs(latents.shape[1:], generator) for generator in generators]).to(latents)
         forward, backward = double(jacobian.along(probe)), double(jacobian.against(probe))
         odd.append((forward - backward).square().flatten(1).sum(dim=1))
         whole.append(forward.square().flatten(1).sum(dim=1))
@@ -128,7 +128,7 @@ def _ratio(odd: Tensor, whole: Tensor) -> Curl:
 
 
 def _signs(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Independent +1 and -1: of all probes with unit variance those with the least variance of the squares."""
+    """Independent random +1 and -1, the probes of unit variance whose squares vary least."""
     return torch.randint(0, 2, tuple(shape), generator=generator, device=generator.device) * 2 - 1
 
 
@@ -138,18 +138,20 @@ def _signs(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 def ritz_values(
     field: Gradient, latents: Tensor, *, iterations: int = 16, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """Estimates of the outermost eigenvalues of J at latents (B, ...): (B, iterations) complex128, largest part first.
+    """Estimates of the outermost eigenvalues of J at latents (B, ...): (B, iterations) complex128, by real part.
 
-    Arnoldi iteration, batched over clips, from a random vector of each clip's generator. Exact (up to rounding) where
-    `iterations` reaches the number of different eigenvalues; then values left over are 0. Sorted by real part.
+    The largest real part comes first. Arnoldi iteration, batched over clips, from a random vector of each clip's
+    generator. Exact (up to rounding) if `iterations` reaches the number of distinct eigenvalues; the rest are then 0.
+    Raises ValueError for iterations < 1 or a different number of generators than clips.
     """
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}; it must be at least 1, such as 16")
     _check_generators(latents, generators)
     jacobian = Linearisation(field, latents)
     iterations = min(iterations, latents[0].numel())
-    start = torch.stack([torch.randn(latents.shape[1:], generator=one, device=one.device) for one in generators])
-    basis = [_unit(double(start.to(latents.device)).flatten(1))]  # of (B, D)
+    shape = latents.shape[1:]
+    start = torch.stack([torch.randn(shape, generator=draw, device=draw.device) for draw in generators])
+    basis = [_unit(double(start.to(latents.device)).flatten(1))]  # vectors (B, D)
     projected = basis[0].new_zeros(len(latents), iterations + 1, iterations)
     for step in range(iterations):
         image = double(jacobian.along(basis[-1].reshape(latents.shape).to(latents.dtype))).flatten(1)
@@ -160,7 +162,7 @@ def ritz_values(
                 projected[:, row, step] += part
                 image = image - part[:, None] * vector
         rest = image.norm(dim=1)
-        # all of the image lies in the space already: the space is whole, and 0 vectors fill it up
+        # An image that lies in the space already completes it: the other vectors of the basis are 0.
         rest = torch.where(rest > 1e-5 * size if latents.dtype != torch.float64 else rest > 1e-12 * size, rest, 0)
         projected[:, step + 1, step] = rest
         basis.append(torch.where(rest[:, None] > 0, _unit(image), 0))
@@ -169,11 +171,11 @@ def ritz_values(
 
 
 def stiffness(eigenvalues: Tensor) -> Tensor:
-    """The curvature that bounds the step, (B,) float64, of eigenvalues (B, K): max |lambda|^2 / Re(lambda), which is
-    the eigenvalue itself where it is real, over those whose real part is at least half of the largest one.
+    """The curvature (B,) float64 that limits the step size, from eigenvalues (B, K).
 
-    0 where nothing contracts. Slow directions that turn are left out on purpose: their own limit may be lower, but what
-    they gain in a descent of finitely many steps is small.
+    It is the maximum of |lambda|^2 / Re(lambda), which is lambda for a real one, over the eigenvalues whose real part
+    is at least half of the largest. 0 if no direction contracts. Slow directions that rotate are left out on purpose:
+    their own limit may be lower, but they grow little in a descent of finitely many steps.
     """
     largest = eigenvalues.real.amax(dim=1, keepdim=True)
     negligible = 1e-6 * eigenvalues.abs().amax(dim=1, keepdim=True)
@@ -185,7 +187,7 @@ def stiffness(eigenvalues: Tensor) -> Tensor:
 def largest_curvature(
     field: Gradient, latents: Tensor, *, iterations: int = 16, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """The curvature (B,), float64, that bounds the step at latents (B, ...): `stiffness` of `ritz_values`."""
+    """The curvature (B,), float64, that limits the step size at latents (B, ...): `stiffness` of `ritz_values`."""
     return stiffness(ritz_values(field, latents, iterations=iterations, generators=generators))
 
 
@@ -202,12 +204,12 @@ def _check_generators(latents: Tensor, generators: Sequence[torch.Generator]) ->
 
 
 def curvature_at(curvature: Mapping[str, Any], guidance_scale: float | None = None) -> float:
-    """The largest curvature of a measured field, guided by `guidance_scale` (None: as it was measured).
+    """The largest curvature of a measured field at `guidance_scale` (None: the scale of the measurement).
 
-    `curvature` is what `python -m eqm_video curvature MODEL --write` keeps: `largest`, measured at `guidance_scale`,
-    and perhaps `by_guidance`, pairs [scale, curvature]. Curvature is nearly convex in the scale, so between two scales
-    a straight line is on the safe side. Above the last one it grows by at most its share, and below 0 the weights
-    1 - s and s of the two fields bound it.
+    `curvature` is the record that `python -m eqm_video curvature MODEL --write` keeps: `largest`, measured at
+    `guidance_scale`, and perhaps `by_guidance`, pairs [scale, curvature]. Curvature is nearly convex in the scale, so a
+    straight line between two scales is on the safe side. Above the last scale it grows at most in proportion; below 0
+    the weights 1 - s and s of the two fields bound it.
     """
     pairs = {float(scale): float(value) for scale, value in curvature.get("by_guidance", ())}
     pairs[float(curvature["guidance_scale"])] = float(curvature["largest"])
@@ -224,7 +226,7 @@ def curvature_at(curvature: Mapping[str, Any], guidance_scale: float | None = No
     for (left, low), (right, high) in itertools.pairwise(known):
         if left <= guidance_scale <= right:
             return low + (high - low) * (guidance_scale - left) / (right - left)
-    return below  # the only scale there is
+    return below  # measured at a single scale
 
 
 def step_limit(
@@ -235,13 +237,13 @@ def step_limit(
     *,
     plain: Sequence[float] | None = None,
 ) -> float:
-    """The step size from which on a descent does not come to rest: 2 / L for "gd" (and for "langevin", whose drift it
-    is), 2 / (L (1 + 2 mu)) for "nag", of the largest curvature L. Infinite where nothing contracts.
+    """The smallest step size at which a descent does not come to rest, from the largest curvature L.
 
-    `plain` are the weights of a plain sum of labelled fields, which takes the place of guidance: fields that agree have
-    sum |weight| times the curvature of one of them.
+    It is 2 / L for "gd", and for "langevin", which drifts by gradient descent; 2 / (L (1 + 2 mu)) for "nag"; infinite
+    if no direction contracts. `plain` are the weights of a plain sum of labelled fields, in place of guidance: fields
+    that agree have sum |weight| times the curvature of a single field.
 
-    Raises ValueError for a sampler whose step is not one along the gradient itself ("adam", solvers).
+    Raises ValueError for a sampler that does not step along the gradient itself ("adam", solvers).
     """
     if kind not in ("gd", "nag", "langevin"):
         raise ValueError(f"sampler {kind!r} has no step limit of this kind; gd, nag and langevin have")
@@ -262,14 +264,16 @@ def auto_step(
     *,
     plain: Sequence[float] | None = None,
 ) -> float:
-    """The step size of a descent of `steps` updates: as large as its way needs, and at most half of `step_limit`.
+    """The automatic step size of a descent of `steps` updates: large enough to arrive, at most half of `step_limit`.
 
-    A field that knows its data walks from noise to gamma = 0.995 in eta * steps = integral of dgamma / c(gamma). Half
-    as much again is planned, since a learned field is weaker where it is unsure; with the default decay this is 2.3 /
-    (gain * steps), between the paper's two settings for 250 steps (eta 0.003 and 0.0017, where this is 0.0023). A
-    larger step is of no use: it follows the field less closely, and a long walk at rest drifts off the data. With few
-    steps the limit binds, and the descent ends before it has come to rest: see `steps_to_rest`. A plain sum of
-    fields (`plain`, as for `step_limit`) walks sum(weights) times as fast, and needs so much less.
+    A field that is certain of its data descends from noise to gamma = 0.995 in eta * steps = integral of
+    dgamma / c(gamma), see `way`. The plan is 1.5 times that, since a learned field is weaker where it is uncertain.
+    With the default decay the step is 2.3 / (gain * steps): 0.0023 for 250 steps, between the paper's settings 0.003
+    and 0.0017. A larger step does not help: it follows the field less closely, and a long descent at rest drifts off
+    the data. With few steps the limit applies, and the descent ends before it has come to rest: see `steps_to_rest`. A
+    plain sum of fields (`plain`, as for `step_limit`) moves sum(weights) times as fast, so its step is smaller by that.
+
+    Raises ValueError for steps < 1, weights whose sum is not positive, and as `step_limit` and `way` do.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps is {steps!r}; it must be a whole number of at least 1")
@@ -284,14 +288,14 @@ def auto_step(
 
 
 def steps_to_rest(step_size: float, decay: Decay) -> int:
-    """How many updates of this size the planned way takes."""
+    """The number of updates of size `step_size` that a descent to rest takes by plan: 1.5 times `way`, rounded up."""
     return math.ceil(TRAVEL * way(decay) / step_size - 1e-9)
 
 
 def way(decay: Decay) -> float:
-    """eta * steps from gamma = 0 to 0.995 along a field that knows its data: the integral of dgamma / c(gamma).
+    """The eta * steps from gamma = 0 to 0.995 with a field that is certain of its data: integral of dgamma / c(gamma).
 
-    Raises ValueError for a decay that never comes to rest (a flow's constant one) or has stops on the way.
+    Raises ValueError for a decay that never comes to rest (a flow's constant one) or is 0 on the way.
     """
     last = torch.tensor(1.0, dtype=torch.float64)
     times = torch.linspace(0, -math.log(1 - ARRIVED), 4001, dtype=torch.float64)  # u = -log(1 - gamma), smooth at 1

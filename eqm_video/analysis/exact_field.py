@@ -1,7 +1,7 @@
-"""The exact field of a finite data set, by quadrature: what a network trained to perfection would predict.
+"""The exact field of a finite data set, by quadrature: the prediction of a perfectly trained network.
 
-Legend: M data clips, B clips, T frames, F frames with a gamma of their own (T, or 1 when all share one), D numbers in
-such a frame, Q quadrature nodes.
+Legend: M data clips, B clips, T frames, F frames with a gamma of their own (T, or 1 when all share a gamma), D numbers
+of such a frame, Q quadrature nodes.
 
 Given noisy latents y, each data clip x_i and each gamma has a posterior weight (gamma uniform on [0, 1), noise
 standard normal), p(i, gamma | y) ~ (1 - gamma)^(-D) exp(-|y - gamma x_i|^2 / (2 (1 - gamma)^2)), and the best
@@ -11,9 +11,10 @@ exponent is
 
     log weight = (D - 1) u - (|y - x_i|^2 e^(2u) + 2 <y - x_i, x_i> e^u + |x_i|^2) / 2,
 
-which has one maximum in u. With one gamma for each frame, p(i | y) is the product over frames of these integrals.
+which has a single maximum in u. With a gamma for each frame, p(i | y) is the product over frames of these integrals.
 
-A network that is told gamma, as the flow baseline is, has an easier task: `at_gamma` is its exact field, a softmax.
+A network that is conditioned on gamma, as the flow baseline is, has an easier task: `at_gamma` is its exact field, a
+softmax.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from eqm_video.core.decay import Decay, check_decay
 from eqm_video.core.field import GradientField
 from eqm_video.system.devices import double
 
-U_MAX = 20.0  # 1 - gamma >= 2e-9: at a data point itself the integral diverges, and is cut here
+U_MAX = 20.0  # 1 - gamma >= 2e-9: at a data point the integral diverges, and is cut off at this u
 LOG_NEGLIGIBLE = 45.0  # weights below e^-45 of the largest are left out
 CHUNK = 2**22  # numbers in the largest temporary tensor
 
@@ -47,21 +48,25 @@ def _gauss_nodes(panels: int = 64) -> tuple[Tensor, Tensor]:
 
 
 class OracleField(GradientField):
-    """The exact Equilibrium Matching field of M data clips (they count equally); a gradient for `descend`.
+    """The exact Equilibrium Matching field of M data clips with equal weights; a gradient for `descend`.
 
     Args:
         data: (M, T, C, H, W) clips, or (M, D) points; finite.
         decay: c(gamma), as for training; a `ConstantDecay` gives the flow baseline's field.
-        frame_wise: a gamma for each frame, drawn independently (needs clips with frames); else one for the whole clip.
+        frame_wise: a gamma for each frame, drawn independently (needs clips with frames); else a
+            single gamma for the whole clip.
 
-    Computed in float64 on the latents' device (on the CPU for a device without float64), and returned as the latents
-    are. Slow by design: O(B M T (D + Q)).
+    Computed in float64 on the latents' device (on the CPU for a device without float64), and returned with the device
+    and dtype of the latents. Slow: O(B M T (D + Q)).
+
+    Raises:
+        ValueError: data of another shape, empty or not finite, or a decay that `check_decay` refuses.
     """
 
     def __init__(self, data: Tensor, decay: Decay, frame_wise: bool = False) -> None:
         if not isinstance(data, Tensor) or data.ndim not in (2, 5) or data.numel() == 0:
-            found = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
-            raise ValueError(f"data must be a tensor (M, T, C, H, W) or (M, D) and not empty, got {found}")
+            actual = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
+            raise ValueError(f"data must be a tensor (M, T, C, H, W) or (M, D) and not empty, got {actual}")
         if not data.isfinite().all():
             raise ValueError("data hold infinite or NaN values")
         if frame_wise and data.ndim != 5:
@@ -71,15 +76,15 @@ class OracleField(GradientField):
         self.frame_wise = frame_wise
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """f(latents), of the latents' shape (B, T, C, H, W) or (B, D) and dtype."""
+        """The field at latents (B, T, C, H, W) or (B, D), in their shape and dtype."""
         chunks = _chunks(latents, self.data, self.frame_wise)
         data = _frames(self.data.to(chunks[0].device), self.frame_wise)
         fields = []
         for frames in chunks:
             difference = frames[:, None] - data  # (B, M, F, D)
             log_mass, pull = self._integrals(difference, data)
-            chosen = log_mass.sum(dim=2).softmax(dim=1)
-            fields.append(torch.einsum("bm,bmf,bmfd->bfd", chosen, pull, difference))
+            probabilities = log_mass.sum(dim=2).softmax(dim=1)
+            fields.append(torch.einsum("bm,bmf,bmfd->bfd", probabilities, pull, difference))
         return torch.cat(fields).reshape(latents.shape).to(latents)
 
     def posterior(self, latents: Tensor) -> Tensor:
@@ -90,15 +95,15 @@ class OracleField(GradientField):
         return log_mass.sum(dim=2).softmax(dim=1)
 
     def select(self, indices: Tensor) -> OracleField:
-        """The field of some clips of a batch: the same one, since it knows nothing of single clips."""
+        """The field of some clips of a batch: itself, since it keeps nothing for single clips."""
         return self
 
     def at_gamma(self, gamma: float | Tensor) -> KnownGammaField:
-        """The exact field of a network that is told gamma; under a `ConstantDecay`, what flow matching learns.
+        """The exact field of a network that is conditioned on gamma; with a `ConstantDecay`, of flow matching.
 
         Args:
-            gamma: in [0, 1]: one number, (B,) one for each clip, or (B, T) one for each frame of clips. `frame_wise`
-                does not matter here: it says how an unknown gamma is drawn.
+            gamma: in [0, 1]: a number, (B,) for each clip, or (B, T) for each frame. `frame_wise` has no effect: it
+                says how an unknown gamma is distributed.
 
         Raises:
             ValueError: gamma of another shape, or outside [0, 1].
@@ -113,8 +118,10 @@ class OracleField(GradientField):
         return KnownGammaField(self.data, self.decay, known)
 
     def _integrals(self, difference: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
-        """For each pair of a clip and a datum and each frame, (B, M, F) each: log of the integral of the weight over
-        gamma, and the posterior mean of c(gamma) / (1 - gamma)."""
+        """The log of the weight's integral over gamma, and the posterior mean of c(gamma) / (1 - gamma).
+
+        Both (B, M, F): for each clip, data clip and frame.
+        """
         size = difference.shape[-1]
         square = reduce(difference.square(), "b m f d -> b m f", "sum")
         cross = torch.einsum("bmfd,mfd->bmf", difference, data)
@@ -133,11 +140,11 @@ class OracleField(GradientField):
 
 @dataclass(frozen=True)
 class KnownGammaField(GradientField):
-    """The exact field where gamma is known, f(y, gamma) = c(gamma) E[eps - x_i | y, gamma]; a gradient for `descend`.
+    """The exact field at a known gamma, f(y, gamma) = c(gamma) E[eps - x_i | y, gamma]; a gradient for `descend`.
 
-    p(i | y, gamma) ~ exp(-|y - gamma x_i|^2 / (2 (1 - gamma)^2)), a product over frames where each has its own gamma,
-    and eps - x_i = (y - x_i) / (1 - gamma). At gamma = 1 exactly, the latents tell the clip but nothing of the noise,
-    whose mean is 0: f = -c(1) x_i, with the nearest x_i. Under c(1) = 0 data are at rest there; in a flow they move on.
+    p(i | y, gamma) ~ exp(-|y - gamma x_i|^2 / (2 (1 - gamma)^2)), a product over frames if each has its own gamma, and
+    eps - x_i = (y - x_i) / (1 - gamma). At gamma = 1 exactly, the latents determine the clip but not the noise, whose
+    mean is 0: f = -c(1) x_i, with the nearest x_i. With c(1) = 0 data are then at rest; in a flow they move on.
     """
 
     data: Tensor  # (M, T, C, H, W) or (M, D), float64
@@ -145,24 +152,24 @@ class KnownGammaField(GradientField):
     gamma: Tensor  # (), (B,) or (B, T), float64
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """f(latents, gamma), of the latents' shape (B, T, C, H, W) or (B, D) and dtype."""
+        """The field at latents (B, T, C, H, W) or (B, D), in their shape and dtype."""
         fields = []
         for frames, data, gamma in self._parts(latents):
-            clean = torch.einsum("bm,mfd->bfd", self._chosen(frames, data, gamma), data)
+            clean = torch.einsum("bm,mfd->bfd", self._probabilities(frames, data, gamma), data)
             line = torch.where(gamma < 1, (frames - clean) / _rest(gamma), -clean)  # E[eps - x_i]
             fields.append(line * self.decay(gamma))
         return torch.cat(fields).reshape(latents.shape).to(latents)
 
     def posterior(self, latents: Tensor) -> Tensor:
         """Probabilities (B, M), float64, that the latents are a noisy version of each data clip at this gamma."""
-        return torch.cat([self._chosen(*part) for part in self._parts(latents)])
+        return torch.cat([self._probabilities(*part) for part in self._parts(latents)])
 
     def select(self, indices: Tensor) -> KnownGammaField:
         """The field of some clips of a batch, with their own gammas."""
         return self if self.gamma.ndim == 0 else replace(self, gamma=self.gamma[indices.to(self.gamma.device)])
 
     def _parts(self, latents: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """A few clips at a time: latents (b, F, D), data (M, F, D), gamma (b, F, 1)."""
+        """Latents (b, F, D), data (M, F, D) and gamma (b, F, 1), for a few clips at a time."""
         frame_wise = self.gamma.ndim == 2
         chunks = _chunks(latents, self.data, frame_wise)
         data = _frames(self.data.to(chunks[0].device), frame_wise)
@@ -173,19 +180,19 @@ class KnownGammaField(GradientField):
         return [(part, data, known) for part, known in zip(chunks, gamma.split(len(chunks[0])), strict=True)]
 
     @staticmethod
-    def _chosen(frames: Tensor, data: Tensor, gamma: Tensor) -> Tensor:
-        """p(i | y, gamma): (b, M)."""
+    def _probabilities(frames: Tensor, data: Tensor, gamma: Tensor) -> Tensor:
+        """Probabilities p(i | y, gamma): (b, M)."""
         noise = (frames[:, None] - gamma[:, None] * data) / _rest(gamma)[:, None]  # (b, M, F, D)
         return (-noise.square().sum(dim=(2, 3)) / 2).softmax(dim=1)
 
 
 def _rest(gamma: Tensor) -> Tensor:
-    """1 - gamma, cut where the integrals are cut: at gamma = 1 the nearest clip alone, rather than 0 / 0."""
+    """1 - gamma, at least e^-U_MAX as in the integrals: gamma = 1 selects the nearest clip instead of giving 0 / 0."""
     return (1 - gamma).clamp(min=math.exp(-U_MAX))
 
 
 def _frames(values: Tensor, frame_wise: bool) -> Tensor:
-    """(B, T, C, H, W) or (B, D) -> (B, F, D)."""
+    """Clips (B, T, C, H, W) or points (B, D) as frames with a gamma of their own (B, F, D)."""
     if frame_wise:
         return rearrange(values, "b t c h w -> b t (c h w)")
     return values.reshape(values.shape[0], 1, -1)
@@ -201,8 +208,8 @@ def _chunks(latents: Tensor, data: Tensor, frame_wise: bool) -> tuple[Tensor, ..
 
 
 def _mode(square: Tensor, cross: Tensor, size: int) -> Tensor:
-    """The u in [0, U_MAX] where the weight is largest: the root of (D - 1) - square e^(2u) - cross e^u = 0."""
-    # the form of the quadratic's root that stays finite as square -> 0, chosen by the sign of cross
+    """The u in [0, U_MAX] at which the weight is largest: the root of (D - 1) - square e^(2u) - cross e^u = 0."""
+    # Of the two forms of the quadratic's root, the sign of cross selects the form that stays finite as square -> 0.
     root = (cross.square() + 4 * square * (size - 1)).sqrt()
     scale = torch.where(cross > 0, 2 * (size - 1) / (cross + root), (root - cross) / (2 * square))
     return torch.log(scale).nan_to_num(nan=U_MAX, posinf=U_MAX).clamp(0, U_MAX)

@@ -1,15 +1,15 @@
-"""Reading gamma off a field that was never told it: how far each frame still is from its data.
+"""Estimates of each frame's gamma from the gradient of a field that is not conditioned on gamma.
 
 Legend: B clips, T frames, C channels, H W height and width, S = RMS(noise - clean) = sqrt(1 + mean square of the data).
 
 A frame at gamma has the target (noise - clean) * c(gamma), so its RMS is S * c(gamma), and where c falls the size of
-the gradient tells gamma. Where c does not fall (the truncated decay below a) the size says "at most a", nothing more.
-There the direction still tells: noise and data are independent, so that
+the gradient determines gamma. Where c does not fall (the truncated decay below a) the size only says "at most a". The
+direction then determines it: noise and data are independent, so that
 
     E <noisy, target> / (C H W) = c(gamma) * (1 - gamma * S^2),
 
-which falls with gamma too, and holds for the best prediction as for the target itself, since the best prediction is
-the target's mean given the noisy latents. It is the `dot` energy of Equilibrium Matching (arXiv 2510.02300), a frame.
+which falls with gamma too. It holds for the best prediction as well as for the target, since the best prediction is the
+target's mean given the noisy latents. It is the `dot` energy of Equilibrium Matching (arXiv 2510.02300) of a frame.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from eqm_video.core.decay import Decay
-from eqm_video.samplers.active import frame_rms as frame_rms  # the size that gamma is read from
+from eqm_video.samplers.active import frame_rms as frame_rms  # the size from which gamma is estimated
 from eqm_video.system.devices import double
 
-GRID = 1000  # steps of gamma in the search for where the decay falls for good
+GRID = 1000  # steps of gamma in searches on [0, 1]
 HALVINGS = 50
-UNSURE = 0.85  # a prediction may be so much shorter than its target where its data are uncertain
+UNSURE = 0.85  # size of an uncertain prediction as a share of its target's, at the least
 
 
 def frame_dot(latents: Tensor, gradient: Tensor) -> Tensor:
@@ -36,7 +36,10 @@ def frame_dot(latents: Tensor, gradient: Tensor) -> Tensor:
 
 
 def calibrate(latents: Tensor) -> float:
-    """S = sqrt(1 + mean square) of data latents (B, T, C, H, W); samples that have come to rest will do as data."""
+    """The scale S = sqrt(1 + mean square) of data latents (B, T, C, H, W), or of samples that have come to rest.
+
+    Raises ValueError for empty latents and for values that are not finite.
+    """
     if not isinstance(latents, Tensor) or latents.numel() == 0:
         raise ValueError("calibrate needs latents (B, T, C, H, W) of at least one frame of data")
     scale = math.sqrt(1 + float(double(latents).square().mean()))
@@ -49,7 +52,7 @@ def saturation(decay: Decay) -> float:
     """The gamma from which on c falls strictly down to 0: a for the truncated decay, 0 for the linear one.
 
     Raises:
-        ValueError: c does not fall to 0 at gamma = 1 (a constant decay): its size tells nothing.
+        ValueError: c does not fall towards gamma = 1 (a constant decay), so its size does not depend on gamma.
     """
     grid = torch.linspace(0, 1, GRID + 1, dtype=torch.float64)
     values = decay(grid).double()
@@ -59,7 +62,7 @@ def saturation(decay: Decay) -> float:
     rises = (values[1:] >= values[:-1] - rounding).nonzero()
     if len(rises) == 0:
         return 0.0
-    last = int(rises[-1]) + 1  # c falls strictly from grid[last + 1] on, and maybe from a little earlier
+    last = int(rises[-1]) + 1  # c falls strictly from grid[last + 1] on, or from a little earlier
     low, high, level = float(grid[last]), float(grid[min(last + 1, GRID)]), float(values[last]) - rounding
     for _ in range(HALVINGS):
         middle = (low + high) / 2
@@ -69,27 +72,29 @@ def saturation(decay: Decay) -> float:
 
 
 def is_saturated(rms: Tensor, decay: Decay, scale: float) -> Tensor:
-    """Whether the gradient's size (B, T) leaves gamma open: what `infer_gamma` reads from it is "at most".
+    """Mask (B, T) of the frames whose gradient size `rms` (B, T) does not determine gamma, only bounds it from above.
 
-    (B, T) bool. True from 0.85 of the least size on that the part before `saturation` has: a prediction that is unsure
-    of its data is shorter than its target. Never true for a c that falls from the start.
+    True from 0.85 of the smallest size below `saturation` on: an uncertain prediction is shorter than its target. Never
+    true for a c that falls from the start. `scale` is S, see `calibrate`.
     """
     return _strength(rms, scale) >= _open_from(decay)
 
 
 def infer_gamma(rms: Tensor, decay: Decay, scale: float, *, dot: Tensor | None = None) -> Tensor:
-    """Each frame's gamma (B, T), float64 in [0, 1], from the size of its gradient alone.
+    """Estimate each frame's gamma (B, T), float64 in [0, 1], from its gradient's size and, with `dot`, its direction.
 
     Args:
         rms: `frame_rms` of the gradient, (B, T).
         decay: the c(gamma) the field was trained with.
-        scale: S, of `calibrate`.
-        dot: `frame_dot` of the same latents and gradient: it tells gamma where the size is saturated. Without it such a
-            reading is to be taken as "at most"; full size reads `saturation(decay)`.
+        scale: S, see `calibrate`.
+        dot: `frame_dot` of the same latents and gradient, which gives gamma where the size is saturated. Without it
+            such an estimate is an upper bound; full size gives `saturation(decay)`.
 
-    For one data point, whose field is certain, the reading from size is exact where it is not saturated. The direction
-    is right on average over noise; a single frame's reading varies by about sqrt(2 / (C H W)) / S^2. For data that
-    differ in size a frame's reading is off by as much as its own S differs from the common one.
+    For a single data point, whose field is certain, the estimate from size is exact where it is not saturated. The
+    estimate from direction is right on average over noise; for a single frame it varies by about
+    sqrt(2 / (C H W)) / S^2. For data that differ in size, a frame's estimate is off by as much as its own S differs
+    from the common one.
+
     Raises ValueError for a decay that does not fall, a wrong scale, or shapes that differ.
     """
     strength = _strength(rms, scale)
@@ -104,13 +109,13 @@ def infer_gamma(rms: Tensor, decay: Decay, scale: float, *, dot: Tensor | None =
     if dot.shape != rms.shape:
         raise ValueError(f"dot {tuple(dot.shape)} and rms {tuple(rms.shape)} must both be (B, T)")
     threshold, dot = _open_from(decay), dot.to(strength)
-    # a large gradient along the latents is one of noise, however short an unsure prediction has made it
+    # A large gradient along the latents belongs to noise, even if an uncertain prediction is short.
     open_ = (strength >= threshold) | ((dot > 0) & (strength > threshold / 2) & (threshold < math.inf))
     return torch.where(open_, _gamma_of_dot(dot, decay, scale, most), most)
 
 
 def _open_from(decay: Decay) -> float:
-    """The strength c(gamma) from which on gamma is not told by size: infinite for a c that falls from the start."""
+    """The strength c(gamma) from which on size does not determine gamma; infinite for a c that falls from the start."""
     knee = saturation(decay)
     if knee == 0:
         return math.inf
@@ -125,7 +130,7 @@ def _gamma_of_dot(dot: Tensor, decay: Decay, scale: float, most: Tensor) -> Tens
 
 
 def _strength(rms: Tensor, scale: float) -> Tensor:
-    """rms / scale, float64: what c(gamma) must be."""
+    """The strength c(gamma) that a gradient of this size has: rms / scale, float64."""
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 1 <= scale < math.inf:
         raise ValueError(
             f"scale is {scale!r}; it must be at least 1 (the noise's own RMS): measure it with calibrate()"

@@ -1,4 +1,4 @@
-"""The Fréchet distance between two Gaussians, and random projections to take it in.
+"""The Fréchet distance between two Gaussians, and random projections to reduce the dimension first.
 
 Legend: N points, D dimensions of a point, V values of a flattened clip.
 """
@@ -31,7 +31,7 @@ def gaussian_of(features: Tensor) -> tuple[Tensor, Tensor]:
     if features.ndim != 2 or features.shape[0] < 2 or features.shape[1] < 1:
         raise ValueError(f"features must be (N, D) with at least 2 points, got {tuple(features.shape)}")
     if not features.isfinite().all():
-        raise ValueError("features hold infinite or NaN values")
+        raise ValueError("features hold infinite or NaN values; they must be finite")
     features = double(features)
     mean = features.mean(0)
     centred = features - mean
@@ -43,21 +43,21 @@ def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
 
         |m_a - m_b|² + tr(A) + tr(B) - 2 tr((A^½ B A^½)^½)          (Dowson and Landau, 1982)
 
-    The last trace is the sum of the roots of the eigenvalues of a symmetric matrix, in float64: no complex numbers and
-    no general matrix root. Eigenvalues that rounding pushed below 0 count as 0.
+    The last trace is the sum of the roots of a symmetric matrix's eigenvalues, in float64, so it needs no complex
+    numbers and no general matrix root. Eigenvalues that rounding made negative count as 0.
 
     Raises:
         ValueError: shapes that do not fit, or values that are not finite.
     """
     size = mean_a.numel()
-    shapes = [tuple(one.shape) for one in (mean_a, cov_a, mean_b, cov_b)]
+    shapes = [tuple(moment.shape) for moment in (mean_a, cov_a, mean_b, cov_b)]
     if shapes != [(size,), (size, size)] * 2 or size == 0:
         raise ValueError(
-            f"give means (D,) and covariances (D, D) of one D, in the order mean, cov, mean, cov: {shapes}"
+            f"give means (D,) and covariances (D, D) of equal D, in the order mean, cov, mean, cov; got {shapes}"
         )
-    mean_a, cov_a, mean_b, cov_b = (double(one) for one in (mean_a, cov_a, mean_b, cov_b))
-    if not all(one.isfinite().all() for one in (mean_a, cov_a, mean_b, cov_b)):
-        raise ValueError("means or covariances hold infinite or NaN values")
+    mean_a, cov_a, mean_b, cov_b = (double(moment) for moment in (mean_a, cov_a, mean_b, cov_b))
+    if not all(moment.isfinite().all() for moment in (mean_a, cov_a, mean_b, cov_b)):
+        raise ValueError("means or covariances hold infinite or NaN values; they must be finite")
     values, vectors = torch.linalg.eigh((cov_a + cov_a.T) / 2)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     inner = root @ cov_b @ root

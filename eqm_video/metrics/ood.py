@@ -1,16 +1,17 @@
-"""How unusual a clip is for a model, and how well such a score tells two sets apart.
+"""Out-of-distribution scores of clips under a model, and their power to separate two sets.
 
-Scores are taken at the latents themselves, without noise. Higher means more out of distribution, and that sign follows
-from the definitions, before any result:
+Scores are measured at the latents themselves, without noise. Higher means more out of distribution; this sign follows
+from the definitions, not from results:
 
 * gradient_norm: a frame's RMS of f. The target (noise - clean)·c(gamma) is 0 at data, where c(1) = 0, and only there.
-* energy: the model's own g; for a model without one g = x·f, the paper's energy. Descent lowers g, so data lie low. The
-  same by its values: x·f is 0 where f = 0, at data, and near gain·d at noise of d dimensions, where f is
-  gain·(noise - clean). Unlike the norm, x·f grows with |x| and may be negative.
+* energy: the model's own g; for a model without an energy g = x·f, the paper's energy. Descent lowers g, so data have
+  low values: x·f is 0 at data, where f = 0, and near gain·d at noise of d dimensions, where f is gain·(noise - clean).
+  Unlike the norm, x·f grows with |x| and may be negative.
 
-A distance to the data is no third score: near data f is c'(1)·(clean - x), so that norm and distance rank clips alike.
+A distance to the data would not be a third score: near data f is c'(1)·(clean - x), so norm and distance rank clips
+alike.
 
-Legend: B clips, T frames, N clips of one set, M of another.
+Legend: B clips, T frames, N clips of the first set, M of the second.
 """
 
 from __future__ import annotations
@@ -59,11 +60,11 @@ def auroc(in_scores: Tensor, out_scores: Tensor) -> float:
 def auroc_error(area: float, in_count: int, out_count: int) -> float:
     """Standard error of an AUROC from its value and the numbers of clips (Hanley and McNeil, 1982).
 
-    Exact for exponential scores and independent clips; 0 where the sets do not overlap at all.
+    Exact for exponential scores and independent clips; 0 if the scores of the sets do not overlap.
     """
     if not 0 <= area <= 1 or in_count < 1 or out_count < 1:
         raise ValueError(
-            f"area {area} of {in_count} and {out_count} clips; give an area in [0, 1] and counts from 1 on"
+            f"area {area} of {in_count} and {out_count} clips; give an area in [0, 1] and counts of at least 1"
         )
     two_out, two_in = area / (2 - area), 2 * area**2 / (1 + area)
     variance = area * (1 - area) + (out_count - 1) * (two_out - area**2) + (in_count - 1) * (two_in - area**2)
@@ -71,7 +72,10 @@ def auroc_error(area: float, in_count: int, out_count: int) -> float:
 
 
 def largest_jump(scores: Tensor) -> Tensor:
-    """Where frame scores (B, T) change most from one frame to the next: the later frame's number (B,), 1 to T - 1."""
+    """The frame (B,), 1 to T - 1, at which frame scores (B, T) differ most from those of the frame before.
+
+    Raises ValueError unless scores are (B, T) with at least 2 frames.
+    """
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise ValueError(f"scores must be (B, T) with at least 2 frames, got {tuple(scores.shape)}")
     return scores.diff(dim=1).abs().argmax(dim=1) + 1
