@@ -129,6 +129,7 @@ ORDER = [
     (4, "training.heartbeat"),
     (4, "training.optim"),
     (4, "training.plain_yaml"),
+    (4, "training.recipes"),
     (4, "training.progress"),
     (4, "training.rescue"),
     (4, "training.shared_memory"),
@@ -207,6 +208,7 @@ ORDER = [
     (5, "cli"),
     (5, "__main__"),
     (5, "cli.convert"),
+    (5, "cli.recipes"),
 ]
 TENSORS = {"torch", "einops"}
 LIBRARIES = {

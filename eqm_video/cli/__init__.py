@@ -60,6 +60,7 @@ def _studies() -> Iterator[tuple[str, Command]]:
 COMMANDS = {
     "train": Command("eqm_video.training.launch", "use", "train a model from a recipe (train_video.py)"),
     "sample": Command("eqm_video.sampling.launch", "use", "sample clips or images from a model (sample_video.py)"),
+    "recipes": Command("eqm_video.cli.recipes", "use", "list the recipes that ship with the package"),
     "convert": Command("eqm_video.cli.convert", "use", "convert weights of the reference EqM or SiT code"),
 } | dict(_studies())
 

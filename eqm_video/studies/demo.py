@@ -24,7 +24,7 @@ from eqm_video.system import machine
 from eqm_video.system.claims import check_place
 from eqm_video.training import launch as training
 
-RECIPE = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
+RECIPE = "demo"
 SHAPES = ("Disc", "Square")
 SAMPLES = 64
 VIDEOS, HELD_OUT = 88, 8  # of each label
@@ -49,11 +49,6 @@ class Demo(Study, Many, Data, Overridden, group="use", record="numbers.json"):
     out: Path = Path("video_samples/demo")
     num_samples: int = SAMPLES
 
-    def check(self) -> None:
-        """The recipe must be there: it is no part of an installed package."""
-        if not RECIPE.is_file():
-            raise UserError(f"the demo's recipe {RECIPE} is missing: run the demo from a clone of the repository")
-
     def run(self) -> Report:
         """Write the videos, train, sample and measure; what is there already is not made again."""
         claim_output(self.run_dir, "train", option="--run")
@@ -67,7 +62,7 @@ class Demo(Study, Many, Data, Overridden, group="use", record="numbers.json"):
 
     def train(self) -> float:
         """Train, or continue, or find the run finished; returns the seconds of all its steps, over all calls."""
-        words = ["--config", str(RECIPE), "--resume", f"data.root={self.data}", f"run.dir={self.run_dir}"]
+        words = ["--config", RECIPE, "--resume", f"data.root={self.data}", f"run.dir={self.run_dir}"]
         if training.main([*words, *self.overrides]) != 0 or not (self.run_dir / "export").is_dir():
             raise UserError(f"training did not finish; type the same command again to continue {self.run_dir}")
         last = (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]

@@ -11,11 +11,10 @@ from eqm_video.options import option
 from eqm_video.output.outputs import claim_output
 from eqm_video.sampling.option_groups import Data, Overridden, Written
 from eqm_video.training import launch as training
-from eqm_video.training import resume
+from eqm_video.training import recipes, resume
 from eqm_video.training.config import Config, load_config, to_tree
 from eqm_video.training.strict_yaml import flatten
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FREE = tuple(key for key in resume.FREE if key != "train.steps")  # what may differ in a run that is found
 
 
@@ -44,10 +43,15 @@ class Trained(Data, Overridden, Written):
 
 @dataclass(frozen=True)
 class Recipes:
-    """The recipes of `folder`, `first` first. Runs are named as their recipes, in the folder `given.runs`."""
+    """The recipes `group`/..., `first` first. Runs are named as their recipes, in the folder `given.runs`."""
 
-    folder: Path
+    group: str
     first: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder of these recipes."""
+        return recipes.folder() / self.group
 
     def names(self) -> list[str]:
         """Names of the recipes, the first first."""
@@ -56,8 +60,6 @@ class Recipes:
     def chosen(self, only: Sequence[str] | None) -> list[str]:
         """The names in `only`, or all, in the order of `names`; UserError where one of them is unknown."""
         names = self.names()
-        if not names:
-            raise UserError(f"there are no recipes in {self.folder}: run this from a clone of the repository")
         if unknown := sorted(set(only or ()) - set(names)):
             raise UserError(f"--only {unknown[0]}: the recipes are {', '.join(names)}")
         return [name for name in names if only is None or name in only]

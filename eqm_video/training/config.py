@@ -20,6 +20,7 @@ from eqm_video.errors import UserError, short
 from eqm_video.limits import HIGHEST_RATE, LARGEST_SIDE, MOST_FRAMES, MOST_ITEMS, MOST_LABELS, MOST_UPDATES
 from eqm_video.options import option
 from eqm_video.samplers import NAG, SAMPLERS
+from eqm_video.training import recipes
 from eqm_video.training import strict_yaml as recipe
 from eqm_video.training.strict_yaml import choice, to_tree
 
@@ -216,8 +217,11 @@ class Config:
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Read a recipe and apply `section.key=value` overrides; UserError for anything that is not declared."""
-    return parse_config(recipe.read_recipe(Config, path) if path is not None else {}, overrides)
+    """Read a recipe and apply `section.key=value` overrides; UserError for anything that is not declared.
+
+    path: of a file, or the name of a recipe that ships with the package, such as "own_videos".
+    """
+    return parse_config(recipe.read_recipe(Config, recipes.find(path)) if path is not None else {}, overrides)
 
 
 def parse_config(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:

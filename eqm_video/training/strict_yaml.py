@@ -36,7 +36,12 @@ def choice(kinds: Mapping[str, type], default: Any, flat: bool = False) -> Any:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; UserError where there is none."""
-    text = read_text(path, plain_yaml.MOST_TEXT, what="the recipe", advice="; give --config FILE.yaml")
+    text = read_text(
+        path,
+        plain_yaml.MOST_TEXT,
+        what="the recipe",
+        advice="; give --config FILE.yaml, or a name that `eqm-video recipes` lists",
+    )
     tree = plain_yaml.parse(text, str(path))
     tree = {} if plain_yaml.is_null(tree) else tree
     if not isinstance(tree, dict):

@@ -23,7 +23,7 @@ from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.ablate import report as ablate_report
 from eqm_video.studies.demo import write_videos
 from eqm_video.studies.quality import Judge
-from eqm_video.studies.recipes import CONFIGS, Recipes, Trained
+from eqm_video.studies.recipes import Recipes, Trained
 from eqm_video.studies.request import Request, open_model
 from eqm_video.studies.study import Opening, Report
 from eqm_video.studies.walk import decode, walk
@@ -31,7 +31,7 @@ from eqm_video.system import files, machine
 from eqm_video.training.config import Config
 
 BASE = "base"
-RECIPES = Recipes(CONFIGS / "ablations", BASE)
+RECIPES = Recipes("ablations", BASE)
 STRIDE = 0.08  # step_size * gain of all recipes: how far a step goes while the decay is at its full height
 ADAM = {"step_size": 0.05, "beta1": 0.9, "beta2": 0.999}  # the best of eight tried on the base, with 48 samples
 

@@ -23,7 +23,7 @@ from eqm_video.sampling.options import Longer
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
 from eqm_video.studies.demo import write_videos
-from eqm_video.studies.recipes import CONFIGS, Recipes, Trained
+from eqm_video.studies.recipes import Recipes, Trained
 from eqm_video.studies.request import open_model
 from eqm_video.studies.study import Opening, Report
 from eqm_video.studies.tasks import long as tasks_long
@@ -34,7 +34,7 @@ from eqm_video.studies.tasks.clips import Truth, names_of
 from eqm_video.studies.tasks.short import Setting
 from eqm_video.system import files, machine
 
-RECIPES = Recipes(CONFIGS / "gamma", "shared")
+RECIPES = Recipes("gamma", "shared")
 SHOWN = 8  # clips of each task that are kept for pictures
 PARTS = ("short", "long", "ways", "stopping")
 

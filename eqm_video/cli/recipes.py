@@ -1,0 +1,39 @@
+"""The command `recipes`: the recipes that ship with the package, listed or printed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eqm_video import options
+from eqm_video.options import option
+from eqm_video.training import recipes
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipesOptions:
+    """List the recipes that ship with the package, or print one of them.
+
+    Every name in the list can be given to `eqm-video train --config NAME`. To change more of a recipe than a few
+    values, print it into a file of your own: `eqm-video recipes own_videos > mine.yaml`, then `--config mine.yaml`.
+    """
+
+    name: str | None = option(None, positional=True, metavar="NAME", help="print this recipe, or accelerate/NAME")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """List or print; returns the exit status. UserError for a name that is none."""
+    words = sys.argv[1:] if arguments is None else arguments
+    given = options.parse(RecipesOptions, words, prog="eqm-video recipes")
+    if given.name is not None:
+        print(recipes.find(given.name, launch_files=True).read_text(encoding="utf-8"), end="")
+        return 0
+    known = recipes.names(launch_files=True)
+    width = max(map(len, known))
+    for name in known:
+        print(f"{name:{width}}  {recipes.heading(recipes.folder() / f'{name}.yaml')}")
+    print(
+        "\ntrain with one: eqm-video train --config NAME data.root=FOLDER run.dir=DIR; see one: eqm-video recipes NAME"
+    )
+    return 0
