@@ -1,4 +1,4 @@
-"""Sample labelled clips, or images, from a trained model: `python sample_video.py MODEL --out DIR` (see --help)."""
+"""Sample labelled clips, or images, from a trained model: `eqm-video sample MODEL --out DIR` (see --help)."""
 
 import sys
 

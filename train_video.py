@@ -1,4 +1,4 @@
-"""Train a model: `accelerate launch train_video.py --config configs/ucf101_b2.yaml data.root=... run.dir=...`."""
+"""Train a model: `eqm-video train --config ucf101_b2 data.root=... run.dir=...`."""
 
 import sys
 

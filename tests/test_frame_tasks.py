@@ -1,6 +1,6 @@
 """One frame-wise field, every video task, on clips that share frames: proven with the exact field, without training.
 
-The clips are the command's own (`python -m eqm_video oracle`), small: a shape starts in the middle of a torus and goes
+The clips are the command's own (`eqm-video oracle`), small: a shape starts in the middle of a torus and goes
 half the world to the right, left, down or up. All clips of a shape share the first frame, opposite ways the last too.
 Turning the picture by 90 degrees turns one way into the next, and start noise is the same from all sides: where several
 clips agree with the known frames, each must be reached equally often. Counts are held to 4 standard deviations.

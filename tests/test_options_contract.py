@@ -130,9 +130,7 @@ def test_every_study_helps(name: str, capsys: pytest.CaptureFixture) -> None:
     needed = [one.label for one in declared(study).values() if one.default is dataclasses.MISSING]
     if not needed:  # the demo would begin
         return
-    with pytest.raises(
-        UserError, match=f"^{' and '.join(needed)} must be given; see python -m eqm_video {name} --help$"
-    ):
+    with pytest.raises(UserError, match=f"^{' and '.join(needed)} must be given; see eqm-video {name} --help$"):
         study.main([])
 
 

@@ -568,7 +568,7 @@ def test_guidance_of_a_part_of_the_descent(pipe):
 
 
 def test_an_automatic_step_needs_the_measured_curvature(pipe):
-    with pytest.raises(UserError, match="type python -m eqm_video curvature MODEL --write"):
+    with pytest.raises(UserError, match="type eqm-video curvature MODEL --write"):
         pipe("up", step_size="auto")
     measured = tiny_pipeline(curvature={"largest": 20.0, "guidance_scale": 1.0})
     assert measured.rule("gd", "auto", steps=4).step_size == pytest.approx(0.5 * 2 / 20)  # half the limit binds

@@ -344,7 +344,7 @@ def test_the_package_exports_lazily():
 def test_entries_are_thin(root):
     assert len((root / "sample_video.py").read_text().splitlines()) < 15
     done = launch(root, "-m", "eqm_video", "--help")
-    assert done.returncode == 0 and "sample_video.py" in done.stdout
+    assert done.returncode == 0 and "  sample " in done.stdout and "eqm-video COMMAND" in done.stdout
     done = launch(root, "sample_video.py", "nowhere", "--out", "x")
     assert done.returncode == 2 and done.stderr.strip().startswith("error: nowhere is no folder")
 
@@ -510,7 +510,9 @@ def test_wrong_options_are_one_line(export, capsys):
     assert said == ["error: --num-samples is many: it must be a whole number of at least 1"]
     assert run(export, "--out", "x", "--num-samples") == 2
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and said[0].startswith("error: argument --num-samples: expected one argument; see sample")
+    assert len(said) == 1 and said[0].startswith(
+        "error: argument --num-samples: expected one argument; see eqm-video sample"
+    )
     assert cli.main(["--version"]) == 0 and capsys.readouterr().out.startswith("eqm-video ")
 
 

@@ -158,7 +158,7 @@ def test_dry_run_asks_the_hub_for_an_unknown_codecs_configuration(made, capsys, 
 def test_a_run_leaves_everything_that_it_promises(made, tmp_path, capsys) -> None:
     run = tmp_path / "run"
     assert main(recipe(made, run)) == 0
-    assert "sample_video.py" in capsys.readouterr().out
+    assert "eqm-video sample" in capsys.readouterr().out
     present = {path.name for path in run.iterdir()}
     assert present >= {"config.yaml", "metrics.jsonl", "data_report.json", "checkpoints", "previews", "export"}
     assert load_config(run / "config.yaml") == load_config(None, recipe(made, run))

@@ -206,7 +206,7 @@ def _check_generators(latents: Tensor, generators: Sequence[torch.Generator]) ->
 def curvature_at(curvature: Mapping[str, Any], guidance_scale: float | None = None) -> float:
     """The largest curvature of a measured field at `guidance_scale` (None: the scale of the measurement).
 
-    `curvature` is the record that `python -m eqm_video curvature MODEL --write` keeps: `largest`, measured at
+    `curvature` is the record that `eqm-video curvature MODEL --write` keeps: `largest`, measured at
     `guidance_scale`, and perhaps `by_guidance`, pairs [scale, curvature]. Curvature is nearly convex in the scale, so a
     straight line between two scales is on the safe side. Above the last scale it grows at most in proportion; below 0
     the weights 1 - s and s of the two fields bound it.

@@ -1,4 +1,4 @@
-"""The command line, `python -m eqm_video COMMAND ...`: a few commands of its own, and every study by its name.
+"""The command line, `eqm-video COMMAND ...`: a few commands of its own, and every study by its name.
 
 Studies are found by reading the folder `studies`, without importing it: a class with `group="look"` in studies/NAME.py
 or studies/NAME/study.py is the command NAME, and the list of commands shows the first line of its docstring.
@@ -58,8 +58,8 @@ def _studies() -> Iterator[tuple[str, Command]]:
 
 
 COMMANDS = {
-    "train": Command("eqm_video.training.launch", "use", "train a model from a recipe (train_video.py)"),
-    "sample": Command("eqm_video.sampling.launch", "use", "sample clips or images from a model (sample_video.py)"),
+    "train": Command("eqm_video.training.launch", "use", "train a model from a recipe"),
+    "sample": Command("eqm_video.sampling.launch", "use", "sample clips or images from a model"),
     "recipes": Command("eqm_video.cli.recipes", "use", "list the recipes that ship with the package"),
     "convert": Command("eqm_video.cli.convert", "use", "convert weights of the reference EqM or SiT code"),
 } | dict(_studies())
@@ -113,7 +113,7 @@ def _run(name: str, words: Sequence[str]) -> int:
 def _overview() -> str:
     """All commands, a line each, by group."""
     width = max(map(len, COMMANDS))
-    lines = ["usage: python -m eqm_video COMMAND ...   (COMMAND --help tells more)"]
+    lines = ["usage: eqm-video COMMAND ...   (COMMAND --help tells more)"]
     for group, title in GROUPS.items():
         lines += ["", f"{title}:"]
         lines += [f"  {name:{width}}  {command.says}" for name, command in COMMANDS.items() if command.group == group]

@@ -68,7 +68,7 @@ class Convert(Written):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert, and print a description of the network; returns the exit status. UserError for a user's mistake."""
     words = sys.argv[1:] if arguments is None else arguments
-    print(options.parse(Convert, words, prog="python -m eqm_video convert").run())
+    print(options.parse(Convert, words, prog="eqm-video convert").run())
     return 0
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eqm_video import options
+from eqm_video.errors import cut
 from eqm_video.options import option
 from eqm_video.training import recipes
 
@@ -32,8 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = recipes.names(launch_files=True)
     width = max(map(len, known))
     for name in known:
-        print(f"{name:{width}}  {recipes.heading(recipes.folder() / f'{name}.yaml')}")
-    print(
-        "\ntrain with one: eqm-video train --config NAME data.root=FOLDER run.dir=DIR; see one: eqm-video recipes NAME"
-    )
+        heading = recipes.heading(recipes.folder() / f"{name}.yaml")
+        print(f"{name:{width}}  {cut(heading, 118 - width)}")
+    print("\ntrain: eqm-video train --config NAME data.root=FOLDER run.dir=DIR; see one: eqm-video recipes NAME")
     return 0

@@ -1,4 +1,4 @@
-"""How samples are made and shown: the options of `sample_video.py`, filled in from preset and model, and checked."""
+"""How samples are made and shown: the options of `eqm-video sample`, filled in from preset and model, and checked."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def rule(
     if pipeline.config.curvature is None or pipeline.decay is None:
         raise UserError(
             "step_size auto needs the field's largest curvature, which this model does not have: type "
-            "python -m eqm_video curvature MODEL --write, or give a number"
+            "eqm-video curvature MODEL --write, or give a number"
         )
     kind, steps = sampler or pipeline.config.sampler["kind"], steps or pipeline.config.sampler["steps"]
     look_ahead = getattr(rule, "mu", 0.0)

@@ -1,4 +1,4 @@
-"""Batches of samples from a pipeline into the folder of `sample_video.py`, and what is said about them.
+"""Batches of samples from a pipeline into the folder of `eqm-video sample`, and what is said about them.
 
 B samples of a batch, T frames of a clip or of a window.
 """

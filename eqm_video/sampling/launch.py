@@ -1,4 +1,4 @@
-"""`python sample_video.py MODEL --out DIR ...`: labelled clips, or images, from a trained model.
+"""`eqm-video sample MODEL --out DIR ...`: labelled clips, or images, from a trained model.
 
 Sample k starts from the noise of seed K + k, whatever the batch size and the number of processes. The work is cut into
 batches of consecutive samples that the processes share; a run that was interrupted goes on where it stopped.
@@ -102,7 +102,7 @@ def start_processes(device: str) -> PartialState:
     if asked > state.num_processes:
         raise UserError(
             f"the launcher started {asked} processes, but each is alone: on CPUs type ACCELERATE_USE_CPU=1 torchrun "
-            f"--standalone --nproc_per_node {asked} sample_video.py ... --device cpu"
+            f"--standalone --nproc_per_node {asked} -m eqm_video sample ... --device cpu"
         )
     return state
 

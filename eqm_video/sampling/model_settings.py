@@ -92,7 +92,7 @@ def curvature_settings(given: Any) -> dict[str, Any] | None:
         isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
     )
     if not listed:
-        raise UserError(f"curvature is {given!r}; it must be what `python -m eqm_video curvature MODEL --write` keeps")
+        raise UserError(f"curvature is {given!r}; it must be what `eqm-video curvature MODEL --write` keeps")
     for value in (given.get("largest"), given.get("guidance_scale"), *(value for pair in pairs for value in pair)):
         number("a number of curvature", value)
     return dict(given)
@@ -202,6 +202,6 @@ _KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "id2label": (_is_names, "the names of the labels by number, such as {'0': 'cat'}"),
     "decay": (_is_decay, "a kind of decay with its numbers"),
     "sampler": (_is_sampler, "a kind of sampler with its numbers, steps and guidance_scale"),
-    "curvature": (_is_curvature, "what `python -m eqm_video curvature MODEL --write` measures"),
+    "curvature": (_is_curvature, "what `eqm-video curvature MODEL --write` measures"),
     "codec": (lambda value: isinstance(value, str) and value != "", "a name, a folder or a hub id"),
 }

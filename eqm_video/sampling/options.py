@@ -1,4 +1,4 @@
-"""The command line of `sample_video.py`: its options, a class, and examples."""
+"""The command line of `eqm-video sample`: its options, a class, and examples."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from eqm_video.sampling.settings import Sampling
 FORMATS = ("gif", "mp4", "png")
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 EXAMPLES = """examples:
-  python sample_video.py runs/demo/export --out samples --labels DiscLeft SquareUp --num-samples 16 --guidance-scale 2
-  python sample_video.py runs/demo/export --out samples --tolerance 0.3 --steps 200      (clips stop when they rest)
-  python sample_video.py runs/demo --out moving --start-from photo.jpg --num-samples 4      (image to video)
-  python sample_video.py runs/demo --out future --start-from clip.mp4 --known 0-3 --at 2.5  (continuation)
-  python sample_video.py runs/demo --out future --start-from videos/ --split test --known first:4 --at end
-  python sample_video.py runs/demo --out between --start-from clip.mp4 --known ends         (in-betweening)
-  python sample_video.py runs/demo --out between --keyframes 0=start.png -1=end.png
-  python sample_video.py runs/demo --out long --length 160 --overlap 4                      (sliding windows)
-  python sample_video.py runs/attributes --out samples --compose Disc:2 Left:2
-  python sample_video.py runs/imagenet --out samples frames=1 --labels random --num-samples 50000 --batch-size 64
-  torchrun --standalone --nproc_per_node 2 sample_video.py runs/demo --out samples     (several processes)"""
+  eqm-video sample runs/demo/export --out samples --labels DiscLeft SquareUp --num-samples 16 --guidance-scale 2
+  eqm-video sample runs/demo/export --out samples --tolerance 0.3 --steps 200      (clips stop when they rest)
+  eqm-video sample runs/demo --out moving --start-from photo.jpg --num-samples 4      (image to video)
+  eqm-video sample runs/demo --out future --start-from clip.mp4 --known 0-3 --at 2.5  (continuation)
+  eqm-video sample runs/demo --out future --start-from videos/ --split test --known first:4 --at end
+  eqm-video sample runs/demo --out between --start-from clip.mp4 --known ends         (in-betweening)
+  eqm-video sample runs/demo --out between --keyframes 0=start.png -1=end.png
+  eqm-video sample runs/demo --out long --length 160 --overlap 4                      (sliding windows)
+  eqm-video sample runs/attributes --out samples --compose Disc:2 Left:2
+  eqm-video sample runs/imagenet --out samples frames=1 --labels random --num-samples 50000 --batch-size 64
+  torchrun --standalone --nproc_per_node 2 -m eqm_video sample runs/demo --out samples     (several processes)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,4 +121,4 @@ class SampleOptions(
 def parse(arguments: Sequence[str] | None) -> SampleOptions:
     """The command line; `frames=1` and `sampler.steps=50` are the same as `--frames 1` and `--steps 50`."""
     words = sys.argv[1:] if arguments is None else arguments
-    return options.parse(SampleOptions, words, prog="sample_video.py", epilog=EXAMPLES, sections=("data", "sampler"))
+    return options.parse(SampleOptions, words, prog="eqm-video sample", epilog=EXAMPLES, sections=("data", "sampler"))

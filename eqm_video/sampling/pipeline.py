@@ -80,7 +80,7 @@ class EqMPipeline(DiffusionPipeline):
     id2label: names of the labels. decay: the c(gamma) it was trained with. sampler: recommended settings: kind (of
     `samplers.SAMPLERS`), that sampler's numbers, steps, guidance_scale. frames, fps, size (pixels, or [height, width]):
     what is sampled by default. reference_fps: the network's unit of time is 1 / reference_fps seconds. curvature: what
-    `python -m eqm_video curvature --write` measured, for step_size="auto".
+    `eqm-video curvature --write` measured, for step_size="auto".
 
     Load exports with `EqMPipeline.from_pretrained`; diffusers' base class does not know this one.
     """

@@ -1,4 +1,4 @@
-"""`Sampling`: how samples are made. The pipeline's keywords, `sample_video.py` and samples.json are made from it."""
+"""`Sampling`: how samples are made. The pipeline's keywords, `eqm-video sample` and samples.json are made from it."""
 
 from __future__ import annotations
 

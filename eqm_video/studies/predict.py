@@ -40,7 +40,7 @@ class Predict(OneModel, HeldOut, Known, ToldLabels, Guided, Seeded, Batched, gro
     faded into each other. A video has many futures, so with several --samples of each clip the best one counts too.
     Motion is the mean change from frame to frame in units of the true clips' own: it shows whether predictions move.
 
-    Example: python -m eqm_video predict runs/actions --data FOLDER --split test --known first:4 ends --out
+    Example: eqm-video predict runs/actions --data FOLDER --split test --known first:4 ends --out
     samples/predict
     """
 

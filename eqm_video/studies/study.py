@@ -80,7 +80,7 @@ class Study(groups.Written, ABC):
     def main(cls, arguments: Sequence[str] | None = None) -> int:
         """The command: parse, open the models, run, write the record, draw, and say where to look."""
         words = list(sys.argv[1:] if arguments is None else arguments)
-        study = options.parse(cls, words, prog=f"python -m eqm_video {cls.name}", sections=cls.sections)
+        study = options.parse(cls, words, prog=f"eqm-video {cls.name}", sections=cls.sections)
         option = "" if options.declared(cls)["out"].option.positional else "--out"
         claim_output(study.folder, cls.name, option=option)
         models = [open_model(study, path) for path in study.paths()]
@@ -103,7 +103,7 @@ class Study(groups.Written, ABC):
         """What every record ends with: the command, its options in full, and the machine."""
         given = {name: getattr(self, name) for name in options.declared(type(self))}
         return {
-            "command": shlex.join(["python", "-m", "eqm_video", self.name, *map(str, words)]),
+            "command": shlex.join(["eqm-video", self.name, *map(str, words)]),
             "options": json.loads(json.dumps(given, default=str)),
             "machine": machine.describe(models[0].device if models else "cpu"),
         }

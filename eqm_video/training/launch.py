@@ -1,4 +1,4 @@
-"""`train_video.py`: train from a recipe, resume, or only print what a recipe comes to (`--dry-run`)."""
+"""`eqm-video train`: train from a recipe, resume, or only print what a recipe comes to (`--dry-run`)."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _train(
     finished = run.trainer.run()
     if finished:
         export = run.export()
-        say(f"finished: {export} holds the model; sample with\n  python sample_video.py {export} --out samples")
+        say(f"finished: {export} holds the model; sample with\n  eqm-video sample {export} --out samples")
     else:
         say(f"stopped after step {run.trainer.step}; type the same command with --resume to continue")
     run.log.close()

@@ -64,6 +64,6 @@ def check_launch(accelerator: Accelerator) -> None:
     count = max(2, asked)
     raise UserError(
         f"{given}: they would not train together. On CPUs type\n  ACCELERATE_USE_CPU=1 torchrun --standalone "
-        f"--nproc_per_node {count} train_video.py --config ...\nand on GPUs\n  accelerate launch --multi_gpu "
-        f"--num_processes {count} train_video.py --config ..."
+        f"--nproc_per_node {count} -m eqm_video train --config ...\nand on GPUs\n  accelerate launch --multi_gpu "
+        f"--num_processes {count} -m eqm_video train --config ..."
     )

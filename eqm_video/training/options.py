@@ -1,4 +1,4 @@
-"""The command line of `train_video.py`: its options, a class, and the recipe that they come to."""
+"""The command line of `eqm-video train`: its options, a class, and the recipe that they come to."""
 
 from __future__ import annotations
 
@@ -15,17 +15,14 @@ from eqm_video.training.checkpoint import Checkpoints
 from eqm_video.training.config import Config, load_config
 from eqm_video.training.resume import NEWEST, find_checkpoint, recorded_config
 
-EXAMPLE = (
-    "Example: accelerate launch train_video.py --config configs/ucf101_b2.yaml data.root=data/UCF-101 "
-    "run.dir=runs/ucf train.steps=100000"
-)
+EXAMPLE = "Example: eqm-video train --config ucf101_b2 data.root=data/UCF-101 run.dir=runs/ucf train.steps=100000"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(Overridden):
     """Train a video or image model with Equilibrium Matching."""
 
-    config: str | None = option(None, metavar="FILE", help="a YAML recipe, such as configs/ucf101_b2.yaml")
+    config: str | None = option(None, metavar="RECIPE", help="a YAML file, or a name that `eqm-video recipes` lists")
     resume: str | None = option(
         None,
         metavar="[PATH]",
@@ -55,7 +52,7 @@ class TrainOptions(Overridden):
 def parse(arguments: Sequence[str] | None = None) -> TrainOptions:
     """The options in the words of a command line; UserError, in one sentence, for what cannot be."""
     words = separate_resume(sys.argv[1:] if arguments is None else arguments)
-    return options.parse(TrainOptions, words, prog="train_video.py", epilog=EXAMPLE)
+    return options.parse(TrainOptions, words, prog="eqm-video train", epilog=EXAMPLE)
 
 
 def separate_resume(words: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ LAUNCH = "accelerate"  # the folder of launch files for Accelerate, which are no
 
 def folder() -> Path:
     """The folder of the recipes that ship with the package."""
-    return next((path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir()))
+    return next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())
 
 
 def names(launch_files: bool = False) -> list[str]:

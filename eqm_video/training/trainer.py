@@ -233,7 +233,7 @@ class Trainer:
         named = ", ".join(clips) or "clips without names, or of another process"
         return (
             f"the latents of these clips of step {step} are not finite, so it was left out: {named}. Use a codec and a "
-            "data set without such values: try `python -m eqm_video reconstruct` on these files"
+            "data set without such values: try `eqm-video reconstruct` on these files"
         )
 
     def _not_finite(self, step: int, norm: float, names: list[str]) -> str:

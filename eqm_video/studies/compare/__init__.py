@@ -1,1 +1,1 @@
-"""`python -m eqm_video compare`."""
+"""`eqm-video compare`."""

@@ -27,7 +27,7 @@ SEAM, MARGIN = 1, 6  # white pixels within a pair, and after it
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples written by `sample_video.py`: pixels (N,T,H,W,3), captions (None: unlabelled), frames per second."""
+    """Samples written by `eqm-video sample`: pixels (N,T,H,W,3), captions (None: unlabelled), frames per second."""
 
     pixels: Tensor
     labels: list[str | None]

@@ -58,7 +58,7 @@ class Compare(Study, Data, Kind, Cut, Seeded, Columns, group="look"):
 
     sections: ClassVar[tuple[str, ...]] = ("data",)
 
-    samples: Path = option(positional=True, metavar="SAMPLES", help="a folder that sample_video.py wrote")
+    samples: Path = option(positional=True, metavar="SAMPLES", help="a folder that `eqm-video sample` wrote")
     data: Path = required()
     split: str | None = narrower(None, unset="train, and all where there are no lists")
     frame_interval: int | None = narrower(None, unset="by the fps of data and samples")
@@ -162,12 +162,12 @@ class Compare(Study, Data, Kind, Cut, Seeded, Columns, group="look"):
 
 
 def read_samples(folder: Path) -> Samples:
-    """samples.npz and samples.json of a folder by `sample_video.py`; images are clips of one frame."""
+    """samples.npz and samples.json of a folder by `eqm-video sample`; images are clips of one frame."""
     npz, record = folder / "samples.npz", folder / "samples.json"
     for file in (npz, record):
         if not file.is_file():
             hint = f"(an unfinished run? {folder / PARTS} is there)" if (folder / PARTS).is_dir() else ""
-            raise UserError(f"there is no {file}; give a folder that sample_video.py finished {hint}".rstrip())
+            raise UserError(f"there is no {file}; give a folder that `eqm-video sample` finished {hint}".rstrip())
     try:
         with np.load(npz, allow_pickle=False) as file:
             pixels = file["arr_0"]

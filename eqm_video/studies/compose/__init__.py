@@ -1,1 +1,1 @@
-"""`python -m eqm_video compose`."""
+"""`eqm-video compose`."""

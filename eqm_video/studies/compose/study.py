@@ -199,7 +199,7 @@ class Compose(Sampled, Ruled, Stepping, Columns, group="look"):
 
 def write_data(words: Sequence[str]) -> int:
     """`compose --write-data FOLDER`: moving shapes filed under single attributes, to train configs/attributes.yaml."""
-    folder = options.parse(DataToWrite, words, prog="python -m eqm_video compose").write_data
+    folder = options.parse(DataToWrite, words, prog="eqm-video compose").write_data
     write_moving_shapes(folder, attributes=True, videos=VIDEOS, held_out=HELD_OUT)
     print(f"moving shapes under single attributes are in {folder}; train on them with configs/attributes.yaml")
     return 0

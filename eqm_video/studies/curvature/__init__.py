@@ -1,1 +1,1 @@
-"""`python -m eqm_video curvature`."""
+"""`eqm-video curvature`."""

@@ -1,1 +1,1 @@
-"""`python -m eqm_video descent`."""
+"""`eqm-video descent`."""

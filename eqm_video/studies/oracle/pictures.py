@@ -1,4 +1,4 @@
-"""The film of `python -m eqm_video oracle`: the frames of some clips side by side while they descend from noise.
+"""The film of `eqm-video oracle`: the frames of some clips side by side while they descend from noise.
 
 Legend: S states of a descent, T frames, H W pixels; pixels uint8, channels last.
 """

@@ -1,1 +1,1 @@
-"""`python -m eqm_video partial`."""
+"""`eqm-video partial`."""

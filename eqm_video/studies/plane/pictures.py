@@ -1,4 +1,4 @@
-"""The pictures of `python -m eqm_video plane`: fields, walks and data in the plane.
+"""The pictures of `eqm-video plane`: fields, walks and data in the plane.
 
 Legend: M data points, B walks, N steps.
 """

@@ -1,4 +1,4 @@
-"""The picture of `python -m eqm_video sweep`: quality over evaluations, and over step sizes."""
+"""The picture of `eqm-video sweep`: quality over evaluations, and over step sizes."""
 
 from __future__ import annotations
 
