@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_run import ROOT, equal, read_metrics, tiny_network, tiny_trainer, weights
 
 from eqm_video.errors import UserError
-from eqm_video.training.checkpoint import Checkpoints, lock_run, read_record, write_folder
+from eqm_video.training.checkpoint import Checkpoints, lock_run, read_record, replace_folder
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -104,7 +104,7 @@ def test_a_full_disk_is_a_sentence_that_names_the_last_whole_one(tmp_path, error
 
 def test_a_folder_is_replaced_whole(tmp_path) -> None:
     for text in ("old", "new"):
-        write_folder(tmp_path / "export", lambda folder, text=text: (folder / text).write_text(text))
+        replace_folder(tmp_path / "export", lambda folder, text=text: (folder / text).write_text(text))
     assert names(tmp_path) == ["export"] and names(tmp_path / "export") == ["new"]
 
 

@@ -11,6 +11,7 @@ from test_pipeline import tiny_pipeline
 from torch import Tensor
 
 from eqm_video.analysis.exact_field import OracleField
+from eqm_video.core.composition import ScheduledField
 from eqm_video.core.guidance import GuidedField, HistoryField
 from eqm_video.errors import UserError
 from eqm_video.samplers import NAG, descend
@@ -98,6 +99,14 @@ def test_a_network_that_is_told_gamma_is_told_0_where_it_sees_noise():
     blinded = torch.where(spread(KNOWN), gaussian(1), latents)
     blind = network(blinded, torch.tensor([1, 2]), gamma=gammas.masked_fill(KNOWN, 0.0)).sample
     torch.testing.assert_close(found, 2 * informed - blind, rtol=1e-6, atol=1e-6)
+
+
+def test_one_gamma_for_all_frames_is_that_of_the_frames_that_are_not_known():
+    history, _, _ = guided(2.0)
+    gammas = torch.full((2, 3), 0.25, dtype=torch.float64).masked_fill(KNOWN, 1.0)
+    expected = history.at_gamma(gammas)(gaussian(0))
+    for field in (history.tell(0.25), history.at_gamma(0.25), ScheduledField(history, 2, torch.tensor([0.25, 0.5]))):
+        torch.testing.assert_close(field(gaussian(0)), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(

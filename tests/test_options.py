@@ -39,7 +39,7 @@ def test_a_request_is_filled_in_from_the_model():
     request = module.Request.of(pipe, parsed("--batch-size", "2"))
     assert request.ids == [0, 1, 2] and request.names == ["up", "down", "left"] and request.seeds == [0, 1, 2]
     assert (request.frames, request.size, request.guidance_scale) == (3, (16, 16), 1.0)
-    assert request.batches() == [slice(0, 2), slice(2, 4)]
+    assert request.batches() == [slice(0, 2), slice(2, 3)]
     words = "--labels left 0 --num-samples 4 --seed 7 --frames 2 --size 8x16 --guidance-scale 2.5"
     request = module.Request.of(pipe, parsed(*words.split()))
     assert request.ids == [2, 0, 2, 0] and request.seeds == [7, 8, 9, 10]

@@ -123,7 +123,7 @@ def test_training_repeats_and_leaves_the_callers_randomness_alone():
     expected = torch.rand(2)
     torch.manual_seed(3)
     weights = [
-        next(plane.train(POINTS, plane.EQUILIBRIUM, told_gamma=False, steps=3, seed=seed).parameters())
+        next(plane.train(POINTS, plane.EQUILIBRIUM, told_gamma=False, steps=3, seed=seed).network.parameters())
         for seed in (0, 0, 1)
     ]
     assert torch.equal(weights[0], weights[1])

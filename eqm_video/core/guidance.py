@@ -253,10 +253,19 @@ class HistoryField(GradientField):
         """Whether the field is the same in the whole descent."""
         return self.field.settled
 
-    def at_gamma(self, gamma: Tensor) -> HistoryField:
-        """The field at a solver's time (B, T), 1 on the known frames; f_without has gamma 0 on them instead."""
-        moved = _at_time(self, gamma)
-        return moved._with(moved.field.tell(gamma), moved.unconditional.tell(gamma.masked_fill(self.known, 0.0)))
+    def at_gamma(self, gamma: float | Tensor) -> HistoryField:
+        """The field at a solver's time, a number or (B, T): the progress, and the gamma of both networks."""
+        return _at_time(self, gamma).tell(gamma)
+
+    def tell(self, gamma: float | Tensor) -> HistoryField:
+        """The field of a network conditioned on gamma, at this gamma of the frames that are not known.
+
+        gamma: a number, or (B, T). Known frames have gamma 1, and 0 where noise stands in their place.
+        """
+        if not isinstance(gamma, Tensor):
+            gamma = torch.full(self.known.shape, gamma, device=self.known.device)
+        seen, hidden = gamma.masked_fill(self.known, 1.0), gamma.masked_fill(self.known, 0.0)
+        return self._with(self.field.tell(seen), self.unconditional.tell(hidden))
 
     def __call__(self, latents: Tensor) -> Tensor:
         """The guided field at latents (B, T, C, H, W), of the same shape."""

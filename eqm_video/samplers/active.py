@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from eqm_video.core.field import GradientField
 from eqm_video.samplers.checks import Gradient
 from eqm_video.samplers.rules import State
 from eqm_video.system.devices import send
@@ -178,7 +179,7 @@ class Active:
 
 
 @dataclass(frozen=True)
-class Frozen:
+class Frozen(GradientField):
     """A gradient without `select`, restricted to some clips: it is evaluated on the whole batch, and rows are taken."""
 
     gradient: Gradient

@@ -12,7 +12,6 @@ from huggingface_hub.errors import HFValidationError
 
 from eqm_video.errors import UserError
 from eqm_video.models.loading import NETWORKS, class_in, word
-from eqm_video.system.reading import read_json as read_json
 from eqm_video.system.record import is_checkpoint
 
 PARTS = ("transformer", "vae")

@@ -24,6 +24,7 @@ from eqm_video.sampling.known import KnownFrames, parse_known
 from eqm_video.sampling.option_groups import Batched, Guided, HeldOut, Known, Seeded, Shaped, ToldLabels
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
+from eqm_video.studies.batches import batches, rebuild
 from eqm_video.studies.request import lists_of, split_of
 from eqm_video.studies.study import OneModel, Report
 from eqm_video.studies.tasks.pictures import draw_clips, draw_strips, without_known
@@ -110,15 +111,14 @@ class Predict(OneModel, HeldOut, Known, ToldLabels, Guided, Seeded, Batched, gro
         how, every = Sampling.of(self), []
         for sample in range(self.samples):
             parts = []
-            for first in range(0, len(labels), self.batch_size):
-                batch = range(first, min(first + self.batch_size, len(labels)))
+            for rows in batches(len(labels), self.batch_size):
                 result = pipeline.sample(
                     how,
-                    [labels[k] for k in batch],
-                    clips=clips.pixels[first : batch.stop],
+                    labels[rows],
+                    clips=clips.pixels[rows],
                     known=known,
-                    seeds=[fold("predict", self.seed, sample, k) for k in batch],
-                    fps=clips.rates[first : batch.stop],  # true rates: known frames keep their distance in time
+                    seeds=[fold("predict", self.seed, sample, k) for k in range(rows.start, rows.stop)],
+                    fps=clips.rates[rows],  # true rates: known frames keep their distance in time
                     output_type="uint8",
                 )
                 parts.append(result.frames)
@@ -127,12 +127,6 @@ class Predict(OneModel, HeldOut, Known, ToldLabels, Guided, Seeded, Batched, gro
 
 
 # Measures -----------------------------------------------------------------------------------------------------------
-
-
-def rebuild(pipeline: EqMPipeline, clips: NDArray[np.uint8], batch_size: int) -> NDArray[np.uint8]:
-    """Clips (N, T, H, W, 3) through the codec and back: the best that a prediction can be."""
-    starts = range(0, len(clips), batch_size)
-    return np.concatenate([pipeline.decode(pipeline.encode(clips[k : k + batch_size])) for k in starts])
 
 
 def compare(samples: NDArray[np.uint8], truth: NDArray[np.uint8], known: Sequence[int]) -> dict[str, Any]:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from eqm_video.codec import BUNDLED, Codec
 from eqm_video.data.datasets import ClipSet, open_data
 from eqm_video.errors import UserError
+from eqm_video.metrics.psnr import psnr
 from eqm_video.options import narrower, option
 from eqm_video.output import media
 from eqm_video.sampling.option_groups import Cut, Kind, Shaped
@@ -80,9 +80,8 @@ def reconstruct(data: ClipSet, codec: Codec, count: int) -> tuple[list[dict], li
         pixels = clip.pixels[None].to(codec.device).float() / 127.5 - 1
         latents = codec.encode(pixels)
         again = codec.decode(latents)
-        error = (again - pixels).square().mean(dim=(0, 2, 3, 4))  # of each frame
-        psnr = (10 * torch.log10(4 / error.clamp_min(1e-10))).mean()
-        numbers.append({"name": clip.name, "psnr": float(psnr), "latent_std": float(latents.std())})
+        quality = float(psnr(again, pixels, span=2).mean())  # over the frames
+        numbers.append({"name": clip.name, "psnr": quality, "latent_std": float(latents.std())})
         if len(pairs) < SHOWN:
             pairs.append(np.concatenate([media.to_uint8(pixels)[0], media.to_uint8(again)[0]], axis=1))
     return numbers, pairs

@@ -13,6 +13,7 @@ from eqm_video.data.layout import find_lists
 from eqm_video.sampling.labels import captions, choose_labels
 from eqm_video.sampling.loading import load_pipeline
 from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.studies.batches import batches
 from eqm_video.system.devices import open_device
 
 SPLITS = ("train", "test", "all")
@@ -73,7 +74,7 @@ class Request:
 
     def batches(self) -> list[slice]:
         """Consecutive samples that go through the network together."""
-        return [slice(first, first + self.batch_size) for first in range(0, len(self.ids), self.batch_size)]
+        return batches(len(self.ids), self.batch_size)
 
     def settings(self) -> dict[str, Any]:
         """For the record beside the pictures."""

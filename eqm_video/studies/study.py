@@ -130,3 +130,12 @@ class Sampled(OneModel, groups.Labelled, groups.Many, groups.Shaped, groups.Guid
     def request(self, pipeline: EqMPipeline) -> Request:
         """The samples that the options ask for; UserError for what this model cannot make."""
         return Request.of(pipeline, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared(Sampled, groups.Against):
+    """A study that samples clips of a model and, with --against, of a second one."""
+
+    def paths(self) -> Sequence[str | Path]:
+        """The model, and the one that it is compared with."""
+        return (self.model,) if self.against is None else (self.model, self.against)

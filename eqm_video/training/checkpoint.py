@@ -42,7 +42,7 @@ if os.name == "posix":
 else:
     fcntl = None  # no locks there: two runs in one folder are not noticed
 
-__all__ = ["Checkpoints", "is_checkpoint", "load_state", "lock_run", "read_record", "save_state", "write_folder"]
+__all__ = ["Checkpoints", "is_checkpoint", "load_state", "lock_run", "read_record", "replace_folder", "save_state"]
 
 LOCK = ".lock"
 _LEFTOVER = ".incomplete-"  # being written, or being deleted
@@ -103,7 +103,7 @@ class Checkpoints:
         try:
             if os.path.lexists(final) and not is_checkpoint(final):
                 _rename_aside(final)
-            write_folder(final, fill, seal)
+            replace_folder(final, fill, seal)
         except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
             newest = self.newest()
             kept = f"the newest whole one is {newest}" if newest else "there is none yet"
@@ -146,8 +146,11 @@ def lock_run(folder: Path) -> Iterator[None]:
         yield
 
 
-def write_folder(final: Path, fill: Callable[[Path], None], seal: Callable[[Path], None] | None = None) -> None:
-    """Fill a folder so that it appears under its name whole or not at all; one that is there is replaced."""
+def replace_folder(final: Path, fill: Callable[[Path], None], seal: Callable[[Path], None] | None = None) -> None:
+    """Fill a folder so that it appears under its name whole or not at all; one that is there is replaced.
+
+    `files.writing_folder` is for folders in which others may have files: it replaces files of the same names alone.
+    """
     partial = _free(final.parent / f"{_LEFTOVER}{final.name}")
     partial.mkdir(parents=True)
     fill(partial)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from eqm_video.codec import Codec
 from eqm_video.data.dead_leaves import dead_leaves
+from eqm_video.metrics.psnr import psnr
 from eqm_video.system import files
 from eqm_video.system.machine import note_bf16
 from eqm_video.training.ema import Ema
@@ -61,12 +62,6 @@ def reconstruction_loss(a: Tensor, b: Tensor) -> Tensor:
     """The distance between two batches (B, C, H, W): of values, of edges, and of means over 4×4 pixels."""
     means = l1_loss(avg_pool2d(a, 4), avg_pool2d(b, 4))
     return l1_loss(a, b) + mse_loss(a, b) + difference_loss(a, b) + 4 * means
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pixels in [-1, 1], averaged over images (B, C, H, W)."""
-    error = (a - b).square().mean(dim=(1, 2, 3))
-    return float((10 * torch.log10(4.0 / error.clamp_min(1e-10))).mean())
 
 
 def to_pixels(pictures: np.ndarray) -> Tensor:
@@ -169,7 +164,7 @@ def evaluate(model: AutoencoderKL, pictures: Tensor) -> dict[str, float]:
     posterior = model.encode(pictures).latent_dist
     latents = posterior.mode()
     return {
-        "psnr": psnr(model.decode(latents).sample.clamp(-1, 1), pictures),
+        "psnr": float(psnr(model.decode(latents).sample.clamp(-1, 1), pictures, span=2).mean()),
         "latent_mean": latents.mean().item(),
         "latent_std": latents.std().item(),
         "posterior_std": posterior.std.mean().item(),

@@ -74,6 +74,14 @@ def orthogonalize(matrices: Tensor, steps: int, coefficients: Sequence[float], e
     return x.mT if tall else x
 
 
+def _loss_of(closure: Callable[[], float] | None) -> float | None:
+    """The loss that a step's closure computes, with gradients; None without a closure."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
 class MatrixMuon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for matrices: momentum, orthogonalized before it is a step.
 
@@ -98,10 +106,7 @@ class MatrixMuon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step of every matrix that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss_of(closure)
         for group in self.param_groups:
             matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
             for alike in _stacks(matrices):
@@ -185,10 +190,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step of both."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss_of(closure)
         for part in self.parts:
             part.step()
         return loss

@@ -26,7 +26,7 @@ from eqm_video.system.claims import carry_over
 from eqm_video.system.reading import read_json
 from eqm_video.training import build
 from eqm_video.training import launcher as launch
-from eqm_video.training.checkpoint import Checkpoints, write_folder
+from eqm_video.training.checkpoint import Checkpoints, replace_folder
 from eqm_video.training.config import Config, TrainConfig, to_tree
 from eqm_video.training.data import TrainingData, open_held_out, open_training_data
 from eqm_video.training.ema import Ema
@@ -230,7 +230,7 @@ class Run:
         final = self.folder / "export"
         if self.accelerator.is_main_process:
             try:
-                write_folder(final, self._fill_export)
+                replace_folder(final, self._fill_export)
             except (OSError, SafetensorError) as error:
                 raise UserError(
                     f"cannot write {final} ({error}): mend that, then add --resume to write it from the last checkpoint"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,19 @@ import numpy as np
 import torch
 
 from eqm_video.core.decay import ConstantDecay
-from eqm_video.output import media
 from eqm_video.samplers import NAG, SAMPLERS
 from eqm_video.sampling.launch import fingerprint
 from eqm_video.sampling.option_groups import Batched, Guided, Labelled, Many, Seeded, Shaped
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.ablate import report as ablate_report
 from eqm_video.studies.demo import write_videos
+from eqm_video.studies.measured import Clips, Measured
 from eqm_video.studies.quality import Judge
 from eqm_video.studies.recipes import Recipes, Trained
 from eqm_video.studies.request import Request, open_model
 from eqm_video.studies.study import Opening, Report
 from eqm_video.studies.walk import decode, walk
-from eqm_video.system import files, machine
+from eqm_video.system import machine
 from eqm_video.training.config import Config
 
 BASE = "base"
@@ -82,18 +83,18 @@ class Ablate(
         pipeline = open_model(self, config.run.folder / "export")
         request = Request.of(pipeline, self)
         asked = {"weights": fingerprint(pipeline), **request.settings(), "data": str(self.data)}
-        lines, judge = [], None
+        judge = cache(lambda: Judge.of(pipeline, request, self.data))  # reads the data: only where one is needed
+        measured, lines = Measured(self.out, self.again), []
         for way in ways(name, config):
-            file = self.out / "measured" / f"{name}_{way.sampler}.json"
-            known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() and not self.again else {}
-            if known.get("asked") != {**asked, **asdict(way)}:
+
+            def measure(way: Way = way) -> tuple[dict[str, Any], Clips]:
                 print(f"sampling {name} with {way.sampler}", flush=True)
-                judge = judge or Judge.of(pipeline, request, self.data)
-                clips, found = sample(pipeline, way, request)
-                found |= {**judge(clips, request.names), "rest": found.pop("rms") / config.objective.decay.gain}
-                media.write_npz(file.with_suffix(".npz"), clips, np.asarray(request.ids))
-                known = {"asked": {**asked, **asdict(way)}, "found": found, "reference": judge.scale}
-                files.write_record(file, known)
+                clips, numbers = sample(pipeline, way, request)
+                rest = numbers.pop("rms") / config.objective.decay.gain
+                numbers |= {**judge()(clips, request.names), "rest": rest}
+                return {"found": numbers, "reference": judge().scale}, (clips, np.asarray(request.ids))
+
+            known = measured.keep(f"{name}_{way.sampler}", {**asked, **asdict(way)}, measure)
             line = {"recipe": name, **asdict(way), **known["found"], **training_log(config)}
             lines.append({**line, "reference": known["reference"]})
         return lines

@@ -23,14 +23,15 @@ from eqm_video.options import narrower, option
 from eqm_video.randomness import generator
 from eqm_video.samplers import DivergenceError, run
 from eqm_video.sampling.arguments import make_generators
-from eqm_video.sampling.folders import read_json
 from eqm_video.sampling.loading import find_model
 from eqm_video.sampling.option_groups import Data, Ruled, Stepping
 from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.studies.batches import batches
 from eqm_video.studies.curvature.report import Stages, draw, numbers, stiffest, verdicts
 from eqm_video.studies.request import Request
 from eqm_video.studies.study import Report, Sampled
 from eqm_video.system import files, machine
+from eqm_video.system.reading import read_json
 
 Points = Callable[[float], Tensor]  # guidance scale -> latents (S, B, T, C, h, w) of the stages
 
@@ -200,11 +201,6 @@ def choose_scales(request: Request, wanted: Sequence[float] | None) -> list[floa
     if all(one is None for one in request.ids):
         return [own]
     return sorted({own, *(wanted if wanted is not None else (1.0, 2 * max(own, 1.0)))})
-
-
-def batches(count: int, size: int) -> list[slice]:
-    """Slices of at most `size` consecutive clips out of `count`."""
-    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 def chosen_generators(name: str, seed: int, stage: int, rows: slice) -> list[Generator]:

@@ -13,16 +13,16 @@ from torch import Tensor
 from eqm_video.errors import UserError
 from eqm_video.options import narrower, option, required
 from eqm_video.samplers import RULES, Dopri5, Sampler
-from eqm_video.sampling.option_groups import Against, Ruled, Stepping
+from eqm_video.sampling.option_groups import Ruled, Stepping
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.descent.pictures import draw_curves, draw_film, draw_strip
 from eqm_video.studies.descent.trace import Trace, is_flow, trace
-from eqm_video.studies.study import Report, Sampled
+from eqm_video.studies.study import Compared, Report
 from eqm_video.system import machine
 
 
 @dataclass(frozen=True, kw_only=True)
-class Descent(Sampled, Ruled, Stepping, Against, group="look"):
+class Descent(Compared, Ruled, Stepping, group="look"):
     """Gradient, energy and frames along a descent, of one model or two.
 
     From the same start noise: the gradient's root mean square, the energy and the gamma of every frame along the
@@ -49,10 +49,6 @@ class Descent(Sampled, Ruled, Stepping, Against, group="look"):
         count = len(self.paths())
         if self.names is not None and len(self.names) != count:
             raise UserError(f"--names gives {len(self.names)} names for {count} models; give one for each")
-
-    def paths(self) -> Sequence[str | Path]:
-        """The model, and the one beside it."""
-        return (self.model,) if self.against is None else (self.model, self.against)
 
     def run(self, *models: EqMPipeline) -> Report:
         """Record the descents of each model in turn."""

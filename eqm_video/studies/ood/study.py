@@ -18,6 +18,7 @@ from eqm_video.metrics.ood import SCORES, auroc, auroc_error, frame_scores, larg
 from eqm_video.options import narrower, option
 from eqm_video.sampling.option_groups import SPLIT, Batched, HeldOut, Seeded, ToldLabels
 from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.studies.batches import batches, encode
 from eqm_video.studies.ood import report
 from eqm_video.studies.ood.sets import made_sets, other_labels
 from eqm_video.studies.request import lists_of, split_of
@@ -95,7 +96,7 @@ class Ood(OneModel, HeldOut, ToldLabels, Batched, Seeded, group="look"):
         """
         found: dict[str, dict[str, Scores]] = {mode: {} for mode in modes}
         for name, pixels in tqdm(sets.items(), desc="scoring", unit="set", leave=False, disable=None):
-            latents = torch.cat([pipeline.encode(part) for part in batches(pixels, self.batch_size)])
+            latents = encode(pipeline, pixels, self.batch_size)
             for mode in modes:
                 told = [labels[k % len(labels)] if mode == "given" else None for k in range(len(pixels))]
                 found[mode][name] = score(pipeline, latents, told, self.batch_size)
@@ -144,18 +145,10 @@ def label_modes(asked: str | None, clips: Clips, pipeline: EqMPipeline) -> list[
 def score(pipeline: EqMPipeline, latents: Tensor, labels: Sequence[str | None], batch_size: int) -> Scores:
     """Frame scores (N, T) of latents (N, T, C, H, W), on the CPU, by the plain field of the labels (no guidance)."""
     parts = []
-    for first in range(0, len(latents), batch_size):
-        batch = latents[first : first + batch_size]
-        field = pipeline.field(
-            list(labels[first : first + batch_size]), num_frames=latents.shape[1], guidance_scale=1.0
-        )
-        parts.append(frame_scores(field.at_gamma(1.0), batch, pipeline.transformer.config.energy))
+    for rows in batches(len(latents), batch_size):
+        field = pipeline.field(list(labels[rows]), num_frames=latents.shape[1], guidance_scale=1.0)
+        parts.append(frame_scores(field.at_gamma(1.0), latents[rows], pipeline.transformer.config.energy))
     return {key: torch.cat([part[key] for part in parts]).cpu() for key in SCORES}
-
-
-def batches(values: Any, size: int) -> list[Any]:
-    """Slices of at most `size` rows."""
-    return [values[first : first + size] for first in range(0, len(values), size)]
 
 
 def areas(scores: Mapping[str, Scores]) -> dict[str, dict[str, dict[str, float]]]:

@@ -21,12 +21,14 @@ from eqm_video.core.objective import interpolate
 from eqm_video.data.moving_shapes import SHAPES, label_names, score_motion
 from eqm_video.data.source import Clips, Source
 from eqm_video.errors import UserError
+from eqm_video.metrics.psnr import psnr
 from eqm_video.options import narrower, option, same
 from eqm_video.samplers import DivergenceError, Sampler, run
 from eqm_video.sampling.arguments import make_generators, told_gammas
 from eqm_video.sampling.option_groups import SPLIT, Batched, Guided, HeldOut, Seeded, ToldLabels
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
+from eqm_video.studies.batches import batches, encode
 from eqm_video.studies.partial import report
 from eqm_video.studies.request import describe_rule, lists_of, split_of
 from eqm_video.studies.study import Opening, Report
@@ -56,10 +58,9 @@ class Pairs:
     def of(cls, pipeline: EqMPipeline, clips: Clips, seed: int, batch_size: int) -> Pairs:
         """Clips encoded by a model's codec; the noise of clip k is that of seed + k."""
         count, frames, *size = clips.pixels.shape[:4]
-        parts = [pipeline.encode(clips.pixels[k : k + batch_size]) for k in range(0, count, batch_size)]
         generators = make_generators(count, range(seed, seed + count), None)
         noise = pipeline.start_noise(generators, num_frames=frames, size=tuple(size))
-        return cls(torch.cat(parts), noise, generators)
+        return cls(encode(pipeline, clips.pixels, batch_size), noise, generators)
 
     def start(self, gamma: float) -> Tensor:
         """gamma·clean + (1 - gamma)·noise."""
@@ -206,8 +207,7 @@ def denoise(variant: Variant, pairs: Pairs, labels: Sequence[str | None], gamma:
     told, gammas = 0.0 if variant.told == "0" else gamma, None
     if pipeline.transformer.config.conditioned_on_gamma:
         gammas = told_gammas(pipeline.decay, sampler, steps, "constant", told, None)
-    for first in range(0, len(start), options.batch_size):
-        rows = slice(first, first + options.batch_size)
+    for rows in batches(len(start), options.batch_size):
         field = pipeline.field(list(labels[rows]), num_frames=start.shape[1], guidance_scale=options.guidance_scale)
         scheduled = ScheduledField(field, steps, gammas)
         generators = [one.clone_state() for one in pairs.generators[rows]]  # every start gets the same noise
@@ -223,19 +223,13 @@ def measure(clips: Clips, pixels: np.ndarray, latents: Tensor, clean: Tensor) ->
     """Means over the clips: latent RMS, PSNR in dB of 8-bit pixels, and shares with the label's motion and shape."""
     found = {
         "rms": float((latents - clean).square().mean(dim=(1, 2, 3, 4)).sqrt().mean()),
-        "psnr": psnr(pixels, clips.pixels),
+        "psnr": float(psnr(torch.from_numpy(pixels), torch.from_numpy(clips.pixels), span=255, dims=4).mean()),
     }
     if MOVING_SHAPES.issuperset(clips.labels):
         shapes = [shape for shape in SHAPES if any(label.startswith(shape) for label in clips.labels)]
         shares = score_motion(pixels, clips.labels, shapes)
         found |= {"motion": float(shares["direction_accuracy"]), "shape": float(shares["shape_accuracy"])}
     return found
-
-
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean over the clips (N, T, H, W, 3) of 10·log10(255² / mean squared error), in dB; 100 at most."""
-    errors = np.square(one.astype(np.float32) - other).mean(axis=(1, 2, 3, 4))
-    return float(np.mean(10 * np.log10(255**2 / np.maximum(errors, 255**2 / 1e10))))
 
 
 def references(pipeline: EqMPipeline, clips: Clips, clean: Tensor) -> dict[str, dict[str, float]]:

@@ -14,7 +14,6 @@ together slow them. Latents of high dimension tell gamma by the length of their 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from eqm_video.analysis.exact_field import OracleField
 from eqm_video.core.decay import ConstantDecay, Decay, TruncatedDecay
+from eqm_video.core.field import GradientField
 from eqm_video.core.gamma import PerFrameGamma
 from eqm_video.core.objective import EqMObjective, interpolate
 from eqm_video.randomness import generator, normal
@@ -33,8 +33,6 @@ MAX_POINTS = 64
 MOONS = 32  # points of "moons"
 BATCH = 512
 RADIUS = 1.5  # of the ring of data points, in units of the noise's standard deviation
-
-Field = Callable[[Tensor], Tensor]
 
 
 def data_points(kind: int | str) -> Tensor:
@@ -62,10 +60,7 @@ def start_points(count: int, seed: int) -> Tensor:
 
 
 class PlaneNetwork(nn.Module):
-    """A perceptron (B, 2) -> (B, 2) with three hidden layers, and an input for gamma that an equilibrium is fed 0.
-
-    It has the methods that the oracle has: a call, of the time-independent field, and `at_gamma`.
-    """
+    """A perceptron (B, 2) -> (B, 2) with three hidden layers, and an input for gamma that an equilibrium is fed 0."""
 
     def __init__(self, width: int = 96) -> None:
         super().__init__()
@@ -79,13 +74,25 @@ class PlaneNetwork(nn.Module):
         told = torch.as_tensor(gamma, dtype=latents.dtype).expand(len(latents), 1)
         return self.layers(torch.cat([latents, told], dim=1))
 
-    def at_gamma(self, gamma: float) -> Field:
-        """The field of a network that is told gamma."""
-        return lambda latents: self(latents, gamma)
+
+@dataclass(frozen=True)
+class PlaneField(GradientField):
+    """The field of a network at one gamma, which is 0 for an equilibrium."""
+
+    network: PlaneNetwork
+    gamma: float = 0.0
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """The gradient at (B, 2), of the same shape."""
+        return self.network(latents, self.gamma)
+
+    def at_gamma(self, gamma: float) -> PlaneField:
+        """The field at another gamma."""
+        return PlaneField(self.network, gamma)
 
 
-def train(points: Tensor, decay: Decay, *, told_gamma: bool, steps: int, seed: int) -> PlaneNetwork:
-    """A network trained for `steps` updates on batches of 512 noisy points, by AdamW and a cosine schedule.
+def train(points: Tensor, decay: Decay, *, told_gamma: bool, steps: int, seed: int) -> PlaneField:
+    """The field of a network after `steps` updates on batches of 512 noisy points, by AdamW and a cosine schedule.
 
     A batch is laid out as one clip whose frames are the points: each frame has a gamma of its own.
     """
@@ -108,17 +115,22 @@ def train(points: Tensor, decay: Decay, *, told_gamma: bool, steps: int, seed: i
         loss.backward()
         set_lr(optimizer, schedule(step))
         optimizer.step()
-    return network.eval().requires_grad_(False)
+    return PlaneField(network.eval().requires_grad_(False))
 
 
 @dataclass(frozen=True)
-class Clocked:
+class Clocked(GradientField):
     """A flow's field with the clock that it needs: gamma = step / steps, held at 1 once it is there."""
 
-    field: OracleField | PlaneNetwork
+    field: GradientField
     steps: int
 
-    def at_step(self, step: int) -> Field:
+    @property
+    def settled(self) -> bool:
+        """False: it changes at every step."""
+        return False
+
+    def at_step(self, step: int) -> GradientField:
         """The field of one step of a descent."""
         return self.field.at_gamma(min(step / self.steps, 1.0))
 
@@ -135,7 +147,7 @@ class Method:
     """One way to sample: a name, its field, and whether the field needs a clock."""
 
     name: str  # flow or equilibrium
-    field: OracleField | PlaneNetwork
+    field: GradientField
     decay: Decay
 
     @property
@@ -143,7 +155,7 @@ class Method:
         """Whether the field changes with gamma: a flow's does."""
         return self.decay == FLOW
 
-    def at(self, gamma: float) -> Field:
+    def at(self, gamma: float) -> GradientField:
         """The field as it is when a flow's clock shows gamma; an equilibrium's is the same always."""
         return self.field.at_gamma(gamma) if self.needs_clock else self.field
 

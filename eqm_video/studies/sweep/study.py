@@ -17,11 +17,11 @@ from eqm_video.errors import UserError
 from eqm_video.options import narrower, option
 from eqm_video.samplers import NAG, RULES, SAMPLERS, SCHEDULES
 from eqm_video.sampling.launch import fingerprint
-from eqm_video.sampling.option_groups import Against, Data, Overwriting, Ruled, Stepping
+from eqm_video.sampling.option_groups import Data, Overwriting, Ruled, Stepping
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.quality import Judge
 from eqm_video.studies.request import Request
-from eqm_video.studies.study import Report, Sampled
+from eqm_video.studies.study import Compared, Report
 from eqm_video.studies.sweep.plot import draw_sweep
 from eqm_video.studies.walk import decode, walk
 from eqm_video.system import files, machine
@@ -43,7 +43,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep(Sampled, Ruled, Stepping, Against, Data, Overwriting, group="look"):
+class Sweep(Compared, Ruled, Stepping, Data, Overwriting, group="look"):
     """Quality over number of steps, step size and sampler.
 
     Every combination samples the same labels and seeds and becomes a row of sweep.csv, sweep.json and the table on the
@@ -66,10 +66,6 @@ class Sweep(Sampled, Ruled, Stepping, Against, Data, Overwriting, group="look"):
     against_sampler: tuple[str, ...] = narrower(
         ("euler", "heun"), choices=tuple(name for name in SAMPLERS if name not in RULES)
     )
-
-    def paths(self) -> Sequence[str | Path]:
-        """The model, and the one it is compared with."""
-        return (self.model,) if self.against is None else (self.model, self.against)
 
     def run(self, *models: EqMPipeline) -> Report:
         """Measure the settings that have no row yet, one after the other."""

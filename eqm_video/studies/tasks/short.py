@@ -10,7 +10,6 @@ Legend: N clips, T frames, H W pixels.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from eqm_video.data.moving_shapes import score_motion
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
+from eqm_video.studies.batches import batches
 from eqm_video.studies.tasks.clips import Truth, describe, errors_of, forward, held, straight, tracks
 
 TOLD = "continuation, told"
@@ -70,8 +70,7 @@ class Setting:
 
     def batches(self) -> list[slice]:
         """Consecutive clips that go through the network together."""
-        count = len(self.truth.names)
-        return [slice(first, min(first + self.batch_size, count)) for first in range(0, count, self.batch_size)]
+        return batches(len(self.truth.names), self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -150,9 +149,3 @@ def stopping(pipeline: EqMPipeline, task: Task, setting: Setting) -> list[dict[s
         cost = {"nfe": float(filled.nfe.mean()), "moves": float(filled.frame_nfe[:, unknown].mean())}
         rows.append({"tolerance": None, "per_frame": False, **changes, **cost, "position": describe(errors)})
     return rows
-
-
-def rebuild(pipeline: EqMPipeline, clips: NDArray[np.uint8], batch_size: int = 32) -> NDArray[np.uint8]:
-    """Clips (N, T, H, W, 3) through the codec and back."""
-    parts: Sequence[slice] = [slice(first, first + batch_size) for first in range(0, len(clips), batch_size)]
-    return np.concatenate([pipeline.decode(pipeline.encode(clips[part])) for part in parts])

@@ -5,7 +5,6 @@ Legend: N clips, T frames, L frames of a long video.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +15,14 @@ import numpy as np
 
 from eqm_video.errors import UserError
 from eqm_video.options import narrower, option, same
-from eqm_video.output import media
 from eqm_video.sampling.launch import fingerprint
 from eqm_video.sampling.option_groups import Batched, Guided, HeldOut, Seeded, Stepped
 from eqm_video.sampling.options import Longer
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
+from eqm_video.studies.batches import rebuild
 from eqm_video.studies.demo import write_videos
+from eqm_video.studies.measured import Clips, Measured
 from eqm_video.studies.recipes import Recipes, Trained
 from eqm_video.studies.request import open_model
 from eqm_video.studies.study import Opening, Report
@@ -32,7 +32,7 @@ from eqm_video.studies.tasks import report as tasks_report
 from eqm_video.studies.tasks import short as tasks_short
 from eqm_video.studies.tasks.clips import Truth, names_of
 from eqm_video.studies.tasks.short import Setting
-from eqm_video.system import files, machine
+from eqm_video.system import machine
 
 RECIPES = Recipes("gamma", "shared")
 SHOWN = 8  # clips of each task that are kept for pictures
@@ -133,7 +133,7 @@ class Measurer:
     """Measures models on the same clips, and keeps a file for each measurement in OUT/measured."""
 
     def __init__(self, given: Tasks, paths: Mapping[str, Path]) -> None:
-        self.given, self.paths = given, paths
+        self.given, self.paths, self.measured = given, paths, Measured(given.out, given.again)
         self.opened: tuple[str, EqMPipeline] | None = None
         first = self.open(next(iter(paths)))
         self.frames, self.size = first.check_frames(), first.check_size()[0]
@@ -190,7 +190,7 @@ class Measurer:
 
             def work(task: tasks_short.Task = task) -> tuple[dict[str, Any], np.ndarray]:
                 nonlocal rebuilt
-                rebuilt = tasks_short.rebuild(pipeline, truth.clips[:, : self.frames]) if rebuilt is None else rebuilt
+                rebuilt = rebuild(pipeline, truth.clips[:, : self.frames], 32) if rebuilt is None else rebuilt
                 filled = tasks_short.fill(pipeline, task, self.setting(self.given.clips))
                 numbers = tasks_short.measure(filled, task, truth, rebuilt)
                 without = tasks_short.baselines(task, truth, rebuilt) if task.placed else {}
@@ -224,7 +224,7 @@ class Measurer:
         def work() -> tuple[dict[str, Any], np.ndarray]:
             video = tasks_long.continue_clips(pipeline, way, self.setting(count))
             numbers = tasks_long.measure(video, truth, self.frames)
-            rebuilt = tasks_short.rebuild(pipeline, truth.clips[:, : way.overlap])
+            rebuilt = rebuild(pipeline, truth.clips[:, : way.overlap], 32)
             numbers["straight line"] = tasks_long.extrapolated(truth, rebuilt, video.starts, self.length)
             return numbers, video.clips[:SHOWN]
 
@@ -261,12 +261,7 @@ class Measurer:
 
     def shown(self, name: str, what: str) -> np.ndarray:
         """The clips (n, T, H, W, 3) that a measurement kept."""
-        with np.load(self.file(name, what).with_suffix(".npz")) as arrays:
-            return arrays["arr_0"]
-
-    def file(self, name: str, what: str) -> Path:
-        """The file of a measurement."""
-        return self.given.out / "measured" / f"{name.strip('/').replace('/', '_')}_{what.replace(', ', '_')}.json"
+        return self.measured.clips(_file(name, what))
 
     def kept(
         self,
@@ -276,17 +271,18 @@ class Measurer:
         work: Callable[[], tuple[dict[str, Any], np.ndarray | None]],
     ) -> dict[str, Any]:
         """An earlier measurement with the same weights and settings, or that of `work`, which is then kept."""
-        file = self.file(name, what)
-        asked = json.loads(json.dumps(asked))  # as it is read
-        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() and not self.given.again else {}
-        if known.get("asked") != asked:
+
+        def measure() -> tuple[dict[str, Any], Clips | None]:
             print(f"measuring {name}: {what}", flush=True)
-            found, clips = work()
-            if clips is not None:
-                media.write_npz(file.with_suffix(".npz"), clips, np.full(len(clips), -1))
-            known = {"asked": asked, "found": found}
-            files.write_record(file, known)
-        return known["found"]
+            numbers, clips = work()
+            return {"found": numbers}, None if clips is None else (clips, np.full(len(clips), -1))
+
+        return self.measured.keep(_file(name, what), asked, measure)["found"]
+
+
+def _file(name: str, what: str) -> str:
+    """The name of a measurement's file, without its ending."""
+    return f"{name.strip('/').replace('/', '_')}_{what.replace(', ', '_')}"
 
 
 def _long(way: tasks_long.Way, count: int) -> str:

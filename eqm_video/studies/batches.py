@@ -1,0 +1,29 @@
+"""Clips that go through a network or a codec in batches.
+
+Legend: N clips, T frames, C latent channels, H W pixels, h w latents.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eqm_video.sampling.pipeline import EqMPipeline
+
+
+def batches(count: int, size: int) -> list[slice]:
+    """Consecutive slices of at most `size` out of `count`."""
+    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def encode(pipeline: EqMPipeline, clips: NDArray[np.uint8], batch_size: int) -> Tensor:
+    """Clips (N, T, H, W, 3) as the codec's latents (N, T, C, h, w)."""
+    return torch.cat([pipeline.encode(clips[part]) for part in batches(len(clips), batch_size)])
+
+
+def rebuild(pipeline: EqMPipeline, clips: NDArray[np.uint8], batch_size: int) -> NDArray[np.uint8]:
+    """Clips (N, T, H, W, 3) through the codec and back: the best that a prediction can be."""
+    parts = batches(len(clips), batch_size)
+    return np.concatenate([pipeline.decode(pipeline.encode(clips[part])) for part in parts])

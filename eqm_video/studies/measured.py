@@ -1,0 +1,65 @@
+"""Measurements that are kept, a file each, so that an interrupted study goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eqm_video.errors import UserError
+from eqm_video.output import media
+from eqm_video.system import files
+from eqm_video.system.reading import MOST_JSON, read_text
+
+Clips = tuple[NDArray[np.uint8], NDArray[np.integer]]  # (N, T, H, W, 3), and the number of each clip's label (N,)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The folder `measured` in a study's own folder; with `again`, nothing that lies there is used."""
+
+    out: Path
+    again: bool = False
+
+    def file(self, name: str) -> Path:
+        """The record of a measurement; its clips are beside it, as .npz."""
+        return self.out / "measured" / f"{name}.json"
+
+    def clips(self, name: str) -> NDArray[np.uint8]:
+        """The clips (N, T, H, W, 3) that a measurement kept."""
+        with np.load(self.file(name).with_suffix(".npz")) as arrays:
+            return arrays["arr_0"]
+
+    def keep(
+        self, name: str, asked: Mapping[str, Any], measure: Callable[[], tuple[Mapping[str, Any], Clips | None]]
+    ) -> dict[str, Any]:
+        """An earlier measurement with the same settings `asked`, or that of `measure`, which is then kept.
+
+        `measure` returns the numbers, and clips to keep beside them or None. UserError for a record that is damaged.
+        """
+        file = self.file(name)
+        asked = json.loads(json.dumps(asked))  # as it is read
+        record = _read(file) if file.is_file() and not self.again else {}
+        if record.get("asked") != asked:
+            numbers, clips = measure()
+            if clips is not None:
+                media.write_npz(file.with_suffix(".npz"), *clips)
+            record = {"asked": asked, **json.loads(json.dumps(numbers))}
+            files.write_record(file, record)
+        return record
+
+
+def _read(file: Path) -> dict[str, Any]:
+    advice = "; type --again to measure it again"
+    try:
+        record = json.loads(read_text(file, MOST_JSON, advice=advice))  # with NaN, where every clip has diverged
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file} is damaged ({error}){advice}") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{file} is no record of a measurement{advice}")
+    return record
