@@ -40,6 +40,8 @@ ORDER = [
     (1, "samplers.checks"),
     (1, "samplers.frame_schedule"),
     (1, "samplers.presets"),
+    (1, "samplers.warp"),
+    (1, "samplers.levels"),
     (1, "samplers.rules"),
     (1, "samplers.active"),
     (1, "samplers.step_schedule"),

@@ -25,6 +25,7 @@ from eqm_video.samplers import (
     GradientDescent,
     Heun,
     Langevin,
+    Multistep,
     run,
 )
 
@@ -33,6 +34,7 @@ STEPS = 6
 CASES = {
     "gd": GradientDescent(0.1),
     "nag": NAG(0.1, 0.35),
+    "multistep": Multistep(),
     "adam": Adam(0.1),
     "adam-memory": Adam(0.1, beta1=0.9, beta2=0.99),
     "langevin": Langevin(0.1, temperature=0.1),
@@ -75,14 +77,14 @@ def sources(clips: range = range(SHAPE[0])) -> list[torch.Generator]:
 
 
 def sample(name: str, gradient=None, start: Tensor | None = None, **options):
-    given = {"steps": STEPS, "generators": sources()} | options
+    given = {"steps": STEPS, "generators": sources(), "decay": ConstantDecay()} | options
     start = start_of() if start is None else start
     return run(SelectablePull() if gradient is None else gradient, start, CASES[name], **given)
 
 
 def test_every_sampler_is_held_to_the_contract():
     assert {type(sampler) for sampler in CASES.values()} == set(SAMPLERS.values())
-    assert set(SAMPLERS) == {"gd", "nag", "adam", "langevin", "euler", "heun", "dopri5", "sde"}
+    assert set(SAMPLERS) == {"gd", "nag", "multistep", "adam", "langevin", "euler", "heun", "dopri5", "sde"}
     assert all(SAMPLERS[name] is kind for name, kind in RULES.items())
     for kind in SAMPLERS.values():
         assert kind() == kind()  # values, with defaults
@@ -194,7 +196,8 @@ def test_no_steps_give_the_start_back(name):
 
 @every_sampler
 def test_points_are_sampled_too(name):
-    result = run(lambda points: points, torch.ones(3, 5), CASES[name], steps=STEPS, generators=sources())
+    how = {"steps": STEPS, "generators": sources(), "decay": ConstantDecay()}
+    result = run(lambda points: points, torch.ones(3, 5), CASES[name], **how)
     assert result.latents.shape == (3, 5)
     assert result.frame_nfe.shape == (3, 1)
     assert torch.equal(result.frame_nfe[:, 0], result.nfe)
@@ -210,7 +213,7 @@ def test_what_is_not_finite_is_an_error_that_names_the_sampler(name, value):
 
     kind = type(CASES[name]).__name__
     with pytest.raises(DivergenceError, match=rf"diverged.*in 1 clips \(the first is clip 1\), with {kind}\(.*; use"):
-        run(broken, start_of(), CASES[name], steps=STEPS, generators=sources())
+        sample(name, broken)
 
 
 @every_sampler
@@ -238,7 +241,7 @@ def test_wrong_arguments_are_refused(name, arguments, words):
 
 @pytest.mark.parametrize("name", ["euler", "heun", "dopri5", "sde"])
 def test_solvers_refuse_what_only_rules_have(name):
-    rules = "for the rules gd, nag, adam, langevin; leave it out"
+    rules = "for the rules gd, nag, multistep, adam, langevin; leave it out"
     for words, wrong in {
         f"tolerance is {rules}": {"tolerance": 0.1},
         f"a schedule is {rules}": {"schedule": "linear"},
@@ -270,9 +273,10 @@ def test_samples_end_at_the_only_data_point(name):
         "adam-memory": Adam(0.15, beta1=0.8, beta2=0.99),
         "langevin": Langevin(0.02, temperature=1e-4),
     }
-    oracle = OracleField(data, ConstantDecay(gain=1.0) if solver else TruncatedDecay(a=0.8, gain=4.0))
+    decay = ConstantDecay(gain=1.0) if solver else TruncatedDecay(a=0.8, gain=4.0)
     schedule = "linear" if name.startswith("adam") else None
-    result = run(oracle, start, rules.get(name, sampler), steps=80, schedule=schedule, generators=sources(range(2)))
+    how = {"steps": 80, "schedule": schedule, "generators": sources(range(2)), "decay": decay}
+    result = run(OracleField(data, decay), start, rules.get(name, sampler), **how)
     before, after = ((latents - data).square().mean().sqrt() for latents in (start, result.latents))
     assert before > 1.3
     # what stays: the step before the end of an SDE (0.04), the noise of Langevin (sqrt(1e-4 / 20)), h / 2 for Heun

@@ -89,6 +89,21 @@ class ConstantDecay:
         return torch.full_like(gamma, self.gain)
 
 
+@dataclass(frozen=True)
+class ScaledDecay:
+    """A decay times a factor above 0, as of a sum of fields: c = factor * decay(gamma)."""
+
+    decay: Decay
+    factor: float
+
+    def __post_init__(self) -> None:
+        check_number(self, "factor", 0, math.inf)
+
+    def __call__(self, gamma: Tensor) -> Tensor:
+        """c(gamma), of gamma's shape and dtype; gamma in [0, 1]."""
+        return self.factor * self.decay(gamma)
+
+
 DECAYS: dict[str, type] = {
     "linear": LinearDecay,
     "truncated": TruncatedDecay,

@@ -7,18 +7,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from eqm_video.samplers.checks import Callback, DivergenceError, Gradient
+from eqm_video.core.decay import Decay
+from eqm_video.samplers.checks import Callback, DivergenceError, Gradient, check_start_gamma
 from eqm_video.samplers.descent import Descent, descend
 from eqm_video.samplers.frame_schedule import FRAME_SCHEDULES, frame_moves
+from eqm_video.samplers.levels import Route
 from eqm_video.samplers.ode import Dopri5, Euler, Heun
 from eqm_video.samplers.presets import SAMPLER_PRESETS
 from eqm_video.samplers.problem import Problem, Solver
-from eqm_video.samplers.rules import NAG, RULES, Adam, GradientDescent, Langevin, Rule
+from eqm_video.samplers.rules import NAG, RULES, Adam, GradientDescent, Langevin, Multistep, Rule
 from eqm_video.samplers.sde import SDE
 from eqm_video.samplers.step_schedule import SCHEDULES, Schedule, step_factors
 
 Sampler = Rule | Solver
 SAMPLERS: dict[str, type] = {**RULES, "euler": Euler, "heun": Heun, "dopri5": Dopri5, "sde": SDE}
+
+SIZED = tuple(name for name, kind in SAMPLERS.items() if "step_size" in kind.__dataclass_fields__)
 
 __all__ = [
     "FRAME_SCHEDULES",
@@ -28,6 +32,7 @@ __all__ = [
     "SAMPLER_PRESETS",
     "SCHEDULES",
     "SDE",
+    "SIZED",
     "Adam",
     "Callback",
     "Descent",
@@ -38,16 +43,24 @@ __all__ = [
     "GradientDescent",
     "Heun",
     "Langevin",
+    "Multistep",
     "Problem",
+    "Route",
     "Rule",
     "Sampler",
     "Schedule",
     "Solver",
     "descend",
     "frame_moves",
+    "knows_gamma",
     "run",
     "step_factors",
 ]
+
+
+def knows_gamma(sampler: Sampler) -> bool:
+    """Whether a sampler tells the field gamma itself: solvers, and rules that step in gamma."""
+    return hasattr(sampler, "solve") or getattr(sampler, "needs_route", False)
 
 
 def run(
@@ -64,11 +77,13 @@ def run(
     schedule: Schedule | None = None,
     callback: Callback | None = None,
     generators: Sequence[torch.Generator] | None = None,
+    decay: Decay | None = None,
 ) -> Descent:
     """Sample with any sampler: rules through `descend`, solvers through their own `solve`.
 
-    `start_gamma` is for solvers, which begin at it; rules ignore it. `moves`, `tolerance`, `per_frame` and `schedule`
-    are for rules. The other arguments are those of `descend` and `Problem`.
+    `start_gamma` is for solvers and `Multistep`, which begin at it; the other rules ignore it. `moves`, `tolerance`,
+    `per_frame` and `schedule` are for rules. `decay` is the c(gamma) of the field's training target, which `Multistep`
+    needs. The other arguments are those of `descend` and `Problem`.
 
     Raises:
         ValueError: a wrong argument, or an argument that this sampler does not have.
@@ -79,6 +94,7 @@ def run(
     if isinstance(sampler, type) or not (solves or updates):
         raise ValueError(f"sampler must be such as NAG(step_size=0.003) or Heun(), got {sampler!r}")
     if not solves:
+        route = None if decay is None else Route(decay, start_gamma=check_start_gamma(start_gamma))
         return descend(
             gradient,
             start,
@@ -91,6 +107,7 @@ def run(
             schedule=schedule,
             callback=callback,
             generators=generators,
+            route=route,
         )
     if tolerance is not None or per_frame:
         raise ValueError(

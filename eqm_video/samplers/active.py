@@ -113,13 +113,24 @@ class Active:
             return torch.ones(self.count, count, dtype=torch.bool, device=self.latents.device)
         return ~frames.reshape(self.count, count)
 
-    def evaluate(self, point: Tensor, *, step: int, gamma: float | None = None, keep_graph: bool = False) -> Tensor:
+    def evaluate(
+        self,
+        point: Tensor,
+        *,
+        step: int,
+        gamma: float | None = None,
+        levels: Tensor | None = None,
+        keep_graph: bool = False,
+    ) -> Tensor:
         """The gradient (b, T, ...) at `point`, in its dtype, 0 on frames that do not move.
 
-        `gamma` goes to a field that has `at_gamma`: as a number, or with known frames as (b, T), 1 on those.
+        `gamma` goes to a field that has `at_gamma`: as a number, or with known frames as (b, T), 1 on those. `levels`
+        (b, T) is the gamma of every frame, and `gamma` then only the progress.
         """
         condition: float | Tensor | None = gamma
-        if gamma is not None and self.known is not None:
+        if levels is not None:
+            condition = levels if point.ndim > 2 else levels[:, 0]  # a point has no frames
+        elif gamma is not None and self.known is not None:
             dtype = torch.promote_types(point.dtype, torch.float32)
             condition = torch.full(point.shape[:2], gamma, dtype=dtype, device=point.device).masked_fill(
                 ~self.unknown, 1.0

@@ -22,6 +22,7 @@ from eqm_video.samplers.checks import (
     is_number,
 )
 from eqm_video.samplers.frame_schedule import Turns
+from eqm_video.samplers.levels import Levels, Route
 from eqm_video.samplers.rules import Rule
 from eqm_video.samplers.step_schedule import Schedule, scaled, step_factors
 from eqm_video.system.devices import send
@@ -51,6 +52,7 @@ def descend(
     schedule: Schedule | None = None,
     callback: Callback | None = None,
     generators: Sequence[torch.Generator] | None = None,
+    route: Route | None = None,
 ) -> Descent:
     """Descend `gradient` from `start` by `steps` updates of `rule`.
 
@@ -77,6 +79,8 @@ def descend(
             gradient of the update (0 on frames that do not move), of the whole batch; a stopped clip has its last
             ones. Read them, do not write to them. Not called once no clip is active.
         generators: a generator for each clip, for rules with randomness.
+        route: the way along gamma, for rules that step in it (`Multistep`). A gradient that has `at_gamma` is then
+            evaluated at the gamma (b, T) of every frame.
 
     Autograd records the descent only if `start.requires_grad`. The caller's grad mode is not changed: wrap the call in
     `torch.no_grad()`, so that the network builds no graph at each evaluation.
@@ -89,6 +93,7 @@ def descend(
     known = check_arguments(gradient, start, steps, known, generators)
     turns = Turns.of(moves, steps, start, known)
     _check_rule(start, rule, turns, schedule, tolerance, per_frame)
+    levels = _levels(rule, route, start, known, turns, steps)
     factors, advice = step_factors(schedule, steps), _advice(rule)
     active = Active.all_of(gradient, start, known, generators)
     active = replace(active, state=rule.start(active.latents))
@@ -108,7 +113,9 @@ def descend(
         now = scaled(rule, factors[step])
         if turns is not None:
             active = active.pause(~turns.at(clock, active.places))
-        slope = active.evaluate(now.point(active.latents, active.state), step=step, keep_graph=start.requires_grad)
+        where = {} if levels is None else {"gamma": step / steps, "levels": levels.at(active.rows)}
+        point = now.point(active.latents, active.state)
+        slope = active.evaluate(point, step=step, keep_graph=start.requires_grad, **where)
         nfe[active.rows] += 1
         frame_nfe[active.rows] += active.moving
         stops = None
@@ -131,6 +138,8 @@ def descend(
             active, slope = active.keep(~stops, resting), slope[going]
             if active.count == 0:
                 break
+        if levels is not None:
+            now = now.along(levels.take(active.rows, active.moving))
         active = active.updated(*now.update(active.latents, slope, active.state, active.generators))
         clock += 1
         if (step + 1) % CHECK_EVERY == 0:
@@ -144,7 +153,24 @@ def descend(
     return Descent(latents=latents, nfe=nfe, frame_nfe=frame_nfe)
 
 
+def _levels(
+    rule: Rule, route: Route | None, start: Tensor, known: Tensor | None, turns: Turns | None, steps: int
+) -> Levels | None:
+    """The levels of the frames, for a rule that steps in gamma; ValueError where rule and route do not fit."""
+    needs = getattr(rule, "needs_route", False)
+    if needs and route is None:
+        raise ValueError(
+            f"{rule!r} steps in gamma and divides the field by its decay c(gamma), which is not given: give decay=, "
+            "such as TruncatedDecay() for an equilibrium field or ConstantDecay() for a velocity"
+        )
+    if route is None or not needs:
+        return None
+    return Levels(route, start, known, steps if turns is None else turns.moves.sum(dim=0))
+
+
 def _advice(rule: Rule) -> str:
+    if getattr(rule, "needs_route", False):
+        return "use more steps"
     return f"use a step_size smaller than {getattr(rule, 'step_size', 'this one')}"
 
 

@@ -7,16 +7,18 @@ dataclass with three methods; stopping, known frames, step schedules and countin
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from eqm_video.randomness import normal
 from eqm_video.samplers.checks import is_number
+from eqm_video.samplers.levels import Step
 
 State = dict[str, Tensor]
 
@@ -201,4 +203,62 @@ def clip_noise(latents: Tensor, generators: Sequence[torch.Generator] | None, sa
     return normal(latents.shape[1:], generators, device=latents.device, dtype=latents.dtype)
 
 
-RULES: dict[str, type] = {"gd": GradientDescent, "nag": NAG, "adam": Adam, "langevin": Langevin}
+@dataclass(frozen=True)
+class Multistep:
+    """Adams and Bashforth's rule of order 2 in steps of gamma: one evaluation a step, for few steps.
+
+        v_n = f(x_n) / c(gamma_n),   r = h_n / h_{n-1},
+        x_{n+1} = x_n - h_n ((1 + r / 2) v_n - r / 2 v_{n-1}),      h_n = gamma_{n+1} - gamma_n
+
+    The field f of a decay c is c(gamma) times the velocity v, so that every decay is walked in the same way, and flow
+    matching (c = 1) too. The first step, the first one after a frame has waited, and the last one of each frame are
+    Euler's (r = 0): the last goes from gamma to 1 along the velocity at gamma, to the clip that the field predicts
+    there. c is only ever divided by before a step, where gamma is below 1, never at c(1) = 0.
+
+    It has no step size: the loop hands it the steps in gamma (`along`), from the number of steps of the descent.
+    """
+
+    needs_route: ClassVar[bool] = True
+    few: ClassVar[int] = 12  # steps, where nothing says how many
+    step: ClassVar[Step | None] = None  # of this update; on copies made by `along`
+
+    def along(self, step: Step) -> Multistep:
+        """The rule with the step (b, T) of its next update."""
+        bound = copy.copy(self)
+        object.__setattr__(bound, "step", step)
+        return bound
+
+    def start(self, latents: Tensor) -> State:
+        """No velocity yet, and a last step of size 0 for every frame: (B, T, 1, ...)."""
+        frames = latents.shape[:2] if latents.ndim > 2 else (len(latents), 1)
+        shape = (*frames, *(1,) * (latents.ndim - 2))
+        return {"velocity": torch.zeros_like(latents), "size": latents.new_zeros(shape)}
+
+    def point(self, latents: Tensor, state: State) -> Tensor:
+        """At the latents themselves."""
+        return latents
+
+    def update(
+        self, latents: Tensor, gradient: Tensor, state: State, generators: Sequence[torch.Generator] | None = None
+    ) -> tuple[Tensor, State]:
+        """One step along the velocity extrapolated to the middle of it; ValueError without a step in gamma."""
+        if self.step is None:
+            raise ValueError("Multistep steps in gamma: call run(..., decay=...) or descend(..., route=...)")
+        step, past = self.step, state["size"]
+        size, decay, last = (
+            values.reshape(past.shape) for values in (step.size.to(past), step.decay.to(past), step.last)
+        )
+        moves = size > 0
+        velocity = torch.where(moves, gradient / torch.where(moves, decay, 1), 0)
+        ratio = torch.where((past > 0) & ~last, size / torch.where(past > 0, past, 1), 0)
+        change = size * ((1 + ratio / 2) * velocity - ratio / 2 * state["velocity"])
+        return latents - change, {"velocity": velocity, "size": size}
+
+
+RULES: dict[str, type] = {
+    "gd": GradientDescent,
+    "nag": NAG,
+    "multistep": Multistep,
+    "adam": Adam,
+    "langevin": Langevin,
+}

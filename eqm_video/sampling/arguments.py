@@ -19,7 +19,7 @@ from eqm_video.errors import UserError
 from eqm_video.limits import LARGEST_SIDE
 from eqm_video.names import as_label
 from eqm_video.randomness import generator as seeded
-from eqm_video.samplers import NAG, SAMPLERS, GradientDescent, Sampler, step_factors
+from eqm_video.samplers import NAG, RULES, SAMPLERS, GradientDescent, Sampler, knows_gamma, step_factors
 from eqm_video.sampling.model_settings import is_whole, whole
 
 Label = str | int | None
@@ -180,8 +180,8 @@ def check_turns(rule: Sampler, guidance_interval: Any) -> None:
     """UserError where frames cannot move in turn: with a solver, and guided for a part of a joint descent."""
     if hasattr(rule, "solve"):
         raise UserError(
-            f"{rule!r} carries all frames together, and frames that move in turn are for the rules gd, nag, adam and "
-            "langevin: take one of these, or leave frame_schedule (--frame-schedule) out"
+            f"{rule!r} carries all frames together, and frames that move in turn are for the rules "
+            f"{', '.join(RULES)}: take one of these, or leave frame_schedule (--frame-schedule) out"
         )
     if guidance_interval is not None:
         raise UserError("guidance_interval is a part of a joint descent: leave it or frame_schedule out")
@@ -239,6 +239,17 @@ def choose_sampler(settings: Mapping[str, Any], sampler: str | Sampler | None, g
         raise UserError(str(error)) from error
 
 
+def default_steps(settings: Mapping[str, Any], sampler: str | Sampler | None) -> int:
+    """Steps of a descent where a call says nothing: those of a model's `settings`, or the sampler's own few.
+
+    The settings are for the sampler that they name: a sampler of few steps (`few`), asked for in its place, takes its
+    own number.
+    """
+    own = SAMPLERS[settings["kind"]]
+    kind = own if sampler is None else SAMPLERS.get(sampler) if isinstance(sampler, str) else type(sampler)
+    return settings["steps"] if kind is own else getattr(kind, "few", settings["steps"])
+
+
 def told_gammas(
     decay: Decay | None,
     sampler: Sampler,
@@ -249,23 +260,23 @@ def told_gammas(
     per_frame: bool = False,
     pull: float = 1.0,
 ) -> Tensor | None:
-    """What a network that is conditioned on gamma is told at each step of a descent; None for solvers, who know.
+    """What a network that is conditioned on gamma is told at each step of a descent; None for samplers that know gamma.
 
     pull: how many times as fast as one field a plain sum of fields walks. With NAG the gamma is that of the latents,
     while the field is evaluated at the look-ahead, which is mu steps further on: it is told a little too early a gamma
     (by 0.0036 at most with mu 0.3 and 249 steps of 0.003).
     """
-    if hasattr(sampler, "solve"):
+    if knows_gamma(sampler):
         return None
     if known is not None or per_frame:
         raise UserError(
             "this network is told gamma, and a descent tells one gamma to all frames, so that it cannot hold some of "
-            "them: use euler, heun or dopri5, or leave per_frame and frame_schedule out"
+            "them: use multistep, euler, heun or dopri5, or leave per_frame and frame_schedule out"
         )
     if decay is None or not isinstance(sampler, (GradientDescent, NAG)):
         raise UserError(
             f"this network is told gamma (conditioned_on_gamma: true), which a descent with {sampler!r} does not know: "
-            "use euler, heun or dopri5, or gd or nag with a model that says its decay"
+            "use multistep, euler, heun or dopri5, or gd or nag with a model that says its decay"
         )
     sizes = [pull * sampler.step_size * factor for factor in step_factors(schedule, steps)]
     return gamma_path(decay, sizes, steps, start_gamma)

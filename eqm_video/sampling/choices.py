@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from eqm_video.errors import UserError
-from eqm_video.samplers import SAMPLER_PRESETS
+from eqm_video.samplers import RULES, SAMPLER_PRESETS
 from eqm_video.samplers.frame_schedule import frame_delay
 from eqm_video.sampling.folder import Look
 from eqm_video.sampling.options import FORMATS, SampleOptions
@@ -44,7 +44,7 @@ def choose_sampling(pipeline: EqMPipeline, options: SampleOptions) -> Sampling:
     if options.frame_schedule not in ("joint", 0) and hasattr(how.sampler, "solve"):
         raise UserError(
             f"--frame-schedule {options.frame_schedule}: the sampler {kind} carries all frames together; leave "
-            "--frame-schedule out, or take gd, nag, adam or langevin with --sampler"
+            f"--frame-schedule out, or take {', '.join(RULES)} with --sampler"
         )
     return how
 

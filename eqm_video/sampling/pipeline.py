@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 
 from eqm_video.codec import Codec
 from eqm_video.core.composition import ScheduledField
+from eqm_video.core.decay import Decay, ScaledDecay
 from eqm_video.core.field import GradientField
 from eqm_video.core.guidance import HistoryField
 from eqm_video.errors import UserError
@@ -287,6 +288,7 @@ class EqMPipeline(DiffusionPipeline):
                     how.sampler,
                     steps=total,
                     start_gamma=how.start_gamma,
+                    decay=self._decay_of(how),
                     known=start.known,
                     moves=moves,
                     schedule=how.step_schedule,
@@ -308,6 +310,30 @@ class EqMPipeline(DiffusionPipeline):
         interval, match = how.guidance_interval, how.match_norm
         guidance = {"guidance_scale": how.guidance_scale, "guidance_interval": interval, "match_norm": match}
         return self.field(labels, **guidance, **timing)
+
+    def _decay_of(self, how: Sampling) -> Decay | None:
+        """c(gamma) of the field to descend, a plain sum having that of its terms times their weights; None: unknown."""
+        if not getattr(how.sampler, "needs_route", False):
+            return None
+        others = [term[2] for term in how.composition or () if len(term) > 2]
+        if any(each.config.decay != self.config.decay for each in others):
+            raise UserError(
+                f"{how.sampler!r} divides the field by one decay, and the composed models have several: take another "
+                "sampler, such as nag, or compose models of one decay"
+            )
+        if self.decay is None:
+            raise UserError(
+                f"{how.sampler!r} divides the field by the decay c(gamma) of its training, which this model does not "
+                "say: take another sampler, such as nag"
+            )
+        if how.plain is None:
+            return self.decay
+        if sum(how.plain) <= 0:
+            raise UserError(
+                f"{how.sampler!r} needs a field that leads to data, and the weights of this plain sum add up to "
+                f"{sum(how.plain):g}: give weights of a sum above 0, or take another sampler, such as nag"
+            )
+        return ScaledDecay(self.decay, sum(how.plain))
 
     def _gammas(self, how: Sampling, known: Tensor | None, moves: Tensor | None) -> Tensor | None:
         """Gamma at each step (steps,), the input of a network that is conditioned on gamma; None for others."""

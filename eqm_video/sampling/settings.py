@@ -13,6 +13,7 @@ from eqm_video.errors import UserError
 from eqm_video.limits import MOST_UPDATES
 from eqm_video.options import option
 from eqm_video.samplers import FRAME_SCHEDULES, SAMPLERS, SCHEDULES, Sampler, Schedule
+from eqm_video.sampling.arguments import default_steps
 
 IN_THE_RULE = ("step_size", "mu", "temperature")  # numbers that a sampler given as an object brings
 
@@ -51,10 +52,14 @@ class Sampling:
     """
 
     steps: int | None = option(
-        None, least=0, most=MOST_UPDATES, metavar="N", help="updates of a descent", unset="the model's"
+        None, least=0, most=MOST_UPDATES, metavar="N", help="updates of a descent", unset="the model's; 12 of multistep"
     )
     sampler: str | Sampler | None = option(
-        None, choices=tuple(SAMPLERS), metavar="KIND", help="descent, ODE or SDE: nag, gd, ...", unset="the model's"
+        None,
+        choices=tuple(SAMPLERS),
+        metavar="KIND",
+        help="nag, multistep (few steps), gd, ...",
+        unset="the model's",
     )
     step_size: float | str | None = option(
         None, above=0, words=("auto",), metavar="E", help="eta, or auto (curvature --write first)", unset="the model's"
@@ -137,7 +142,7 @@ class Sampling:
     def on(self, pipeline: Any) -> Sampling:
         """The same, of this model: its own settings filled in, the sampler an object. Does nothing a second time."""
         own = pipeline.config.sampler
-        steps = own["steps"] if self.steps is None else self.steps
+        steps = default_steps(own, self.sampler) if self.steps is None else self.steps
         more = {"temperature": self.temperature, "steps": steps, "guidance_scale": self.steepness, "plain": self.plain}
         rule = pipeline.rule(self.sampler, self.step_size, self.mu, step_schedule=self.step_schedule, **more)
         scale = own["guidance_scale"] if self.guidance_scale is None else self.guidance_scale

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from eqm_video.errors import UserError
 from eqm_video.options import narrower, option
 from eqm_video.output import plots
-from eqm_video.samplers import RULES
+from eqm_video.samplers import SIZED
 from eqm_video.sampling.option_groups import Data, PerFrame, Ruled
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.quality import NAMES, Judge
@@ -49,7 +49,7 @@ class Adaptive(Sampled, Ruled, PerFrame, Data, group="look"):
     """
 
     num_samples: int = 64
-    sampler: str | None = narrower(None, choices=tuple(RULES))
+    sampler: str | None = narrower(None, choices=SIZED)
     tolerances: tuple[float, ...] = option((0.1, 0.2, 0.4, 0.8), above=0, metavar="R", help="of the gradient's RMS")
     fixed: tuple[tuple[int, float], ...] | None = option(
         None,
@@ -82,8 +82,8 @@ class Adaptive(Sampled, Ruled, PerFrame, Data, group="look"):
     def check_sampler(self, pipeline: EqMPipeline) -> None:
         """UserError where a model's own sampler is a solver, which has nothing to stop at."""
         kind = self.sampler or pipeline.config.sampler["kind"]
-        if kind not in RULES:
-            raise UserError(f"the model's own sampler {kind!r} goes all the way: type --sampler {' or '.join(RULES)}")
+        if kind not in SIZED:
+            raise UserError(f"the model's own sampler {kind!r} goes all the way: type --sampler {' or '.join(SIZED)}")
 
     def compare(
         self,

@@ -126,7 +126,7 @@ def _walk(
     synchronise(start.device)
     begun, begun_cpu = time.perf_counter(), time.process_time()
     try:
-        result = run(watched, start, sampler, steps=steps, generators=generators, **how)
+        result = run(watched, start, sampler, steps=steps, generators=generators, decay=pipeline.decay, **how)
     except DivergenceError:  # infinite after a single step: too late to hold a clip
         frame_nfe = taken[:, None].expand(start.shape[:2])
         result = Descent(latents=torch.full_like(start, torch.nan), nfe=taken, frame_nfe=frame_nfe)

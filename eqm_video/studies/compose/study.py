@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from eqm_video import options
 from eqm_video.core.composition import ScheduledField
+from eqm_video.core.decay import Decay, ScaledDecay
 from eqm_video.data.moving_shapes import DIRECTIONS, SHAPES, score_motion, write_moving_shapes
 from eqm_video.errors import UserError
 from eqm_video.options import narrower, option
-from eqm_video.samplers import NAG, DivergenceError, GradientDescent, Sampler, run
-from eqm_video.sampling.arguments import make_generators, told_gammas
+from eqm_video.samplers import NAG, DivergenceError, GradientDescent, Sampler, knows_gamma, run
+from eqm_video.sampling.arguments import default_steps, make_generators, told_gammas
 from eqm_video.sampling.option_groups import Columns, Ruled, Stepping
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.compose import report
@@ -159,7 +160,7 @@ class Compose(Sampled, Ruled, Stepping, Columns, group="look"):
                 "models": [str(path) for path in self.paths()],
                 **request.settings(),
                 "sampler": describe_rule(self.rule(first)),
-                "steps": self.steps or first.config.sampler["steps"],
+                "steps": self.steps or default_steps(first.config.sampler, self.rule(first)),
                 "terms": [[asdict(term) for term in terms] for terms in pairs],
                 "machine": machine.describe(first.device),
             },
@@ -179,14 +180,16 @@ class Compose(Sampled, Ruled, Stepping, Columns, group="look"):
     def sample(self, models: Sequence[EqMPipeline], request: Request, variant: Variant) -> tuple[np.ndarray, int]:
         """Clips (N, T, H, W, 3) of one variant, and how many of them diverged (those are grey)."""
         first, clips, lost = models[0], [], 0
-        sampler, steps = self.rule(first), self.steps or first.config.sampler["steps"]
+        sampler = self.rule(first)
+        steps = self.steps or default_steps(first.config.sampler, sampler)
         gammas = network_gammas(models, variant, sampler, steps)
+        how = {"steps": steps, "decay": field_decay(models, variant, sampler)}
         for batch in request.batches():
             generators = make_generators(len(request.seeds[batch]), request.seeds[batch], None)
             noise = first.start_noise(generators, num_frames=request.frames, size=request.size)
             scheduled = ScheduledField(field(models, request, variant, len(noise)), steps, gammas)
             try:
-                latents = run(scheduled, noise, sampler, steps=steps, generators=generators).latents
+                latents = run(scheduled, noise, sampler, generators=generators, **how).latents
             except DivergenceError:
                 latents = torch.full_like(noise, torch.inf)
             gone = ~(latents.flatten(1).square().mean(1).sqrt() < FAR)
@@ -268,12 +271,8 @@ def network_gammas(models: Sequence[EqMPipeline], variant: Variant, sampler: Sam
     Gamma follows the closed form of one decay, along which a plain sum of fields moves as many times faster as it has
     terms. UserError where composed models have different decays, or for a sampler without a closed form.
     """
-    pipelines = list({term.model: models[term.model] for term in variant.terms}.values())
-    if variant.kind == "composed":
-        pipelines = list(
-            {id(pipeline): pipeline for pipeline in (models[0], *pipelines)}.values()
-        )  # its unlabelled field fills up
-    if hasattr(sampler, "solve") or not any(each.transformer.config.conditioned_on_gamma for each in pipelines):
+    pipelines = _networks(models, variant)
+    if knows_gamma(sampler) or not any(each.transformer.config.conditioned_on_gamma for each in pipelines):
         return None
     if any(each.config.decay != pipelines[0].config.decay for each in pipelines):
         raise UserError(
@@ -283,6 +282,31 @@ def network_gammas(models: Sequence[EqMPipeline], variant: Variant, sampler: Sam
     if variant.kind == "plain sum" and isinstance(sampler, (GradientDescent, NAG)):
         sampler = replace(sampler, step_size=len(variant.terms) * sampler.step_size)
     return told_gammas(pipelines[0].decay, sampler, steps, "constant", 0.0, None)
+
+
+def field_decay(models: Sequence[EqMPipeline], variant: Variant, sampler: Sampler) -> Decay | None:
+    """The c(gamma) of a variant's field, a plain sum of n fields having n times that of one; None where none is needed.
+
+    UserError where a sampler that needs it finds models of several decays.
+    """
+    pipelines = _networks(models, variant)
+    if not getattr(sampler, "needs_route", False) or pipelines[0].decay is None:
+        return None
+    if any(each.config.decay != pipelines[0].config.decay for each in pipelines):
+        raise UserError(
+            f"{sampler!r} divides the field by one decay, and these models have several: type --sampler nag, or "
+            "compose models of one decay"
+        )
+    decay = pipelines[0].decay
+    return ScaledDecay(decay, float(len(variant.terms))) if variant.kind == "plain sum" else decay
+
+
+def _networks(models: Sequence[EqMPipeline], variant: Variant) -> list[EqMPipeline]:
+    """The models of a variant's terms, each once; of a composition the first model too, whose unlabelled field acts."""
+    pipelines = list({term.model: models[term.model] for term in variant.terms}.values())
+    if variant.kind == "composed":
+        return list({id(pipeline): pipeline for pipeline in (models[0], *pipelines)}.values())
+    return pipelines
 
 
 def field(models: Sequence[EqMPipeline], request: Request, variant: Variant, count: int) -> Any:

@@ -22,7 +22,7 @@ from eqm_video.errors import UserError
 from eqm_video.options import narrower, option
 from eqm_video.randomness import generator
 from eqm_video.samplers import DivergenceError, run
-from eqm_video.sampling.arguments import make_generators
+from eqm_video.sampling.arguments import default_steps, make_generators
 from eqm_video.sampling.loading import find_model
 from eqm_video.sampling.option_groups import Data, Ruled, Stepping
 from eqm_video.sampling.pipeline import EqMPipeline
@@ -99,7 +99,7 @@ class Curvature(Sampled, Ruled, Stepping, Data, group="look"):
 
     def points_of_descents(self, pipeline: EqMPipeline, request: Request) -> tuple[Points, list[float]]:
         """The latents of the model's own descents at each stage, and the share of their steps taken by then, 0 to 1."""
-        steps = self.steps or pipeline.config.sampler["steps"]
+        steps = self.steps or default_steps(pipeline.config.sampler, self.sampler)
         kept = sorted({round(k * steps / (self.stages - 1)) for k in range(self.stages)})
         sampler = pipeline.rule(self.sampler, self.step_size, self.mu)
 
@@ -115,7 +115,8 @@ class Curvature(Sampled, Ruled, Stepping, Data, group="look"):
             field = pipeline.field(request.ids, num_frames=request.frames, guidance_scale=scale)
             try:
                 with torch.no_grad():
-                    run(field, noise, sampler, steps=steps, callback=keep, generators=generators)
+                    how = {"steps": steps, "generators": generators, "decay": pipeline.decay}
+                    run(field, noise, sampler, callback=keep, **how)
             except DivergenceError as error:
                 raise UserError(f"at guidance {scale:g} {error}") from error
             return torch.stack([states[step] for step in kept])

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from eqm_video.errors import UserError
 from eqm_video.options import narrower, option, required
-from eqm_video.samplers import RULES, Dopri5, Sampler
+from eqm_video.samplers import SIZED, Dopri5, Sampler
+from eqm_video.sampling.arguments import default_steps
 from eqm_video.sampling.option_groups import Ruled, Stepping
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.descent.pictures import draw_curves, draw_film, draw_strip
@@ -55,7 +56,7 @@ class Descent(Compared, Ruled, Stepping, group="look"):
         traces = []
         for pipeline, name in zip(models, self.names or default_names(self.paths()), strict=True):
             request = self.request(pipeline)
-            steps = self.steps or pipeline.config.sampler["steps"]
+            steps = self.steps or default_steps(pipeline.config.sampler, self.sampler)
             sampler = self.choose_sampler(pipeline, steps, against=bool(traces))
             traces.append(trace(pipeline, request, name, sampler, steps, self.clips))
         captions, shown = request.names, range(min(self.clips, self.num_samples))
@@ -76,7 +77,7 @@ class Descent(Compared, Ruled, Stepping, group="look"):
         UserError for dopri5: its steps differ from clip to clip, so clips share no evaluation.
         """
         kind = (self.against_sampler if against else self.sampler) or ("euler" if is_flow(pipeline) else None)
-        if against and kind is not None and kind not in RULES:
+        if against and kind is not None and kind not in SIZED:
             sampler = pipeline.rule(kind)
         else:
             more = {"steps": steps, "guidance_scale": self.guidance_scale}

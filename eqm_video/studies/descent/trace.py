@@ -75,7 +75,8 @@ def trace(pipeline: EqMPipeline, request: Request, name: str, sampler: Sampler, 
 
     watched = Watched(scheduled, torch.arange(len(start), device=start.device), look)
     try:
-        result = run(watched, start, sampler, steps=steps, callback=keep, generators=generators)
+        how = {"steps": steps, "generators": generators, "decay": pipeline.decay}
+        result = run(watched, start, sampler, callback=keep, **how)
     except DivergenceError as error:
         raise UserError(f"{name}: {error}") from error
     kept[steps] = result.latents

@@ -23,8 +23,8 @@ from eqm_video.data.source import Clips, Source
 from eqm_video.errors import UserError
 from eqm_video.metrics.psnr import psnr
 from eqm_video.options import narrower, option, same
-from eqm_video.samplers import DivergenceError, Sampler, run
-from eqm_video.sampling.arguments import make_generators, told_gammas
+from eqm_video.samplers import DivergenceError, Sampler, knows_gamma, run
+from eqm_video.sampling.arguments import default_steps, make_generators, told_gammas
 from eqm_video.sampling.option_groups import SPLIT, Batched, Guided, HeldOut, Seeded, ToldLabels
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
@@ -149,7 +149,7 @@ class Partial(Opening, HeldOut, ToldLabels, Guided, Seeded, Batched, group="look
                     "decay": variant.pipeline.config.decay,
                     "told_gamma": variant.pipeline.transformer.config.conditioned_on_gamma,
                     "sampler": describe_rule(variant.sampler),
-                    "steps": self.steps or variant.pipeline.config.sampler["steps"],
+                    "steps": self.steps or default_steps(variant.pipeline.config.sampler, variant.sampler),
                 }
                 for path, variant in variants(pipelines)
             },
@@ -184,9 +184,9 @@ def variants(pipelines: Mapping[str, EqMPipeline]) -> list[tuple[str, Variant]]:
     for path, pipeline in pipelines.items():
         kind, sampler = kinds[path], pipeline.rule()
         name = kind if list(kinds.values()).count(kind) == 1 else f"{kind} {path}"
-        if kind == "FM" and not hasattr(sampler, "solve"):
+        if kind == "FM" and not knows_gamma(sampler):
             sampler = pipeline.rule("euler")
-        knows = hasattr(sampler, "solve") or pipeline.transformer.config.conditioned_on_gamma
+        knows = knows_gamma(sampler) or pipeline.transformer.config.conditioned_on_gamma
         for told in ("the start", "0") if knows else ("nothing",):
             found.append((path, Variant(f"{name}, told {told}", pipeline, sampler, told)))
     return found
@@ -203,7 +203,7 @@ def denoise(variant: Variant, pairs: Pairs, labels: Sequence[str | None], gamma:
     gamma. `options`: their steps, guidance_scale and batch_size. UserError where the descent diverges.
     """
     pipeline, sampler, start, found = variant.pipeline, variant.sampler, pairs.start(gamma), []
-    steps = options.steps or pipeline.config.sampler["steps"]
+    steps = options.steps or default_steps(pipeline.config.sampler, sampler)
     told, gammas = 0.0 if variant.told == "0" else gamma, None
     if pipeline.transformer.config.conditioned_on_gamma:
         gammas = told_gammas(pipeline.decay, sampler, steps, "constant", told, None)
@@ -211,7 +211,7 @@ def denoise(variant: Variant, pairs: Pairs, labels: Sequence[str | None], gamma:
         field = pipeline.field(list(labels[rows]), num_frames=start.shape[1], guidance_scale=options.guidance_scale)
         scheduled = ScheduledField(field, steps, gammas)
         generators = [one.clone_state() for one in pairs.generators[rows]]  # every start gets the same noise
-        how = {"steps": steps, "start_gamma": told, "generators": generators}
+        how = {"steps": steps, "start_gamma": told, "generators": generators, "decay": pipeline.decay}
         try:
             found.append(run(scheduled, start[rows], sampler, **how).latents)
         except DivergenceError as error:

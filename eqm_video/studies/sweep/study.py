@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from eqm_video.errors import UserError
 from eqm_video.options import narrower, option
-from eqm_video.samplers import NAG, RULES, SAMPLERS, SCHEDULES
+from eqm_video.samplers import NAG, SAMPLERS, SCHEDULES, SIZED
 from eqm_video.sampling.launch import fingerprint
 from eqm_video.sampling.option_groups import Data, Overwriting, Ruled, Stepping
 from eqm_video.sampling.pipeline import EqMPipeline
@@ -64,7 +64,7 @@ class Sweep(Compared, Ruled, Stepping, Data, Overwriting, group="look"):
         ("constant",), choices=(*SCHEDULES, "even"), metavar="SCHEDULE", help="of the step size"
     )
     against_sampler: tuple[str, ...] = narrower(
-        ("euler", "heun"), choices=tuple(name for name in SAMPLERS if name not in RULES)
+        ("euler", "heun"), choices=tuple(name for name in SAMPLERS if name not in SIZED)
     )
 
     def run(self, *models: EqMPipeline) -> Report:
@@ -94,7 +94,7 @@ class Sweep(Compared, Ruled, Stepping, Data, Overwriting, group="look"):
         found = []
         for steps in self.steps:
             for sampler in samplers:
-                if sampler not in RULES:
+                if sampler not in SIZED:
                     found.append(Setting("model", sampler, "constant", _solver_steps(sampler, steps), None))
                     continue
                 for schedule in self.step_schedule:
@@ -182,7 +182,7 @@ def measure(
 ) -> dict[str, Any]:
     """Sample once and measure; clips that diverged count in the quality, and not in gradient_rms."""
     how: dict[str, Any] = {}
-    if one.sampler in RULES:
+    if one.sampler in SIZED:
         size, how["schedule"] = one.step_size, one.schedule
         if one.schedule == "even":
             size, how["schedule"] = even_schedule(pipeline, one.steps)

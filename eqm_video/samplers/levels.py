@@ -1,0 +1,83 @@
+"""Levels: gamma of every frame along a descent, and the step that each frame takes next.
+
+Legend: B clips, T frames, b clips that still move (b <= B).
+
+A field that was trained with the decay c is c(gamma) times a velocity, f = c(gamma) v, and on the straight path from
+noise to data dx = -v dgamma. A step of h in gamma is therefore one of eta = h / c(gamma) along f, whatever the decay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eqm_video.core.decay import Decay
+from eqm_video.samplers.warp import Identity, Warp
+from eqm_video.system.devices import widest
+
+
+@dataclass(frozen=True)
+class Route:
+    """The way of a descent along gamma.
+
+    decay: c(gamma) of the field's training target; `ConstantDecay(1)` for a velocity, as of flow matching.
+    warp: how the steps are spread over gamma.
+    start_gamma: where the start stands, in [0, 1): one number, or a tensor (B, T) where frames start apart.
+    """
+
+    decay: Decay
+    warp: Warp = Identity()  # noqa: RUF009 (frozen)
+    start_gamma: float | Tensor = 0.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the clips that move: tensors (b, T). `size` is 0 on frames that stand still."""
+
+    gamma: Tensor  # before the step
+    size: Tensor  # h, the step in gamma
+    decay: Tensor  # c(gamma), above 0 where size is
+    last: Tensor  # bool: the step ends at gamma = 1
+
+    @property
+    def eta(self) -> Tensor:
+        """The step size along the field, h / c(gamma)."""
+        return torch.where(self.size > 0, self.size / self.decay, 0)
+
+
+class Levels:
+    """Gamma of all frames of a batch, changed by `take`.
+
+    Args:
+        route: the way along gamma.
+        start: (B, T, ...) or (B, d), the latents that the descent begins at.
+        known: (B, T) bool, frames at gamma = 1; None: there are none.
+        steps: of every unknown frame: one number, or (B, T).
+    """
+
+    def __init__(self, route: Route, start: Tensor, known: Tensor | None, steps: int | Tensor) -> None:
+        shape = (len(start), start.shape[1] if start.ndim > 2 else 1)
+        precision = {"dtype": widest(start.device), "device": start.device}
+        self.route = route
+        self.gamma = torch.as_tensor(route.start_gamma, **precision).expand(shape).clone()
+        if not bool(((self.gamma >= 0) & (self.gamma < 1)).all()):
+            raise ValueError(f"start_gamma is {route.start_gamma!r}; it must lie in [0, 1), where 0 is noise")
+        if known is not None:
+            self.gamma.masked_fill_(known.to(start.device), 1.0)
+        self.left = torch.as_tensor(steps, **precision).expand(shape).clone()
+
+    def at(self, rows: Tensor) -> Tensor:
+        """Gamma (b, T) of the clips at `rows` (b,)."""
+        return self.gamma[rows]
+
+    def take(self, rows: Tensor, walking: Tensor) -> Step:
+        """The next step of the frames `walking` (b, T) of the clips at `rows` (b,), which then stand at its end."""
+        gamma, left = self.gamma[rows], self.left[rows]
+        walking = walking & (left >= 1)
+        ahead = torch.where(walking, self.route.warp.ahead(gamma, left.clamp(min=1)), gamma)
+        step = Step(gamma, ahead - gamma, self.route.decay(gamma), walking & (left == 1))
+        self.gamma[rows] = ahead
+        self.left[rows] = left - walking.to(left.dtype)
+        return step
