@@ -18,6 +18,7 @@ import inspect
 import math
 import numbers
 import re
+import shutil
 import sys
 import types
 import typing
@@ -28,6 +29,8 @@ from typing import Any, Literal, TypeVar
 
 from eqm_video.errors import UserError, cut, short
 
+TITLES = ("what", "how to descend", "start from", "long videos", "files", "device")  # of the help's groups, in order
+WIDEST = 110  # columns of a help text
 LARGEST = {int: 10**12, float: 1e9}  # of numbers without an upper bound of their own: what lies beyond is a slip
 T = TypeVar("T")
 
@@ -39,8 +42,8 @@ class Option:
     least, most: bounds that belong to the range; above, below: bounds that do not. words: texts allowed beside numbers,
     such as auto. read: a function from text to value that raises ValueError, and kind: what it reads, in words.
     unset: the default in words where it is None. flag: the --name where it is not the field's. positional: a word
-    without a --name; metavar: its name in the help. free: whether its words may have any form, as names of labels do:
-    all words up to the next option are its values.
+    without a --name; metavar: its name in the help. rare: whether only --help-all shows it. free: whether its words may
+    have any form, as names of labels do: all words up to the next option are its values.
     """
 
     help: str = ""
@@ -57,6 +60,7 @@ class Option:
     flag: str = ""
     positional: bool = False
     free: bool = False
+    rare: bool = False
 
 
 def option(default: Any = MISSING, **described: Any) -> Any:
@@ -84,7 +88,7 @@ def narrower(default: Any = MISSING, **bounds: Any) -> Any:
 class Declared:
     """A field as the command line and the checks see it; `count` is "one", "many", or a number of words.
 
-    optional: whether it may be None.
+    optional: whether it may be None. title: of its group in the help, the `title` of the class that declared it first.
     """
 
     name: str
@@ -93,6 +97,7 @@ class Declared:
     default: Any
     option: Option
     optional: bool = False
+    title: str = TITLES[0]
 
     @property
     def flag(self) -> str:
@@ -208,7 +213,9 @@ def declared(cls: type) -> dict[str, Declared]:
             for home in reversed(homes):
                 rule = dataclasses.replace(rule, **home.metadata.get("narrower", {}))
             optional = type(None) in typing.get_args(hints[entry.name])
-            found[entry.name] = Declared(entry.name, kind, count, entry.default, rule, optional)
+            first = [base for base in cls.__mro__ if entry.name in vars(base).get("__annotations__", {})][-1]
+            title = vars(first).get("title", TITLES[0])
+            found[entry.name] = Declared(entry.name, kind, count, entry.default, rule, optional, title)
     return found
 
 
@@ -227,6 +234,18 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
 
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """A help text that is as wide as the screen, up to `WIDEST`, and says `LABEL ...` for one or more words."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
+        super().__init__(prog, max_help_position=30, width=width)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        more = action.nargs in ("+", "*")
+        return f"{action.metavar or default_metavar} ..." if more else super()._format_args(action, default_metavar)
+
     def exit(self, status: int = 0, message: str | None = None) -> typing.NoReturn:
         if sys.stdout is not None:
             sys.stdout.flush()  # the help: if its reader left, that is an error here, not at Python's exit
@@ -239,10 +258,12 @@ def parse(cls: type[T], arguments: Sequence[str], *, prog: str, epilog: str = ""
     sections: where there are any, `key=value` and `section.key=value` mean `--key value`.
     """
     options = declared(cls)
-    names = [one.flag for one in options.values() if not one.option.positional] + ["--help"]
+    names = [one.flag for one in options.values() if not one.option.positional] + ["--help", "--help-all"]
     words = list(_words(arguments, options, sections, names))
-    helping = not {"-h", "--help"}.isdisjoint(words)
-    given = vars(parser(cls, prog=prog, epilog=epilog, strict=helping).parse_intermixed_args(words))
+    everything = "--help-all" in words
+    helping = everything or not {"-h", "--help"}.isdisjoint(words)
+    made = parser(cls, prog=prog, epilog=epilog, strict=helping, everything=everything)
+    given = vars(made.parse_intermixed_args(["--help"] if helping else words))
     given = {name: value for name, value in given.items() if value not in (None, [])}
     missing = [one.label for name, one in options.items() if one.default is MISSING and name not in given]
     if missing:
@@ -250,16 +271,34 @@ def parse(cls: type[T], arguments: Sequence[str], *, prog: str, epilog: str = ""
     return cls(**{name: _value(options[name], value) for name, value in given.items()})
 
 
-def parser(cls: type, *, prog: str, epilog: str = "", strict: bool = True) -> argparse.ArgumentParser:
+def parser(
+    cls: type, *, prog: str, epilog: str = "", strict: bool = True, everything: bool = True
+) -> argparse.ArgumentParser:
     """The parser of a class: its docstring is the description; every value is left as text.
 
     Unless `strict` it lets missing words pass: of options and positional words together it would name the former alone.
+    Its help has a group for each `title`, and hides rare options unless `everything` is asked for.
     """
-    look = {"formatter_class": argparse.RawDescriptionHelpFormatter, "argument_default": argparse.SUPPRESS}
-    made = _Parser(prog=prog, description=inspect.getdoc(cls), epilog=epilog, **look)
-    for one in declared(cls).values():
-        rule = one.option
+    every = sorted(declared(cls).values(), key=lambda one: not one.option.positional)  # words without a name first
+    words = [one for one in every if one.option.positional]
+    usage = [*words, *(one for one in every if one.default is MISSING and not one.option.positional)]
+    hidden = 0 if everything else sum(one.option.rare for one in every)
+    made = _Parser(
+        prog=prog,
+        usage=" ".join([prog, *map(_shown, usage), "[options]"]).replace("%", "%%"),
+        description=inspect.getdoc(cls),
+        epilog="\n\n".join(filter(None, [f"{hidden} more options: {prog} --help-all" if hidden else "", epilog])),
+        formatter_class=_Help,
+        argument_default=argparse.SUPPRESS,
+        add_help=False,
+    )
+    groups = {title: made.add_argument_group(title) for title in TITLES if any(one.title == title for one in every)}
+    made.add_argument_group("help").add_argument("-h", "--help", action="help", help="this text; --help-all: all of it")
+    for one in every:
+        rule, group = one.option, groups[one.title]
         settings: dict[str, Any] = {"help": _help(one).replace("%", "%%")}
+        if rule.rare and not everything:
+            settings["help"] = argparse.SUPPRESS
         if one.type is bool:
             settings["action"] = "store_true"
         else:
@@ -268,10 +307,19 @@ def parser(cls: type, *, prog: str, epilog: str = "", strict: bool = True) -> ar
         if rule.positional:
             optional = not strict or one.default is not MISSING
             settings["nargs"] = {"one": "?", "many": "*"}[one.count] if optional else settings["nargs"]
-            made.add_argument(one.name, **settings)
+            group.add_argument(one.name, **settings)
         else:
-            made.add_argument(one.flag, dest=one.name, required=strict and one.default is MISSING, **settings)
+            group.add_argument(one.flag, dest=one.name, required=strict and one.default is MISSING, **settings)
     return made
+
+
+def _shown(one: Declared) -> str:
+    """An option as a usage line shows it: [OVERRIDE ...], or --out DIR."""
+    word = str(one.option.metavar or one.name.upper())
+    word = f"{word} ..." if one.count == "many" else word
+    if not one.option.positional:
+        return f"{one.flag} {word}"
+    return word if one.default is MISSING else f"[{word}]"
 
 
 def _help(one: Declared) -> str:
@@ -281,7 +329,7 @@ def _help(one: Declared) -> str:
     if isinstance(shown, tuple):
         shown = ("x" if rule.read and one.count == "one" else " ").join(map(str, shown))
     said = f"; default: {shown}" if shown is not MISSING and shown is not False and shown != "" else ""
-    return rule.help + (f" ({one.limits()})" if bounded else "") + said
+    return rule.help + (f" ({one.limits().removeprefix('of ')})" if bounded else "") + said
 
 
 def _value(one: Declared, given: Any) -> Any:

@@ -119,10 +119,36 @@ def test_numbers_without_sense_are_refused_before_anything_is_done(name, one, tm
         assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_fits_on_a_screen_and_says_what_it_leaves_out(name: str, capsys: pytest.CaptureFixture) -> None:
+    said = {}
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([name, flag])
+        assert stopped.value.code == 0
+        said[flag] = capsys.readouterr().out
+    assert len(said["--help"].splitlines()) <= 60
+    if name not in CLASSES:
+        return
+    rare = [one.flag for one in declared(CLASSES[name]).values() if one.option.rare]
+    shown = [one.flag for one in declared(CLASSES[name]).values() if not (one.option.positional or one.option.rare)]
+    assert all(re.search(rf"^  {flag}\b", said["--help"], re.MULTILINE) for flag in shown)
+    assert all(re.search(rf"^  {flag}\b", said["--help-all"], re.MULTILINE) for flag in [*shown, *rare])
+    assert not any(re.search(rf"^  {flag}\b", said["--help"], re.MULTILINE) for flag in rare)
+    assert (f"{len(rare)} more options: eqm-video {name} --help-all" in said["--help"]) == bool(rare)
+    titles = re.findall(r"^(\w[\w ]*):$", said["--help"], re.MULTILINE)
+    ours = [title for title in titles if title in options.TITLES]
+    assert ours == [title for title in options.TITLES if title in ours] and ours[0] == "what"
+
+
+def test_every_title_is_one_of_the_list() -> None:
+    assert {one.title for _, one in EVERY} == set(options.TITLES)
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_helps(name: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stopped:
-        cli.main([name, "--help"])
+        cli.main([name, "--help-all"])
     said, study = capsys.readouterr().out, STUDIES[name]
     assert stopped.value.code == 0 and all(one.option.help for one in declared(study).values())
     assert all(one.option.positional or one.flag in said for one in declared(study).values())

@@ -80,7 +80,7 @@ def anchors(text: str) -> set[str]:
 def help_of(command: str) -> str:
     """The help text of a command."""
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
-        cli.main([command, "--help"])
+        cli.main([command, "--help-all"])
     return printed.getvalue()
 
 

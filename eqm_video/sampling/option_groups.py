@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from eqm_video.options import narrower, option, required, same
 from eqm_video.samplers import SAMPLERS
@@ -41,6 +42,7 @@ class Seeded:
 class Batched:
     """--batch-size."""
 
+    title: ClassVar[str] = "device"
     batch_size: int = option(32, least=1, metavar="B", help="samples or clips that go through the network at once")
 
 
@@ -70,6 +72,7 @@ class Shaped:
 class Guided:
     """--guidance-scale."""
 
+    title: ClassVar[str] = "how to descend"
     guidance_scale: float | None = same(Sampling, "guidance_scale")
 
 
@@ -77,6 +80,7 @@ class Guided:
 class Ruled:
     """--sampler and --mu."""
 
+    title: ClassVar[str] = "how to descend"
     sampler: str | None = same(Sampling, "sampler")
     mu: float | None = same(Sampling, "mu")
 
@@ -85,6 +89,7 @@ class Ruled:
 class Stepped:
     """--steps."""
 
+    title: ClassVar[str] = "how to descend"
     steps: int | None = same(Sampling, "steps", least=1)
 
 
@@ -92,6 +97,7 @@ class Stepped:
 class Stepping(Stepped):
     """--steps and --step-size."""
 
+    title: ClassVar[str] = "how to descend"
     step_size: float | str | None = same(Sampling, "step_size")
 
 
@@ -109,6 +115,7 @@ class Against:
 class Overwriting:
     """--overwrite."""
 
+    title: ClassVar[str] = "files"
     overwrite: bool = option(False, help="delete what other settings left in DIR")
 
 
@@ -116,6 +123,7 @@ class Overwriting:
 class Stopping:
     """--tolerance."""
 
+    title: ClassVar[str] = "how to descend"
     tolerance: float | None = same(Sampling, "tolerance")
 
 
@@ -123,6 +131,7 @@ class Stopping:
 class PerFrame:
     """--per-frame."""
 
+    title: ClassVar[str] = "how to descend"
     per_frame: bool = same(Sampling, "per_frame")
 
 
@@ -130,6 +139,7 @@ class PerFrame:
 class Filmed:
     """--no-film."""
 
+    title: ClassVar[str] = "files"
     no_film: bool = option(False, help="leave the GIF out")
 
 
@@ -137,6 +147,7 @@ class Filmed:
 class Columns:
     """--columns."""
 
+    title: ClassVar[str] = "files"
     columns: int | None = option(None, least=1, metavar="K", help="pictures in a row")
 
 
@@ -151,6 +162,7 @@ class Data:
 class Cut:
     """--split, --fold and --frame-interval: which files and frames of data."""
 
+    title: ClassVar[str] = "start from"
     split: str | None = option(
         None,
         choices=("train", "test", "all"),
@@ -158,7 +170,7 @@ class Cut:
         help="of official lists (UCF-101's, CIFAR-10's), or all files",
         unset="all",
     )
-    fold: int | None = option(None, least=1, metavar="F", help="of the split", unset="1")
+    fold: int | None = option(None, least=1, metavar="F", help="of the split", unset="1", rare=True)
     frame_interval: int | None = option(
         None, least=1, metavar="K", help="take every K-th frame", unset="by the fps of data and model"
     )
@@ -196,6 +208,7 @@ class HeldOut(Data, Cut):
 class Known:
     """--known."""
 
+    title: ClassVar[str] = "start from"
     known: KnownFrames | None = option(
         None,
         read=parse_known,
@@ -229,6 +242,7 @@ class Labelled:
 class Opened:
     """--codec and --device."""
 
+    title: ClassVar[str] = "device"
     codec: str | None = option(None, metavar="NAME", help="bundled, a folder or a hub id", unset="the model's")
     device: str = option("auto", help="auto, cpu, cuda, cuda:1, mps")
 
@@ -248,4 +262,5 @@ class Modelled:
 class Written:
     """--out."""
 
+    title: ClassVar[str] = "files"
     out: Path = option(metavar="DIR", help="folder for pictures and numbers")

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -20,23 +21,17 @@ from eqm_video.sampling.settings import Sampling
 FORMATS = ("gif", "mp4", "png")
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 EXAMPLES = """examples:
-  eqm-video sample runs/demo/export --out samples --labels DiscLeft SquareUp --num-samples 16 --guidance-scale 2
-  eqm-video sample runs/demo/export --out samples --tolerance 0.3 --steps 200      (clips stop when they rest)
-  eqm-video sample runs/demo --out moving --start-from photo.jpg --num-samples 4      (image to video)
-  eqm-video sample runs/demo --out future --start-from clip.mp4 --known 0-3 --at 2.5  (continuation)
-  eqm-video sample runs/demo --out future --start-from videos/ --split test --known first:4 --at end
-  eqm-video sample runs/demo --out between --start-from clip.mp4 --known ends         (in-betweening)
-  eqm-video sample runs/demo --out between --keyframes 0=start.png -1=end.png
-  eqm-video sample runs/demo --out long --length 160 --overlap 4                      (sliding windows)
-  eqm-video sample runs/attributes --out samples --compose Disc:2 Left:2
-  eqm-video sample runs/imagenet --out samples frames=1 --labels random --num-samples 50000 --batch-size 64
-  torchrun --standalone --nproc_per_node 2 -m eqm_video sample runs/demo --out samples     (several processes)"""
+  eqm-video sample demo --out samples/first                                 (the model that ships with the package)
+  eqm-video sample runs/mine --out moving --start-from photo.jpg            (image to video)
+  eqm-video sample runs/mine --out future --start-from clip.mp4 --known 0-3 (continuation; ends: in-betweening)
+  eqm-video sample runs/mine --out long --length 160 --overlap 4            (long video)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Starting(groups.Known, groups.Cut):
     """Start from clips or pictures."""
 
+    title: ClassVar[str] = "start from"
     start_from: Path | None = option(
         None, metavar="PATH", help="a video, an image, a folder of one kind, or a samples.npz"
     )
@@ -55,18 +50,19 @@ class Starting(groups.Known, groups.Cut):
         help="of a video: where a clip begins, or end",
         unset="0",
     )
-    frame_interval: int | None = narrower(None, unset="nearest to --fps")
+    frame_interval: int | None = narrower(None, unset="nearest to --fps", rare=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Longer:
     """Long videos."""
 
+    title: ClassVar[str] = "long videos"
     length: int | None = option(
         None,
         least=1,
         metavar="N",
-        help="frames of the video, made in windows of T; known frames are those of the first window",
+        help="frames of the video, in windows of T; known frames are those of the first",
     )
     overlap: int | None = option(
         None, least=1, metavar="K", help="known frames of each next window", unset="4, at most half a window"
@@ -77,13 +73,16 @@ class Longer:
 class Showing(groups.Written, groups.Overwriting, groups.Columns):
     """How samples are shown, and where."""
 
+    title: ClassVar[str] = "files"
     format: str | None = option(
         None, metavar="LIST", help="of gif,mp4,png (png of a clip: its frames in a row)", unset="gif, or png"
     )
     clips: int | None = option(None, least=0, metavar="M", help="clips that get files of their own", unset="first 64")
-    scale: int | None = option(None, least=1, help="pixels of the grid for each pixel", unset="clips about 128 wide")
-    columns: int | None = narrower(None, unset="a row for each label")
-    no_marks: bool = option(False, help="no borders around known frames in the grid")
+    scale: int | None = option(
+        None, least=1, help="pixels of the grid for each pixel", unset="clips about 128 wide", rare=True
+    )
+    columns: int | None = narrower(None, unset="a row for each label", rare=True)
+    no_marks: bool = option(False, help="no borders around known frames in the grid", rare=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +106,12 @@ class SampleOptions(
         None, least=0.01, metavar="F", help="frames per second", unset="as trained, or those of known frames"
     )
     preset: str | None = option(
-        None, choices=tuple(SAMPLER_PRESETS), help="sampler settings of the paper's public runs"
+        None, choices=tuple(SAMPLER_PRESETS), help="sampler settings of the paper's public runs", rare=True
     )
     steps: int | None = narrower(None, least=1)
     start_gamma: float | None = narrower(None, unset="0")
     batch_size: int = 16
-    mixed_precision: str = option("no", choices=tuple(PRECISIONS), help="of the network")
+    mixed_precision: str = option("no", choices=tuple(PRECISIONS), help="of the network", rare=True)
 
     def __post_init__(self) -> None:
         options.check(self)

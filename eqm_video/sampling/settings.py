@@ -6,7 +6,7 @@ import inspect
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from eqm_video import options
 from eqm_video.errors import UserError
@@ -51,6 +51,7 @@ class Sampling:
     frame makes `steps` updates of its own.
     """
 
+    title: ClassVar[str] = "how to descend"
     steps: int | None = option(
         None, least=0, most=MOST_UPDATES, metavar="N", help="updates of a descent", unset="the model's; 12 of multistep"
     )
@@ -67,13 +68,13 @@ class Sampling:
     mu: float | None = option(
         None, least=0, below=1, metavar="M", help="look-ahead of nag, in [0, 1)", unset="the model's"
     )
-    temperature: float | None = option(None, least=0, metavar="T", help="of langevin", unset="the sampler's")
+    temperature: float | None = option(None, least=0, metavar="T", help="of langevin", unset="the sampler's", rare=True)
     guidance_scale: float | None = option(None, metavar="S", help="1 = no guidance", unset="the model's")
-    step_schedule: str | Schedule = option("constant", choices=tuple(SCHEDULES), help="of the step size")
+    step_schedule: str | Schedule = option("constant", choices=tuple(SCHEDULES), help="of the step size", rare=True)
     guidance_interval: tuple[float, float] | None = option(
-        None, least=0, most=1, metavar=("FIRST", "LAST"), help="guide this part: 0 0.5 is early"
+        None, least=0, most=1, metavar=("FIRST", "LAST"), help="guide this part: 0 0.5 is early", rare=True
     )
-    match_norm: bool = option(False, help="guidance keeps the norm of the labelled gradient")
+    match_norm: bool = option(False, help="guidance keeps the norm of the labelled gradient", rare=True)
     composition: tuple[Any, ...] | None = option(
         None,
         flag="--compose",
@@ -83,11 +84,13 @@ class Sampling:
         metavar="LABEL:WEIGHT",
         help="all these labels at once, instead of --labels",
     )
-    plain_sum: bool = option(False, help="compose as the paper does: the fields' sum, without the unlabelled one")
+    plain_sum: bool = option(
+        False, help="compose as the paper does: the fields' sum, without the unlabelled one", rare=True
+    )
     tolerance: float | None = option(None, above=0, metavar="R", help="the gradient's RMS below which a clip stops")
     per_frame: bool = option(False, help="every frame comes to rest by itself")
     start_gamma: float = option(
-        0.0, least=0, below=1, metavar="G", help="how clean the unknown frames start: 0 = noise, towards 1 = the clip"
+        0.0, least=0, below=1, metavar="G", help="how clean unknown frames start: 0 = noise, 1 = the clip"
     )
     frame_schedule: str | int = option(
         "joint",
@@ -96,8 +99,10 @@ class Sampling:
         metavar="KIND",
         help="joint, pyramid, autoregressive, or a delay in steps",
     )
-    context_gamma: float = option(1.0, above=0, most=1, metavar="G", help="show the network known frames this clean")
-    history_guidance: float = option(1.0, metavar="S", help="weight of what known frames say; 1 = none")
+    context_gamma: float = option(
+        1.0, above=0, most=1, metavar="G", help="show the network known frames this clean", rare=True
+    )
+    history_guidance: float = option(1.0, metavar="S", help="weight of what known frames say; 1 = none", rare=True)
 
     def __post_init__(self) -> None:
         options.check(self, prefix="")
