@@ -234,6 +234,11 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
 
+    def exit(self, status: int = 0, message: str | None = None) -> typing.NoReturn:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # the help: if its reader left, that is an error here, not at Python's exit
+        super().exit(status, message)
+
 
 class _Help(argparse.RawDescriptionHelpFormatter):
     """A help text that is as wide as the screen, up to `WIDEST`, and says `LABEL ...` for one or more words."""
@@ -245,11 +250,6 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         more = action.nargs in ("+", "*")
         return f"{action.metavar or default_metavar} ..." if more else super()._format_args(action, default_metavar)
-
-    def exit(self, status: int = 0, message: str | None = None) -> typing.NoReturn:
-        if sys.stdout is not None:
-            sys.stdout.flush()  # the help: if its reader left, that is an error here, not at Python's exit
-        super().exit(status, message)
 
 
 def parse(cls: type[T], arguments: Sequence[str], *, prog: str, epilog: str = "", sections: Sequence[str] = ()) -> T:
