@@ -1,9 +1,10 @@
-"""Pixels to latents and back, frame by frame, through a diffusers autoencoder, or as they are ("pixels").
+"""The codec: pixels to latents and back, frame by frame, through a diffusers autoencoder, or unchanged ("pixels").
 
 Shapes: B clips, T frames, C latent channels, H W height and width of the pixels, h w of the latents (H / downsampling).
 
 Three named stages: pixels -> moments (mean and log-variance of the posterior, unscaled) -> latents. Latents are scaled
-with the autoencoder's own numbers, latents = (raw - shift) * scale, so that their standard deviation is about one.
+with the numbers in the autoencoder's config, latents = (raw - shift) * scale, so that their standard deviation is
+about 1.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from eqm_video.system.reading import read_json
 BUNDLED = "bundled"
 BUNDLED_FOLDER = Path(__file__).parent / "assets" / "codec"
 PIXELS = "pixels"
-CLASSES = {one.__name__: one for one in (AutoencoderKL, AutoencoderTiny, PixelAutoencoder)}
+CLASSES = {vae.__name__: vae for vae in (AutoencoderKL, AutoencoderTiny, PixelAutoencoder)}
 SUPPORTED = f"{', '.join(list(CLASSES)[:-1])} and {list(CLASSES)[-1]}"
 PIXELS_AT_ONCE = 2**20  # 16 frames of 256x256: about 3.5 GB in the decoder of a Stable Diffusion autoencoder, float32
 TINY_LOG_VARIANCE = -30.0  # AutoencoderTiny and pixels have no posterior: a standard deviation of 3e-7
 
 
 class Codec:
-    """A diffusers autoencoder seen from clips: (B, T, 3, H, W) pixels in [-1, 1] <-> (B, T, C, h, w) scaled latents.
+    """A diffusers autoencoder for clips: pixels (B, T, 3, H, W) in [-1, 1] <-> scaled latents (B, T, C, h, w).
 
-    `chunk` is the largest number of frames that go through the autoencoder together; frames above 256x256 go in
-    smaller chunks still. The autoencoder computes in its own dtype, under autocast too, and results are float32
-    (float64 if the autoencoder is). Nothing here needs or keeps a gradient.
+    `chunk` is the largest number of frames that pass through the autoencoder together; chunks of frames above 256x256
+    are smaller. The autoencoder computes in its own dtype, under autocast too. Results are float32, or float64 for a
+    float64 autoencoder, and have no gradient. Raises UserError for an unsupported autoencoder or chunk < 1.
     """
 
     def __init__(
@@ -72,11 +73,11 @@ class Codec:
         chunk: int = 64,
         variant: str | None = None,
     ) -> Codec:
-        """Load by name: "bundled", "pixels", a local folder (of an autoencoder, or with one in `vae`), or a hub id.
+        """Load by name: "bundled", "pixels", a folder (of an autoencoder, or of a model with a `vae` in it), or hub id.
 
-        Weights must be safetensors, of the `variant` (such as "fp16") where one is asked; they become float32 unless
-        `torch_dtype` says otherwise ("auto": as they were saved). Raises UserError for a
-        folder that holds no supported autoencoder and for a hub id that is neither cached nor reachable.
+        Weights must be safetensors, of the `variant` (such as "fp16") if it is not None. They become float32, or
+        `torch_dtype` ("auto": as they were saved). Raises UserError for a folder without a supported autoencoder, and
+        for a hub id that is neither cached nor reachable.
         """
         name = str(name_or_path)
         if name == PIXELS:
@@ -87,9 +88,9 @@ class Codec:
             source, subfolder = str(folder), "" if (folder / "config.json").is_file() else "vae"
             config_file = folder / subfolder / "config.json"
             if not config_file.is_file():
-                found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+                listed = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
                 raise UserError(
-                    f"the codec folder {folder} holds neither config.json nor vae/config.json (found: {found}); "
+                    f"the codec folder {folder} holds neither config.json nor vae/config.json (it holds: {listed}); "
                     "give a folder written by diffusers' save_pretrained"
                 )
         elif name == BUNDLED:
@@ -103,19 +104,19 @@ class Codec:
         return cls(vae, chunk, name)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Codec:
-        """Move the autoencoder to a device or dtype, in place; returns self."""
+        """Move the autoencoder to a device or dtype, in place, and return self."""
         nn.Module.to(self.vae, device=device, dtype=dtype)
         return self
 
     @property
     def device(self) -> torch.device:
-        """Where the autoencoder computes (the execution device, if accelerate offloads its weights)."""
+        """The device on which the autoencoder computes, even if accelerate offloads its weights to another."""
         hook = getattr(self.vae, "_hf_hook", None)
         return torch.device(getattr(hook, "execution_device", None) or self.vae.device)
 
     @torch.no_grad()
     def moments(self, pixels: Tensor) -> Tensor:
-        """Posterior of pixels (B, T, 3, H, W) in [-1, 1]: (B, T, 2C, h, w), mean then log-variance, unscaled.
+        """The posterior of pixels (B, T, 3, H, W) in [-1, 1]: (B, T, 2C, h, w), mean then log-variance, unscaled.
 
         Raises UserError unless there are 3 channels and H and W are multiples of `downsampling`. AutoencoderTiny and
         pixels have no posterior; their log-variance is -30.
@@ -131,7 +132,7 @@ class Codec:
 
     @torch.no_grad()
     def sample(self, moments: Tensor, generators: Sequence[Generator] | None = None) -> Tensor:
-        """Scaled latents (B, T, C, h, w) of moments (B, T, 2C, h, w), one generator a clip; None: the mean."""
+        """Scaled latents (B, T, C, h, w), drawn from moments (B, T, 2C, h, w), a generator a clip; None: the mean."""
         _check_video(moments, 2 * self.latent_channels, "moments")
         mean, log_variance = moments.to(torch.promote_types(moments.dtype, torch.float32)).chunk(2, dim=2)
         if generators is not None:
@@ -153,7 +154,7 @@ class Codec:
         return self._by_chunks(latents / scale + shift, self._pixels_of_frames, height * width * self.downsampling**2)
 
     def nearest_size(self, pixels: int, multiple: int = 1) -> int:
-        """The nearest multiple of `downsampling * multiple` to a height or width, at least one of them."""
+        """The multiple of `downsampling * multiple` that is nearest to a height or width, and at least 1 of it."""
         unit = self.downsampling * multiple
         return max(1, round(pixels / unit)) * unit
 
@@ -193,7 +194,7 @@ def _check_video(video: Tensor, channels: int, what: str) -> None:
 
 
 def _hub_config(name: str, revision: str | None) -> tuple[Path, str]:
-    """The configuration of a hub repository and the subfolder it is in, "" or "vae"."""
+    """The path of a hub repository's config.json, downloaded or cached, and its subfolder, "" or "vae"."""
     if name.count("/") != 1:
         raise UserError(
             f"codec {name!r} is no folder; give {BUNDLED!r}, {PIXELS!r}, a folder, or a hub id (OWNER/NAME)"
@@ -207,7 +208,9 @@ def _hub_config(name: str, revision: str | None) -> tuple[Path, str]:
             continue
         except (OSError, HFValidationError) as error:  # no such repository, no access, no network, not an id
             raise _unreachable(name, error) from error
-    raise UserError(f"the hub repository {name!r} has neither config.json nor vae/config.json: it is no autoencoder")
+    raise UserError(
+        f"the hub repository {name!r} has neither config.json nor vae/config.json: it is not an autoencoder"
+    )
 
 
 def _unreachable(name: str, error: Exception) -> UserError:
@@ -220,9 +223,9 @@ def _unreachable(name: str, error: Exception) -> UserError:
 
 def _class_name(config_file: Path, name: str) -> str:
     try:
-        found = read_json(config_file).get("_class_name")
+        class_name = read_json(config_file).get("_class_name")
     except UserError as error:
         raise UserError(f"{config_file} is not the JSON configuration of an autoencoder ({error})") from error
-    if not isinstance(found, str) or found not in CLASSES:
-        raise UserError(f"codec {name!r} is of class {short(found)}; supported are {SUPPORTED}")
-    return found
+    if not isinstance(class_name, str) or class_name not in CLASSES:
+        raise UserError(f"codec {name!r} is of class {short(class_name)}; supported are {SUPPORTED}")
+    return class_name

@@ -1,4 +1,4 @@
-"""The exception for mistakes that a user can mend: it says what was given, what is allowed, and what to type."""
+"""The exception for mistakes that a user can correct: it names the wrong value, the allowed ones, and what to type."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ class UserError(ValueError):
 
 
 def short(value: Any, longest: int = LONGEST) -> str:
-    """A value as an error message shows it, in at most `longest` characters, however large or deep it is."""
+    """A value as text for an error message, in at most `longest` characters, however large or deep it is."""
     return cut(_SHORT.repr(value), longest)
 
 
 def cut(text: str, longest: int = LONGEST) -> str:
-    """Text of at most `longest` characters; dots stand for what is left out."""
+    """The text, cut to at most `longest` characters; "..." stands for the rest."""
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 class _Short(reprlib.Repr):
-    """Shows the first few items of everything, so that the whole text of a value is never built."""
+    """A repr of the first few items of containers, so that the whole text of a value is never built."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,12 +32,12 @@ class _Short(reprlib.Repr):
         self.maxstring = self.maxother = LONGEST
 
     def repr_int(self, value: int, level: int) -> str:
-        if value.bit_length() > 200:  # Python refuses to write out a number of more than 4,300 digits
+        if value.bit_length() > 200:  # Python refuses to print a number of more than 4,300 digits
             return f"a whole number of {value.bit_length()} bits"
         return repr(value)
 
     def repr_instance(self, value: Any, level: int) -> str:
-        if isinstance(value, str):  # a class of text
+        if isinstance(value, str):  # a subclass of str
             return self.repr_str(str(value), level)
         return super().repr_instance(value, level)
 

@@ -1,19 +1,19 @@
-"""Names of files and classes as text that can be shown, typed and stored, whatever bytes and accents they have."""
+"""Names of files and classes as text that can be shown, typed and stored, for any bytes and accents."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-_LONE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # halves of characters that stand for no byte of a file's name
-_INVISIBLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of characters, ends of lines and paragraphs
+_LONE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # surrogates that do not stand for a byte of a file's name
+_INVISIBLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, ends of lines and paragraphs
 
 
 def shown(name: str) -> str:
-    r"""A name on one line that every UTF-8 terminal, file and picture takes.
+    r"""The name as a single line that every UTF-8 terminal, file and picture accepts.
 
-    Bytes that are not UTF-8, which Python keeps as lone surrogates, become `\xe9`; line breaks and other control
-    characters `\n`, `\x07`.
+    A byte that is not UTF-8, which Python keeps as a lone surrogate, becomes text such as `\xe9`; a line break or other
+    control character becomes text such as `\n` or `\x07`.
     """
     spelled = _LONE.sub(lambda half: f"\\u{ord(half[0]):04x}", name)
     text = spelled.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -21,7 +21,7 @@ def shown(name: str) -> str:
 
 
 def as_label(name: str) -> str:
-    """The label that a class folder's name, or a typed word, stands for: `shown`, in Unicode's normal form C.
+    """The label of a class folder's name, or of a typed word: `shown`, in Unicode's normal form C.
 
     Linux and macOS store the same accents in different ways; as labels they are equal.
     """

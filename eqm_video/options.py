@@ -1,12 +1,12 @@
 """Options declared once: fields of frozen dataclasses, with bounds and help, for commands and for recipes.
 
-A field made by `option` carries an `Option`: what it may hold, and what its help says. `parse` turns a class of such
-fields into a command line; `check` holds any instance to its bounds, so that a recipe, a command and a call from Python
-are refused in the same sentence. A subclass may declare a field again to change its default, to take several values in
-place of one, or (`narrower`) to allow less: help and bounds are those of the first declaration.
+A field made by `option` has an `Option`, its bounds and help. `parse` turns a class of such fields into a command
+line. `check` compares any instance with its bounds, so that a recipe, a command and a call from Python are refused with
+the same sentence. A subclass may declare a field again to change its default, to take several values instead of a
+single value, or (`narrower`) to allow less: help and bounds are those of the first declaration.
 
-Hints decide how a value is read: int, float, str, Path, bool (a switch), Literal (its choices), `X | None`,
-tuple[X, ...] (one or more words) and tuple[X, X] (two words).
+The type of a field decides how its value is read: int, float, str, Path, bool (a switch), Literal (its choices),
+`X | None`, tuple[X, ...] (one or more words) and tuple[X, X] (two words).
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from typing import Any, Literal, TypeVar
 
 from eqm_video.errors import UserError, cut, short
 
-TITLES = ("what", "how to descend", "start from", "long videos", "files", "device")  # of the help's groups, in order
-WIDEST = 110  # columns of a help text
-LARGEST = {int: 10**12, float: 1e9}  # of numbers without an upper bound of their own: what lies beyond is a slip
+TITLES = ("what", "how to descend", "start from", "long videos", "files", "device")  # the groups of the help, in order
+WIDEST = 110  # columns of a help text, at most
+LARGEST = {int: 10**12, float: 1e9}  # of numbers without an upper bound of their own: more is a typing error
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Option:
-    """Bounds and help of a field; of a tuple they are those of every item.
+    """Bounds and help of a field; for a tuple, of each of its items.
 
     least, most: bounds that belong to the range; above, below: bounds that do not. words: texts allowed beside numbers,
-    such as auto. read: a function from text to value that raises ValueError, and kind: what it reads, in words.
-    unset: the default in words where it is None. flag: the --name where it is not the field's. positional: a word
-    without a --name; metavar: its name in the help. rare: whether only --help-all shows it. free: whether its words may
-    have any form, as names of labels do: all words up to the next option are its values.
+    such as auto. read: a function from text to value that raises ValueError; kind: its values, in words. unset: the
+    default in words if it is None. flag: the --name, if it differs from the field's. positional: a word without a
+    --name; metavar: its name in the help. rare: whether only --help-all shows it. free: whether its words may have any
+    form, as names of labels do: all words up to the next option are values.
     """
 
     help: str = ""
@@ -64,31 +64,32 @@ class Option:
 
 
 def option(default: Any = MISSING, **described: Any) -> Any:
-    """A dataclass field with an `Option` (`described` are its values); required where there is no default."""
+    """A dataclass field with an `Option`, whose fields are `described`. Without a default the option is required."""
     return dataclasses.field(default=default, metadata={"option": Option(**described)})
 
 
 def required() -> Any:
-    """A field declared again, without a default: the option must be given here."""
+    """A field declared again without a default, so that the option is required in this class."""
     return dataclasses.field()
 
 
 def same(cls: type, name: str, **bounds: Any) -> Any:
-    """A field declared as in another class, with tighter `bounds` where they are given."""
+    """The field `name` of class `cls` declared again, with the same default and, if any, tighter `bounds`."""
     entry = cls.__dataclass_fields__[name]
     return dataclasses.field(default=entry.default, metadata={**entry.metadata, "narrower": bounds})
 
 
 def narrower(default: Any = MISSING, **bounds: Any) -> Any:
-    """A field declared again with tighter bounds, or with fewer choices, than it has elsewhere."""
+    """A field declared again with tighter bounds, or with fewer choices, than in the base class."""
     return dataclasses.field(default=default, metadata={"narrower": bounds})
 
 
 @dataclass(frozen=True)
 class Declared:
-    """A field as the command line and the checks see it; `count` is "one", "many", or a number of words.
+    """A field with an option, as the command line and the checks use it.
 
-    optional: whether it may be None. title: of its group in the help, the `title` of the class that declared it first.
+    type: of an item. count: "one", "many", or the number of words. optional: whether the value may be None. title: of
+    its group in the help, the `title` of the class that declared the field first.
     """
 
     name: str
@@ -110,7 +111,7 @@ class Declared:
         return str(self.option.metavar) if self.option.positional else self.flag
 
     def read(self, text: str, label: str) -> Any:
-        """The value that a word stands for; UserError in one sentence."""
+        """The value of the word `text`, checked; UserError with `label` as the option's name if it is not allowed."""
         rule, text = self.option, text[1:] if text.startswith(" -") else text
         if text in rule.words:
             return text
@@ -123,14 +124,14 @@ class Declared:
                 value = _whole(text)
             else:
                 value = self.type(text)
-        except UserError:  # the sentence of `read`
+        except UserError:  # its sentence is that of `read`
             raise
         except (ValueError, OverflowError) as error:
             raise self._refusal(text, text, label) from error
         return dataclasses.replace(self, count="one").check(value, label, text)
 
     def check(self, value: Any, label: str, text: str | None = None) -> Any:
-        """`value` itself; UserError where it is out of bounds. `text` is what was typed."""
+        """Return `value`; UserError if it is out of bounds, with `label` as its name and `text`, the typed word."""
         rule = self.option
         if (value is None and self.optional) or (isinstance(value, str) and value in rule.words):
             return value
@@ -143,7 +144,7 @@ class Declared:
                 raise UserError(f"{label} is {short(value)}: it must be {self.count} values, each {self.says()}")
             return value
         if self.count != "one" and self.type in LARGEST:
-            good = False  # a single value in place of several
+            good = False  # a single value instead of several
         elif rule.choices and isinstance(value, str):
             good = value in rule.choices
         elif self.type in LARGEST and not (rule.read and isinstance(value, str)):
@@ -157,7 +158,7 @@ class Declared:
         return value
 
     def says(self, value: Any = None) -> str:
-        """What is allowed, in words."""
+        """The allowed values in words, such as "a whole number of at least 1", with a hint near the wrong `value`."""
         rule, kind = self.option, {int: "a whole number", float: "a number"}.get(self.type, "text")
         if rule.choices:
             near = difflib.get_close_matches(str(value), rule.choices, n=1)
@@ -169,7 +170,7 @@ class Declared:
         return " or ".join([*rule.words, text])
 
     def limits(self) -> str:
-        """The bounds in words, such as "above 0"; empty where there are none."""
+        """The bounds in words, such as "above 0"; empty if there are none."""
         rule = self.option
         if rule.least is not None and rule.most is not None:
             return f"from {rule.least} to {rule.most}"
@@ -181,7 +182,7 @@ class Declared:
             "below": "below",
         }
         return " and ".join(
-            f"{said} {getattr(rule, key)}" for key, said in phrases.items() if getattr(rule, key) is not None
+            f"{phrase} {getattr(rule, key)}" for key, phrase in phrases.items() if getattr(rule, key) is not None
         )
 
     def _outside(self, value: float) -> bool:
@@ -201,7 +202,7 @@ class Declared:
 
 def declared(cls: type) -> dict[str, Declared]:
     """The options of a dataclass, by name: its own in their order, then those of its bases."""
-    hints, found, entries = typing.get_type_hints(cls), {}, {entry.name: entry for entry in dataclasses.fields(cls)}
+    hints, options, entries = typing.get_type_hints(cls), {}, {entry.name: entry for entry in dataclasses.fields(cls)}
     names = dict.fromkeys(name for base in cls.__mro__ for name in vars(base).get("__annotations__", {}))
     for entry in (entries[name] for name in names if name in entries):
         homes = [vars(base).get("__dataclass_fields__", {}).get(entry.name) for base in cls.__mro__]
@@ -215,21 +216,21 @@ def declared(cls: type) -> dict[str, Declared]:
             optional = type(None) in typing.get_args(hints[entry.name])
             first = [base for base in cls.__mro__ if entry.name in vars(base).get("__annotations__", {})][-1]
             title = vars(first).get("title", TITLES[0])
-            found[entry.name] = Declared(entry.name, kind, count, entry.default, rule, optional, title)
-    return found
+            options[entry.name] = Declared(entry.name, kind, count, entry.default, rule, optional, title)
+    return options
 
 
 def check(instance: Any, prefix: str = "--") -> None:
-    """UserError where a field is out of its bounds; `prefix` is what is typed before its name: -- or a section."""
-    for name, one in declared(type(instance)).items():
-        one.check(getattr(instance, name), one.label if prefix == "--" else f"{prefix}{name}")
+    """Raise UserError if a field of `instance` is out of bounds. `prefix` precedes its name: "--" or "section."."""
+    for name, entry in declared(type(instance)).items():
+        entry.check(getattr(instance, name), entry.label if prefix == "--" else f"{prefix}{name}")
 
 
 # Command line -------------------------------------------------------------------------------------------------------
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are a UserError, one sentence, in place of the usage and an exit."""
+    """A parser whose errors raise a UserError of a single sentence, instead of printing the usage and exiting."""
 
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
@@ -241,7 +242,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """A help text that is as wide as the screen, up to `WIDEST`, and says `LABEL ...` for one or more words."""
+    """A help text as wide as the screen, up to `WIDEST`, with `LABEL ...` for one or more words."""
 
     def __init__(self, prog: str) -> None:
         width = min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
@@ -253,36 +254,37 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def parse(cls: type[T], arguments: Sequence[str], *, prog: str, epilog: str = "", sections: Sequence[str] = ()) -> T:
-    """An instance of `cls` from the words of a command line; UserError, in one sentence, for what cannot be.
+    """An instance of `cls` from the words of a command line; UserError for unknown, wrong and missing words.
 
-    sections: where there are any, `key=value` and `section.key=value` mean `--key value`.
+    prog: the command in messages. epilog: text below the help. sections: if there are any, `key=value` and
+    `section.key=value` mean `--key value`.
     """
     options = declared(cls)
-    names = [one.flag for one in options.values() if not one.option.positional] + ["--help", "--help-all"]
+    names = [entry.flag for entry in options.values() if not entry.option.positional] + ["--help", "--help-all"]
     words = list(_words(arguments, options, sections, names))
     everything = "--help-all" in words
     helping = everything or not {"-h", "--help"}.isdisjoint(words)
     made = parser(cls, prog=prog, epilog=epilog, strict=helping, everything=everything)
-    given = vars(made.parse_intermixed_args(["--help"] if helping else words))
-    given = {name: value for name, value in given.items() if value not in (None, [])}
-    missing = [one.label for name, one in options.items() if one.default is MISSING and name not in given]
+    typed = vars(made.parse_intermixed_args(["--help"] if helping else words))
+    typed = {name: value for name, value in typed.items() if value not in (None, [])}
+    missing = [entry.label for name, entry in options.items() if entry.default is MISSING and name not in typed]
     if missing:
         raise UserError(f"{' and '.join(missing)} must be given; see {prog} --help")
-    return cls(**{name: _value(options[name], value) for name, value in given.items()})
+    return cls(**{name: _value(options[name], value) for name, value in typed.items()})
 
 
 def parser(
     cls: type, *, prog: str, epilog: str = "", strict: bool = True, everything: bool = True
 ) -> argparse.ArgumentParser:
-    """The parser of a class: its docstring is the description; every value is left as text.
+    """The argparse parser of a class, with its docstring as the description; parsed values stay text.
 
-    Unless `strict` it lets missing words pass: of options and positional words together it would name the former alone.
-    Its help has a group for each `title`, and hides rare options unless `everything` is asked for.
+    Without `strict` missing words are accepted, because argparse would name missing options but not missing positional
+    words beside them. The help has a group for each `title`, and hides rare options unless `everything` is true.
     """
-    every = sorted(declared(cls).values(), key=lambda one: not one.option.positional)  # words without a name first
-    words = [one for one in every if one.option.positional]
-    usage = [*words, *(one for one in every if one.default is MISSING and not one.option.positional)]
-    hidden = 0 if everything else sum(one.option.rare for one in every)
+    every = sorted(declared(cls).values(), key=lambda entry: not entry.option.positional)  # words without a name first
+    words = [entry for entry in every if entry.option.positional]
+    usage = [*words, *(entry for entry in every if entry.default is MISSING and not entry.option.positional)]
+    hidden = 0 if everything else sum(entry.option.rare for entry in every)
     made = _Parser(
         prog=prog,
         usage=" ".join([prog, *map(_shown, usage), "[options]"]).replace("%", "%%"),
@@ -292,61 +294,61 @@ def parser(
         argument_default=argparse.SUPPRESS,
         add_help=False,
     )
-    groups = {title: made.add_argument_group(title) for title in TITLES if any(one.title == title for one in every)}
+    groups = {title: made.add_argument_group(title) for title in TITLES if any(entry.title == title for entry in every)}
     made.add_argument_group("help").add_argument("-h", "--help", action="help", help="this text; --help-all: all of it")
-    for one in every:
-        rule, group = one.option, groups[one.title]
-        settings: dict[str, Any] = {"help": _help(one).replace("%", "%%")}
+    for entry in every:
+        rule, group = entry.option, groups[entry.title]
+        settings: dict[str, Any] = {"help": _help(entry).replace("%", "%%")}
         if rule.rare and not everything:
             settings["help"] = argparse.SUPPRESS
-        if one.type is bool:
+        if entry.type is bool:
             settings["action"] = "store_true"
         else:
-            settings["metavar"] = rule.metavar or ("|".join(rule.choices) if rule.choices else one.name.upper())
-            settings["nargs"] = {"one": None, "many": "+"}.get(one.count, one.count)
+            settings["metavar"] = rule.metavar or ("|".join(rule.choices) if rule.choices else entry.name.upper())
+            settings["nargs"] = {"one": None, "many": "+"}.get(entry.count, entry.count)
         if rule.positional:
-            optional = not strict or one.default is not MISSING
-            settings["nargs"] = {"one": "?", "many": "*"}[one.count] if optional else settings["nargs"]
-            group.add_argument(one.name, **settings)
+            optional = not strict or entry.default is not MISSING
+            settings["nargs"] = {"one": "?", "many": "*"}[entry.count] if optional else settings["nargs"]
+            group.add_argument(entry.name, **settings)
         else:
-            group.add_argument(one.flag, dest=one.name, required=strict and one.default is MISSING, **settings)
+            group.add_argument(entry.flag, dest=entry.name, required=strict and entry.default is MISSING, **settings)
     return made
 
 
-def _shown(one: Declared) -> str:
-    """An option as a usage line shows it: [OVERRIDE ...], or --out DIR."""
-    word = str(one.option.metavar or one.name.upper())
-    word = f"{word} ..." if one.count == "many" else word
-    if not one.option.positional:
-        return f"{one.flag} {word}"
-    return word if one.default is MISSING else f"[{word}]"
+def _shown(entry: Declared) -> str:
+    """An option in a usage line, such as [OVERRIDE ...] or --out DIR."""
+    word = str(entry.option.metavar or entry.name.upper())
+    word = f"{word} ..." if entry.count == "many" else word
+    if not entry.option.positional:
+        return f"{entry.flag} {word}"
+    return word if entry.default is MISSING else f"[{word}]"
 
 
-def _help(one: Declared) -> str:
-    """The help text, an upper bound where there is one, and the default."""
-    rule, shown = one.option, one.option.unset if one.default is None else one.default
+def _help(entry: Declared) -> str:
+    """The help text of an option, with its upper bound, if it has one, and its default."""
+    rule, shown = entry.option, entry.option.unset if entry.default is None else entry.default
     bounded = rule.below is not None or (rule.most is not None and rule.most <= LARGEST[float])
     if isinstance(shown, tuple):
-        shown = ("x" if rule.read and one.count == "one" else " ").join(map(str, shown))
-    said = f"; default: {shown}" if shown is not MISSING and shown is not False and shown != "" else ""
-    return rule.help + (f" ({one.limits().removeprefix('of ')})" if bounded else "") + said
+        shown = ("x" if rule.read and entry.count == "one" else " ").join(map(str, shown))
+    default = f"; default: {shown}" if shown is not MISSING and shown is not False and shown != "" else ""
+    return rule.help + (f" ({entry.limits().removeprefix('of ')})" if bounded else "") + default
 
 
-def _value(one: Declared, given: Any) -> Any:
-    if isinstance(given, list):
-        return tuple(one.read(word, one.label) for word in given)
-    return one.read(given, one.label) if isinstance(given, str) else given
+def _value(entry: Declared, typed: Any) -> Any:
+    if isinstance(typed, list):
+        return tuple(entry.read(word, entry.label) for word in typed)
+    return entry.read(typed, entry.label) if isinstance(typed, str) else typed
 
 
 def _words(
     arguments: Sequence[str], options: dict[str, Declared], sections: Sequence[str], names: Sequence[str]
 ) -> Iterable[str]:
-    """The words for argparse. Behind an option whose words are free all are values, up to a known option or key."""
+    """The words for argparse. After an option with free words, all words up to a known option or key are values."""
     free = False
     for word in arguments:
         name, equals, _ = word.partition("=")
         if word.startswith("--") and name != "--" and any(known.startswith(name) for known in names):
-            free = not equals and any(one.option.free and one.flag.startswith(name) for one in options.values())
+            free = not equals and any(entry.option.free and entry.flag.startswith(name) for entry in options.values())
         elif free and not (sections and _key(word, options, sections)):
             yield f" {word}" if word.startswith("-") else word
             continue
@@ -356,12 +358,12 @@ def _words(
 
 
 def _key(word: str, options: dict[str, Declared], sections: Sequence[str]) -> str | None:
-    """The option that `key=value` or `section.key=value` names; None where it names none."""
+    """The name of the option in `key=value` or `section.key=value`; None if there is no such option."""
     match = re.fullmatch(r"(?:([a-z]+)\.)?([a-z_]+)=.*", word, re.DOTALL)
     if match is None or match[1] not in (None, *sections):
         return None
     name = "sampler" if (match[1], match[2]) == ("sampler", "kind") else match[2]
-    flags = {one.flag[2:].replace("-", "_") for one in options.values() if not one.option.positional}
+    flags = {entry.flag[2:].replace("-", "_") for entry in options.values() if not entry.option.positional}
     return name if name in flags else None
 
 
@@ -370,7 +372,7 @@ def _checked(word: str, names: Sequence[str]) -> str:
     if not word.startswith("-") or word in ("-h", "--"):
         return word
     if not word.startswith("--"):
-        return f" {word}"  # argparse takes a word with a space in front for a value
+        return f" {word}"  # argparse takes a word with a leading space as a value
     name = word.partition("=")[0]
     if not any(known.startswith(name) for known in names):
         raise UserError(f"unknown option {name}{_nearest(name, names)}; see --help for all options")
@@ -382,16 +384,16 @@ def _as_option(word: str, options: dict[str, Declared], sections: Sequence[str])
     match = re.fullmatch(r"(?:([a-z]+)\.)?([a-z]+(?:_[a-z]+)*)=(.*)", word)
     if match is None or Path(word).exists() or match[1] not in (None, *sections):
         return word
-    named = {one.flag[2:].replace("-", "_"): one for one in options.values() if not one.option.positional}
+    named = {entry.flag[2:].replace("-", "_"): entry for entry in options.values() if not entry.option.positional}
     name = "sampler" if (match[1], match[2]) == ("sampler", "kind") else match[2]
     if name not in named:
         near = difflib.get_close_matches(name, named, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}={match[3]}? " if near else ""
         raise UserError(f"unknown override {word!r}; {hint}See --help for the options")
-    one = named[name]
-    if one.type is bool or one.count != "one":
-        raise UserError(f"{word!r}: {one.flag} is an option, not an override; see --help for what follows it")
-    return f"{one.flag}={match[3]}"
+    entry = named[name]
+    if entry.type is bool or entry.count != "one":
+        raise UserError(f"{word!r}: {entry.flag} is an option, not an override; see --help for what follows it")
+    return f"{entry.flag}={match[3]}"
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
@@ -403,7 +405,7 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _shape(hint: Any, rule: Option) -> tuple[type, str | int, tuple[str, ...]]:
-    """(type of an item, how many words, choices) of a hint."""
+    """The type of an item, the number of words, and the choices of a type hint."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         shapes = [_shape(arg, rule) for arg in args if arg is not type(None)]

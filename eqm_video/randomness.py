@@ -1,4 +1,4 @@
-"""Random numbers that depend on names and numbers alone, never on the batch size or the number of processes.
+"""Random numbers that depend on a seed, names and indices alone, never on the batch or the number of processes.
 
 Legend: B clips.
 """
@@ -15,7 +15,7 @@ from eqm_video.system.devices import send
 
 
 def fold(*parts: int | str) -> int:
-    """Hash integers and strings to one seed in [0, 2^63), the same on every machine and in every process.
+    """Hash integers and strings to a seed in [0, 2^63), the same on every machine and in every process.
 
     The order and the type of the parts count: `fold(1, 2)`, `fold(2, 1)`, `fold(12)` and `fold("1", 2)` all differ.
 
@@ -34,10 +34,10 @@ def fold(*parts: int | str) -> int:
 
 
 def generator(*parts: int | str, device: str | torch.device = "cpu") -> torch.Generator:
-    """A generator seeded by `fold(*parts)`; one for each sample keeps samples independent of their batch.
+    """A generator seeded by `fold(*parts)`. A generator for each sample makes samples independent of their batch.
 
-    A CPU generator gives the same numbers on every machine; draw there and move (as `normal` does) for noise that does
-    not depend on the device.
+    A CPU generator gives the same numbers on every machine. For noise that does not depend on the device, draw on the
+    CPU and move the result, as `normal` does.
     """
     return torch.Generator(device=device).manual_seed(fold(*parts))
 
@@ -51,14 +51,14 @@ def normal(
 ) -> Tensor:
     """Standard normal noise (B, *shape): row k comes from `generators[k]` alone, whatever B is.
 
-    Drawn in float32 on each generator's own device, then moved and cast, so that neither `device` nor `dtype` changes
-    which numbers are drawn.
+    Drawn in float32 on each generator's own device, then moved and cast, so that the numbers depend neither on
+    `device` nor on `dtype`.
 
     Raises:
         ValueError: no generators.
     """
     if len(generators) == 0:
         raise ValueError("normal needs one generator for each sample, got none; give [generator(seed, k) for k in ...]")
-    rows = [torch.randn(tuple(shape), generator=one, device=one.device, dtype=torch.float32) for one in generators]
-    stacked = torch.stack([row.to(rows[0].device) for row in rows])  # one copy to the device, not one for each sample
+    rows = [torch.randn(tuple(shape), generator=draw, device=draw.device, dtype=torch.float32) for draw in generators]
+    stacked = torch.stack([row.to(rows[0].device) for row in rows])  # a single copy to the device for all samples
     return send(stacked, device).to(dtype)

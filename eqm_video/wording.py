@@ -1,4 +1,4 @@
-"""Words of messages: how many of a thing there are."""
+"""Wording of messages: counts with their nouns."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def test_wrong_settings_are_refused_with_the_file_that_holds_them(pipe, settings
     file = tmp_path / "pipeline.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
     (key,) = settings
-    with pytest.raises(UserError, match=f"{file.name}(: {key} is .*; it must be | .*is no number of JSON)"):
+    with pytest.raises(UserError, match=f"{file.name}(: {key} is .*; it must be | .*is not a JSON number)"):
         EqMPipeline.from_checkpoint(tmp_path, codec=pipe.codec)
 
 

@@ -177,7 +177,7 @@ def test_other_layouts_are_refused_by_name(weights: dict[str, Tensor]) -> None:
         r"do not fit together: blocks.2.attn.qkv.weight gives \(96, 48\) where \(144, 48\)": {
             "blocks__2__attn__qkv__weight": torch.zeros(96, 48)
         },
-        r"weights are torch.float16, torch.float32; they must all have one": {
+        r"weights are torch.float16, torch.float32; they must all have the same floating-point dtype": {
             "final_layer__linear__weight": torch.zeros(32, 48).half()
         },
     }
@@ -222,7 +222,7 @@ def test_unreadable_sources_are_told(tmp_path: Path, weights: dict[str, Tensor])
         written("cut.safetensors", FIXTURE.read_bytes()[:5000]): "cannot be read as safetensors",
         written("text.safetensors", b"no weights here"): "cannot be read as safetensors",
         tmp_path / "object.pt": r"holds a Python object \(.*Custom\), and loading that could run code. .* torch.save",
-        tmp_path / "other.pt": "holds epoch, net; expected a state dict, or one under 'ema' or 'model'",
+        tmp_path / "other.pt": "holds epoch, net; expected a state dict, at the top or under 'ema' or 'model'",
         tmp_path / "tensor.pt": "holds Tensor; expected a state dict",
     }
     for source, sentence in cases.items():

@@ -128,7 +128,7 @@ def test_what_is_no_folder_is_one_sentence_and_nothing_is_left(command, words, t
     for out, says in (
         ("file", "is a file"),
         ("file/in", "part of the path"),
-        ("link", "is not there"),
+        ("link", "is missing"),
         ("a\0b", "NUL"),
     ):
         before = state(tmp_path)

@@ -347,7 +347,7 @@ def test_eight_bit_storage_works() -> None:
         ({"labels": torch.tensor([0, 1])}, r"labels must be \(3,\) integers, not \(2,\)"),
         ({"labels": torch.tensor([0.0, 1.0, 2.0])}, "integers, not .* of torch.float32"),
         ({"times": torch.zeros(T)}, r"times must be \(B,T\) = \(3, 4\), not \(4,\)"),
-        ({"gamma": torch.zeros(B, T)}, "not told gamma: leave gamma out"),
+        ({"gamma": torch.zeros(B, T)}, "not conditioned on gamma: leave gamma out"),
     ],
 )
 def test_wrong_inputs_are_told(changes: dict, sentence: str) -> None:

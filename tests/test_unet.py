@@ -133,7 +133,7 @@ def test_labels_and_gamma_are_heard(latents: torch.Tensor) -> None:
         ({"labels": torch.tensor([0, 1, 2, 4])}, "0…3"),
         ({"labels": torch.zeros(4)}, "integers"),
         ({"labels": torch.zeros(3, dtype=torch.long)}, r"\(4,\) integers"),
-        ({"gamma": torch.zeros(4, 1)}, "not told gamma"),
+        ({"gamma": torch.zeros(4, 1)}, "not conditioned on gamma"),
         ({"times": torch.zeros(4)}, r"times must be \(B,T\)"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Networks: one transformer for images and videos, a U-Net for small images, their presets, and the converter."""
+"""Networks: a transformer for images and videos, a U-Net for small images, their presets, and the converter."""
 
 from __future__ import annotations
 

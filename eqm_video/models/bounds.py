@@ -1,7 +1,7 @@
-"""A model's `config.json` held against the weights beside it, before anything is built from it.
+"""Checks of a model's `config.json` against the weights beside it, before anything is built from it.
 
-The header of a safetensors file lists every tensor with its shape, so that the file itself says how many layers there
-can be, and how wide. A configuration that asks for more would build until the memory is full.
+The header of a safetensors file lists every tensor with its shape, which bounds the number of layers and their widths.
+A configuration that asks for more would fill the memory while it is built.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from eqm_video.system.reading import check_regular, read_json
 # Keys that count layers, and those whose lists have an entry for each level of a U-Net or an autoencoder.
 _LAYERS = ("depth", "layers_per_block", "num_layers", "num_encoder_blocks", "num_decoder_blocks")
 _LEVELS = ("multipliers", "block_out_channels", "encoder_block_out_channels", "decoder_block_out_channels")
-_LEAST = 2**16  # a bound is never lower: sizes that are no widths, such as those of an image, are small
+_LEAST = 2**16  # lower limit of the bound, for sizes that are not widths, such as those of an image
 _MAY_BE_ZERO = ("num_labels", "dropout")
 
 
 def check_config(network: type, folder: Path) -> None:
-    """Raise UserError, naming file and key, unless `folder` can hold a model of the class `network`.
+    """Raise UserError, naming file and key, if the `config.json` of `folder` cannot be one of the class `network`.
 
-    `config.json` must have values of the types that the class declares, and ask for no more layers and no larger sizes
-    than the safetensors files beside it can fill. Only headers are read. Weights that are missing are not noticed here.
+    Its values must have the types that the class declares, and may not ask for more layers or larger sizes than the
+    safetensors files beside it can fill. Only headers are read; missing weights are not noticed.
     """
     file = folder / "config.json"
     config = {key: value for key, value in read_json(file).items() if not key.startswith("_")}
@@ -66,7 +66,7 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _whole_numbers(value: Any) -> Iterator[int]:
-    """The whole numbers in a value, lists opened."""
+    """The whole numbers in a value, and in lists inside it."""
     if isinstance(value, int) and not isinstance(value, bool):
         yield value
     for inner in value if isinstance(value, list) else ():
@@ -79,7 +79,7 @@ def _check_types(network: type, config: Mapping[str, Any], file: Path) -> None:
         hint = hints.get(key)
         if typing.get_origin(hint) is not None:  # a list of whole numbers
             fits, needed = (
-                isinstance(value, list) and all(_is_number(one, int, 0) for one in value),
+                isinstance(value, list) and all(_is_number(item, int, 0) for item in value),
                 "a list of numbers",
             )
         elif hint in (int, float):
@@ -98,7 +98,10 @@ def _is_number(value: Any, kind: type, least: int | None) -> bool:
 
 
 def check_scaling(config: Mapping[str, Any], channels: int, name: str) -> None:
-    """Raise UserError unless an autoencoder's numbers for scaling its latents of `channels` channels can be used."""
+    """Raise UserError unless an autoencoder's config can scale latents of `channels` channels.
+
+    `name` is the codec's name in the message.
+    """
 
     def refuse(key: str, needed: str) -> UserError:
         return UserError(f"codec {name!r}: {key} is {short(config.get(key))} in its config.json; it must be {needed}")

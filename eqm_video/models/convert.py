@@ -1,7 +1,7 @@
-"""Reference weights (EqM's and SiT's layout) to ours: other names, the other sign, no unused half of the output.
+"""Conversion of reference weights (the layout of EqM and SiT): new names, the other sign, no unused half of the output.
 
-C channels, D width, K labels, p patch size. The reference predicts (clean - noise) * c(gamma) and ascends; the last
-linear layer is negated here, and nothing else in the package knows that sign.
+C channels, D width, K labels, p patch size. The reference predicts (clean - noise) * c(gamma) and ascends. This module
+negates the last linear layer; no other part of the package uses that sign.
 """
 
 from __future__ import annotations
@@ -48,13 +48,14 @@ def convert(
     temporal: bool = False,
     conditioned_on_gamma: bool = False,
 ) -> EqMTransformer:
-    """Read reference weights from `source`, write our saved model to the folder `out`, and return it.
+    """Read reference weights from `source`, save them as a model of this package in the folder `out`, and return it.
 
-    source: `.safetensors`, or `.pt` / `.pth` / `.ckpt` / `.bin` that holds a state dict, or one under `ema` (preferred)
-    or `model`. out: a new or empty folder; it appears whole or not at all. The weights keep the source's dtype.
-    The options are those of `convert_weights`. Raises UserError for everything that a user can mend.
+    source: `.safetensors`, or `.pt` / `.pth` / `.ckpt` / `.bin` with a state dict, at the top or under `ema`
+    (preferred) or `model`. out: a new or empty folder; it appears whole or not at all. The weights keep the source's
+    dtype. The options are those of `convert_weights`. Raises UserError for unusable weights, and for a folder that is
+    not empty or cannot be written.
     """
-    out = claim(Path(out), Output({}), (), option="").resolve()  # a new folder, or an empty one
+    out = claim(Path(out), Output({}), (), option="").resolve()  # a new or empty folder
     weights = read_weights(Path(source))
     model = convert_weights(weights, num_heads=num_heads, temporal=temporal, conditioned_on_gamma=conditioned_on_gamma)
     _write(model, out)
@@ -68,14 +69,14 @@ def convert_weights(
     temporal: bool = False,
     conditioned_on_gamma: bool = False,
 ) -> EqMTransformer:
-    """Our network from a reference state dict.
+    """The network of a reference state dict.
 
-    num_heads: None takes those of the preset with the same width and depth. temporal: add attention in time, whose
-    gates are zero, so that frames are first treated as images. conditioned_on_gamma: for weights trained with the
-    time fed to the network.
+    num_heads: None takes the number of the preset with the same width and depth. temporal: add attention in time, with
+    gates at zero, so that frames are first treated as images. conditioned_on_gamma: for weights of a network that was
+    conditioned on time. Raises UserError for keys, shapes or dtypes that are not those of the reference.
     """
-    highest = max((int(found[1]) for key in weights if (found := re.match(r"blocks\.(\d{1,9})\.", key))), default=0)
-    depth = 1 + min(highest, len(weights))  # a number beyond that is an unexpected key, not a network to be built
+    highest = max((int(match[1]) for key in weights if (match := re.match(r"blocks\.(\d{1,9})\.", key))), default=0)
+    depth = 1 + min(highest, len(weights))  # a larger number is an unexpected key: no network is built for it
     names = key_names(depth)
     _check_keys(weights, expected={POSITIONS, *names})
     _check_plain(weights, names)
@@ -88,17 +89,17 @@ def convert_weights(
     renamed["patch_embed.weight"] = renamed["patch_embed.weight"].flatten(1)
     for key in ("head.linear.weight", "head.linear.bias"):
         renamed[key] = _our_output(renamed[key], sizes["patch_size"], sizes["in_channels"])
-    _check_shapes(_build(sizes, options, "meta"), renamed, names)  # shapes alone, before anything is allocated
+    _check_shapes(_build(sizes, options, "meta"), renamed, names)  # compares shapes alone, before anything is allocated
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # new temporal layers are the same in every conversion
+        torch.manual_seed(0)  # so that new temporal layers are the same in every conversion
         model = _build(sizes, options, "cpu")
-    model.load_state_dict({**model.state_dict(), **renamed}, assign=True)  # temporal layers keep their own start
+    model.load_state_dict({**model.state_dict(), **renamed}, assign=True)  # temporal layers keep their initial values
     nn.Module.to(model, dtype)
     return model.eval()
 
 
 def key_names(depth: int) -> dict[str, str]:
-    """Reference key to ours, for all weights of a network of `depth` blocks (its position table is not a weight)."""
+    """Reference key: key of this package, for all weights of `depth` blocks; the position table is not a weight."""
     layers = dict(OUTER_LAYERS)
     for block in range(depth):
         layers |= {f"blocks.{block}.{theirs}": f"blocks.{block}.{ours}" for theirs, ours in BLOCK_LAYERS.items()}
@@ -107,7 +108,7 @@ def key_names(depth: int) -> dict[str, str]:
 
 
 def read_sizes(weights: dict[str, Tensor], depth: int) -> dict:
-    """EqMTransformer's sizes, all but the heads, from the shapes of a reference state dict."""
+    """EqMTransformer's size arguments, except num_heads, from the shapes of a reference state dict."""
     patch = weights["x_embedder.proj.weight"]
     if patch.ndim != 4 or patch.shape[2] != patch.shape[3]:
         raise UserError(
@@ -134,13 +135,13 @@ def read_sizes(weights: dict[str, Tensor], depth: int) -> dict:
 
 
 def _our_output(values: Tensor, patch_size: int, channels: int) -> Tensor:
-    """Rows (p p c) of the last layer, c = C or 2C: the first C of every patch pixel, negated."""
+    """The last layer from the reference's rows (p p c), c = C or 2C: the first C of each patch pixel, negated."""
     rows = rearrange(values, "(p q c) ... -> p q c ...", p=patch_size, q=patch_size)
     return -rows[:, :, :channels].flatten(0, 2)
 
 
-def _heads(width: int, depth: int, given: int | None) -> int:
-    if given is None:
+def _heads(width: int, depth: int, typed: int | None) -> int:
+    if typed is None:
         known = {
             preset.num_heads for preset in PRESETS.values() if (preset.hidden_size, preset.depth) == (width, depth)
         }
@@ -150,38 +151,40 @@ def _heads(width: int, depth: int, given: int | None) -> int:
                 "add --num-heads N"
             )
         return known.pop()
-    if given < 1 or width % given:
-        raise UserError(f"--num-heads {given} does not divide the width {width}")
-    return given
+    if typed < 1 or width % typed:
+        raise UserError(f"--num-heads {typed} does not divide the width {width}")
+    return typed
 
 
 def _one_dtype(weights: Iterable[Tensor]) -> torch.dtype:
     dtypes = {weight.dtype for weight in weights}
     if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
         names = ", ".join(sorted(str(dtype) for dtype in dtypes))
-        raise UserError(f"the weights are {names}; they must all have one floating-point dtype: save them again in one")
+        raise UserError(
+            f"the weights are {names}; they must all have the same floating-point dtype: save them again in float32"
+        )
     return dtypes.pop()
 
 
 def _check_keys(weights: dict[str, Tensor], expected: set[str]) -> None:
     problems = {"missing": sorted(expected - set(weights)), "unexpected": sorted(set(weights) - expected)}
     if any(problems.values()):
-        told = "; ".join(f"{name}: {_shortened(keys)}" for name, keys in problems.items() if keys)
-        raise UserError(f"these are not weights in the reference's layout (EqM, SiT). {told}")
+        listed = "; ".join(f"{name}: {_shortened(keys)}" for name, keys in problems.items() if keys)
+        raise UserError(f"these are not weights in the reference's layout (EqM, SiT). {listed}")
 
 
 def _check_plain(weights: dict[str, Tensor], names: Iterable[str]) -> None:
-    """Every tensor that is converted must hold numbers, in a shape."""
+    """UserError unless every tensor to convert is dense, not quantised, and has numbers."""
     for key in (POSITIONS, *names):
         weight = weights[key]
         if weight.layout != torch.strided or weight.is_meta or weight.is_quantized or not weight.ndim * weight.numel():
             raise UserError(
-                f"{key} is no plain tensor ({weight.layout}, {tuple(weight.shape)}): save the weights again"
+                f"{key} is not a plain tensor ({weight.layout}, {tuple(weight.shape)}): save the weights again"
             )
 
 
 def _build(sizes: dict, options: dict, device: str) -> EqMTransformer:
-    """The network of these sizes; UserError where they do not go together."""
+    """The network of these sizes; UserError if they do not go together."""
     try:
         with torch.device(device):
             return EqMTransformer(**sizes, **options)
@@ -202,7 +205,7 @@ def _check_shapes(model: EqMTransformer, renamed: dict[str, Tensor], names: dict
 
 
 def _check_positions(table: Tensor, width: int) -> None:
-    """The fixed table must be the one that we compute, on a square grid."""
+    """UserError unless `table` is the sin-cos table of this package, on a square grid."""
     side = round(table.shape[-2] ** 0.5) if table.ndim == 3 else 0
     if not side or tuple(table.shape) != (1, side * side, width) or width % 4:
         raise UserError(f"{POSITIONS} has shape {tuple(table.shape)}, not (1, side * side, {width}) of a square image")
@@ -222,7 +225,7 @@ def _shortened(items: list[str], most: int = 8) -> str:
 
 
 def _write(model: EqMTransformer, out: Path) -> None:
-    """Save beside `out`, then rename: a folder that is there is whole."""
+    """Save beside `out`, then rename, so that the folder is whole or absent."""
     try:
         with writing_folder(out) as aside:
             model.save_pretrained(aside)

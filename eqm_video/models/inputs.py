@@ -1,4 +1,4 @@
-"""What every network asks of its inputs, checked before anything is computed.
+"""Checks of the inputs that all networks share, before anything is computed.
 
 B clips, T frames, C channels, H W height and width, K labels.
 """
@@ -16,8 +16,8 @@ def check_inputs(
 ) -> None:
     """ValueError unless latents (B,T,C,H,W), labels (B,), times and gamma (B,T) fit a network's `config`.
 
-    The config says in_channels (C), patch_size, which divides H and W, num_labels (K, the null label) and
-    conditioned_on_gamma. Labels out of 0…K are seen on the CPU only: reading them on a GPU would wait for it.
+    The config has in_channels (C), patch_size, which divides H and W, num_labels (K, the null label) and
+    conditioned_on_gamma. Labels out of 0…K are noticed on the CPU only: reading them on a GPU would wait for it.
     """
     p, channels, count = config.patch_size, config.in_channels, config.num_labels
     if latents.ndim != 5 or latents.shape[2] != channels:
@@ -25,13 +25,15 @@ def check_inputs(
     clips, frames, _, height, width = latents.shape
     if height % p or width % p:
         raise ValueError(f"latents of height {height} and width {width} must be divisible by the patch size {p}")
-    for name, given in (("times", times), ("gamma", gamma)):
-        if given is not None and given.shape != (clips, frames):
-            raise ValueError(f"{name} must be (B,T) = ({clips}, {frames}), not {tuple(given.shape)}")
+    for name, values in (("times", times), ("gamma", gamma)):
+        if values is not None and values.shape != (clips, frames):
+            raise ValueError(f"{name} must be (B,T) = ({clips}, {frames}), not {tuple(values.shape)}")
     if gamma is None and config.conditioned_on_gamma:
         raise ValueError("this network is conditioned on gamma: pass gamma=(B,T), the factor of every frame")
     if gamma is not None and not config.conditioned_on_gamma:
-        raise ValueError("this network is not told gamma: leave gamma out, or build it with conditioned_on_gamma=True")
+        raise ValueError(
+            "this network is not conditioned on gamma: leave gamma out, or build it with conditioned_on_gamma=True"
+        )
     if labels is None:
         return
     if labels.shape != (clips,) or labels.is_floating_point() or labels.dtype == torch.bool:

@@ -1,7 +1,7 @@
 """Layers of the transformer: positions in space and time, attention, adaLN-Zero block, head.
 
 B clips, T frames, C channels, H W height and width, N tokens a frame, D width, K labels.
-Inside attention: G groups of a clip that do not see each other, L tokens of a group, A heads, E = D / A width of one.
+Inside attention: G groups of a clip that do not see each other, L tokens of a group, A heads, E = D / A their width.
 In space G = T and L = N, in time G = N and L = T.
 """
 
@@ -21,12 +21,12 @@ MAX_SEQUENCES = 65_535
 
 @lru_cache(maxsize=32)
 def position_table(rows: int, columns: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Fixed sin-cos table of a grid of patches (rows * columns, width): MAE's, DiT's and EqM's, column first.
+    """The fixed sin-cos table of a grid of patches (rows * columns, width), as in MAE, DiT and EqM, column first.
 
-    Computed in float64 and rounded to float32 before `dtype`, because trained weights saw the rounded table. It is a
-    function of the grid and not a buffer of the network: any size works, and loading never meets an empty table.
+    Computed in float64 and rounded to float32 before `dtype`, because trained weights saw the rounded table. A function
+    of the grid, not a buffer of the network: it works for any size, and loading cannot leave it empty.
     """
-    with torch.inference_mode(False):  # a table made while sampling must serve training too
+    with torch.inference_mode(False):  # a table made during sampling must also work in training
         quarter = width // 4
         exponents = torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter
         frequencies = 1.0 / 10_000.0**exponents
@@ -38,7 +38,7 @@ def position_table(rows: int, columns: int, width: int, device: torch.device, dt
 
 
 def time_rotation(times: Tensor, head_width: int, base: float) -> Tensor:
-    """Cosine and sine of the rotary angles of real-valued times (RoPE, arXiv 2104.09864).
+    """Cosines and sines of the rotary angles of real-valued times (RoPE, arXiv 2104.09864).
 
     times: (B,T), in reference frames, float32 or float64; returns (2,B,1,1,T,E/2) in the same dtype. Angle k is
     time * base^(-k/(E/2)) radians, so periods run from 2 pi to nearly 2 pi * base reference frames.
@@ -50,7 +50,7 @@ def time_rotation(times: Tensor, head_width: int, base: float) -> Tensor:
 
 
 def rotate(heads: Tensor, rotation: Tensor) -> Tensor:
-    """Turn queries or keys (B,G,A,T,E) by `rotation` (2,B,1,1,T,E/2), in the rotation's precision."""
+    """Queries or keys (B,G,A,T,E) turned by `rotation` (2,B,1,1,T,E/2), computed in the rotation's precision."""
     cosine, sine = rotation
     first, second = heads.to(rotation.dtype).chunk(2, dim=-1)
     turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
@@ -58,9 +58,9 @@ def rotate(heads: Tensor, rotation: Tensor) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Scaled dot-product attention over (S,A,L,E), S independent sequences, never more than CUDA's grid holds.
+    """Scaled dot-product attention over S independent sequences (S,A,L,E), in chunks that fit CUDA's grid.
 
-    A call gets at most MAX_SEQUENCES // A sequences: some kernels count sequences, some sequences x heads.
+    A chunk has at most MAX_SEQUENCES // A sequences: some kernels count sequences, some sequences x heads.
     """
     chunk = max(1, MAX_SEQUENCES // query.shape[1])
     if query.shape[0] <= chunk:
@@ -88,7 +88,7 @@ class GammaEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(sinusoids, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, gamma: Tensor, dtype: torch.dtype) -> Tensor:
-        """Embed gamma for a network of `dtype`: sinusoids in float32, or in float64 where the network is float64."""
+        """Embed gamma (…) as (…, D) in `dtype`; the sinusoids are in float32, in float64 for a float64 network."""
         exact = torch.promote_types(dtype, torch.float32)
         half = self.sinusoids // 2
         frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=exact, device=gamma.device) / half)
@@ -105,12 +105,12 @@ class Modulation(nn.Module):
         self.linear = nn.Linear(width, parts * width)
 
     def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
-        """One shift, scale or gate each."""
+        """The `parts` tensors (B,T or 1,1,D), each a shift, scale or gate."""
         return self.linear(F.silu(condition)).unsqueeze(2).chunk(self.parts, dim=-1)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention within each group of (B,G,L,D); rotary times where a rotation is given."""
+    """Multi-head self-attention within each group of (B,G,L,D), with rotary times if there is a rotation."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor, rotation: Tensor | None = None) -> Tensor:
-        """(B,G,L,D) to (B,G,L,D); `rotation` (2,B,1,1,L,E/2) turns queries and keys."""
+        """Tokens (B,G,L,D) to (B,G,L,D); `rotation` (2,B,1,1,L,E/2), if not None, turns queries and keys."""
         clips = tokens.shape[0]
         heads = rearrange(self.qkv(tokens), "b g l (three a e) -> three b g a l e", three=3, a=self.num_heads)
         query, key, value = heads.unbind()
@@ -138,7 +138,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(inner, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(…,D) to (…,D)."""
+        """Tokens (…,D) to (…,D)."""
         return self.fc2(F.gelu(self.fc1(tokens), approximate="tanh"))
 
 
@@ -155,7 +155,7 @@ class EqMBlock(nn.Module):
             self.temporal = Attention(width, num_heads)
 
     def forward(self, tokens: Tensor, condition: Tensor, rotation: Tensor | None = None) -> Tensor:
-        """Tokens (B,T,N,D), condition (B,T or 1,D), rotation of the frames' times or None: no attention in time."""
+        """Tokens (B,T,N,D) to (B,T,N,D), with condition (B,T or 1,D); rotation None skips attention in time."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition)
         tokens = tokens + gate * self.spatial(modulate(tokens, shift, scale))
         if rotation is not None:
@@ -166,7 +166,7 @@ class EqMBlock(nn.Module):
 
 
 class Head(nn.Module):
-    """Tokens (B,T,N,D) to the numbers of their patches (B,T,N,outputs)."""
+    """The last layer: tokens (B,T,N,D) to the numbers of their patches (B,T,N,outputs)."""
 
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
@@ -174,6 +174,6 @@ class Head(nn.Module):
         self.linear = nn.Linear(width, outputs)
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """Modulate, then project."""
+        """Modulate tokens (B,T,N,D) by the condition (B,T or 1,D), then project them."""
         shift, scale = self.modulation(condition)
         return self.linear(modulate(tokens, shift, scale))

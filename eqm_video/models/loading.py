@@ -1,4 +1,4 @@
-"""Weights read strictly: a network or an autoencoder is loaded whole, or refused in a sentence."""
+"""Strict loading of weights: a network or an autoencoder is loaded whole, or refused with an error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
 from eqm_video.system.reading import read_json
 
-NETWORKS = {one.__name__: one for one in (EqMTransformer, EqMUNet)}  # what a network's config.json may name
+NETWORKS = {network.__name__: network for network in (EqMTransformer, EqMUNet)}  # by the class in config.json
 SAVED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # by safetensors
 
 _UNUSABLE = (OSError, ValueError, RuntimeError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError)
@@ -33,19 +33,19 @@ def load_weights(
     torch_dtype: torch.dtype | str | None = None,
     variant: str | None = None,
 ) -> Any:
-    """A model from diffusers' safetensors, float32 by default. Raises UserError unless every weight fits.
+    """Load a model from diffusers' safetensors, as float32 by default. UserError unless every weight fits.
 
-    diffusers on its own only warns of missing and surplus weights, and fills what is missing with random numbers.
-    `what` names the model in the message. torch_dtype: "auto" is the one that the weights in a folder were saved in.
-    variant: of the weights' file names, such as "fp16"; None reads those without one.
+    diffusers on its own only warns of missing and surplus weights, and fills in missing ones with random numbers.
+    `what` names the model in the message. torch_dtype: "auto" is the dtype in which a folder's weights were saved.
+    variant: the part of the file names before .safetensors, such as "fp16"; None reads files without a variant.
     """
-    here = Path(source) / subfolder
-    if here.is_dir() and variant not in (found := _variants(here)) and found:
-        known = " and ".join(f"variant={one!r}" if one else "no variant" for one in sorted(found, key=str))
-        asked = f"weights of the variant {variant!r}" if variant else "plain weights"
-        raise UserError(f"{here} has no {asked} of {what}; its weights have {known}")
-    if here.is_dir() and (here / "config.json").is_file():
-        check_config(model_class, here)
+    folder = Path(source) / subfolder
+    if folder.is_dir() and variant not in (variants := _variants(folder)) and variants:
+        known = " and ".join(f"variant={name!r}" if name else "no variant" for name in sorted(variants, key=str))
+        missing = f"weights of the variant {variant!r}" if variant else "plain weights"
+        raise UserError(f"{folder} has no {missing} of {what}; its weights have {known}")
+    if folder.is_dir() and (folder / "config.json").is_file():
+        check_config(model_class, folder)
     try:
         model, report = model_class.from_pretrained(
             str(source),
@@ -68,15 +68,15 @@ def load_weights(
                 f"such as {names[0]!r}"
             )
     if torch_dtype == "auto":
-        torch_dtype = _saved_dtype(here, variant, what)
-    return nn.Module.to(model, torch_dtype or torch.float32)  # diffusers' own `to` warns of every change of dtype
+        torch_dtype = _saved_dtype(folder, variant, what)
+    return nn.Module.to(model, torch_dtype or torch.float32)  # the `to` of diffusers warns of every change of dtype
 
 
 def _variants(folder: Path) -> dict[str | None, Path]:
-    """The variants of the safetensors in a folder (None: without one), each with one of its files.
+    """The variants of the safetensors in a folder, each with its first file; None is the variant without a name.
 
-    A file is called NAME.safetensors or NAME.VARIANT.safetensors; of weights in several files, NAME-00001-of-00002 or
-    NAME.VARIANT-00001-of-00002.
+    A file is called NAME.safetensors or NAME.VARIANT.safetensors. Weights in several files are called
+    NAME-00001-of-00002 or NAME.VARIANT-00001-of-00002.
     """
     files = sorted(folder.glob("*.safetensors"), reverse=True)
     stems = ((re.sub(r"-\d{5}-of-\d{5}$", "", file.stem), file) for file in files)
@@ -84,7 +84,7 @@ def _variants(folder: Path) -> dict[str | None, Path]:
 
 
 def _saved_dtype(folder: Path, variant: str | None, what: str) -> torch.dtype:
-    """The floating-point type in which the weights of a folder were saved."""
+    """The first floating-point dtype among the saved weights of a folder; float32 if there is none."""
     file = _variants(folder).get(variant) if folder.is_dir() else None
     if file is None:
         raise UserError(
@@ -98,30 +98,30 @@ def _saved_dtype(folder: Path, variant: str | None, what: str) -> torch.dtype:
 def load_transformer(
     folder: Path, dtype: torch.dtype | str | None, variant: str | None = None
 ) -> EqMTransformer | EqMUNet:
-    """The network in a folder, of the class that its config.json names, strictly.
+    """Load the network in a folder, of the class in its config.json, with every weight.
 
-    UserError for another architecture, or weights that do not fit.
+    UserError for another architecture, or weights that do not fit. `dtype` and `variant` are as in `load_weights`.
     """
     name = class_in(folder / "config.json")
     if name not in NETWORKS:
-        what = "has no config.json" if name is None else f"holds a {name}, another architecture"
-        raise UserError(f"the network's folder {folder} {what}; needed is an {' or an '.join(NETWORKS)}")
+        content = "has no config.json" if name is None else f"holds a {name}, another architecture"
+        raise UserError(f"the network's folder {folder} {content}; needed is an {' or an '.join(NETWORKS)}")
     what = f"the network in {folder}"
     return load_weights(NETWORKS[name], folder, what, torch_dtype=dtype, variant=variant)
 
 
 def class_in(config_file: Path) -> str | None:
-    """The class that a diffusers `config.json` names; None where there is no such file."""
+    """The class in a diffusers `config.json`; None if the file or its entry is missing."""
     name = read_json(config_file).get("_class_name") if config_file.is_file() else None
     return None if name is None else word(name)
 
 
 def word(value: Any) -> str:
-    """A value of a JSON file as it stands in a message, cut where it is long."""
+    """A value of a JSON file as text for a message, cut if it is long."""
     return cut(value) if isinstance(value, str) else short(value)
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error without its full stop; the name of its class where it says nothing."""
+    """The first line of an error's message without its full stop; the name of its class if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

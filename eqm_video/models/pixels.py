@@ -1,4 +1,4 @@
-"""Pixel space: an autoencoder whose latents are the pixels, so that small images are trained on without a codec.
+"""Pixel space: an autoencoder whose latents are the pixels, to train on small images without a codec.
 
 B images, H W height and width.
 """
@@ -9,15 +9,15 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
 from diffusers.models.autoencoders.vae import DecoderOutput
-from diffusers.models.modeling_utils import ModelMixin  # by name: diffusers looks it up in this module when it loads
+from diffusers.models.modeling_utils import ModelMixin  # by name: diffusers looks it up in this module on loading
 from torch import Tensor
 
 
 class PixelAutoencoder(ModelMixin, ConfigMixin):
     """The identity, with the interface of diffusers' AutoencoderTiny: 3 channels, no downsampling, scaling 1.
 
-    It has no weights. One number without meaning stands in for them, for diffusers reads a model's device and dtype off
-    its tensors, and a saved folder must hold some.
+    It has no weights, only a placeholder of a single number: diffusers reads a model's device and dtype off its
+    tensors, and a saved folder must contain a tensor.
     """
 
     @register_to_config

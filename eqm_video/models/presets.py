@@ -1,4 +1,4 @@
-"""The sizes that have names. `EqM-S/2` is width, depth and heads of S with patches of 2 x 2 latent pixels."""
+"""Named sizes of networks: `EqM-S/2` has the width, depth and heads of S, and patches of 2 x 2 latent pixels."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ UNET_PRESETS = MappingProxyType(
 
 
 def find_preset(name: str) -> Preset | UNetPreset:
-    """The preset of that name; an unknown one is an error that lists them and names the nearest."""
+    """The preset called `name`; UserError for an unknown name, with the nearest preset and a list of all."""
     every = {**PRESETS, **UNET_PRESETS}
     if name in every:
         return every[name]
@@ -74,7 +74,7 @@ def find_preset(name: str) -> Preset | UNetPreset:
 
 
 def preset_name(hidden_size: int, depth: int, num_heads: int, patch_size: int) -> str | None:
-    """The name of these sizes of a transformer, or None where they have none."""
+    """The name of a transformer with these sizes; None if no preset has them."""
     sizes = Preset(hidden_size, depth, num_heads, patch_size)
     return next((name for name, preset in PRESETS.items() if preset == sizes), None)
 
@@ -85,7 +85,7 @@ def build_model(
     """A freshly initialised network of a preset; `options` are the other arguments of its class.
 
     The defaults give the paper's image networks; `temporal=True` adds attention in time, which a U-Net refuses with a
-    ValueError. `in_channels` None is the class's own: 4 latent channels of a transformer, 3 (pixels) of a U-Net.
+    ValueError. `in_channels` None is the class's default: 4 latent channels for a transformer, 3 (pixels) for a U-Net.
     """
     preset = find_preset(name)
     network = EqMUNet if isinstance(preset, UNetPreset) else EqMTransformer

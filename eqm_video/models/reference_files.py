@@ -1,4 +1,4 @@
-"""Files of reference weights: safetensors, and what torch.save writes, of which nothing but tensors is unpickled."""
+"""Files of reference weights: safetensors, and files of torch.save, from which only tensors are unpickled."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from torch import Tensor
 
 from eqm_video.errors import UserError, cut, short
 
-# The ways in which torch's unpickler fails on a damaged file.
+# Errors of torch's unpickler on a damaged file.
 _DAMAGED = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
 _DAMAGED += (ArithmeticError, MemoryError, struct.error, zipfile.BadZipFile, NotImplementedError)
 
 
 def read_weights(source: Path) -> dict[str, Tensor]:
-    """The state dict of a file; the EMA weights where there are several. Nothing but tensors is ever unpickled."""
+    """The state dict of a file, the EMA weights if it has several. Only tensors are unpickled, so no code runs.
+
+    Raises UserError for a missing or damaged file, another format, or content other than named tensors.
+    """
     if not source.is_file():
         raise UserError(f"{source} is not a file; give a .safetensors or .pt file of reference weights")
     if zipfile.is_zipfile(source) and not _is_plain_archive(source):
         raise UserError(
-            f"{source} is a compressed archive, and torch writes none: unpack it, or save the weights again"
+            f"{source} is a compressed archive, which torch never writes: unpack it, or save the weights again"
         )
     if source.suffix == ".safetensors":
         try:
@@ -45,8 +48,10 @@ def read_weights(source: Path) -> dict[str, Tensor]:
             loaded = loaded[key]
             break
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
-        held = ", ".join(map(_name, list(loaded)[:8])) if isinstance(loaded, dict) else type(loaded).__name__
-        raise UserError(f"{source} holds {held or 'nothing'}; expected a state dict, or one under 'ema' or 'model'")
+        content = ", ".join(map(_name, list(loaded)[:8])) if isinstance(loaded, dict) else type(loaded).__name__
+        raise UserError(
+            f"{source} holds {content or 'nothing'}; expected a state dict, at the top or under 'ema' or 'model'"
+        )
     if not all(isinstance(key, str) for key in loaded):
         raise UserError(f"{source} names its tensors {short(list(loaded))}; names must be text")
     renamed = {re.sub(r"^(module\.|_orig_mod\.)+", "", key): value for key, value in loaded.items()}
@@ -59,26 +64,26 @@ def read_weights(source: Path) -> dict[str, Tensor]:
 
 
 def _is_plain_archive(source: Path) -> bool:
-    """Whether a zip file's members are stored as they are: its size then bounds what is read from it."""
+    """Whether a zip file's members are stored without compression: the file's size then bounds the memory."""
     try:
         with zipfile.ZipFile(source) as archive:
             return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, struct.error):
-        return True  # damaged: torch says how
+        return True  # damaged: torch gives the reason
 
 
 def _read_pickle(source: Path) -> object:
     try:
         # A reference checkpoint keeps its arguments beside the weights: a Namespace is a harmless container.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            # Mapped, because optimizer and raw weights lie in the same file and are not wanted.
+            # Memory-mapped: the optimizer and raw weights in the same file are then never read.
             return torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        held = f"a Python object ({found[1]})" if found else "more than tensors"
+        match = re.search(r"GLOBAL (\S+)", str(error))
+        content = f"a Python object ({match[1]})" if match else "more than tensors"
         raise UserError(
-            f"{source} holds {held}, and loading that could run code. If you trust the file, save its weights alone: "
-            f"torch.save({{'ema': torch.load({str(source)!r}, weights_only=False)['ema']}}, 'weights.pt'), "
+            f"{source} holds {content}, and loading that could run code. If you trust the file, save its weights "
+            f"alone: torch.save({{'ema': torch.load({str(source)!r}, weights_only=False)['ema']}}, 'weights.pt'), "
             "then convert weights.pt"
         ) from error
     except _DAMAGED as error:
@@ -87,14 +92,14 @@ def _read_pickle(source: Path) -> object:
 
 
 def _check_whole(weights: dict[str, Tensor], source: Path) -> None:
-    """A file must hold all numbers of a tensor, for a view that repeats a few of them has any size that it likes."""
+    """UserError unless the file has all numbers of each tensor: a view that repeats a few could have any size."""
     for key, weight in weights.items():
         if weight.layout != torch.strided or weight.is_meta:
             raise UserError(f"{source} holds {short(key)} as {weight.layout} on {weight.device}: save dense weights")
-        held = weight.untyped_storage().nbytes()
-        if weight.numel() * weight.element_size() > held:
+        stored = weight.untyped_storage().nbytes()
+        if weight.numel() * weight.element_size() > stored:
             raise UserError(
-                f"{source} holds {held:,} bytes of {short(key)}, whose shape is {tuple(weight.shape)}: save the "
+                f"{source} holds {stored:,} bytes of {short(key)}, whose shape is {tuple(weight.shape)}: save the "
                 "weights again, with .contiguous()"
             )
 

@@ -1,4 +1,4 @@
-"""The network: one transformer for images (T = 1) and videos, which predicts the equilibrium-matching gradient.
+"""The transformer for images (T = 1) and videos, which predicts the equilibrium-matching gradient.
 
 B clips, T frames, C channels, H W height and width, N tokens a frame, D width, K labels, p patch size.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin  # by name: diffusers looks it up in this module when it loads
+from diffusers.models.modeling_utils import ModelMixin  # by name: diffusers looks it up in this module on loading
 from diffusers.utils import BaseOutput
 from einops import rearrange
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from eqm_video.models.layers import EqMBlock, GammaEmbedding, Head, Modulation, 
 
 @dataclass
 class EqMOutput(BaseOutput):
-    """What the network returns.
+    """The result of a network's `forward`.
 
     sample: (B,T,C,H,W), the raw f, in the dtype of the latents: for an implicit network the field itself, an estimate
         of (noise - clean) * c(gamma).
@@ -38,11 +38,11 @@ class EqMTransformer(ModelMixin, ConfigMixin):
     in_channels: C of the latents. patch_size: p. hidden_size: D, divisible by 4 (positions) and by num_heads.
     depth: blocks. num_heads: heads of both attentions. mlp_ratio: inner width of the MLP over D.
     num_labels: K; label K is the null label, also `.null_label`. temporal: with attention in time; without it there are
-    no temporal weights and frames do not see each other. conditioned_on_gamma: whether `forward` is told gamma; the
-    embedder exists either way and is fed 0 where it is not (Equilibrium Matching, arXiv 2510.02300, section 3.4).
-    rope_base: slowest rotary period in time over 2 pi, in reference frames. energy: what the output f means, for
-    `core.energy.Field`: "implicit", the gradient itself; "dot" or "l2", an energy's ingredient, whose gradient is
-    the field. It travels with every export and changes no weight; `forward` returns the raw f in any case.
+    no temporal weights and frames do not see each other. conditioned_on_gamma: whether gamma is an input of `forward`;
+    the embedder exists either way, and gets 0 if not (Equilibrium Matching, arXiv 2510.02300, section 3.4).
+    rope_base: slowest rotary period in time over 2 pi, in reference frames. energy: the meaning of the output f for
+    `core.energy.Field`: "implicit", f is the gradient itself; "dot" or "l2", the field is the gradient of an energy
+    made of f. It is saved with every export and changes no weight; `forward` returns the raw f in any case.
     """
 
     _supports_gradient_checkpointing = True
@@ -102,14 +102,14 @@ class EqMTransformer(ModelMixin, ConfigMixin):
     def forward(
         self, latents: Tensor, labels: Tensor | None = None, *, times: Tensor | None = None, gamma: Tensor | None = None
     ) -> EqMOutput:
-        """Evaluate f, as it is: with an explicit energy the field to descend is `core.energy.Field`'s, not this.
+        """Evaluate the raw f. With an explicit energy the field to descend is `core.energy.Field`, not this.
 
-        latents: (B,T,C,H,W), H and W divisible by the patch size. They are computed in the network's own dtype and the
-        sample returns in theirs, so that a bfloat16 network can serve a float32 descent.
+        latents: (B,T,C,H,W), H and W divisible by the patch size. The network computes in its own dtype and returns the
+        sample in the latents' dtype, so that a bfloat16 network can serve a float32 descent.
         labels: (B,) integers in 0…K, K being the null label; None is the null label for every clip.
-        times: (B,T) real numbers in reference frames; None is 0…T-1. Only differences matter. Unused where T = 1.
-        gamma: (B,T) in [0, 1], given exactly when the network is conditioned on gamma.
-        Raises ValueError for other shapes, and for labels out of range (seen on the CPU only: reading them on a GPU
+        times: (B,T) real numbers in reference frames; None is 0…T-1. Only differences matter. Unused if T = 1.
+        gamma: (B,T) in [0, 1] for a network that is conditioned on gamma, None for any other.
+        Raises ValueError for other shapes, and for labels out of range (noticed on the CPU only: reading them on a GPU
         would wait for it).
         """
         check_inputs(self.config, latents, labels, times, gamma)
@@ -135,7 +135,7 @@ class EqMTransformer(ModelMixin, ConfigMixin):
         return rearrange(values, "b t (h w) (p q c) -> b t c (h p) (w q)", h=rows, w=columns, p=p, q=p)
 
     def _condition(self, labels: Tensor | None, gamma: Tensor | None, *, clips: int, device: torch.device) -> Tensor:
-        """Label plus gamma embedding: (B,T,D), or (B,1,D) where every frame has the same."""
+        """The sum of label and gamma embedding: (B,T,D), or (B,1,D) if all frames have the same."""
         if labels is None:
             labels = torch.full((clips,), self.null_label, device=device)
         if gamma is None:
@@ -144,7 +144,7 @@ class EqMTransformer(ModelMixin, ConfigMixin):
         return label_part + self.gamma_embed(gamma.to(device), self.dtype)
 
     def _rotation(self, times: Tensor | None, *, clips: int, frames: int, device: torch.device) -> Tensor | None:
-        """Rotary angles of the frames; None where there is no attention in time: spatial networks and single frames."""
+        """Rotary angles of the frames; None without attention in time: spatial networks and single frames."""
         if not self.config.temporal or frames == 1:
             return None
         exact = torch.promote_types(self.dtype, torch.float32)

@@ -12,7 +12,7 @@ from diffusers import UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
-from diffusers.models.modeling_utils import ModelMixin  # by name: diffusers looks it up in this module when it loads
+from diffusers.models.modeling_utils import ModelMixin  # by name: diffusers looks it up in this module on loading
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from einops import rearrange
@@ -27,19 +27,19 @@ from eqm_video.models.transformer import EqMOutput
 class EqMUNet(ModelMixin, ConfigMixin):
     """ADM's U-Net (arXiv 2105.05233), as Equilibrium Matching uses it for CIFAR-10; the defaults are that setting.
 
-    in_channels: C of the latents, 3 for pixels. patch_size: what H and W must be divisible by, 2^(levels - 1); it is
-    stated, so that everything that asks a network for it finds it in the config. base_channels: width that the
-    multipliers, one for each level, are counted in. depth: residual blocks of a level (one more on the way up).
+    in_channels: C of the latents, 3 for pixels. patch_size: the divisor of H and W, 2^(levels - 1); it follows from the
+    levels, but every network has it in its config. base_channels: unit of the multipliers, the width of each level.
+    depth: residual blocks of a level (one more on the way up).
     attention_levels: levels with attention, 0 being the full resolution; the middle block always has it. dropout:
     inside the residual blocks. norm_groups: groups of every group norm. num_labels: K; label K is the null label, also
     `.null_label`. temporal: must be False, frames never meet. conditioned_on_gamma, energy: as in EqMTransformer.
 
     The blocks are those of diffusers' UNet2DModel, set up as ADM's: the condition scales and shifts the second norm of
-    a residual block, attention has one head and a norm in the middle block too, and what UNet2DModel cannot be told is
-    put right afterwards: resizing has no weights (average and nearest neighbour), and the last layer of every residual
-    and attention branch, and of the network, starts at zero. With the same weights it computes what the U-Net of Meta's
-    flow_matching examples does, whose CIFAR-10 setting the paper takes over; only the layout of the weights differs
-    (queries, keys and values are three maps).
+    a residual block, and attention has a single head, and a norm in the middle block too. Two things have no option in
+    UNet2DModel and are changed afterwards: resizing has no weights (average and nearest neighbour), and the last layer
+    of every residual and attention branch, and of the network, starts at zero. With the same weights the network equals
+    the U-Net of Meta's flow_matching examples, whose CIFAR-10 setting the paper uses; only the layout of the weights
+    differs (queries, keys and values are three maps).
     """
 
     _supports_gradient_checkpointing = True
@@ -70,7 +70,7 @@ class EqMUNet(ModelMixin, ConfigMixin):
         if energy not in ENERGIES:
             raise ValueError(f"energy {energy!r} is not one of {', '.join(ENERGIES)}")
         _check_sizes(patch_size, base_channels, multipliers, attention_levels, norm_groups)
-        # As lists, which is what a saved config comes back with: two configs of the same network must be equal.
+        # Lists, as a loaded config has them: two configs of the same network must be equal.
         self.register_to_config(multipliers=list(multipliers), attention_levels=list(attention_levels))
         width = 4 * base_channels
         body = UNet2DModel(
@@ -81,7 +81,7 @@ class EqMUNet(ModelMixin, ConfigMixin):
             up_block_types=_types("{}UpBlock2D", len(multipliers), attention_levels)[::-1],
             layers_per_block=depth,
             dropout=dropout,
-            attention_head_dim=None,  # one head
+            attention_head_dim=None,  # a single head
             norm_num_groups=norm_groups,
             attn_norm_num_groups=norm_groups,
             resnet_time_scale_shift="scale_shift",
@@ -98,11 +98,11 @@ class EqMUNet(ModelMixin, ConfigMixin):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The repeated parts from input to output, each of which can be compiled as a whole."""
+        """The repeated parts, from input to output; each can be compiled as a whole."""
         return [*self.down_blocks, self.mid_block, *self.up_blocks]
 
     def reset_parameters(self) -> None:
-        """ADM's start: every residual and attention branch adds nothing, and the output is zero."""
+        """ADM's initialisation: every residual and attention branch adds nothing, and the output is zero."""
         nn.init.normal_(self.label_embed.weight, std=0.02)
         branches = [module.conv2 for module in self.modules() if isinstance(module, ResnetBlock2D)]
         branches += [module.to_out[0] for module in self.modules() if isinstance(module, Attention)]
@@ -113,13 +113,13 @@ class EqMUNet(ModelMixin, ConfigMixin):
     def forward(
         self, latents: Tensor, labels: Tensor | None = None, *, times: Tensor | None = None, gamma: Tensor | None = None
     ) -> EqMOutput:
-        """Evaluate f, as it is: with an explicit energy the field to descend is `core.energy.Field`'s, not this.
+        """Evaluate the raw f. With an explicit energy the field to descend is `core.energy.Field`, not this.
 
-        latents: (B,1,C,H,W), H and W divisible by `config.patch_size`; computed in the network's own dtype, the sample
-        returns in theirs. labels: (B,) integers in 0…K; None is the null label K for every clip. times: (B,1) or None;
-        without use, an image has no other frame. gamma: (B,1) in [0, 1], given exactly when the network is conditioned
-        on it. `hidden` of the result is the middle block's output (B,1,N,D).
-        Raises ValueError for other shapes, and for labels out of range (seen on the CPU only).
+        latents: (B,1,C,H,W), H and W divisible by `config.patch_size`; the network computes in its own dtype and
+        returns the sample in the latents' dtype. labels: (B,) integers in 0…K; None is the null label K for every clip.
+        times: (B,1) or None, unused: an image has no other frame. gamma: (B,1) in [0, 1] for a network that is
+        conditioned on gamma, None for any other. `hidden` of the result is the middle block's output (B,1,N,D).
+        Raises ValueError for other shapes, and for labels out of range (noticed on the CPU only).
         """
         check_inputs(self.config, latents, labels, times, gamma)
         if latents.shape[1] != 1:
@@ -139,7 +139,7 @@ class EqMUNet(ModelMixin, ConfigMixin):
         return EqMOutput(sample=sample[:, None].to(latents.dtype), hidden=rearrange(middle, "b d h w -> b 1 (h w) d"))
 
     def _condition(self, labels: Tensor | None, gamma: Tensor | None, *, clips: int, device: torch.device) -> Tensor:
-        """Label plus gamma embedding: (B, 4 x base_channels)."""
+        """The sum of label and gamma embedding: (B, 4 x base_channels)."""
         if labels is None:
             labels = torch.full((clips,), self.null_label, device=device)
         gamma = torch.zeros(1, device=device) if gamma is None else gamma[:, 0].to(device)
@@ -164,14 +164,14 @@ def _check_sizes(
 
 
 def _types(name: str, levels: int, attention_levels: Sequence[int]) -> tuple[str, ...]:
-    """diffusers' names of the blocks, from the full resolution down."""
+    """The names of the blocks in diffusers, from the full resolution down."""
     return tuple(name.format("Attn" if level in attention_levels else "") for level in range(levels))
 
 
 def _resize_without_weights(blocks: Sequence[nn.Module]) -> None:
-    """Put average pooling and nearest neighbours where UNet2DModel has convolutions, an option that it lacks."""
+    """Replace the resizing convolutions by average pooling and nearest neighbours; UNet2DModel has no option for it."""
     for block in blocks:
         for name, layer in (("downsamplers", Downsample2D), ("upsamplers", Upsample2D)):
             resizers = getattr(block, name, None)
             if resizers is not None:
-                setattr(block, name, nn.ModuleList([layer(one.channels, use_conv=False) for one in resizers]))
+                setattr(block, name, nn.ModuleList([layer(old.channels, use_conv=False) for old in resizers]))

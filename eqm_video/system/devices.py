@@ -1,4 +1,4 @@
-"""Moving numbers to and from devices: without a wait where that is possible, in float64 where the device has it."""
+"""Copies of tensors to and from devices: without a wait if possible, in float64 if the device has it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ WITHOUT_FLOAT64 = {"mps"}  # Apple's GPUs
 
 
 def widest(device: torch.device | str) -> torch.dtype:
-    """The most exact floating-point type of a device: float64, or float32 on Apple's GPUs, which have no float64."""
+    """The most exact floating-point type of a device: float64, or float32 on Apple's GPUs."""
     return torch.float32 if torch.device(device).type in WITHOUT_FLOAT64 else torch.float64
 
 
 def double(values: Tensor) -> Tensor:
-    """The values in float64, on their own device where it has float64, else on the CPU."""
+    """The values in float64, on their own device if it has float64, else on the CPU."""
     if widest(values.device) != torch.float64:
         values = values.to("cpu")
     return values.to(torch.float64)
 
 
 def send(values: Tensor, device: torch.device | str) -> Tensor:
-    """The values on `device`. From the CPU to CUDA they go through pinned memory, and the CPU does not wait."""
+    """The values on `device`. A copy from the CPU to CUDA uses pinned memory, so the CPU does not wait."""
     device = torch.device(device)
     if values.device.type != "cpu" or device.type != "cuda":
         return values.to(device)
@@ -31,7 +31,7 @@ def send(values: Tensor, device: torch.device | str) -> Tensor:
 
 
 def open_device(name: str) -> torch.device:
-    """A device by its name; auto is the GPU where there is one. Raises UserError for one that cannot be used."""
+    """A device by its name; "auto" is a GPU if the machine has one, else the CPU. UserError for an unusable device."""
     if name == "auto":
         on_gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(on_gpu)

@@ -1,7 +1,7 @@
-"""Files that this package writes: whole or absent, and never half of one under its name.
+"""Files that this package writes: whole or absent, never half a file under its name.
 
-A file is written aside, under a hidden name that no one else uses (`.NAME.HOST.PID.aside`), flushed to the disk, and
-renamed. A write that fails takes its aside along; one that a killed process left is removed by `remove_asides`.
+A file is written aside, under a hidden name that nobody else uses (`.NAME.HOST.PID.aside`), flushed to the disk, and
+renamed. A write that fails deletes its aside; `remove_asides` deletes the asides of killed processes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any
 
 from eqm_video.errors import UserError
 
-MARK = b"written by eqm-video"  # is near the begin or the end of every picture and record, see `claims`
+MARK = b"written by eqm-video"  # near the beginning or the end of every picture and record, see `claims`
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your quota on this disk is used up"}
-DAY = 86_400  # seconds after which an aside of another machine is taken for a dead process's
+DAY = 86_400  # seconds after which the process of an aside on another machine counts as dead
 _ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]*)\.(?P<pid>\d+)\.aside", re.DOTALL)
 _OLD_ASIDE = re.compile(r"\.(?P<name>.+?)(\.(?P<pid>\d+)\.tmp|\.aside)", re.DOTALL)  # as earlier versions named them
-_NOT_FLUSHED = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # by some network disks, where there is nothing to wait for
+_NOT_FLUSHED = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # errors of network disks that have nothing to flush
 
 
 # Writing ------------------------------------------------------------------------------------------------------------
@@ -33,10 +33,10 @@ _NOT_FLUSHED = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # by some network dis
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[Path]:
-    """The name to write the file `path` under, inside the block; it is renamed to `path` when the block ends.
+    """A temporary name for the file `path`: write it inside the block; the end of the block renames it to `path`.
 
-    Missing parent folders are made. Whatever ends the block otherwise, nothing stays behind and an older file of the
-    name stays as it was. Raises UserError where the system refuses.
+    Missing parent folders are made. If the block fails, the temporary file is deleted and an older file at `path` stays
+    as it was. Raises UserError if the system refuses.
     """
     path = Path(path)
     aside = aside_of(path)
@@ -47,23 +47,23 @@ def writing(path: str | Path) -> Iterator[Path]:
             flush(aside)
             os.replace(aside, path)
             flush(path.parent)
-        finally:  # renamed already, unless something failed
+        finally:  # already renamed, unless the block failed
             with contextlib.suppress(OSError):
                 aside.unlink()
 
 
 @contextlib.contextmanager
 def writing_folder(path: str | Path) -> Iterator[Path]:
-    """The name of a new folder to fill inside the block. When the block ends the folder is renamed to `path`.
+    """A new folder under a temporary name: fill it inside the block; the end of the block renames it to `path`.
 
-    Where `path` is there already, its files of the same names are replaced, one by one, and the others stay. Whatever
-    ends the block otherwise, nothing stays behind. Raises UserError where the system refuses.
+    If `path` exists, its files of the same names are replaced one after the other, and its other files stay. If the
+    block fails, the new folder is deleted. Raises UserError if the system refuses.
     """
     path = Path(path)
     aside = aside_of(path)
     with refusing(path):
         try:
-            shutil.rmtree(aside, ignore_errors=True)  # of an earlier process of the same number
+            shutil.rmtree(aside, ignore_errors=True)  # left by an earlier process with the same number
             aside.mkdir(parents=True)
             yield aside
             for inner in (*aside.rglob("*"), aside):
@@ -85,26 +85,26 @@ def _move_files(source: Path, target: Path) -> None:
 
 
 def write_file(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with the name to write under, then rename that to `path`: see `writing`."""
+    """Call `write` with a temporary name, then rename the file to `path`; see `writing`."""
     with writing(path) as aside:
         write(aside)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file, UTF-8 with the line ends as they are. Names that are not UTF-8 keep their bytes."""
+    """Write a text file in UTF-8, line ends unchanged. Lone surrogates (names that are not UTF-8) keep their bytes."""
     write_file(path, lambda aside: aside.write_bytes(text.encode("utf-8", "surrogateescape")))
 
 
 def write_json(path: str | Path, value: Any, *, indent: int | None = None) -> None:
-    """Write a JSON file. Names of files that are not UTF-8 come back from `json.loads` as they were."""
+    """Write a JSON file. `json.loads` restores names that are not UTF-8, which Python keeps as lone surrogates."""
     text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
     if not _is_utf8(text):
-        text = json.dumps(value, indent=indent) + "\n"  # each odd byte of a name as \udcXX
+        text = json.dumps(value, indent=indent) + "\n"  # writes each such byte as \udcXX
     write_text(path, text)
 
 
 def write_record(path: str | Path, value: Mapping[str, Any]) -> None:
-    """Write the JSON record of a command, marked as ours."""
+    """Write the JSON record of a command, with the mark of this package under "origin"."""
     write_json(path, {"origin": MARK.decode(), **value}, indent=1)
 
 
@@ -118,7 +118,7 @@ def _is_utf8(text: str) -> bool:
 
 @contextlib.contextmanager
 def refusing(path: str | Path) -> Iterator[None]:
-    """UserError in place of the system's errors while `path` is written: what failed, and what helps."""
+    """Turn errors of the system while `path` is written into a UserError that says the reason and the remedy."""
     try:
         yield
     except OSError as error:
@@ -126,7 +126,7 @@ def refusing(path: str | Path) -> Iterator[None]:
 
 
 def reason(error: OSError) -> str:
-    """Why something cannot be written, and what helps, in one clause."""
+    """The reason why a file cannot be written, and the remedy, as the end of a sentence."""
     if error.errno in FULL:
         return f"{FULL[error.errno]} ({error.strerror}); make room, or choose a folder on another disk"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -139,7 +139,7 @@ def reason(error: OSError) -> str:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk (folders cannot be flushed on Windows)."""
+    """Wait until a file, or a folder's list of names, is on the disk. Does nothing for a folder on Windows."""
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -156,12 +156,12 @@ def flush(path: Path) -> None:
 
 
 def aside_of(path: Path) -> Path:
-    """The name that this process writes the file `path` under."""
+    """The temporary name under which this process writes the file `path`."""
     return path.with_name(f".{path.name}.{_host()}.{os.getpid()}.aside")
 
 
 def remove_asides(folder: Path, ours: Callable[[str], bool]) -> None:
-    """Delete what killed processes left half-written in a folder, of files whose names are `ours`."""
+    """Delete half-written files of killed processes in a folder, for file names that `ours` accepts."""
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
             if (name := name_of_aside(path)) is not None and ours(name) and _is_dead(path):
@@ -169,7 +169,7 @@ def remove_asides(folder: Path, ours: Callable[[str], bool]) -> None:
 
 
 def remove_aside_folders(path: Path) -> None:
-    """Delete what killed processes left of a folder that `writing_folder` was to make."""
+    """Delete half-filled folders of killed processes that `writing_folder` would have renamed to `path`."""
     with contextlib.suppress(OSError):
         for aside in path.parent.iterdir():
             match = _ASIDE.fullmatch(aside.name)
@@ -178,13 +178,13 @@ def remove_aside_folders(path: Path) -> None:
 
 
 def name_of_aside(path: Path) -> str | None:
-    """The name that a half-written file was to have; None where `path` is nothing of that kind."""
+    """The final name of the half-written file `path`; None if it is not a half-written file."""
     match = _ASIDE.fullmatch(path.name) or _OLD_ASIDE.fullmatch(path.name)
     return None if match is None or path.is_symlink() or not path.is_file() else match["name"]
 
 
 def _is_dead(aside: Path) -> bool:
-    """Whether nobody writes an aside any more: its process has ended, or is this one, or was elsewhere a day ago."""
+    """Whether nobody writes an aside any more: its process has ended, is this one, or is silent elsewhere for a day."""
     match = _ASIDE.fullmatch(aside.name)
     if match is None:
         return True

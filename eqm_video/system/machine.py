@@ -1,4 +1,4 @@
-"""The machine that computes: its processor, what that can do, and the versions of the libraries on it."""
+"""The machine: its processor, the instructions of the processor, and the versions of libraries."""
 
 from __future__ import annotations
 
@@ -13,52 +13,59 @@ from typing import Any
 import torch
 
 CPUINFO = Path("/proc/cpuinfo")
-# Instructions that decide how fast a CPU multiplies matrices, by their names in Linux, on x86 and on ARM.
+# Instructions that decide the speed of matrix products on a CPU, by their names in Linux, on x86 and on ARM.
 FLAGS = (
     *("f16c", "fma", "avx", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
     *("amx_tile", "amx_bf16", "amx_int8", "asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2", "sme"),
 )
-LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")  # of instructions, by the user
+LIMITS = (
+    "ONEDNN_MAX_CPU_ISA",
+    "ATEN_CPU_CAPABILITY",
+    "MKL_ENABLE_INSTRUCTIONS",
+)  # environment variables that restrict instructions
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name, or its architecture if the system does not give a name."""
     name = _cpuinfo("model name") or _sysctl("-n", "machdep.cpu.brand_string")
     return name or platform.processor() or platform.machine()
 
 
 def processor_flags() -> list[str]:
-    """Instructions of the processor that decide its speed here, of `FLAGS`; [] where nothing tells them."""
+    """The instructions in `FLAGS` that the processor has; [] if the system does not list them."""
     words = _cpuinfo("flags") or _cpuinfo("Features")
     if not words:  # macOS: lists of names on Intel, a line `hw.optional.arm.FEAT_BF16: 1` for each on Apple's own
         intel = f"{_sysctl('-n', 'machdep.cpu.features')} {_sysctl('-n', 'machdep.cpu.leaf7_features')}"
         arm = re.findall(r"FEAT_(\w+): 1", _sysctl("hw.optional.arm"))
         words = " ".join([intel.replace("AVX1.0", "avx").replace("AVX512", "avx512"), *arm]).lower()
-    found = set(words.split())
-    return [flag for flag in FLAGS if flag in found]
+    listed = set(words.split())
+    return [flag for flag in FLAGS if flag in listed]
 
 
 def has_bf16(device: torch.device | str) -> bool:
-    """Whether a device multiplies matrices in bfloat16 by instructions of its own, and not many times slower.
+    """Whether a device has instructions for matrix products in bfloat16; without them they are many times slower.
 
-    On a CPU the environment variable ONEDNN_MAX_CPU_ISA, which limits the instructions that are used, counts.
+    On a CPU, the environment variable ONEDNN_MAX_CPU_ISA, which limits the instructions in use, is respected.
     """
     device = torch.device(device)
     if device.type == "cpu":
         return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if device.type == "cuda":  # older ones emulate it; ROCm has it on all that PyTorch supports
+    if device.type == "cuda":  # older GPUs emulate it; every GPU that PyTorch supports with ROCm has it
         return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "mps":
         return torch.backends.mps.is_macos_or_newer(14, 0)
     return device.type == "xpu" and torch.xpu.is_bf16_supported()
 
 
-def note_bf16(device: torch.device | str, given: str, instead: str) -> list[str]:
-    """A note for whoever asks in words `given` for bfloat16 of a device that emulates it, with what to type instead."""
+def note_bf16(device: torch.device | str, typed: str, instead: str) -> list[str]:
+    """A note that a device emulates bfloat16, in a list; [] for a device with instructions for it.
+
+    `typed` is the user's option that chose bfloat16, `instead` the option to type in its place.
+    """
     if has_bf16(device):
         return []
     return [
-        f"note: {given}, but this {torch.device(device).type} ({device_name(device)}) has no instructions for bfloat16 "
+        f"note: {typed}, but this {torch.device(device).type} ({device_name(device)}) has no instructions for bfloat16 "
         f"and may take 15 times as long with it as with float32: type {instead}"
     ]
 
@@ -70,16 +77,17 @@ def device_name(device: torch.device | str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the libraries that compute."""
+    """Versions of Python, torch, diffusers and accelerate, by name."""
     installed = {name: metadata.version(name) for name in ("diffusers", "accelerate")}
     return {"python": platform.python_version(), "torch": torch.__version__, **installed}
 
 
 def describe(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What a measured time or number belongs to, for the record beside it.
+    """The machine and versions of a measurement, for the record beside it.
 
-    device, its processor; cpu: the processor of the host where the device is another; cpu_flags, cpu_cores (those that
-    this process may use), threads of torch, limits: environment variables that restrict the instructions; versions.
+    Keys: device and its processor; cpu, the host's processor, if the device is a GPU; cpu_flags; cpu_cores that this
+    process may use; threads of torch; limits, the environment variables that restrict instructions, if any are set; and
+    the `versions`.
     """
     device = torch.device(device)
     host = {} if device.type == "cpu" else {"cpu": processor()}
@@ -97,12 +105,12 @@ def describe(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given: before and after measuring time."""
+    """Wait until the device has finished its work; call it before and after measuring a time."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -110,14 +118,14 @@ def synchronise(device: torch.device) -> None:
 
 
 def _cpuinfo(key: str) -> str:
-    """The first value of a key in /proc/cpuinfo; "" where there is none, as on other systems than Linux."""
+    """The first value of a key in /proc/cpuinfo; "" if there is none, as on systems other than Linux."""
     text = CPUINFO.read_text(encoding="utf-8", errors="replace") if CPUINFO.is_file() else ""
     match = re.search(rf"^{re.escape(key)}\s*:\s*(.*?)\s*$", text, re.MULTILINE)
     return match[1] if match else ""
 
 
 def _sysctl(*words: str) -> str:
-    """A value that macOS tells of its processor; "" elsewhere."""
+    """The output of sysctl on macOS; "" on other systems."""
     if platform.system() != "Darwin":
         return ""
     result = subprocess.run(["/usr/sbin/sysctl", *words], capture_output=True, text=True, check=False, timeout=10)

@@ -1,4 +1,4 @@
-"""Small files of a user's, read so that none of them can stop the program: their kind and size are checked first."""
+"""Small files of the user. Their kind and size are checked first, so that no file can block or fill the program."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MOST_DIGITS = 400  # of a whole number in JSON
 def read_bytes(path: str | Path, most: int, *, what: str = "", advice: str = "") -> bytes:
     """The bytes of a regular file of at most `most` bytes.
 
-    UserError for a folder, a pipe or a device, which are never waited for, and for a file that cannot be read.
-    `what` stands before the path in the message, `advice` behind the reason.
+    UserError for a larger file, a file that cannot be read, and a folder, a pipe or a device, which are never opened.
+    In the message `what` comes before the path and `advice` after the reason.
     """
     named = f"{what} {path}" if what else str(path)
     try:
@@ -39,7 +39,7 @@ def read_bytes(path: str | Path, most: int, *, what: str = "", advice: str = "")
 
 
 def check_regular(path: str | Path, *, what: str = "", advice: str = "") -> None:
-    """Raise UserError for a folder, a pipe or a device; OSError where there is nothing."""
+    """Raise UserError for a folder, a pipe or a device; OSError for a missing file."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
@@ -48,7 +48,7 @@ def check_regular(path: str | Path, *, what: str = "", advice: str = "") -> None
 
 
 def read_text(path: str | Path, most: int, *, what: str = "", advice: str = "") -> str:
-    """The text of a file in UTF-8, with or without a byte order mark; UserError as `read_bytes` raises it."""
+    """The text of a file in UTF-8, with or without a byte order mark. UserError as `read_bytes`, or for non-UTF-8."""
     content = read_bytes(path, most, what=what, advice=advice)
     try:
         return content.decode("utf-8-sig")
@@ -60,9 +60,9 @@ def read_text(path: str | Path, most: int, *, what: str = "", advice: str = "") 
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The JSON object in a file; UserError where there is none.
+    """The JSON object in a file; UserError for anything else.
 
-    Numbers must be finite, and no key may stand twice in one object: either would be misread without a word.
+    Numbers must be finite, and an object may not have a key twice: both would be misread silently.
     """
     text = read_text(path, MOST_JSON)
     try:
@@ -79,7 +79,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def _constant(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _whole(text: str) -> int:
@@ -96,12 +96,12 @@ def _finite(text: str) -> float:
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    values = dict(pairs)
+    if len(values) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise ValueError(f"the key {short(twice)} stands twice")
-    return found
+    return values
 
 
 def _size(count: int) -> str:

@@ -1,6 +1,6 @@
 """The record of a checkpoint, `checkpoint.json`, and the check of the files beside it.
 
-It is written last and holds the size and SHA-256 of every other file. A folder without a readable record was never
+The record is written last, with the size and SHA-256 of every other file. A folder without a readable record was never
 whole; a file that differs from the record was damaged later.
 """
 
@@ -17,9 +17,9 @@ from eqm_video.errors import UserError
 
 RECORD = "checkpoint.json"
 NAME = re.compile(r"step_(\d{8,})")
-LARGEST = 64 * 2**20  # bytes of a record: with 1000 files and 100,000 labels it has a tenth of that
+LARGEST = 64 * 2**20  # bytes of a record: 1000 files and 100,000 labels take a tenth of that
 ADVICE = "resume from an older one: --resume --from-older"
-# Field: (its type, in words). A record from before a field was written lacks it.
+# Field: (type, the type in words). Records of earlier versions lack some fields.
 _FIELDS = {
     "world_size": (int, "a whole number from 1 on"),
     "config": (dict, "an object"),
@@ -30,7 +30,10 @@ _FIELDS = {
 
 
 def read_record(path: Path, *needed: str) -> dict[str, Any]:
-    """What the record says, of the right types and with the fields `needed`; UserError where there is none such."""
+    """The record of the checkpoint folder `path`, with its types checked.
+
+    UserError for a missing or damaged record, or a record without one of the fields `needed`.
+    """
     file = Path(path) / RECORD
     if not file.is_file():
         raise UserError(
@@ -49,7 +52,7 @@ def read_record(path: Path, *needed: str) -> dict[str, Any]:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a folder is named as a checkpoint and has a record that can be read: it was whole when it was written."""
+    """Whether a folder has a checkpoint's name and a readable record, so that it was whole when it was written."""
     if NAME.fullmatch(path.name) is None or not (path / RECORD).is_file():
         return False
     try:
@@ -60,7 +63,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size in bytes and SHA-256 of every file in a folder and its folders, by name; the record itself left out."""
+    """Size in bytes and SHA-256 of every file in a folder, at any depth, by relative path; without the record."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RECORD)
     with ThreadPoolExecutor(4) as pool:
         hashes = list(pool.map(_hash, paths))
@@ -71,24 +74,25 @@ def list_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, one part of a sentence; None where all are as its record says."""
+    """The damage of a checkpoint's files, as a part of a sentence; None if all files agree with the record."""
     try:
         files = read_record(folder).get("files", {})
     except UserError as error:
         return str(error).partition("; ")[0]
     wrong, whole = [], []
-    for name, told in files.items():
+    for name, entry in files.items():
         path = folder / name
         if not path.is_file():
             wrong.append(f"{name} is missing")
-        elif path.stat().st_size != told["bytes"]:
-            wrong.append(f"{name} is cut short or altered ({path.stat().st_size} of {told['bytes']} bytes)")
+        elif path.stat().st_size != entry["bytes"]:
+            wrong.append(f"{name} is cut short or altered ({path.stat().st_size} of {entry['bytes']} bytes)")
         else:
             whole.append(name)
     try:
         with ThreadPoolExecutor(4) as pool:
             hashes = list(pool.map(lambda name: _hash(folder / name), whole))
-        different = [name for name, found in zip(whole, hashes, strict=True) if found != files[name]["sha256"]]
+        pairs = zip(whole, hashes, strict=True)
+        different = [name for name, digest in pairs if digest != files[name]["sha256"]]
         wrong += [f"{name} is damaged (its SHA-256 is not the recorded one)" for name in different]
     except OSError as error:
         wrong.append(f"{error.filename} cannot be read ({error.strerror})")
@@ -96,7 +100,7 @@ def damage(folder: Path) -> str | None:
 
 
 def _check(record: Any, name: str, needed: tuple[str, ...]) -> None:
-    """ValueError where a record is not of the form that `Checkpoints.write` gives it."""
+    """ValueError unless a record has the form that `Checkpoints.write` gives it."""
     if not isinstance(record, dict):
         raise ValueError(f"it holds no object but {_brief(record)}")
     step = record.get("step")
@@ -111,11 +115,11 @@ def _check(record: Any, name: str, needed: tuple[str, ...]) -> None:
     if record.get("world_size", 1) < 1:
         raise ValueError(f"its world_size is {record['world_size']}")
     _check_data(record.get("data"))
-    for file, told in record.get("files", {}).items():
+    for file, entry in record.get("files", {}).items():
         inside = not Path(file).is_absolute() and ".." not in Path(file).parts
-        right = isinstance(told, dict) and isinstance(told.get("bytes"), int) and isinstance(told.get("sha256"), str)
+        right = isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
         if not inside or not right:
-            raise ValueError(f"its entry of {_brief(file)} is {_brief(told)}, not a size and a hash")
+            raise ValueError(f"its entry of {_brief(file)} is {_brief(entry)}, not a size and a hash")
     missing = [key for key in needed if key not in record]
     if missing:
         raise ValueError(f"it has no {', '.join(missing)}")
