@@ -48,6 +48,7 @@ COMMANDS: Mapping[str, list[Words]] = {
         for name in ("partial", "ood", "predict")
     },
 }
+PRINTED = {"recipes"}  # commands that write no file
 LINES = [(name, words) for name, lines in COMMANDS.items() for words in lines]
 THEIRS = ("notes.txt", "parts/chapter1.tex", "clips/mine.gif", "report.json", "checkpoints/x", "previews/x", "export/x")
 THEIRS += (".incomplete-x", "deep/er/x", "parts/settings.json", "parts/00000000.npy", ".grid.gif.swp", "metrics.tmp")
@@ -89,7 +90,7 @@ def run(command: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> s
 
 
 def test_every_command_is_here() -> None:
-    assert set(COMMANDS) == set(cli.COMMANDS) == set(OUTPUTS)
+    assert set(COMMANDS) == set(cli.COMMANDS) - PRINTED == set(OUTPUTS)
 
 
 @pytest.mark.parametrize(("command", "words"), LINES, ids=[f"{name}{k}" for k, (name, _) in enumerate(LINES)])
