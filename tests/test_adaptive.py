@@ -7,8 +7,8 @@ import math
 
 import pytest
 import torch
-from test_pipeline import tiny_pipeline
-from test_sweep import in_a_bowl
+from tiny_models import tiny_pipeline
+from toy_fields import in_a_bowl
 
 from eqm_video.errors import UserError
 from eqm_video.sampling.pipeline import EqMPipeline

@@ -290,3 +290,16 @@ def test_network_and_pipeline_load_no_decoder_and_no_tracker() -> None:
 def test_no_latent_scale_is_written_by_hand() -> None:
     offenders = [path.name for path in PACKAGE.rglob("*.py") if "0.18215" in path.read_text(encoding="utf8")]
     assert not offenders, f"latent scales come from the codec's config: {offenders}"
+
+
+def test_no_test_module_imports_another() -> None:
+    """Helpers of several test modules lie in conftest.py or in a module that holds no tests."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        names = []
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names += [node.module or "", *(alias.name for alias in node.names)] if node.level else [node.module]
+        tests = [name for name in names if name.split(".")[-1].startswith("test_")]
+        assert not tests, f"{path.name} imports {tests}: move what it needs to a module without tests"

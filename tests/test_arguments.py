@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_pipeline import NAMES, latents, save_checkpoint, tiny_pipeline, tiny_transformer
+from tiny_models import NAMES, latents, save_checkpoint, tiny_pipeline, tiny_transformer
 
 from eqm_video.core.decay import TruncatedDecay
 from eqm_video.errors import UserError

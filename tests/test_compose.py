@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from test_pipeline import tiny_pipeline, tiny_transformer
-from test_shapes import decode
+from tiny_models import tiny_pipeline, tiny_transformer
 from tiny_run import tiny_network, write_codec
+from video_files import decode
 
 from eqm_video.core.decay import gamma_path
 from eqm_video.data.moving_shapes import DIRECTIONS, attribute_names, measure_motion, render_clip, write_moving_shapes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_guidance import LABELS, NULL, Toy, offsets
+from toy_fields import LABELS, NULL, Toy, offsets
 
 from eqm_video.core.composition import ComposedField, ScheduledField
 from eqm_video.core.decay import ConstantDecay, TruncatedDecay, gamma_path

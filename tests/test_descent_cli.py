@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_pipeline import tiny_pipeline, tiny_transformer
+from tiny_models import tiny_pipeline, tiny_transformer
 
 from eqm_video.analysis.gamma_estimate import frame_dot, frame_rms
 from eqm_video.errors import UserError

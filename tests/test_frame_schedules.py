@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_pipeline import tiny_pipeline
+from tiny_models import tiny_pipeline
 from torch import Tensor
 
 from eqm_video.errors import UserError

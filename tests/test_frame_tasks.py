@@ -10,20 +10,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from exact_clips import DATA, DECAY, FRAMES, nearest, noise, spread
 from torch import Tensor
 
 from eqm_video.analysis.exact_field import OracleField
 from eqm_video.analysis.gamma_estimate import frame_rms
-from eqm_video.core.decay import TruncatedDecay
-from eqm_video.randomness import generator, normal
 from eqm_video.samplers import NAG, Descent, GradientDescent, descend, frame_moves
-from eqm_video.studies.oracle.runs import moving_clips
 
-DECAY = TruncatedDecay(a=0.8, gain=4.0)
-SIZE, FRAMES, STEPS = 8, 5, 40
-DATA = moving_clips(SIZE, FRAMES, ("Disc", "Square"))[0].mean(dim=2, keepdim=True)  # (8, 5, 1, 8, 8) grey
-DATA = 2 * (DATA - DATA.amin()) / (DATA.amax() - DATA.amin()) - 1
 FIELD = OracleField(DATA, DECAY, frame_wise=True)
+STEPS = 40
 RULE = NAG(0.02, 0.35)
 EXACT = 3e-5  # after 40 steps: at least 25 of them in the geometric part, a factor of about 0.6 each
 
@@ -34,24 +29,10 @@ def frames_known(count: int, frames: list[int]) -> Tensor:
     return known
 
 
-def spread(frames: Tensor) -> Tensor:
-    return frames[:, :, None, None, None]
-
-
-def noise(count: int, seed: int = 0) -> Tensor:
-    return normal(DATA.shape[1:], [generator("tasks", seed, index) for index in range(count)], dtype=torch.float64)
-
-
 def walk(clips: Tensor, known: Tensor, field: OracleField = FIELD, *, held: bool = True, **how) -> Descent:
     """A descent from noise for each of the clips (B, ...), whose frames `known` (B, T) are given."""
     start = torch.where(spread(known), clips, noise(len(clips)))
     return descend(field, start, RULE, steps=STEPS, known=known if held else None, **how)
-
-
-def nearest(latents: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest clip and the largest difference from it, (B,) each."""
-    away, chosen = (latents[:, None] - DATA).abs().amax(dim=(2, 3, 4, 5)).min(dim=1)
-    return chosen, away
 
 
 def assert_equally_often(chosen: Tensor, allowed: list[int]) -> None:

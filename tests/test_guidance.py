@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from einops import rearrange
 from reference_network import ReferenceNetwork, expected, settings
-from test_pipeline import tiny_transformer
+from tiny_models import tiny_transformer
+from toy_fields import LABELS, NULL, Toy, offsets
 
 from eqm_video.core.energy import Field
 from eqm_video.core.guidance import GuidedField, weighted_sum
 from eqm_video.samplers import NAG, GradientDescent, Heun, descend, run
 
-NULL = 7
-
-
-class Toy:
-    """The field latents + label + 100 * frame time; it records the batches that it saw."""
-
-    def __init__(self) -> None:
-        self.batches: list[int] = []
-
-    def __call__(self, latents, labels, *, times=None):
-        self.batches.append(latents.shape[0])
-        field = latents + labels.double()[:, None, None, None, None]
-        if times is not None:
-            field = field + 100 * times[:, :, None, None, None]
-        return SimpleNamespace(sample=field)
-
 
 @pytest.fixture
 def latents() -> torch.Tensor:
     return torch.randn(3, 2, 4, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-LABELS = torch.tensor([1, 2, 3])
-
-
-def offsets(field: GuidedField, latents: torch.Tensor) -> torch.Tensor:
-    """field(latents) - latents, one number for each clip and channel."""
-    difference = field(latents) - latents
-    torch.testing.assert_close(difference, difference[:, :1, :, :1, :1].expand_as(difference))
-    return difference[:, 0, :, 0, 0]
 
 
 def test_labels_only_at_scale_one_and_null_only_at_scale_zero(latents):

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_frame_tasks import DATA, DECAY, FRAMES, nearest, noise, spread
-from test_pipeline import tiny_pipeline
+from exact_clips import DATA, DECAY, FRAMES, nearest, noise, spread
+from tiny_models import tiny_pipeline
 from torch import Tensor
 
 from eqm_video.analysis.exact_field import OracleField

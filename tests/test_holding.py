@@ -10,9 +10,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from numbered import write_numbered
 from PIL import Image
-from test_train_cli import made as made
-from test_train_cli import main, recipe
-from tiny_run import read_metrics, write_videos
+from tiny_run import main, read_metrics, recipe, write_videos
 
 from eqm_video.data.buckets import Bucket
 from eqm_video.data.datasets import Share, open_data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from test_pipeline import tiny_pipeline
+from tiny_models import tiny_pipeline
 
 from eqm_video.errors import UserError
 from eqm_video.sampling.arguments import label_ids

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cifar_files import cifar_files, random_pictures, write_archive, write_folder
 from PIL import Image
-from test_pipeline import tiny_pipeline, tiny_transformer
+from tiny_models import tiny_pipeline, tiny_transformer
 
 from eqm_video.analysis.exact_field import OracleField
 from eqm_video.core.decay import TruncatedDecay

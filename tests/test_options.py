@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_pipeline import tiny_pipeline
+from tiny_models import tiny_pipeline
 
 from eqm_video.data.layout import list_files
 from eqm_video.errors import UserError

@@ -10,23 +10,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_pipeline import tiny_pipeline, tiny_transformer
+from shape_models import FRAMES, SIZE, pipeline
 
-from eqm_video.data.moving_shapes import DIRECTIONS, render_clip, write_moving_shapes
+from eqm_video.data.moving_shapes import render_clip, write_moving_shapes
 from eqm_video.data.source import Clips
 from eqm_video.errors import UserError
 from eqm_video.metrics.psnr import psnr
 from eqm_video.studies.partial.study import Pairs, Partial, denoise, measure, references, variants
 
-FRAMES, SIZE = 4, 16
 FLOW = {"decay": {"kind": "constant", "gain": 1.0}}
 OPTIONS = argparse.Namespace(steps=None, guidance_scale=None, batch_size=2)
-
-
-def pipeline(**options):
-    network = tiny_transformer(num_labels=8, conditioned_on_gamma="told" in options and options.pop("told"))
-    labels = [shape + direction for shape in ("Disc", "Square") for direction in DIRECTIONS]
-    return tiny_pipeline(network, **{"id2label": labels, "frames": FRAMES, "fps": 8.0, "size": SIZE, **options})
 
 
 def shapes(count: int = 5) -> Clips:

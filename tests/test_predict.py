@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_partial import FRAMES, SIZE, pipeline
+from shape_models import FRAMES, SIZE, pipeline
 
 from eqm_video.data.moving_shapes import write_moving_shapes
 from eqm_video.errors import UserError

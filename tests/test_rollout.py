@@ -9,7 +9,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from test_pipeline import tiny_pipeline
+from tiny_models import tiny_pipeline
 from torch import Tensor
 
 from eqm_video.analysis.exact_field import OracleField

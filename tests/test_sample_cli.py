@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_pipeline import save_checkpoint, tiny_pipeline, tiny_transformer
+from sample_command import count_batches, fails, files, npz, run, settings_of
+from tiny_models import save_checkpoint, tiny_pipeline, tiny_transformer
 
 import eqm_video
 from eqm_video import cli
@@ -24,27 +25,6 @@ def export(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "export"
     tiny_pipeline().save_pretrained(folder)
     return folder
-
-
-def run(*arguments) -> int:
-    return cli.main(["sample", *map(str, arguments)])
-
-
-def npz(out: Path) -> tuple[np.ndarray, list[int]]:
-    with np.load(out / "samples.npz") as file:
-        return file["arr_0"], file["labels"].tolist()
-
-
-def files(out: Path) -> set[str]:
-    return {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-
-
-def fails(capsys, *arguments) -> str:
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    error = capsys.readouterr().err.splitlines()[-1]  # below the progress bar, where there is one
-    assert error.startswith("error: ") and "Traceback" not in error
-    return error
 
 
 def test_videos(export, tmp_path, capsys):
@@ -112,20 +92,6 @@ def test_labels_balanced_and_random(export, tmp_path):
     assert drawn[1][:-1] == drawn[0][1:]  # a label belongs to its seed, as the noise does
     ids = module.choose_labels(tiny_pipeline(), ["1", "up"], 3, 0)
     assert ids == [1, 0, 1]
-
-
-def count_batches(monkeypatch, stop_after: int | None = None) -> list[int]:
-    """The size of every batch that is sampled from now on; after `stop_after` batches the run is interrupted."""
-    sizes, call = [], EqMPipeline.sample
-
-    def counted(self, how, labels, **options):
-        if len(sizes) == stop_after:
-            raise KeyboardInterrupt
-        sizes.append(len(labels))
-        return call(self, how, labels, **options)
-
-    monkeypatch.setattr(EqMPipeline, "sample", counted)
-    return sizes
 
 
 def test_an_interrupted_run_goes_on(export, tmp_path, monkeypatch, capsys):
@@ -350,10 +316,6 @@ def test_entries_are_thin(root):
 
 
 # The landscape ------------------------------------------------------------------------------------------------------
-
-
-def settings_of(out: Path) -> dict:
-    return json.loads((out / "samples.json").read_text())["settings"]
 
 
 def test_clips_stop_by_themselves_and_say_after_how_many_evaluations(export, tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 from conftest import SHARED
 from numbered import numbers, write_numbered
 from PIL import Image
-from test_pixels import disc, extent, write
+from video_files import disc, extent, write
 
 from eqm_video.data.image import ORIENTATION
 from eqm_video.data.transforms import center_crop

@@ -10,8 +10,8 @@ import pytest
 import torch
 from numbered import numbers, write_numbered
 from PIL import Image
-from test_pipeline import tiny_pipeline
-from test_sample_cli import count_batches, fails, files, npz, run, settings_of
+from sample_command import count_batches, fails, files, npz, run, settings_of
+from tiny_models import tiny_pipeline
 
 from eqm_video.data.datasets import open_data
 from eqm_video.data.image import read_image

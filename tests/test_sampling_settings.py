@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_pipeline import tiny_pipeline
+from tiny_models import tiny_pipeline
 
 from eqm_video.errors import UserError
 from eqm_video.options import declared
@@ -108,7 +108,7 @@ spec.loader.exec_module(module)
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.options import parse
 sys.path.insert(0, {str(ROOT / "tests")!r})
-from test_pipeline import tiny_pipeline
+from tiny_models import tiny_pipeline
 assert inspect.signature(EqMPipeline.__call__).parameters["boldness"].default == 0.5
 options = parse(["M", "--out", "D", "--boldness", "0.25", "sampler.steps=2"])
 how = module.Sampling.of(options, start_gamma=0.0).on(tiny_pipeline())

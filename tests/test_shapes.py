@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
+from video_files import decode
 
 from eqm_video.data.moving_shapes import (
     DIRECTIONS,
@@ -19,11 +19,6 @@ from eqm_video.data.moving_shapes import (
 )
 from eqm_video.data.moving_shapes import write_moving_shapes as write
 from eqm_video.errors import UserError
-
-
-def decode(path: Path) -> np.ndarray:
-    with av.open(str(path)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_pipeline import tiny_pipeline, tiny_transformer
+from tiny_models import tiny_pipeline, tiny_transformer
 from tiny_run import write_videos
+from toy_fields import Bowl, in_a_bowl
 
 from eqm_video.core.decay import gamma_path
 from eqm_video.data.moving_shapes import label_names, render_clip
@@ -23,35 +24,6 @@ from eqm_video.studies.quality import Judge
 from eqm_video.studies.request import Request
 from eqm_video.studies.sweep import study as sweep
 from eqm_video.studies.walk import walk
-
-
-class Bowl:
-    """The gradient of |x|² / 2, as a field; clips with a number in `runaway` are pushed away from the origin."""
-
-    forwards = 0
-
-    def __init__(self, rows: torch.Tensor | None = None, runaway: tuple[int, ...] = ()) -> None:
-        self.rows, self.runaway = rows, runaway
-
-    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
-        signs = torch.ones(len(latents))
-        if self.rows is not None:
-            signs[torch.isin(self.rows, torch.tensor(self.runaway))] = -1e30
-        return latents * signs.view(-1, 1, 1, 1, 1)
-
-    def select(self, indices: torch.Tensor) -> Bowl:
-        return Bowl(None if self.rows is None else self.rows[indices], self.runaway)
-
-    def at_progress(self, progress: float) -> Bowl:
-        return self
-
-    def at_gamma(self, gamma: float) -> Bowl:
-        return self
-
-
-def in_a_bowl(pipeline: EqMPipeline, labels: list, **options: object) -> Bowl:
-    """In place of `EqMPipeline.field`."""
-    return Bowl()
 
 
 @pytest.fixture(scope="module")

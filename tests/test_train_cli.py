@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,9 +17,8 @@ from accelerate.state import AcceleratorState
 from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_run import ROOT, read_metrics, run_command, tiny_network, write_codec, write_videos
+from tiny_run import ROOT, main, read_metrics, recipe, run_command, tiny_network, write_videos
 
-from eqm_video.cli import main as command_line
 from eqm_video.core.energy import Field
 from eqm_video.errors import UserError
 from eqm_video.models.transformer import EqMTransformer
@@ -38,32 +36,6 @@ def fresh_accelerator(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """A codec, videos, images."""
-    folder = tmp_path_factory.mktemp("made")
-    write_codec(folder / "codec")
-    write_videos(folder / "videos", size=20)
-    for label in ("cat", "dog", "emu"):
-        (folder / "images" / label).mkdir(parents=True)
-        for index in range(2):
-            pixels = np.random.default_rng(index).integers(0, 255, (20, 24, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / "images" / label / f"{index}.png")
-    return folder
-
-
-def main(arguments: list[str]) -> int:
-    """`train_video.py` in this process."""
-    return command_line(["train", *arguments])
-
-
-def recipe(made: Path, run: Path, kind: str = "videos") -> list[str]:
-    common = [f"data.root={made / kind}", f"codec.name={made / 'codec'}", f"run.dir={run}", f"data.kind={kind}"]
-    common += ["model.preset=EqM-Nano/2", "data.size=16", "data.workers=0", "train.batch_size=2", "train.steps=4"]
-    common += ["train.log_every=2", "train.save_every=2", "preview.every=4", "preview.samples=5", "sampler.steps=2"]
-    return [*common, *(["frames=3", "data.frame_interval=2"] if kind == "videos" else ["frames=1"])]
 
 
 # ------------------------------------------------------------------------------------------------------ dry runs

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
+from eqm_video.cli import main as command_line
 from eqm_video.core.decay import TruncatedDecay
 from eqm_video.core.energy import Field
 from eqm_video.core.gamma import SharedGamma
@@ -191,3 +192,15 @@ def run_command(*arguments: object, **options: object) -> subprocess.CompletedPr
 def read_metrics(folder: Path) -> list[dict]:
     """The lines of `metrics.jsonl`."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def main(arguments: list[str]) -> int:
+    """`train_video.py` in this process."""
+    return command_line(["train", *arguments])
+
+
+def recipe(made: Path, run: Path, kind: str = "videos") -> list[str]:
+    common = [f"data.root={made / kind}", f"codec.name={made / 'codec'}", f"run.dir={run}", f"data.kind={kind}"]
+    common += ["model.preset=EqM-Nano/2", "data.size=16", "data.workers=0", "train.batch_size=2", "train.steps=4"]
+    common += ["train.log_every=2", "train.save_every=2", "preview.every=4", "preview.samples=5", "sampler.steps=2"]
+    return [*common, *(["frames=3", "data.frame_interval=2"] if kind == "videos" else ["frames=1"])]
