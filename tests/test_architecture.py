@@ -300,6 +300,6 @@ def test_no_test_module_imports_another() -> None:
             if isinstance(node, ast.Import):
                 names += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                names += [node.module or "", *(alias.name for alias in node.names)] if node.level else [node.module]
+                names += [node.module or "", *(alias.name for alias in node.names)]
         tests = [name for name in names if name.split(".")[-1].startswith("test_")]
         assert not tests, f"{path.name} imports {tests}: move what it needs to a module without tests"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_pipeline import tiny_pipeline, tiny_transformer
+from tiny_models import tiny_pipeline, tiny_transformer
 from torch import Tensor
 
 from eqm_video.analysis.exact_field import OracleField

@@ -92,23 +92,31 @@ def test_a_call_and_a_roll_out_take_it_whole() -> None:
 
 
 def test_a_new_field_is_a_keyword_an_option_and_part_of_the_record_at_once(tmp_path) -> None:
-    """Adding a line to `Sampling` is enough: done to a copy of the file that shadows the package's own."""
+    """Adding a line to `Sampling` is enough: done to a copy of the file that shadows the package's own.
+
+    The new field reaches the pipeline, the command line, samples.json, every window of a roll-out, a study's options
+    and the preview of a training run.
+    """
     source = (ROOT / "eqm_video" / "sampling" / "settings.py").read_text(encoding="utf-8")
     line = "    history_guidance: float = option("
     assert source.count(line) == 1
     new = source.replace(line, '    boldness: float = option(0.5, least=0, most=1, help="how bold")\n' + line)
     (tmp_path / "settings.py").write_text(new, encoding="utf-8")
     code = f"""
-import importlib.util, inspect, sys
+import importlib.util, inspect, json, sys
+from pathlib import Path
 import eqm_video.sampling
 spec = importlib.util.spec_from_file_location("eqm_video.sampling.settings", {str(tmp_path / "settings.py")!r})
 module = importlib.util.module_from_spec(spec)
 sys.modules["eqm_video.sampling.settings"] = module
 spec.loader.exec_module(module)
+from eqm_video import cli
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.options import parse
+from eqm_video.sampling.rollout import roll_out
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from tiny_models import tiny_pipeline
+from tiny_run import main, recipe, write_codec, write_videos
 assert inspect.signature(EqMPipeline.__call__).parameters["boldness"].default == 0.5
 options = parse(["M", "--out", "D", "--boldness", "0.25", "sampler.steps=2"])
 how = module.Sampling.of(options, start_gamma=0.0).on(tiny_pipeline())
@@ -119,5 +127,30 @@ except ValueError as error:
     assert str(error) == "boldness is 2: it must be a number from 0 to 1", error
 else:
     raise AssertionError
+
+seen, sample = [], EqMPipeline.sample
+def watched(self, how, *others, **more):
+    seen.append(how.boldness)
+    return sample(self, how, *others, **more)
+EqMPipeline.sample = watched
+folder = Path({str(tmp_path)!r})
+pipe = tiny_pipeline()
+windows = list(roll_out(pipe, ["up"], length=5, overlap=1, seeds=[5], steps=1, boldness=0.75))
+assert len(windows) == 2 and seen == [0.75, 0.75], seen
+
+pipe.save_pretrained(folder / "export")
+write_videos(folder / "videos", size=16)
+words = ["--steps", "1", "--boldness", "0.25", "--out"]
+assert cli.main(["sample", str(folder / "export"), "--num-samples", "1", *words, str(folder / "samples")]) == 0
+assert json.loads((folder / "samples" / "samples.json").read_text())["settings"]["boldness"] == 0.25
+study = ["predict", str(folder / "export"), "--data", str(folder / "videos"), "--clips", "1", "--known", "first"]
+assert cli.main([*study, *words, str(folder / "predict")]) == 0
+assert json.loads((folder / "predict" / "predict.json").read_text())["options"]["boldness"] == 0.25
+assert seen[2:] == [0.25, 0.25], seen
+
+write_codec(folder / "codec")
+steps = ["train.steps=1", "preview.every=1", "preview.samples=1"]
+assert main([*recipe(folder, folder / "run"), *steps]) == 0
+assert len(seen) == 5 and seen[4] == 0.5, seen
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=240)

@@ -6,9 +6,9 @@ How to descend is declared in `Sampling`; a class here that lists some of its op
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, get_type_hints
 
 from eqm_video.options import narrower, option, required, same
 from eqm_video.samplers import SAMPLERS
@@ -74,6 +74,21 @@ class Guided:
 
     title: ClassVar[str] = "how to descend"
     guidance_scale: float | None = same(Sampling, "guidance_scale")
+
+
+# Every option of `Sampling` for studies that sample real clips by their labels: --steps, --sampler, --tolerance ...
+# Composition is left out, because it takes the place of labels, and so is a start that shows the hidden frames.
+Descending = make_dataclass(
+    "Descending",
+    [
+        (entry.name, get_type_hints(Sampling)[entry.name], same(Sampling, entry.name))
+        for entry in fields(Sampling)
+        if entry.name not in ("composition", "plain_sum", "start_gamma")
+    ],
+    namespace={"title": Sampling.title},
+    frozen=True,
+    kw_only=True,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from eqm_video.output import plots
 from eqm_video.output.tables import aligned
 from eqm_video.randomness import fold
 from eqm_video.sampling.known import KnownFrames, parse_known
-from eqm_video.sampling.option_groups import Batched, Guided, HeldOut, Known, Seeded, Shaped, ToldLabels
+from eqm_video.sampling.option_groups import Batched, Descending, HeldOut, Known, Seeded, Shaped, ToldLabels
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
 from eqm_video.studies.batches import batches, rebuild
@@ -32,7 +32,7 @@ from eqm_video.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(OneModel, HeldOut, Known, ToldLabels, Guided, Seeded, Batched, group="look"):
+class Predict(OneModel, HeldOut, Known, ToldLabels, Descending, Seeded, Batched, group="look"):
     """Hidden frames of real clips: predictions against what they were.
 
     Every choice of --known (image-to-video, continuation, in-betweening) shows the model the known frames of real clips
@@ -51,10 +51,7 @@ class Predict(OneModel, HeldOut, Known, ToldLabels, Guided, Seeded, Batched, gro
     clips: int = 16
     samples: int = option(1, least=1, metavar="S", help="predictions of each clip")
     labels: str | None = narrower("own", choices=("none", "own"))
-    steps: int | None = same(Sampling, "steps", least=1)
-    frame_schedule: str | int = same(Sampling, "frame_schedule")
-    context_gamma: float = same(Sampling, "context_gamma")
-    history_guidance: float = same(Sampling, "history_guidance")
+    steps: int | None = narrower(None, least=1)
     predictions_only: bool = option(False, help="pictures without true and known frames, to show to others")
     batch_size: int = 16
 
