@@ -119,6 +119,11 @@ OUTPUTS = {
         (r"tasks\.(png|gif)", r"tasks_(strips|long|ways|stopping)\.(png|gif)", r"measured/.+\.npz"),
         weak={"tasks.md": beside("tasks.json", record("command", "settings", "models"))},
     ),
+    "forcing": Output(
+        {"forcing.json": record("command", "settings", "differences"), **_MEASURED},
+        (r"forcing(_[a-z_]+)?\.png",),
+        weak={"forcing.md": beside("forcing.json", record("command", "settings", "differences"))},
+    ),
     "ablate": Output(
         {"ablations.json": record("command", "lines"), **_MEASURED},
         ("ablations.png", r"measured/.+\.npz"),

@@ -42,6 +42,14 @@ class Trained(Data, Overridden, Written):
 
 
 @dataclass(frozen=True)
+class Variant:
+    """A run of a recipe with other values: the folder of the run, below the study's, and the overrides."""
+
+    folder: str
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Recipes:
     """The recipes `group`/..., `first` first. Runs are named as their recipes, in the folder `given.runs`."""
 
@@ -64,13 +72,17 @@ class Recipes:
             raise UserError(f"--only {unknown[0]}: the recipes are {', '.join(names)}")
         return [name for name in names if only is None or name in only]
 
-    def config(self, name: str, given: Trained) -> Config:
-        """A recipe with the values that the command line replaces."""
-        return load_config(self.folder / f"{name}.yaml", self.replaced(name, given))
+    def config(self, name: str, given: Trained, variant: Variant | None = None) -> Config:
+        """A recipe with the values that the command line, or a variant of it, replaces."""
+        return load_config(self.folder / f"{name}.yaml", self.replaced(name, given, variant))
 
-    def replaced(self, name: str, given: Trained) -> list[str]:
-        """The overrides of a recipe: the user's, the data, the run's folder, and the export that it starts from."""
-        words = [*given.all_overrides, f"data.root={given.data}", f"run.dir={given.runs / name}"]
+    def replaced(self, name: str, given: Trained, variant: Variant | None = None) -> list[str]:
+        """The overrides of a recipe: the variant's and the user's, the data, the run's folder, the export it starts from.
+
+        The user's come after the variant's, and win.
+        """
+        own, folder = (variant.words, variant.folder) if variant else ((), name)
+        words = [*own, *given.all_overrides, f"data.root={given.data}", f"run.dir={given.runs / folder}"]
         source = self.origin(name)
         return words if source is None else [*words, f"train.init_from={given.runs / source / 'export'}"]
 
@@ -84,16 +96,16 @@ class Recipes:
         for name in {*names, *filter(None, map(self.origin, names))}:
             claim_output(given.runs / name, "train", option="the run's folder")
 
-    def train(self, name: str, given: Trained) -> None:
-        """Train a recipe, or continue, or find its run finished; first the run that it starts from."""
-        recipe, source, config = self.folder / f"{name}.yaml", self.origin(name), self.config(name, given)
+    def train(self, name: str, given: Trained, variant: Variant | None = None) -> None:
+        """Train a recipe, or a variant of it, or continue, or find its run finished; first the run it starts from."""
+        recipe, source, config = self.folder / f"{name}.yaml", self.origin(name), self.config(name, given, variant)
         if (config.run.folder / "export").is_dir():
             check_same(config, recipe)
             return
         if source is not None:
             self.train(source, given)
-        print(f"training {name}", flush=True)
-        status = training.main(["--config", str(recipe), "--resume", *self.replaced(name, given)])
+        print(f"training {variant.folder if variant else name}", flush=True)
+        status = training.main(["--config", str(recipe), "--resume", *self.replaced(name, given, variant)])
         if status != 0 or not (config.run.folder / "export").is_dir():
             raise UserError(f"the training of {name} did not finish; type the same command again to continue")
 

@@ -25,7 +25,7 @@ from eqm_video.training.plain_yaml import Plain
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 MOST_ITEMS = 1000  # of a list
-BASED = ("ablations", "gamma")  # folders of configs/ whose recipes may name a base: they compare one choice each
+BASED = ("ablations", "forcing", "gamma")  # folders of configs/ whose recipes may name a base: they compare one choice each
 _LARGEST = {int: WHOLE_NUMBERS, float: sys.float_info.max}
 
 

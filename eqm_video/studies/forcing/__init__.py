@@ -1,0 +1,1 @@
+"""The forcing study: EqM, EqF and flow matching compared, with error bars."""

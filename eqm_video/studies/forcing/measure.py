@@ -1,0 +1,118 @@
+"""Measurements of one model of the comparison: a value for each clip, so that runs can be averaged and paired.
+
+Legend: N clips, T frames, C h w latents, G gammas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eqm_video.analysis.gamma_estimate import calibrate, frame_dot, frame_rms, infer_gamma
+from eqm_video.core.decay import ConstantDecay, Decay
+from eqm_video.core.objective import interpolate
+from eqm_video.data.moving_shapes import measure_motion
+from eqm_video.randomness import generator, normal
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.studies.batches import batches, encode
+from eqm_video.studies.tasks import long as tasks_long
+from eqm_video.studies.tasks import short as tasks_short
+from eqm_video.studies.tasks.clips import NEAR, Truth, errors_of, tracks
+from eqm_video.studies.tasks.short import Filled, Setting, Task
+
+GAMMAS = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)  # at which fields are measured
+Values = dict[str, list[float]]  # by measure, one number for each clip
+
+
+def motion(clips: NDArray[np.uint8], truth: Truth) -> Values:
+    """Which clips (N, T, H, W, 3) show the direction, the shape and both of their label: 1 or 0 for each."""
+    found: Values = {"direction": [], "shape": [], "both": []}
+    for clip, name in zip(clips, truth.names, strict=True):
+        seen = measure_motion(clip, truth.shapes, endless=True)
+        moves = seen.direction is not None and name.endswith(seen.direction)
+        shows = name.startswith(seen.shape)
+        for key, right in (("direction", moves), ("shape", shows), ("both", moves and shows)):
+            found[key].append(float(right))
+    return found
+
+
+def placed(filled: Filled, task: Task, truth: Truth) -> Values:
+    """Mean error of each clip in pixels over its unknown frames, and the share of these within `NEAR` pixels."""
+    errors = errors_of(tracks(filled.clips), truth, task.unknown(filled.clips.shape[1]))
+    return {"error": errors.mean(axis=1).tolist(), "near": (errors < NEAR).mean(axis=1).tolist()}
+
+
+def carry_out(pipeline: EqMPipeline, task: Task, setting: Setting) -> Values:
+    """Carry out a task; measure motion where the label is told, and positions where they follow from known frames."""
+    filled = tasks_short.fill(pipeline, task, setting)
+    found: Values = motion(filled.clips, setting.truth) if task.told else {}
+    return found | (placed(filled, task, setting.truth) if task.placed else {})
+
+
+def rolled_out(pipeline: EqMPipeline, setting: Setting, overlap: int) -> dict[str, Any]:
+    """Clips continued as long as the truth is: by clip the share of right windows, and the last one; by window, too."""
+    frames, truth = pipeline.check_frames(), setting.truth
+    video = tasks_long.continue_clips(pipeline, tasks_long.Way(overlap, setting.how), setting)
+    ends = [*video.starts[1:], video.clips.shape[1]]
+    right = np.array([motion(video.clips[:, max(0, end - frames) : end], truth)["both"] for end in ends])
+    errors = [
+        np.median(errors_of(tracks(video.clips[:, start:end]), truth, range(start, end), start))
+        for start, end in zip(video.starts, ends, strict=True)
+    ]
+    return {
+        "values": {"windows": right.mean(axis=0).tolist(), "last window": right[-1].tolist()},
+        "ends": ends,
+        "right": right.mean(axis=1).tolist(),
+        "error": [float(error) for error in errors],
+        "drift": video.drift.mean(axis=1).tolist(),
+    }
+
+
+# The field itself ---------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def field_errors(
+    pipeline: EqMPipeline, truth: Truth, gammas: Sequence[float], seed: int, batch_size: int
+) -> dict[str, dict[str, list[float]]]:
+    """The errors of the labelled field on clips that it was not trained on, by gamma, a number for each clip.
+
+    velocity: mean square of f / c - (noise - clean), which compares fields of all decays. level: mean over the frames
+    of |gamma as it is estimated from the gradient - gamma|; left out of a network that is conditioned on gamma, which
+    is told. All frames of a clip have the same gamma. Noise depends on (seed, clip, gamma) alone.
+    """
+    frames, decay = pipeline.check_frames(), pipeline.decay
+    clean = encode(pipeline, truth.clips[:, :frames], batch_size).cpu()
+    scale = calibrate(clean)
+    found: dict[str, dict[str, list[float]]] = {"velocity": {}, "level": {}}
+    for gamma in gammas:
+        for part in batches(len(clean), batch_size):
+            x = clean[part].to(pipeline.device)
+            noise = _noise(x, seed, part, gamma)
+            noisy = interpolate(x, noise, torch.full(x.shape[:2], gamma, device=x.device))
+            gradient = pipeline.field(truth.names[part], guidance_scale=1.0).at_gamma(gamma)(noisy)
+            error = (gradient / decay(torch.tensor(gamma)) - (noise - x)).square().flatten(1).mean(dim=1)
+            found["velocity"].setdefault(f"{gamma:g}", []).extend(error.tolist())
+            if not pipeline.transformer.config.conditioned_on_gamma:
+                level = (estimated(noisy, gradient, decay, scale) - gamma).abs().mean(dim=1)
+                found["level"].setdefault(f"{gamma:g}", []).extend(level.tolist())
+    return found
+
+
+def estimated(noisy: Tensor, gradient: Tensor, decay: Decay, scale: float) -> Tensor:
+    """Gamma (B, T) of every frame from its gradient; of a constant decay, from the gradient's direction alone."""
+    dot = frame_dot(noisy, gradient)
+    if isinstance(decay, ConstantDecay):
+        return ((1 - dot / decay.gain) / scale**2).clamp(0, 1)
+    return infer_gamma(frame_rms(gradient), decay, scale, dot=dot).to(noisy)
+
+
+def _noise(clean: Tensor, seed: int, part: slice, gamma: float) -> Tensor:
+    """Standard normal noise like `clean` (B, T, C, h, w); clip k of all has a generator of its own."""
+    generators = [generator(seed, "field error", k, f"{gamma:g}") for k in range(part.start, part.stop)]
+    return normal(clean.shape[1:], generators, device=clean.device, dtype=clean.dtype)

@@ -1,0 +1,234 @@
+"""The tables of the comparison as Markdown, and its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eqm_video.output import plots
+from eqm_video.output.tables import aligned
+from eqm_video.studies.forcing.results import BLIND, CONDITIONED, LONG
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TITLES = {  # of the targets
+    "eqm": "EqM, truncated, gain 4",
+    "eqm_linear": "EqM, linear, gain 4",
+    "eqf": "EqF",
+    "eqf_decay": "EqF, gamma drawn by c²",
+    "flow": "flow matching",
+}
+COLUMNS = {  # (task, measure): heading
+    ("generation", "both"): "generation",
+    ("generation, no guidance", "both"): "no guidance",
+    ("image-to-video", "both"): "image-to-video",
+    ("continuation", "error"): "continuation (px)",
+    ("continuation, told", "error"): "with label (px)",
+    ("in-betweening", "error"): "in-betweening (px)",
+    (LONG, "windows"): "long video",
+}
+ERRORS = {"velocity": "held-out velocity error (mean square)", "level": "error of the estimated gamma"}
+
+
+def tables(numbers: Mapping[str, Any]) -> str:
+    """All tables, for each draw of gamma."""
+    return "\n\n".join(text for parts in views(numbers).values() for text in parts) + "\n"
+
+
+def views(numbers: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The texts of a document's parts, by name: `results`, `differences`, `evaluations`, `field`, `choices`."""
+    draws = list(numbers["results"])
+    titled = {"results": results, "differences": differences, "evaluations": evaluations, "field": field_errors}
+    found = {name: [make(numbers, draw) for draw in draws] for name, make in titled.items()}
+    return found | {"choices": [choices(numbers)]}
+
+
+def title(name: str) -> str:
+    """A target in words."""
+    return TITLES.get(name, name)
+
+
+def results(numbers: Mapping[str, Any], draw: str) -> str:
+    """A line for each target: means, and below each its 95 % interval."""
+    found = numbers["results"][draw]
+    cells: list[Sequence[str]] = [[f"gamma: {draw}", *COLUMNS.values(), "runs"]]
+    for name, tasks in found.items():
+        shown = [spread(tasks[task][measure], measure) for task, measure in COLUMNS]
+        cells.append([title(name), *shown, runs_of(tasks["generation"]["both"])])
+    settings = numbers["settings"]
+    legend = (
+        f"Means and 95 % intervals over runs and {settings['clips']} clips ({settings['long clips']} of the long video, "
+        f"{settings['length']} frames). Generation, image-to-video, long video: clips, and windows, that show direction "
+        f"and shape of their label. Else: pixels from the right place. {settings['budget']} evaluations of each "
+        f"target's best sampler, guidance {settings['guidance scale']:g}."
+    )
+    return f"{legend}\n\n{aligned(cells)}"
+
+
+def differences(numbers: Mapping[str, Any], draw: str) -> str:
+    """A line for each pair of targets and measure: the difference, its interval, and its adjusted p."""
+    cells: list[Sequence[str]] = [["measure", "difference", "mean", "95 %", "p (Holm)", "runs of its sign"]]
+    for named, rows in numbers["differences"][draw].items():
+        task, _, measure = named.rpartition(": ")
+        for row in rows:
+            low, high = amount(row["low"], measure), amount(row["high"], measure)
+            pair = f"{title(row['one'])} - {title(row['other'])}"
+            signs = f"{row['signs']} of {row['runs']}"
+            p = f"{row['p adjusted']:.2g}"
+            cells.append([COLUMNS[task, measure], pair, amount(row["mean"], measure), f"{low} to {high}", p, signs])
+    return aligned(cells, left=2)
+
+
+def evaluations(numbers: Mapping[str, Any], draw: str) -> str:
+    """Clips that show their label, by target, sampler and number of evaluations."""
+    found = numbers["curve"][draw]
+    counts = sorted({int(count) for ways in found.values() for row in ways.values() for count in row})
+    cells: list[Sequence[str]] = [["target", "sampler", *map(str, counts)]]
+    for name, ways in found.items():
+        for way, row in ways.items():
+            shares = [f"{100 * row[str(count)]['mean']:.0f} %" if str(count) in row else "" for count in counts]
+            cells.append([title(name), way, *shares])
+    return aligned(cells, left=2)
+
+
+def field_errors(numbers: Mapping[str, Any], draw: str) -> str:
+    """The errors of the field and of its estimate of gamma, by gamma."""
+    found = numbers["field"][draw]
+    gammas = list(next(iter(found.values()))["velocity"])
+    cells: list[Sequence[str]] = [["target", "error of", *gammas]]
+    for name, kinds in found.items():
+        for kind, row in kinds.items():
+            if row:
+                cells.append([title(name), kind, *(f"{row[gamma]['mean']:.3f}" for gamma in gammas)])
+    return aligned(cells, left=2)
+
+
+def choices(numbers: Mapping[str, Any]) -> str:
+    """What was chosen for each target: the learning rate by its held-out loss, the sampler by its share of clips."""
+    cells: list[Sequence[str]] = [["target", "learning rates: held-out loss", "samplers: clips that show their label"]]
+    ways = next(iter(numbers["samplers"].values()))
+    for name, rate in numbers["learning rates"].items():
+        best = "" if rate["chosen"] is None else f"{rate['chosen']:g}"
+        tried = ", ".join(f"{mark(one, one == best)}: {loss:.3f}" for one, loss in rate["tried"].items())
+        chosen = ways.get(name, {"tried": {}, "chosen": None})
+        shares = [f"{mark(way, way == chosen['chosen'])}: {100 * share:.0f} %" for way, share in chosen["tried"].items()]
+        cells.append([title(name), tried, ", ".join(shares)])
+    return aligned(cells, left=3)
+
+
+def mark(text: str, chosen: bool) -> str:
+    """A choice in bold."""
+    return f"**{text}**" if chosen else text
+
+
+def spread(found: Mapping[str, Any], measure: str) -> str:
+    """A mean with its interval."""
+    low, high = amount(found["low"], measure, unit=False), amount(found["high"], measure, unit=False)
+    return f"{amount(found['mean'], measure)} ({low}–{high})"
+
+
+def amount(value: float, measure: str, *, unit: bool = True) -> str:
+    """Pixels, or a share as per cent."""
+    return f"{value:.2f}" if measure == "error" else f"{100 * value:.0f}{' %' if unit else ''}"
+
+
+def runs_of(found: Mapping[str, Any]) -> str:
+    """The number of training runs; a single one is marked, since its interval is over clips alone."""
+    return str(found["runs"]) if found["runs"] > 1 else "1 (n = 1)"
+
+
+# Pictures -----------------------------------------------------------------------------------------------------------
+
+
+def pictures(numbers: Mapping[str, Any]) -> dict[str, Callable[[Path], Any]]:
+    """The pictures of every draw of gamma, by file name; the first draw's names carry none."""
+    drawn: dict[str, Callable[[Path], Any]] = {}
+    for place, draw in enumerate(numbers["results"]):
+        more = f"_{draw}" if place else ""
+        drawn[f"forcing{more}.png"] = partial(draw_results, numbers["results"][draw])
+        drawn[f"forcing_evaluations{more}.png"] = partial(draw_evaluations, numbers["curve"][draw])
+        drawn[f"forcing_field{more}.png"] = partial(draw_field, numbers, draw)
+        drawn[f"forcing_long{more}.png"] = partial(draw_long, numbers["long"][draw])
+    return drawn
+
+
+def draw_results(found: Mapping[str, Any], path: Path) -> Path:
+    """A panel for each measure, a dot with its interval for each target."""
+    figure, names = plots.figure(9, 4.6), list(found)
+    for place, ((task, measure), heading) in enumerate(COLUMNS.items(), start=1):
+        axes = plots.axes(figure, 2, 4, place, title=heading)
+        for index, name in enumerate(names):
+            one = found[name][task][measure]
+            spread = [[max(0.0, one["mean"] - one["low"])], [max(0.0, one["high"] - one["mean"])]]
+            look = {**plots.style(index), "label": title(name), "linestyle": "none", "markersize": 6}
+            axes.errorbar(one["mean"], index, xerr=spread, elinewidth=1.2, **look)
+        axes.set_yticks([])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        if measure == "error":
+            axes.set_xlim(left=0)
+            axes.set_xlabel("pixels")
+        else:
+            axes.set_xlim(-0.02, 1.02)
+            axes.set_xlabel("share")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return plots.save(figure, path)
+
+
+def draw_evaluations(found: Mapping[str, Any], path: Path) -> Path:
+    """Quality against evaluations: a panel for each target with all its samplers, with intervals as bands."""
+    figure, ways = plots.figure(9, 5.4), list(dict.fromkeys(way for row in found.values() for way in row))
+    for place, (name, rows) in enumerate(found.items(), start=1):
+        axes = plots.axes(figure, 2, 3, place, title=title(name), xscale="log", ylim=(-0.02, 1.02))
+        for way, row in rows.items():
+            _band(axes, row, {"label": way, "markersize": 4, **plots.style(ways.index(way))})
+        axes.set_xlabel("evaluations")
+        plots.ticks_1_2_5(axes.xaxis)
+        axes.axhline(1 / 8, color=plots.GREY, linestyle=":")
+        if place in (1, 4):
+            axes.set_ylabel("clips that show their label")
+    lines = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=7, frameon=False, fontsize=9)
+    return plots.save(figure, path)
+
+
+def draw_field(numbers: Mapping[str, Any], draw: str, path: Path) -> Path:
+    """The errors of the field and of its estimate of gamma by gamma, and the losses of EqF and flow over training."""
+    figure, found = plots.figure(9, 3.6), numbers["field"][draw]
+    for place, (kind, label) in enumerate(ERRORS.items(), start=1):
+        axes = plots.axes(figure, 1, 3, place, xlabel="gamma", ylabel=label, yscale="log")
+        for index, (name, kinds) in enumerate(found.items()):
+            _band(axes, kinds[kind], {"label": title(name), "markersize": 4, **plots.style(index)})
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    axes = plots.axes(figure, 1, 3, 3, xlabel="training step", ylabel="held-out loss")
+    if draw in numbers["loss"]:
+        for name in (BLIND, CONDITIONED):
+            look = plots.style(list(found).index(name)) if name in found else plots.style(0)
+            axes.plot(numbers["loss"][draw]["steps"], numbers["loss"][draw][name], markersize=4, **look)
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return plots.save(figure, path)
+
+
+def draw_long(found: Mapping[str, Any], path: Path) -> Path:
+    """Right windows, errors and the gradient on known frames over the frames of the long videos."""
+    figure = plots.figure(9, 3.2)
+    panels = {"right": "windows that show their label", "error": "median error (px)", "drift": "gradient on known frames"}
+    for place, (key, label) in enumerate(panels.items(), start=1):
+        axes = plots.axes(figure, 1, 3, place, xlabel="frame", ylabel=label)
+        for index, (name, row) in enumerate(found.items()):
+            axes.plot(row["ends"], row[key], label=title(name), markersize=3, **plots.style(index))
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return plots.save(figure, path)
+
+
+def _band(axes: Axes, row: Mapping[str, Any], look: Mapping[str, Any]) -> None:
+    """A line of estimates over numbers, with their intervals as a band."""
+    if row:
+        at = [float(one) for one in row]
+        axes.plot(at, [one["mean"] for one in row.values()], **look)
+        low, high = ([one[key] for one in row.values()] for key in ("low", "high"))
+        axes.fill_between(at, low, high, color=look["color"], alpha=0.12, linewidth=0)

@@ -1,0 +1,120 @@
+"""The measurements of all runs as means with intervals, and as paired differences between targets.
+
+Legend: S runs (seeds), N clips.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eqm_video.metrics.intervals import compare, estimate, holm
+
+Key = tuple[str, str, int]  # draw of gamma, target, seed
+COMPARED = (  # (task, measure) whose differences between targets are tested
+    ("generation", "both"),
+    ("generation, no guidance", "both"),
+    ("image-to-video", "both"),
+    ("continuation", "error"),
+    ("continuation, told", "error"),
+    ("in-betweening", "error"),
+    ("long video", "windows"),
+)
+LONG = "long video"
+BLIND, CONDITIONED = "eqf", "flow"  # targets that differ in nothing but whether the network is conditioned on gamma
+
+
+def gather(found: Mapping[Key, Mapping[str, Any]]) -> dict[str, Any]:
+    """Everything that was measured, for each draw and target, as estimates; then the differences between targets."""
+    keys = list(dict.fromkeys(key[:2] for key in found))
+    runs = {key: {k[2]: found[k] for k in found if k[:2] == key} for key in keys}
+    gathered: dict[str, Any] = {name: {} for name in ("results", "curve", "field", "long", "differences")}
+    for (draw, name), parts in runs.items():
+        tables = {seed: {**one["tasks"], LONG: one["long"]["values"]} for seed, one in parts.items()}
+        for part, nested in (
+            ("results", list(tables.values())),
+            ("curve", [one["curve"] for one in parts.values()]),
+            ("field", [one["field"] for one in parts.values()]),
+        ):
+            gathered[part].setdefault(draw, {})[name] = _estimates(nested)
+        gathered["long"].setdefault(draw, {})[name] = _mean_windows([one["long"] for one in parts.values()])
+        gathered["differences"].setdefault(draw, {})
+    for draw in gathered["differences"]:
+        gathered["differences"][draw] = differences({key[1]: runs[key] for key in keys if key[0] == draw})
+    return gathered
+
+
+def differences(runs: Mapping[str, Mapping[int, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """For each of `COMPARED`, the difference of every two targets over the runs that both have.
+
+    p is adjusted for the number of pairs (Holm).
+    """
+    listed: dict[str, list[dict[str, Any]]] = {}
+    for task, measure in COMPARED:
+        rows = []
+        for one, other in combinations(runs, 2):
+            seeds = sorted(runs[one].keys() & runs[other].keys())
+            if seeds:
+                pair = [_stack([_values(runs[name][seed], task, measure) for seed in seeds]) for name in (one, other)]
+                rows.append({"one": one, "other": other, **asdict(compare(*pair))})
+        for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
+            row["p adjusted"] = adjusted
+        listed[f"{task}: {measure}"] = rows
+    return listed
+
+
+def _values(run: Mapping[str, Any], task: str, measure: str) -> list[float]:
+    return run["long"]["values"][measure] if task == LONG else run["tasks"][task][measure]
+
+
+def _stack(rows: Sequence[Sequence[float]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _estimates(runs: Sequence[Any]) -> Any:
+    """The same nested mappings as those of every run, with an estimate in place of the runs' lists."""
+    if isinstance(runs[0], Mapping):
+        return {key: _estimates([run[key] for run in runs]) for key in runs[0]}
+    return asdict(estimate(_stack(runs)))
+
+
+def _mean_windows(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the long videos, window by window: means over the runs, and where each window ends."""
+    means = {key: _stack([run[key] for run in runs]).mean(dim=0).tolist() for key in ("right", "error", "drift")}
+    return {"ends": runs[0]["ends"], **means}
+
+
+# Losses -------------------------------------------------------------------------------------------------------------
+
+
+def held_out(log: Path) -> dict[int, dict[str, float]]:
+    """The held-out losses in a run's metrics.jsonl, by step; of a step that was logged twice, the last."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.strip("\0 ")]
+    return {line["step"]: line["held_out"] for line in lines if "held_out" in line}
+
+
+def loss_gaps(logs: Mapping[Key, Path]) -> dict[str, dict[str, list[float]]]:
+    """By draw: held-out losses of `BLIND` and `CONDITIONED` over training, means over the runs that both have."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for draw in dict.fromkeys(key[0] for key in logs):
+        seeds = sorted(
+            {key[2] for key in logs if key[:2] == (draw, BLIND)}
+            & {key[2] for key in logs if key[:2] == (draw, CONDITIONED)}
+        )
+        if not seeds:
+            continue
+        losses = {name: [held_out(logs[draw, name, seed]) for seed in seeds] for name in (BLIND, CONDITIONED)}
+        steps = sorted(set.intersection(*(set(one) for runs in losses.values() for one in runs)))
+        rows: dict[str, list[float]] = {"steps": [float(step) for step in steps], "runs": [float(len(seeds))]}
+        for name, runs in losses.items():
+            rows[name] = [sum(one[step]["mean"] for one in runs) / len(runs) for step in steps]
+        rows["gap"] = [one - other for one, other in zip(rows[BLIND], rows[CONDITIONED], strict=True)]
+        found[draw] = rows
+    return found

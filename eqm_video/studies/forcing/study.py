@@ -1,0 +1,264 @@
+"""The comparison of EqM, EqF and flow matching: the same network, data and effort for each, several runs of each.
+
+Legend: N clips, S runs (seeds).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eqm_video.errors import UserError
+from eqm_video.options import narrower, option, same
+from eqm_video.sampling.launch import fingerprint
+from eqm_video.sampling.option_groups import Batched, Guided, HeldOut, Seeded
+from eqm_video.sampling.options import Longer
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.sampling.settings import Sampling
+from eqm_video.studies.demo import write_videos
+from eqm_video.studies.forcing import measure, report, results
+from eqm_video.studies.forcing.ways import ways
+from eqm_video.studies.measured import Measured
+from eqm_video.studies.recipes import Recipes, Trained, Variant
+from eqm_video.studies.request import open_model
+from eqm_video.studies.study import Opening, Report
+from eqm_video.studies.tasks import short as tasks_short
+from eqm_video.studies.tasks.clips import Truth, names_of
+from eqm_video.studies.tasks.short import Setting, Task
+from eqm_video.studies.tasks.study import Tasks
+
+RECIPES = Recipes("forcing", "eqm")
+DRAWS = {  # of gamma in training: overrides
+    "mixture": (),  # the recipes' own
+    "per_frame": ("gamma={kind: per_frame}",),
+    "shared": ("gamma={kind: shared}",),
+}
+TRIAL = 100  # the seed of the short runs that choose a learning rate
+ELSEWHERE = 1_000_000  # added to the seeds of the clips on which samplers are chosen
+EVALUATIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 50)
+GENERATION = "generation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, group="compare"):
+    """Compare EqM, Equilibrium Forcing and flow matching, with error bars.
+
+    The recipes of configs/forcing differ in the training target and in nothing else. Each is trained several times, for
+    each draw of gamma, with the learning rate that gave the lowest held-out loss in one short run of each of three.
+    Every target is sampled with the sampler that suits it best, chosen on other clips than those that are reported.
+    Everything is measured in closed form, on the same clips and noise for all: generation, image-to-video,
+    continuation, in-betweening, long videos, quality by the number of evaluations, the error of the field and of its
+    estimate of gamma. Means have 95 % intervals over runs and clips, and differences are paired.
+
+    The runs lie in --out, and the videos are written where --data has none. Finished runs and measurements are found
+    and kept, interrupted ones continue. With --existing nothing is trained: what is there is measured and compared.
+    Words such as train.steps=1000 replace values in all recipes.
+    """
+
+    data: Path = Path("data/endless_shapes")
+    draws: tuple[str, ...] = option(("mixture",), choices=tuple(DRAWS), metavar="DRAW", help="of gamma in training")
+    runs_each: int = option(3, least=1, most=100, metavar="S", help="training runs of each target, with seeds 0 to S-1")
+    rates: tuple[float, ...] = option((1.5e-3, 3e-3, 6e-3), above=0, metavar="LR", help="learning rates that are tried")
+    trial_steps: int = option(300, least=1, metavar="N", help="steps of the short runs that try them")
+    existing: bool = option(False, help="train nothing: compare the runs that are finished")
+    clips: int = same(HeldOut, "clips", least=2)
+    long_clips: int = same(Tasks, "long_clips")
+    length: int | None = narrower(None, least=8, unset="ten times T")
+    overlap: int | None = narrower(None, unset="half of T")
+    context: int = same(Tasks, "context")
+    budget: int = option(24, least=2, metavar="N", help="field evaluations of every task")
+    evaluations: tuple[int, ...] = option(EVALUATIONS, least=1, metavar="N", help="of the curve of quality")
+
+    def run(self) -> Report:
+        """Train what is missing, and measure what is missing."""
+        names = RECIPES.chosen(self.chosen)
+        if not self.existing:
+            self.train(names)
+        runs = {
+            (draw, name, seed): self.variant(draw, name, seed)
+            for draw in self.draws
+            for name in names
+            for seed in range(self.runs_each)
+        }
+        finished = {key: run for key, run in runs.items() if (self.out / run.folder / "export").is_dir()}
+        if not finished:
+            raise UserError(f"no run of {', '.join(names)} is finished in {self.out}: leave --existing out to train")
+        measurer = Measurer(self)
+        first = [(draw, name) for draw in self.draws for name in names if (draw, name, 0) in finished]
+        chosen = {pair: measurer.choose(*pair) for pair in first}
+        found = {
+            key: measurer.measure(*key, chosen[key[:2]]["chosen"]) for key in finished if key[:2] in chosen
+        }
+        numbers = {
+            "settings": measurer.settings(),
+            "learning rates": {name: self.rate(name) for name in names},
+            "samplers": {draw: {name: chosen[draw, name] for one, name in first if one == draw} for draw in self.draws},
+            "finished": ["/".join(map(str, key)) for key in found],
+            **results.gather(found),
+            "loss": results.loss_gaps({key: self.out / run.folder / "metrics.jsonl" for key, run in finished.items()}),
+        }
+        tables = report.tables(numbers)
+        return Report(numbers, tables, report.pictures(numbers), {"forcing.md": tables})
+
+    def train(self, names: list[str]) -> None:
+        """Train the short runs, then all others: one of each target before the second of any."""
+        write_videos(self.data, endless=True)
+        for name in names:
+            for rate in self.rates:
+                RECIPES.train(name, self, self.trial(name, rate))
+        for draw in self.draws:
+            for seed in range(self.runs_each):
+                for name in names:
+                    RECIPES.train(name, self, self.variant(draw, name, seed))
+
+    def trial(self, name: str, rate: float) -> Variant:
+        """The short run of a target that tries a learning rate."""
+        steps = f"train.steps={self.trial_steps}"
+        words = (f"train.lr={rate:g}", f"train.seed={TRIAL}")
+        return Variant(f"mixture/{name}/lr_{rate:g}", (*words, steps, f"held_out.every={self.trial_steps}"))
+
+    def variant(self, draw: str, name: str, seed: int) -> Variant:
+        """A run of a target."""
+        rate = self.rate(name)["chosen"]
+        words = (*DRAWS[draw], f"train.seed={seed}", *([] if rate is None else [f"train.lr={rate:g}"]))
+        return Variant(f"{draw}/{name}/seed_{seed}", words)
+
+    def rate(self, name: str) -> dict[str, Any]:
+        """The learning rates of a target that were tried, with the last held-out loss of each, and the best one."""
+        tried = {}
+        for rate in self.rates:
+            log = self.out / self.trial(name, rate).folder / "metrics.jsonl"
+            losses = results.held_out(log) if log.is_file() else {}
+            if self.trial_steps in losses:
+                tried[f"{rate:g}"] = losses[self.trial_steps]["mean"]
+        complete = len(tried) == len(self.rates)
+        return {"tried": tried, "chosen": float(min(tried, key=tried.__getitem__)) if complete else None}
+
+
+class Measurer:
+    """Measures runs on the same clips, and keeps a file for each measurement in OUT/measured."""
+
+    def __init__(self, given: Forcing) -> None:
+        self.given, self.kept = given, Measured(given.out, given.again)
+        self.opened: tuple[str, EqMPipeline] | None = None
+        self.truths: dict[int, Truth] = {}
+
+    def open(self, folder: str) -> EqMPipeline:
+        """The model of a run; the last one opened is kept."""
+        if self.opened is None or self.opened[0] != folder:
+            self.opened = (folder, open_model(self.given, self.given.out / folder / "export"))
+        return self.opened[1]
+
+    def length(self, pipeline: EqMPipeline) -> int:
+        """Frames of a long video."""
+        return self.given.length or 10 * pipeline.check_frames()
+
+    def overlap(self, pipeline: EqMPipeline) -> int:
+        """Frames that the windows of a long video share."""
+        return self.given.overlap or max(1, pipeline.check_frames() // 2)
+
+    def truth(self, pipeline: EqMPipeline, count: int, seed: int) -> Truth:
+        """The first `count` clips of a seed, as long as the long videos."""
+        if seed not in self.truths:
+            names = names_of(pipeline, max(self.given.clips, self.given.long_clips))
+            self.truths[seed] = Truth.render(names, self.length(pipeline), pipeline.check_size()[0], seed)
+        return self.truths[seed].first(count)
+
+    def setting(self, pipeline: EqMPipeline, how: Mapping[str, Any], *, count: int = 0, seed: int = 0) -> Setting:
+        """Clips, noise and sampling."""
+        given = self.given
+        truth = self.truth(pipeline, count or given.clips, given.seed + seed)
+        sampling = Sampling(**{"guidance_scale": given.guidance_scale, **how})
+        return Setting(truth, given.seed + seed, given.batch_size, sampling)
+
+    def settings(self) -> dict[str, Any]:
+        """For the record."""
+        keys = ("clips", "long_clips", "context", "budget", "guidance_scale", "seed", "trial_steps", "runs_each")
+        pipeline = self.opened[1]
+        own = {key.replace("_", " "): getattr(self.given, key) for key in keys}
+        scale = self.given.guidance_scale
+        own["guidance scale"] = pipeline.config.sampler["guidance_scale"] if scale is None else scale
+        return {"frames": pipeline.check_frames(), "length": self.length(pipeline), **own}
+
+    def asked(self, pipeline: EqMPipeline, **more: Any) -> dict[str, Any]:
+        """The settings that a measurement depends on."""
+        keys = ("clips", "guidance_scale", "seed", "budget")
+        return {"weights": fingerprint(pipeline), **{key: getattr(self.given, key) for key in keys}, **more}
+
+    def choose(self, draw: str, name: str) -> dict[str, Any]:
+        """The sampler of a target: the best in generation with the first run, on clips that are reported nowhere.
+
+        Best is the one with most clips that show direction and shape of their label; the first of equal ones.
+        """
+        folder = f"{draw}/{name}/seed_0"
+        pipeline, count = self.open(folder), self.given.clips
+        task = Task(GENERATION, (), True)
+
+        def work() -> tuple[dict[str, Any], None]:
+            tried = {}
+            for way in ways(pipeline.decay).values():
+                how = way.sampling(self.given.budget)
+                if how is not None:
+                    setting = self.setting(pipeline, how, count=count, seed=ELSEWHERE)
+                    right = measure.carry_out(pipeline, task, setting)["both"]
+                    tried[way.name] = sum(right) / len(right)
+            return {"tried": tried, "chosen": max(tried, key=tried.__getitem__)}, None
+
+        asked = self.asked(pipeline, ways=list(ways(pipeline.decay)))
+        found = self.kept.keep(f"{draw}_{name}_sampler", asked, work)
+        return {key: found[key] for key in ("tried", "chosen")}
+
+    def measure(self, draw: str, name: str, seed: int, chosen: str) -> dict[str, Any]:
+        """All measurements of one run: values for each clip by task, the curve, the field's errors, the long video."""
+        folder = f"{draw}/{name}/seed_{seed}"
+        pipeline, parts = self.open(folder), {}
+        for part in ("tasks", "curve", "field", "long"):
+            settings = {"way": chosen, "context": self.given.context} if part in ("tasks", "long") else {}
+            if part == "curve":
+                settings = {"evaluations": self.given.evaluations, "ways": list(ways(pipeline.decay))}
+            if part == "long":
+                settings |= {"length": self.length(pipeline), "overlap": self.overlap(pipeline)}
+                settings["long clips"] = self.given.long_clips
+
+            def work(part: str = part) -> tuple[dict[str, Any], None]:
+                print(f"measuring {folder}: {part}", flush=True)
+                return {"found": getattr(self, part)(pipeline, chosen)}, None
+
+            asked = self.asked(pipeline, **settings)
+            parts[part] = self.kept.keep(f"{folder.replace('/', '_')}_{part}", asked, work)["found"]
+        return parts
+
+    def tasks(self, pipeline: EqMPipeline, chosen: str) -> dict[str, Any]:
+        """Every task within one clip, and generation without guidance."""
+        how = ways(pipeline.decay)[chosen].sampling(self.given.budget)
+        listed = tasks_short.tasks(pipeline.check_frames(), self.given.context)
+        found = {task.name: measure.carry_out(pipeline, task, self.setting(pipeline, how)) for task in listed}
+        plain = self.setting(pipeline, {**how, "guidance_scale": 1.0})
+        return found | {f"{GENERATION}, no guidance": measure.carry_out(pipeline, listed[0], plain)}
+
+    def curve(self, pipeline: EqMPipeline, chosen: str) -> dict[str, Any]:
+        """Generation by sampler and number of evaluations: which clips show both of their label."""
+        task = Task(GENERATION, (), True)
+        found: dict[str, Any] = {}
+        for way in ways(pipeline.decay).values():
+            for count in self.given.evaluations:
+                how = way.sampling(count)
+                if how is not None:
+                    values = measure.carry_out(pipeline, task, self.setting(pipeline, how))
+                    found.setdefault(way.name, {})[str(count)] = values["both"]
+        return found
+
+    def field(self, pipeline: EqMPipeline, chosen: str) -> dict[str, Any]:
+        """The errors of the field and of its estimate of gamma, by gamma."""
+        given = self.given
+        truth = self.truth(pipeline, given.clips, given.seed)
+        return measure.field_errors(pipeline, truth, measure.GAMMAS, given.seed, given.batch_size)
+
+    def long(self, pipeline: EqMPipeline, chosen: str) -> dict[str, Any]:
+        """Clips continued to a long video."""
+        how = ways(pipeline.decay)[chosen].sampling(self.given.budget)
+        setting = self.setting(pipeline, how, count=self.given.long_clips)
+        return measure.rolled_out(pipeline, setting, self.overlap(pipeline))
