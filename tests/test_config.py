@@ -46,14 +46,16 @@ def test_a_recipe_with_a_base_has_the_values_of_the_full_one(name: str) -> None:
     config = load_config(path)
     assert json.loads(json.dumps(to_tree(config))) == FULL[name]
     assert config == parse_config(FULL[name]) and load_config(path, ["train.steps=7"]).train.steps == 7
-    head = path.read_text().split("\nmodel:" if name in ("ablations/base", "gamma/shared") else "\nbase:")[0]
+    head = path.read_text().split(
+        "\nmodel:" if name in ("ablations/base", "forcing/eqm", "gamma/shared") else "\nbase:"
+    )[0]
     assert "Expected" in head and f"eqm-video train --config {name} " in f"{head} "
 
 
-def test_every_recipe_of_the_two_folders_is_compared() -> None:
+def test_every_recipe_of_the_folders_with_bases_is_compared() -> None:
     names = {f"{folder}/{path.stem}" for folder in BASED for path in (ROOT / "configs" / folder).glob("*.yaml")}
     assert set(FULL) == names
-    assert sum(len(path.read_text().splitlines()) for path in (ROOT / "configs").glob("*/*.yaml")) < 350
+    assert sum(len(path.read_text().splitlines()) for path in (ROOT / "configs").glob("*/*.yaml")) < 450
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,9 @@ def test_a_base_is_resolved_strictly(text: str, says: str, tmp_path) -> None:
 def test_other_recipes_have_no_base(tmp_path) -> None:
     (tmp_path / "base.yaml").write_text("train: {steps: 5}")
     (tmp_path / "r.yaml").write_text("base: base.yaml")
-    with pytest.raises(UserError, match="names a base, which only recipes in configs/ablations and configs/gamma may"):
+    with pytest.raises(
+        UserError, match="names a base, which only recipes in configs/ablations, configs/forcing and configs/gamma may"
+    ):
         load_config(tmp_path / "r.yaml")
     with pytest.raises(UserError, match="unknown key 'base'"):
         load_config(None, ["base=base.yaml"])

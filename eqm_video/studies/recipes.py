@@ -77,12 +77,9 @@ class Recipes:
         return load_config(self.folder / f"{name}.yaml", self.replaced(name, given, variant))
 
     def replaced(self, name: str, given: Trained, variant: Variant | None = None) -> list[str]:
-        """The overrides of a recipe: the variant's and the user's, the data, the run's folder, the export it starts from.
-
-        The user's come after the variant's, and win.
-        """
+        """The overrides of a recipe: the user's, a variant's (which win), data, folder, the export it starts from."""
         own, folder = (variant.words, variant.folder) if variant else ((), name)
-        words = [*own, *given.all_overrides, f"data.root={given.data}", f"run.dir={given.runs / folder}"]
+        words = [*given.all_overrides, *own, f"data.root={given.data}", f"run.dir={given.runs / folder}"]
         source = self.origin(name)
         return words if source is None else [*words, f"train.init_from={given.runs / source / 'export'}"]
 

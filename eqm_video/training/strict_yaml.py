@@ -25,7 +25,8 @@ from eqm_video.training.plain_yaml import Plain
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 MOST_ITEMS = 1000  # of a list
-BASED = ("ablations", "forcing", "gamma")  # folders of configs/ whose recipes may name a base: they compare one choice each
+# Folders of configs/ whose recipes may name a base: they compare one choice each.
+BASED = ("ablations", "forcing", "gamma")
 _LARGEST = {int: WHOLE_NUMBERS, float: sys.float_info.max}
 
 
@@ -60,7 +61,8 @@ def read_recipe(cls: type, path: str | Path) -> dict[str, Any]:
         return tree
     named, folder = plain_yaml.meaning(tree.pop("base")), Path(path).resolve().parent
     if folder.parent.name != "configs" or folder.name not in BASED:
-        allowed = " and ".join(f"configs/{name}" for name in BASED)
+        *others, last = (f"configs/{name}" for name in BASED)
+        allowed = f"{', '.join(others)} and {last}"
         raise UserError(f"{path} names a base, which only recipes in {allowed} may: write all sections out")
     names = sorted(one.name for one in folder.glob("*.yaml"))
     if named not in names:

@@ -60,10 +60,10 @@ def results(numbers: Mapping[str, Any], draw: str) -> str:
         cells.append([title(name), *shown, runs_of(tasks["generation"]["both"])])
     settings = numbers["settings"]
     legend = (
-        f"Means and 95 % intervals over runs and {settings['clips']} clips ({settings['long clips']} of the long video, "
-        f"{settings['length']} frames). Generation, image-to-video, long video: clips, and windows, that show direction "
-        f"and shape of their label. Else: pixels from the right place. {settings['budget']} evaluations of each "
-        f"target's best sampler, guidance {settings['guidance scale']:g}."
+        f"Means and 95 % intervals over runs and {settings['clips']} clips ({settings['long clips']} of the long "
+        f"video, {settings['length']} frames). Generation, image-to-video, long video: clips, and windows, that show "
+        f"direction and shape of their label. Else: pixels from the right place. {settings['budget']} evaluations of "
+        f"each target's best sampler, guidance {settings['guidance scale']:g}."
     )
     return f"{legend}\n\n{aligned(cells)}"
 
@@ -114,7 +114,9 @@ def choices(numbers: Mapping[str, Any]) -> str:
         best = "" if rate["chosen"] is None else f"{rate['chosen']:g}"
         tried = ", ".join(f"{mark(one, one == best)}: {loss:.3f}" for one, loss in rate["tried"].items())
         chosen = ways.get(name, {"tried": {}, "chosen": None})
-        shares = [f"{mark(way, way == chosen['chosen'])}: {100 * share:.0f} %" for way, share in chosen["tried"].items()]
+        shares = [
+            f"{mark(way, way == chosen['chosen'])}: {100 * share:.0f} %" for way, share in chosen["tried"].items()
+        ]
         cells.append([title(name), tried, ", ".join(shares)])
     return aligned(cells, left=3)
 
@@ -215,7 +217,11 @@ def draw_field(numbers: Mapping[str, Any], draw: str, path: Path) -> Path:
 def draw_long(found: Mapping[str, Any], path: Path) -> Path:
     """Right windows, errors and the gradient on known frames over the frames of the long videos."""
     figure = plots.figure(9, 3.2)
-    panels = {"right": "windows that show their label", "error": "median error (px)", "drift": "gradient on known frames"}
+    panels = {
+        "right": "windows that show their label",
+        "error": "median error (px)",
+        "drift": "gradient on known frames",
+    }
     for place, (key, label) in enumerate(panels.items(), start=1):
         axes = plots.axes(figure, 1, 3, place, xlabel="frame", ylabel=label)
         for index, (name, row) in enumerate(found.items()):

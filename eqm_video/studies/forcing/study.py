@@ -5,7 +5,6 @@ Legend: N clips, S runs (seeds).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +71,14 @@ class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, group="compare"
     budget: int = option(24, least=2, metavar="N", help="field evaluations of every task")
     evaluations: tuple[int, ...] = option(EVALUATIONS, least=1, metavar="N", help="of the curve of quality")
 
+    def check(self) -> None:
+        """The study sets what runs differ in."""
+        own = ("train.lr", "train.seed", "gamma", "objective", "model.conditioned_on_gamma")
+        for word in self.all_overrides:
+            key = word.partition("=")[0]
+            if any(key == one or key.startswith(f"{one}.") for one in own):
+                raise UserError(f"{word} is what the runs of this study differ in: leave it out (--rates, --draws)")
+
     def run(self) -> Report:
         """Train what is missing, and measure what is missing."""
         names = RECIPES.chosen(self.chosen)
@@ -89,9 +96,7 @@ class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, group="compare"
         measurer = Measurer(self)
         first = [(draw, name) for draw in self.draws for name in names if (draw, name, 0) in finished]
         chosen = {pair: measurer.choose(*pair) for pair in first}
-        found = {
-            key: measurer.measure(*key, chosen[key[:2]]["chosen"]) for key in finished if key[:2] in chosen
-        }
+        found = {key: measurer.measure(*key, chosen[key[:2]]["chosen"]) for key in finished if key[:2] in chosen}
         numbers = {
             "settings": measurer.settings(),
             "learning rates": {name: self.rate(name) for name in names},

@@ -28,7 +28,9 @@ def ways(decay: Decay) -> dict[str, Way]:
     for an equilibrium; on a flow its steps add up to 1, which ends at the data. multistep: of order 2 in equal steps of
     gamma, for every decay.
     """
-    found = [Way("multistep", lambda count: {"sampler": "multistep", "steps": count})] if "multistep" in SAMPLERS else []
+    found = (
+        [Way("multistep", lambda count: {"sampler": "multistep", "steps": count})] if "multistep" in SAMPLERS else []
+    )
     if isinstance(decay, ConstantDecay):
         found.append(Way("euler", lambda count: {"sampler": "euler", "steps": count}))
         found.append(Way("heun", lambda count: None if count % 2 else {"sampler": "heun", "steps": count // 2}))
