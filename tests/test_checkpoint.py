@@ -229,6 +229,15 @@ def test_a_run_belongs_to_one_process_until_that_is_killed(tmp_path) -> None:
         os.kill(child, 9)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a pipe")
+def test_a_lock_that_is_no_file_is_not_waited_for(tmp_path) -> None:
+    for name, make in (("pipe", os.mkfifo), ("folder", os.mkdir)):
+        (tmp_path / name).mkdir()
+        make(tmp_path / name / ".lock")
+        with pytest.raises(UserError, match=r"\.lock is no file.*: remove it, or give"), lock_run(tmp_path / name):
+            pass
+
+
 def test_nothing_in_a_checkpoint_is_executed(tmp_path) -> None:
     trainer = tiny_trainer(tmp_path, steps=1)
     trainer.run()

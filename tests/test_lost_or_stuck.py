@@ -199,6 +199,26 @@ class Killed(MemoryClips):
         return super().__getitem__(request)
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_files_that_are_named_are_those_of_the_batch(wrapped) -> None:
+    """Of each of several shapes of clips, in each part of a step, as far as the sets have names."""
+    sets = [Named("short", 5), Named("long", 7)]
+    plan = BatchPlan(size=5, batch_size=8, seed=0, images=4, image_size=7, accumulation=2)
+    batches = Batches([SimpleNamespace(data=one) for one in sets] if wrapped else sets, MemoryClips().collate, plan)
+    for step in (1, 2):
+        for part in range(plan.passes):
+            asked = [f"{sets[view].name}-{index}" for view, index, _ in plan.requests(step, part)]
+            assert len(asked) > 1 and batches.requested(step * plan.passes + part) == asked
+    assert Batches([MemoryClips()], MemoryClips().collate, BatchPlan(size=6, batch_size=4, seed=0)).requested(3) == []
+
+
+class Named:
+    """A set that has nothing but the names of its files."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name, self.files = name, [(f"{name}-{index}", 0, None) for index in range(size)]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="kills a process")
 @pytest.mark.parametrize("kills", [1, 99])
 def test_a_killed_worker_is_started_again_and_the_batches_stay_the_same(tmp_path, kills) -> None:

@@ -12,7 +12,7 @@ from torchdiffeq import odeint
 
 from eqm_video.analysis.exact_field import OracleField
 from eqm_video.core.decay import ConstantDecay, TruncatedDecay
-from eqm_video.samplers import DivergenceError, Dopri5, Euler, GradientDescent, Heun, run
+from eqm_video.samplers import SDE, DivergenceError, Dopri5, Euler, GradientDescent, Heun, run
 
 SHAPE = (2, 3, 2, 2, 2)  # B, T, C, H, W
 
@@ -239,6 +239,26 @@ def test_solutions_that_blow_up_are_divergence():
         run(explosive, torch.ones(2, 3), Euler(), steps=100)
     with pytest.raises(DivergenceError, match=r"clip 0.*with Dopri5\(.*use another sampler"):
         run(explosive, torch.ones(2, 3), Dopri5(), steps=1)
+
+
+@pytest.mark.parametrize("solver", [Euler(), Heun(), SDE()], ids=lambda solver: type(solver).__name__)
+def test_latents_that_are_not_finite_end_a_solution_within_sixteen_steps(solver):
+    """A solution of a thousand steps ends early, without a wait for the device at every step."""
+    steps, generators = [], [torch.Generator(), torch.Generator()]
+
+    def breaks(latents):
+        return latents.new_full(latents.shape, math.nan if len(steps) >= 20 else 0.0)
+
+    with pytest.raises(DivergenceError, match="the latents after step 31 of 1000"):  # nan since step 20
+        run(
+            breaks,
+            torch.ones(2, 3, 1, 1, 1),
+            solver,
+            steps=1000,
+            callback=lambda *_: steps.append(1),
+            generators=generators,
+        )
+    assert len(steps) == 31
 
 
 @pytest.mark.parametrize("name", ["rtol", "atol"])

@@ -122,14 +122,7 @@ def descend(
         if tolerance is not None:
             size = frame_rms(slope.detach()).cpu()  # the update's one wait for the device
             check_finite(size, active.places, rule, f"the gradient at step {step} of {steps}", advice)
-            small = size < tolerance
-            if per_frame:
-                active = active.rest(send(small, start.device) & active.moving)
-                slope = active.hide(slope)
-            stops = small.all(dim=1)
-            if turns is not None:
-                turns = turns.rest(active.places, small & turns.at(clock, active.places))
-                stops = turns.next(clock, active.places) == steps
+            active, slope, turns, stops = _at_rest(active, slope, turns, clock, size < tolerance, per_frame)
         if callback is not None:
             seen = active.spread(slope, over=seen)
         if stops is not None and bool(stops.any()):
@@ -151,6 +144,19 @@ def descend(
     everyone = torch.arange(len(latents))
     check_finite(latents, everyone, rule, f"the latents after the last of {steps} steps", advice)
     return Descent(latents=latents, nfe=nfe, frame_nfe=frame_nfe)
+
+
+def _at_rest(
+    active: Active, slope: Tensor, turns: Turns | None, clock: Tensor, small: Tensor, per_frame: bool
+) -> tuple[Active, Tensor, Turns | None, Tensor]:
+    """The same after frames have come to rest, and the clips (b,) bool that stop; small (b, T) bool: their gradient."""
+    if per_frame:
+        active = active.rest(send(small, slope.device) & active.moving)
+        slope = active.hide(slope)
+    if turns is None:
+        return active, slope, None, small.all(dim=1)
+    turns = turns.rest(active.places, small & turns.at(clock, active.places))
+    return active, slope, turns, turns.next(clock, active.places) == len(turns.moves)
 
 
 def _levels(

@@ -26,7 +26,7 @@ from eqm_video.models.loading import load_transformer
 from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
-from eqm_video.samplers import frame_moves, run
+from eqm_video.samplers import Descent, frame_moves, run
 from eqm_video.sampling import field as landscape
 from eqm_video.sampling.arguments import (
     Label,
@@ -266,7 +266,6 @@ class EqMPipeline(DiffusionPipeline):
         if how.step_size == "auto" and any(len(term) > 2 for term in how.composition or ()):
             raise UserError("step_size auto was measured for this model alone: with others give step_size a number")
         how = how.on(self)
-        steps = how.steps
         if wrong := self.step_warning(how.sampler, how.steepness, plain=how.plain):
             warnings.warn(wrong, stacklevel=4)
         timing = {"num_frames": num_frames, "fps": check_rates(fps, len(wanted))}
@@ -277,31 +276,42 @@ class EqMPipeline(DiffusionPipeline):
             start = Start.of(noise, self.codec, given, **around)
             if how.history_guidance != 1:
                 field = HistoryField(field, start.known, noise, how.history_guidance)
-            moves = frame_moves(how.frame_schedule, steps, start.unknown)
-            if moves is not None:
-                check_turns(how.sampler, how.guidance_interval)
-            total = steps if moves is None else len(moves)
-            with self.progress_bar(total=total) as bar:
-                descent = run(
-                    ScheduledField(field, total, self._gammas(how, start.known, moves)),
-                    start.latents,
-                    how.sampler,
-                    steps=total,
-                    start_gamma=how.start_gamma,
-                    decay=self._decay_of(how),
-                    known=start.known,
-                    moves=moves,
-                    schedule=how.step_schedule,
-                    tolerance=how.tolerance,
-                    per_frame=how.per_frame,
-                    callback=_both(lambda *_: bar.update(), callback),
-                    generators=generators,
-                )
+            descent = self._descend(how, field, start, generators, callback)
         except ValueError as error:  # wrong numbers and divergence; the message says which
             raise UserError(str(error)) from error
         result = self.decode(start.finish(descent.latents), output_type, decode_chunk_size)
         self.maybe_free_model_hooks()
         return EqMPipelineOutput(frames=result, nfe=descent.nfe.cpu(), frame_nfe=descent.frame_nfe.cpu())
+
+    def _descend(
+        self,
+        how: Sampling,
+        field: GradientField,
+        start: Start,
+        generators: Sequence[Generator],
+        callback: Callable[[int, Tensor, Tensor], Any] | None,
+    ) -> Descent:
+        """Carry a start to rest along a field, with a progress bar; ValueError for wrong numbers and divergence."""
+        moves = frame_moves(how.frame_schedule, how.steps, start.unknown)
+        if moves is not None:
+            check_turns(how.sampler, how.guidance_interval)
+        total = how.steps if moves is None else len(moves)
+        with self.progress_bar(total=total) as bar:
+            return run(
+                ScheduledField(field, total, self._gammas(how, start.known, moves)),
+                start.latents,
+                how.sampler,
+                steps=total,
+                start_gamma=how.start_gamma,
+                decay=self._decay_of(how),
+                known=start.known,
+                moves=moves,
+                schedule=how.step_schedule,
+                tolerance=how.tolerance,
+                per_frame=how.per_frame,
+                callback=_both(lambda *_: bar.update(), callback),
+                generators=generators,
+            )
 
     def _field_of(self, how: Sampling, labels: Sequence[Label], timing: Mapping[str, Any]) -> GradientField:
         """The gradient to descend: the composition, or the guided field of the labels."""

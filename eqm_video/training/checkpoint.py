@@ -127,9 +127,12 @@ def lock_run(folder: Path) -> Iterator[None]:
     The system ends the lock with the process, however that ends. It is the process's own (lockf; flock's would live on
     in the workers that decode the data, for a while after their process was killed).
     """
+    path = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("w")
+        if path.exists() and not path.is_file():  # opening a pipe would wait for a reader, for ever
+            raise UserError(f"{path} is no file, and a run locks its folder by it: remove it, or give another run.dir")
+        file = path.open("w")
     except OSError as error:
         raise UserError(f"cannot write to run.dir={folder} ({error.strerror}): give another run.dir") from error
     with file:
