@@ -33,6 +33,7 @@ ORDER = [
     (1, "core.decay"),
     (1, "core.energy"),
     (1, "core.field"),
+    (1, "core.density"),
     (1, "core.gamma"),
     (1, "core.guidance"),
     (1, "core.composition"),
@@ -225,7 +226,7 @@ ORDER = [
 TENSORS = {"torch", "einops"}
 LIBRARIES = {
     0: TENSORS,
-    1: TENSORS | {"torchdiffeq"},
+    1: TENSORS | {"torchdiffeq", "scipy"},
     2: TENSORS | {"diffusers", "safetensors", "huggingface_hub"},
     3: TENSORS
     | {"numpy", "diffusers", "safetensors", "huggingface_hub", "av", "decord", "PIL", "imageio", "tqdm", "matplotlib"},

@@ -191,7 +191,7 @@ def test_a_new_kind_drops_the_recipes_keys_of_the_old_one(tmp_path) -> None:
         ("data.kind=images", r"add frames=1"),
         ("model.temporal=false", r"model.temporal=true, or frames=1"),
         ("train.accumulation=3", r"cannot be cut into"),
-        ("objective=flwo", r"objective: 'flwo' is not one of eqm, flow, or a mapping of keys; did you mean 'flow'"),
+        ("objective=flwo", r"objective: 'flwo' is not one of eqm, flow, forcing, or .*; did you mean 'flow'"),
         ("objective=3", r"objective must be a mapping of keys, got 3"),
         ("train=flow", r"train must be a mapping of keys, got 'flow'"),
         ("model.energy=l1", r"model.energy: 'l1' is not one of implicit, dot, l2"),

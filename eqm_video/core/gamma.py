@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eqm_video.core.decay import check_number
+from eqm_video.core.density import density_field
 
 PATTERNS = ("prefix", "ends", "subset")
 MODES = ("shared", "context", "per_frame")  # the patterns of gamma over a clip, in the order of `gamma_modes`
@@ -42,27 +44,31 @@ def _check_patterns(patterns: object) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class SharedGamma:
-    """A single uniform draw for the whole clip."""
+    """A single draw for the whole clip, by `density`."""
+
+    density: Any = density_field()  # noqa: RUF009 (makes a field)
 
     def draw(self, frames: int, generator: torch.Generator) -> Tensor:
         """Gammas (T,), float32 in [0, 1), all equal."""
         _check_frames(frames)
-        return _uniform(1, generator).repeat(frames)
+        return self.density(_uniform(1, generator)).repeat(frames)
 
 
 @dataclass(frozen=True)
 class PerFrameGamma:
-    """An independent uniform draw for each frame."""
+    """An independent draw for each frame, by `density`."""
+
+    density: Any = density_field()  # noqa: RUF009 (makes a field)
 
     def draw(self, frames: int, generator: torch.Generator) -> Tensor:
         """Gammas (T,), float32 in [0, 1)."""
         _check_frames(frames)
-        return _uniform(frames, generator)
+        return self.density(_uniform(frames, generator))
 
 
 @dataclass(frozen=True)
 class ContextGamma:
-    """Some frames clean (gamma exactly 1, where the target is 0), the others at a shared uniform draw.
+    """Some frames clean (gamma exactly 1, where the target is 0), the others at a shared draw by `density`.
 
     Each clip takes one of `patterns` at random, which says the clean frames:
         prefix: the first k frames, k uniform in 0..T-1 (generation, image-to-video, continuation);
@@ -71,13 +77,14 @@ class ContextGamma:
     """
 
     patterns: tuple[str, ...] = ("prefix",)
+    density: Any = density_field()  # noqa: RUF009 (makes a field)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patterns", _check_patterns(self.patterns))
 
     def draw(self, frames: int, generator: torch.Generator) -> Tensor:
         """Gammas (T,), float32: 1 for clean frames, else in [0, 1). A single frame is never clean."""
-        gamma = SharedGamma().draw(frames, generator)
+        gamma = SharedGamma(self.density).draw(frames, generator)
         if frames == 1:
             return gamma
         fitting = [name for name in self.patterns if name != "ends" or frames > 2]
@@ -107,6 +114,7 @@ class MixtureGamma:
     context: float = 0.3
     per_frame: float = 0.4
     patterns: tuple[str, ...] = PATTERNS
+    density: Any = density_field()  # noqa: RUF009 (makes a field)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patterns", _check_patterns(self.patterns))
@@ -119,13 +127,13 @@ class MixtureGamma:
     def draw(self, frames: int, generator: torch.Generator) -> Tensor:
         """Gammas (T,), float32: 1 for clean frames, else in [0, 1). A single frame takes one uniform draw."""
         if frames == 1:
-            return SharedGamma().draw(frames, generator)
+            return SharedGamma(self.density).draw(frames, generator)
         choice = float(_uniform(1, generator))
         if choice < self.shared:
-            return SharedGamma().draw(frames, generator)
+            return SharedGamma(self.density).draw(frames, generator)
         if choice < self.shared + self.context:
-            return ContextGamma(self.patterns).draw(frames, generator)
-        return PerFrameGamma().draw(frames, generator)
+            return ContextGamma(self.patterns, self.density).draw(frames, generator)
+        return PerFrameGamma(self.density).draw(frames, generator)
 
 
 GAMMA_DRAWS: dict[str, type] = {

@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from eqm_video.core.decay import Decay, check_decay
+from eqm_video.core.decay import ConstantDecay, Decay, check_decay
 from eqm_video.system.devices import widest
 
 
@@ -80,6 +80,24 @@ def dispersive_loss(hidden: Tensor) -> Tensor:
         squares = gram.diagonal()
         distance = (squares[:, None] + squares - 2 * gram).clamp(min=0) / rows.shape[1]  # on the diagonal exactly 0
         return torch.exp(-distance).mean().log().to(torch.promote_types(hidden.dtype, torch.float32))
+
+
+OBJECTIVES = {
+    "eqm": "Equilibrium Matching (arXiv 2510.02300)",
+    "forcing": "Equilibrium Forcing (arXiv 2608.14706)",
+    "flow": "flow matching (arXiv 2210.02747)",
+}
+
+
+def objective_name(decay: Decay, *, conditioned: bool) -> str:
+    """The name in OBJECTIVES of training with this decay; `conditioned`: whether gamma is an input of the network.
+
+    A decay that falls to 0 at the data is Equilibrium Matching, conditioned or not. A constant one is a velocity: flow
+    matching where the network is conditioned on gamma, Equilibrium Forcing where it is not.
+    """
+    if not isinstance(decay, ConstantDecay):
+        return "eqm"
+    return "flow" if conditioned else "forcing"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from eqm_video.analysis.curvature import curvature_at
 from eqm_video.core.decay import make_decay
+from eqm_video.core.objective import OBJECTIVES
 from eqm_video.errors import UserError, cut, short
 from eqm_video.limits import HIGHEST_RATE, LARGEST_SIDE, MOST_FRAMES, MOST_LABELS, MOST_UPDATES
 from eqm_video.samplers import SAMPLERS
@@ -95,6 +96,15 @@ def curvature_settings(given: Any) -> dict[str, Any] | None:
         raise UserError(f"curvature is {given!r}; it must be what `eqm-video curvature MODEL --write` keeps")
     for value in (given.get("largest"), given.get("guidance_scale"), *(value for pair in pairs for value in pair)):
         number("a number of curvature", value)
+    return dict(given)
+
+
+def objective_settings(given: Any) -> dict[str, Any] | None:
+    """What a model was trained with, as it is: name, of `core.objective.OBJECTIVES`, and gamma, the draw's settings."""
+    if given is None:
+        return None
+    if not isinstance(given, Mapping) or given.get("name") not in OBJECTIVES:
+        raise UserError(f"objective is {given!r}; it must be a mapping with a name, one of {', '.join(OBJECTIVES)}")
     return dict(given)
 
 
@@ -202,6 +212,7 @@ _KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "id2label": (_is_names, "the names of the labels by number, such as {'0': 'cat'}"),
     "decay": (_is_decay, "a kind of decay with its numbers"),
     "sampler": (_is_sampler, "a kind of sampler with its numbers, steps and guidance_scale"),
+    "objective": (lambda value: bool(objective_settings(value)), f"a mapping with a name of {', '.join(OBJECTIVES)}"),
     "curvature": (_is_curvature, "what `eqm-video curvature MODEL --write` measures"),
     "codec": (lambda value: isinstance(value, str) and value != "", "a name, a folder or a hub id"),
 }

@@ -46,6 +46,7 @@ from eqm_video.sampling.model_settings import (
     is_whole,
     label_names,
     number,
+    objective_settings,
     rate,
     sampler_settings,
     whole,
@@ -81,7 +82,8 @@ class EqMPipeline(DiffusionPipeline):
     id2label: names of the labels. decay: the c(gamma) it was trained with. sampler: recommended settings: kind (of
     `samplers.SAMPLERS`), that sampler's numbers, steps, guidance_scale. frames, fps, size (pixels, or [height, width]):
     what is sampled by default. reference_fps: the network's unit of time is 1 / reference_fps seconds. curvature: what
-    `eqm-video curvature --write` measured, for step_size="auto".
+    `eqm-video curvature --write` measured, for step_size="auto". objective: what the network was trained
+    with: name (eqm, forcing or flow) and gamma, the draw.
 
     Load exports with `EqMPipeline.from_pretrained`; diffusers' base class does not know this one.
     """
@@ -100,6 +102,7 @@ class EqMPipeline(DiffusionPipeline):
         reference_fps: float = 8.0,
         size: int | Sequence[int] | None = None,
         curvature: Mapping[str, Any] | None = None,
+        objective: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if transformer.config.in_channels != vae.config.latent_channels:
@@ -117,6 +120,7 @@ class EqMPipeline(DiffusionPipeline):
             reference_fps=rate("reference_fps", reference_fps),
             size=size if size is None or is_whole(size) else list(as_size(size)),
             curvature=curvature_settings(curvature),
+            objective=objective_settings(objective),
         )
 
     @property

@@ -26,6 +26,7 @@ from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
 from eqm_video.names import as_label
 from eqm_video.randomness import fold
+from eqm_video.samplers import knows_gamma
 from eqm_video.sampling.folders import newest_of_run
 from eqm_video.sampling.model_settings import check_settings
 from eqm_video.system import machine
@@ -223,12 +224,12 @@ def check_start(network: EqMTransformer | EqMUNet) -> None:
 
 
 def note_sampler(config: Config) -> list[str]:
-    """A note where flow matching is to be sampled by a rule of descent, which does not know when to stop."""
-    if not isinstance(config.objective.decay, ConstantDecay) or hasattr(config.sampler.rule, "solve"):
+    """A note where a velocity is to be sampled by a rule of descent, which does not stop at the data."""
+    if not isinstance(config.objective.decay, ConstantDecay) or knows_gamma(config.sampler.rule):
         return []
     return [
         "note: under a constant decay the field carries noise to data in a total step of 1, and on beyond: "
-        "sampler.kind=euler, heun or dopri5 stop there"
+        "sampler.kind=multistep, euler, heun or dopri5 stop there"
     ]
 
 

@@ -15,6 +15,7 @@ import yaml
 from eqm_video import options
 from eqm_video.core.decay import DECAYS, TruncatedDecay
 from eqm_video.core.gamma import GAMMA_DRAWS, SharedGamma
+from eqm_video.core.objective import objective_name
 from eqm_video.data.buckets import Bucket
 from eqm_video.errors import UserError, short
 from eqm_video.limits import HIGHEST_RATE, LARGEST_SIDE, MOST_FRAMES, MOST_ITEMS, MOST_LABELS, MOST_UPDATES
@@ -86,16 +87,21 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The training target (noise - clean) c(gamma); `objective: flow` and `objective: eqm` are short for whole ones.
+    """The training target (noise - clean) c(gamma); `objective: eqm`, `flow` and `forcing` are short for whole ones.
 
-    Flow matching, the baseline, has the constant decay 1. To tell its network the time add model.conditioned_on_gamma.
+    Flow matching and Equilibrium Forcing have the constant decay 1, a velocity. The network of flow matching is
+    conditioned on gamma (add model.conditioned_on_gamma), that of Equilibrium Forcing is not.
     """
 
-    SHORT: ClassVar = {"eqm": {}, "flow": {"decay": {"kind": "constant", "gain": 1.0}}}
+    _VELOCITY: ClassVar = {"kind": "constant", "gain": 1.0}
+    SHORT: ClassVar = {"eqm": {}, "flow": {"decay": _VELOCITY}, "forcing": {"name": "forcing", "decay": _VELOCITY}}
     decay: Any = choice(DECAYS, TruncatedDecay(a=0.8, gain=4.0))  # noqa: RUF009 (choice makes a field)
     # Of the dispersive loss, over the clips of one forward pass in all processes: with train.accumulation its parts are
     # separate batches, so that this term (and no other) depends on their number.
     dispersion_weight: float = option(0.0, least=0)
+    # What decay and network must then be: a falling decay (eqm), a constant one and a network that is conditioned on
+    # gamma (flow) or is not (forcing). Null: the name follows from them.
+    name: Literal["eqm", "flow", "forcing"] | None = None
 
 
 @dataclass(frozen=True)
@@ -208,7 +214,13 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_ranges(self)
+        _check_objective(self)
         _check_samples(self)
+
+    @property
+    def objective_name(self) -> str:
+        """The objective: eqm, flow or forcing (`core.objective.objective_name`)."""
+        return objective_name(self.objective.decay, conditioned=self.model.conditioned_on_gamma)
 
     @property
     def images(self) -> int:
@@ -256,6 +268,23 @@ def _check_ranges(config: Config) -> None:
             f"train.compile=true does not go with model.energy={config.model.energy}: compiled blocks have no double "
             "backward; add train.compile=false"
         )
+
+
+def _check_objective(config: Config) -> None:
+    """Refuse an objective that is not the one that its name says."""
+    stated, found = config.objective.name, config.objective_name
+    if stated in (None, found):
+        return
+    advice = {
+        "eqm": "give objective.decay a kind that falls to 0, such as truncated",
+        "flow": "add objective.decay.kind=constant and model.conditioned_on_gamma=true",
+        "forcing": "add objective.decay.kind=constant and model.conditioned_on_gamma=false",
+    }[stated]
+    conditioned = str(config.model.conditioned_on_gamma).lower()
+    raise UserError(
+        f"objective.name is {stated}, but objective.decay={config.objective.decay!r} with "
+        f"model.conditioned_on_gamma={conditioned} is {found}: {advice}, or name it {found}"
+    )
 
 
 def _check_samples(config: Config) -> None:

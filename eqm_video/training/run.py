@@ -146,6 +146,7 @@ class Run:
         return {
             "id2label": dict(enumerate(self.labels)),
             "decay": tree["objective"]["decay"],
+            "objective": {"name": self.config.objective_name, "gamma": tree["gamma"]},
             "sampler": tree["sampler"],
             "frames": self.config.data.frames,
             "fps": self.fps,

@@ -108,7 +108,7 @@ def to_tree(config: Any) -> dict[str, Any]:
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         if "kinds" in entry.metadata:
-            node = {"kind": _kind_of(entry.metadata["kinds"], value), **_plain(dataclasses.asdict(value))}
+            node = {"kind": _kind_of(entry.metadata["kinds"], value), **to_tree(value)}
             tree.update(node if entry.metadata["flat"] else {entry.name: node})
         else:
             tree[entry.name] = to_tree(value) if dataclasses.is_dataclass(value) else _plain(value)
@@ -231,12 +231,14 @@ def _choice(entry: dataclasses.Field, node: Any, path: str) -> Any:
         raise UserError(f"{path}.kind: {short(kind)} is not one of {', '.join(kinds)}; {_nearest(kind, kinds)}")
     cls = kinds[kind]
     hints, names = typing.get_type_hints(cls), _field_names(cls)
+    inner = {one.name: one for one in dataclasses.fields(cls) if "kinds" in one.metadata}
     values = {name: getattr(entry.default, name) for name in names} if type(entry.default) is cls else {}
     for name, value in node.items():
         if name not in names:
             legal = f"it has {', '.join(sorted(names))}" if names else "it has no other key"
             raise UserError(f"unknown key {short(f'{path}.{name}')}: kind {str(kind)!r} does not know it, {legal}")
-        values[name] = _coerce(hints[name], value, f"{path}.{name}")
+        here = f"{path}.{name}"
+        values[name] = _choice(inner[name], value, here) if name in inner else _coerce(hints[name], value, here)
     try:
         return cls(**values)
     except (TypeError, ValueError) as error:
