@@ -69,7 +69,7 @@ def python2(value: Any) -> bytes:
 
 
 def batch(name: str, pictures: np.ndarray, labels: list[int]) -> dict[bytes, Any]:
-    """What a batch file holds, for pictures uint8 (N,32,32,3)."""
+    """The content of a batch file, for pictures uint8 (N,32,32,3)."""
     return {
         b"batch_label": f"batch {name}".encode(),
         b"labels": [int(label) for label in labels],

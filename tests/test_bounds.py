@@ -88,7 +88,7 @@ def load_network(folder: Path) -> torch.nn.Module:
         ("codec", "shift_factor", "a"),
     ],
 )
-def test_a_configuration_is_held_against_its_weights(made, tmp_path, model, key, value) -> None:
+def test_a_configuration_is_checked_against_its_weights(made, tmp_path, model, key, value) -> None:
     folder = changed(made / model, tmp_path / "x", **{key: value})
     message = says(Codec.load if model == "codec" else load_network, folder)
     assert key in message and "config.json" in message

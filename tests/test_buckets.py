@@ -1,4 +1,4 @@
-"""Shapes of clips: how they are written, their frames and times, and which videos are long enough for them."""
+"""Shapes of clips: their text, frames and times, and the videos that are long enough for them."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_recipes_name_shapes_in_a_list_or_on_the_command_line(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["data.buckets=16x3,12"], r"data.buckets\[1\]: '12' is no shape of a clip"),
+        (["data.buckets=16x3,12"], r"data.buckets\[1\]: '12' is not a shape of a clip"),
         (["data.buckets=16x3,1x1"], r"data.buckets has 1x1, clips of one frame.*data.image_fraction"),
         (["frames=1", "data.buckets=16x3"], r"frames=1 is the image mode.*data.buckets"),
         (["data.kind=images", "frames=1", "data.buckets=16x3"], r"image mode.*data.buckets"),
@@ -100,7 +100,7 @@ def test_recipes_name_shapes_in_a_list_or_on_the_command_line(tmp_path: Path) ->
         ),
     ],
 )
-def test_what_no_step_could_be_made_of_is_refused(overrides: list[str], sentence: str) -> None:
+def test_shapes_without_a_possible_step_are_refused(overrides: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         load_config(None, overrides)
 
@@ -129,7 +129,7 @@ def test_times_count_intervals_and_not_frames(tmp_path: Path, fps: int) -> None:
     assert playback_fps(data.view(Bucket(1, 1)), 8.0) == 8.0
 
 
-def test_times_go_on_where_the_last_frame_is_held(videos: Path) -> None:
+def test_times_go_on_while_the_last_frame_repeats(videos: Path) -> None:
     view = open_videos(videos).view(Bucket(8, 3))
     clip = view[(3, 0)]  # 12 frames, of which 22 are asked for
     assert seen(clip) == [0, 3, 6, 9, 11, 11, 11, 11]
@@ -158,7 +158,7 @@ def test_a_view_leaves_the_set_as_it_is(videos: Path) -> None:
 
 
 @pytest.mark.parametrize("short", ["skip", "repeat"])
-def test_a_video_too_short_for_a_shape_has_no_part_in_it_and_others_stand_in(videos: Path, short: str) -> None:
+def test_a_video_too_short_for_a_shape_is_substituted(videos: Path, short: str) -> None:
     shapes = [Bucket(6, 3), Bucket(9, 4)]  # 16 and 33 frames
     data = open_videos(videos, short=short, buckets=shapes, frames=50)  # what `frames` says does not matter
     names = ["a.mp4", "b.mp4", "c.mp4"] + (["d.mp4"] if short == "repeat" else [])
@@ -176,7 +176,7 @@ def test_a_video_too_short_for_a_shape_has_no_part_in_it_and_others_stand_in(vid
 
 
 @pytest.mark.parametrize("latents", [False, True])
-def test_only_videos_too_short_for_every_shape_are_held_and_in_the_shortest_alone(
+def test_only_videos_too_short_for_every_shape_are_lengthened_and_in_the_shortest_alone(
     videos: Path, tmp_path: Path, latents: bool
 ) -> None:
     shapes = [Bucket(9, 4), Bucket(5, 5), Bucket(11, 2)]  # 33, 21 and 21 frames; c has 20, d 12
@@ -203,7 +203,7 @@ def test_too_short_for_one_shape_is_no_error_and_too_long_for_every_video_is(vid
             open_videos(videos, buckets=[Bucket(2, 1), Bucket(9, 8)], short=short)
 
 
-def test_the_notes_of_a_run_count_what_its_shapes_leave_out_and_hold(videos: Path, tmp_path: Path) -> None:
+def test_the_notes_of_a_run_count_videos_that_its_shapes_leave_out_and_lengthen(videos: Path, tmp_path: Path) -> None:
     def notes(*more: str) -> list[str]:
         words = [f"data.root={videos}", f"run.dir={tmp_path / 'run'}", "data.size=32", *more]
         return open_training_data(load_config(None, words), Accelerator(cpu=True)).notes[1:]

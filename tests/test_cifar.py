@@ -106,12 +106,12 @@ def test_malicious_pickles_are_refused_and_not_run(protocol: int, tmp_path: Path
         (b"\x80\x02K\x01.", "not one dictionary"),
         (b"\x80\x02}}.", "not one dictionary"),
         (b"\x80\x02q\x01.", "there is no object"),
-        (b"", "no whole pickle"),
-        (b"\x80\x02}\xff.", "no whole pickle.*unknown"),
-        (b"plain text", "no whole pickle|refused"),
+        (b"", "not a whole pickle"),
+        (b"\x80\x02}\xff.", "not a whole pickle.*unknown"),
+        (b"plain text", "not a whole pickle|refused"),
     ],
 )
-def test_what_is_no_data_is_refused_with_its_opcode(content: bytes, says: str) -> None:
+def test_opcodes_beyond_data_are_refused_by_name(content: bytes, says: str) -> None:
     with pytest.raises(UserError, match=says):
         read_plain(content, "file")
 

@@ -1,3 +1,5 @@
+"""The codec: shapes, scaling, chunks, loading by name, and the bundled autoencoder."""
+
 from __future__ import annotations
 
 import json

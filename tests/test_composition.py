@@ -1,4 +1,4 @@
-"""Fields made of fields: weights, plain sums, selection, and where a descent stands."""
+"""Fields made of fields: weights, plain sums, selection, and the field along a descent."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_guidance_is_a_composition(latents):
     torch.testing.assert_close(ComposedField(parts, [3.0, -2.0])(latents), guided(latents))
 
 
-def test_weights_sum_to_one_unless_a_plain_sum_is_asked_for(latents):
+def test_weights_sum_to_one_unless_a_plain_sum_is_allowed(latents):
     parts = [GuidedField(Toy(), LABELS, null_label=NULL), GuidedField(Toy(), LABELS + 1, null_label=NULL)]
     with pytest.raises(ValueError, match="sum to 2; they must sum to 1"):
         ComposedField(parts, [1.0, 1.0])
@@ -52,7 +52,7 @@ def test_selected_clips_keep_their_labels_and_the_count_is_shared(latents):
     assert whole.forwards == chosen.forwards == 4
 
 
-def test_gamma_is_told_by_step_and_guidance_ends_with_its_interval(latents):
+def test_gamma_is_set_by_step_and_guidance_ends_with_its_interval(latents):
     field = GuidedField(Told(), LABELS, guidance_scale=2.0, null_label=NULL, interval=(0, 0.5))
     path = gamma_path(ConstantDecay(1.0), 0.25, 4)
     assert path.tolist() == [0, 0.25, 0.5, 0.75]
@@ -66,7 +66,7 @@ def test_gamma_is_told_by_step_and_guidance_ends_with_its_interval(latents):
         ScheduledField(field, 4, path[:3])
 
 
-def test_a_solver_tells_gamma_as_a_number_or_for_each_frame(latents):
+def test_a_solver_sets_gamma_as_a_number_or_for_each_frame(latents):
     field = GuidedField(Told(), LABELS, guidance_scale=2.0, null_label=NULL, interval=(0, 0.5))
     torch.testing.assert_close(offsets(field.at_gamma(0.75), latents)[:, 0], LABELS.double() + 750)
     gammas = torch.tensor([[0.25, 1.0]] * 3).double()  # the last frame is held fixed

@@ -244,7 +244,7 @@ def test_times_rounded_to_ticks_are_constant(tmp_path: Path) -> None:
     assert info.constant_rate and info.fps == 30
 
 
-def test_times_go_on_rising_where_the_last_frame_of_an_irregular_video_is_held(tmp_path: Path) -> None:
+def test_times_go_on_rising_while_the_last_frame_of_an_irregular_video_repeats(tmp_path: Path) -> None:
     ticks = np.cumsum([0, 1, 4, 1, 1, 6, 1, 2])
     write_numbered(tmp_path / "a.mp4", 8, ticks=ticks)
     write_numbered(tmp_path / "b.mp4", 40)  # long enough for a clip

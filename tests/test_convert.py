@@ -145,7 +145,7 @@ def test_heads_come_from_the_preset_of_equal_width_and_depth() -> None:
         convert_weights(reference_layout(128, 5))
 
 
-def test_heads_are_asked_for_outside_the_presets(weights: dict[str, Tensor]) -> None:
+def test_heads_are_required_outside_the_presets(weights: dict[str, Tensor]) -> None:
     with pytest.raises(UserError, match="no preset has width 48 and depth 3"):
         convert_weights(weights)
     for heads in (5, 0, -4):
@@ -198,7 +198,7 @@ def test_a_rounded_position_table_is_the_same_table(weights: dict[str, Tensor]) 
         convert_weights(weights | {"pos_embed": table}, num_heads=4)
 
 
-def test_unreadable_sources_are_told(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+def test_unreadable_sources_are_refused(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     class Custom:
         pass
 

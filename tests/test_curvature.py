@@ -106,7 +106,7 @@ def test_the_wrong_energy_gradient_would_be_seen():
     )
 
 
-def test_what_autograd_cannot_follow_is_refused():
+def test_a_field_that_autograd_cannot_follow_is_refused():
     with pytest.raises(ValueError, match="does not depend on its latents"):
         curl(lambda latents: latents.detach(), torch.randn(1, 4), generators=generators(1))
     with pytest.raises(ValueError, match="2 generators for 1 clips"):
@@ -119,7 +119,7 @@ def test_what_autograd_cannot_follow_is_refused():
 
 
 def spectrum(values: list[complex], coupling: float, seed: int = 0) -> torch.Tensor:
-    """A matrix with these eigenvalues (conjugates are added), made non-normal by what couples neighbours."""
+    """A matrix with these eigenvalues (conjugates are added), made non-normal by a coupling of neighbours."""
     size = sum(1 if value.imag == 0 else 2 for value in map(complex, values))
     triangular = coupling * torch.triu(matrix(size, seed), diagonal=2)
     row = 0

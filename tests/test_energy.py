@@ -87,7 +87,7 @@ def test_wrong_energies_and_shapes_are_refused() -> None:
         Field(Linear("l3"))
 
 
-def test_any_network_can_be_asked_for_any_energy() -> None:
+def test_any_network_has_any_energy_by_name() -> None:
     for own in ("implicit", *EXPLICIT):
         field, latents = Field(network(own)), clips().requires_grad_()
         raw = field.network(latents).sample
@@ -162,7 +162,7 @@ def test_the_sampled_gradient_is_that_of_the_energies_and_not_f(kind: str, mode:
 
 
 @pytest.mark.parametrize("kind", EXPLICIT)
-def test_sampling_leaves_everything_of_the_callers_as_it_was(kind: str) -> None:
+def test_sampling_changes_nothing_of_the_caller(kind: str) -> None:
     one, latents = network(kind), clips()
     for parameter in one.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -181,7 +181,7 @@ def test_sampling_leaves_everything_of_the_callers_as_it_was(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", EXPLICIT)
-def test_tensors_made_in_inference_mode_are_no_hindrance(kind: str) -> None:
+def test_tensors_made_in_inference_mode_work(kind: str) -> None:
     one = network(kind)
     labels, times = torch.tensor([0, 1]), torch.arange(3.0).expand(2, -1)
     expected = Field(one)(clips(), labels, times=times).sample.detach()
@@ -193,7 +193,7 @@ def test_tensors_made_in_inference_mode_are_no_hindrance(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", EXPLICIT)
 @pytest.mark.parametrize("mode", MODES)
-def test_where_autograd_does_not_reach_it_raises_and_never_falls_back(kind: str, mode: str) -> None:
+def test_a_field_that_autograd_cannot_reach_raises_and_never_falls_back(kind: str, mode: str) -> None:
     class Cut(Linear):
         @torch.no_grad()
         def forward(self, *arguments: object, **options: object) -> SimpleNamespace:
@@ -209,7 +209,7 @@ def test_where_autograd_does_not_reach_it_raises_and_never_falls_back(kind: str,
             Field(broken(kind))(latents)
 
 
-def test_gamma_is_told_to_a_network_that_asks_for_it_alone() -> None:
+def test_gamma_is_passed_only_to_a_conditioned_network() -> None:
     gamma = torch.tensor([[0.1, 0.5, 0.9], [0.2, 0.2, 0.2]], dtype=torch.float64)
     for kind in ("implicit", *EXPLICIT):
         told, silent = (Field(network(kind, conditioned_on_gamma=asks)) for asks in (True, False))

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and what a killed process left goes."""
+"""Files are written whole or not at all, and leftovers of killed processes are deleted."""
 
 from __future__ import annotations
 

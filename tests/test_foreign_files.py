@@ -123,7 +123,7 @@ def test_in_a_folder_of_ours_nothing_of_others_is_touched(command, words, tmp_pa
 
 
 @pytest.mark.parametrize(("command", "words"), LINES, ids=[f"{name}{k}" for k, (name, _) in enumerate(LINES)])
-def test_what_is_no_folder_is_one_sentence_and_nothing_is_left(command, words, tmp_path, capsys) -> None:
+def test_a_path_that_is_not_a_folder_is_one_sentence_and_nothing_is_left(command, words, tmp_path, capsys) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for out, says in (

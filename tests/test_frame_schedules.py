@@ -1,4 +1,4 @@
-"""Frames that move in turn: when each moves, that it walks as it would alone, and what is counted and refused."""
+"""Frames that move in turn: their steps, their paths, which equal those of single frames, counts and refusals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
 
 
 class Bowls:
-    """The gradient of a bowl for each frame, of its own steepness: frames know nothing of each other."""
+    """The gradient of a bowl for each frame, of its own steepness: frames do not depend on each other."""
 
     steepness = torch.tensor([0.4, 0.7, 1.0, 1.3, 1.6], dtype=torch.float64)[None, :, None, None, None]
 
@@ -156,7 +156,7 @@ def test_moving_all_frames_at_every_step_is_the_plain_descent_bit_for_bit(rule, 
         assert torch.equal(other.nfe, results[0].nfe) and torch.equal(other.frame_nfe, results[0].frame_nfe)
 
 
-def test_randomness_moves_no_frame_that_waits():
+def test_randomness_moves_no_paused_frame():
     start, moves = gaussian(2, 3, 1, 2, 2), frame_moves("autoregressive", 4, torch.ones(2, 3, dtype=torch.bool))
     seen = []
     descend(
@@ -260,13 +260,13 @@ def test_the_pipeline_descends_its_field_in_turn(schedule):
         ({"frame_schedule": "pyramid", "sampler": "heun"}, "frames that move in turn are for the rules"),
     ],
 )
-def test_the_pipeline_says_what_does_not_go_together(given, words):
+def test_the_pipeline_refuses_options_that_do_not_go_together(given, words):
     with pytest.raises(UserError, match=words):
         tiny_pipeline()("up", seeds=[0], **given)
 
 
 @pytest.mark.parametrize("rule", [NAG(0.1, 0.9), NAG(0.1, 0.35)])
-def test_a_frame_that_has_made_its_moves_is_seen_where_it_stands(rule):
+def test_a_frame_after_its_moves_is_evaluated_at_its_latents(rule):
     """And not at its look-ahead, from the first step at which it stands still."""
     start = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))
     moves = torch.zeros(6, 2, dtype=torch.bool)

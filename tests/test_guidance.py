@@ -165,7 +165,7 @@ def test_energies_are_guided_as_the_fields_are(latents, scale):
 
 
 @pytest.mark.parametrize("sampler", [Heun(), NAG(0.05, 0.3)])
-def test_a_bare_network_that_is_not_told_gamma_can_be_solved(sampler):
+def test_a_bare_network_without_gamma_can_be_solved(sampler):
     network, start = tiny_transformer(), torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 2])
     ends = []

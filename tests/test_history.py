@@ -20,7 +20,7 @@ KNOWN = torch.tensor([[True, False, False], [True, True, False]])
 
 
 class Sum:
-    """A network whose field, in every frame, is the sum of all frames plus the label: every frame hears the known."""
+    """A network whose field is, in every frame, the sum of all frames plus the label, so known frames matter."""
 
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
@@ -51,7 +51,7 @@ def test_the_sum_is_the_weighted_sum_of_both_fields(scale):
     assert (informed - blind).abs().min() > 0.01
 
 
-def test_the_frames_that_are_not_known_are_the_same_in_both():
+def test_unknown_frames_are_the_same_in_both():
     history, _, network = guided(2.0)
     latents = gaussian(0)
     history(latents)
@@ -90,7 +90,7 @@ def test_labels_are_guided_inside_of_history():
     )
 
 
-def test_a_network_that_is_told_gamma_is_told_0_where_it_sees_noise():
+def test_a_conditioned_network_gets_gamma_0_on_frames_of_noise():
     history, _, network = guided(2.0)
     gammas = torch.full((2, 3), 0.25, dtype=torch.float64).masked_fill(KNOWN, 1.0)
     latents = gaussian(0)
@@ -101,7 +101,7 @@ def test_a_network_that_is_told_gamma_is_told_0_where_it_sees_noise():
     torch.testing.assert_close(found, 2 * informed - blind, rtol=1e-6, atol=1e-6)
 
 
-def test_one_gamma_for_all_frames_is_that_of_the_frames_that_are_not_known():
+def test_a_single_gamma_is_that_of_the_unknown_frames():
     history, _, _ = guided(2.0)
     gammas = torch.full((2, 3), 0.25, dtype=torch.float64).masked_fill(KNOWN, 1.0)
     expected = history.at_gamma(gammas)(gaussian(0))
@@ -130,7 +130,7 @@ def test_wrong_arguments_are_refused(known, scale, words):
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1.5])
 def test_history_decides_which_clip_the_exact_field_ends_at(scale):
-    """With weight 0 the known frames are not heard: descents end at clips of the set, and mostly at other ones."""
+    """With weight 0 the known frames have no effect: descents end at clips of the set, and mostly at other ones."""
     known = torch.zeros(16, FRAMES, dtype=torch.bool)
     known[:, :2] = True
     clips = DATA.repeat(2, 1, 1, 1, 1)
@@ -223,12 +223,12 @@ def test_clips_that_stop_leave_the_others_their_own_known_frames_and_noise():
         ({"history_guidance": 2.0, "step_size": "auto"}, "auto was measured without history guidance"),
     ],
 )
-def test_the_pipeline_says_what_is_wrong(given, words):
+def test_the_pipeline_refuses_wrong_arguments(given, words):
     with pytest.raises(UserError, match=words):
         tiny_pipeline()(["up", "left"], **request(**given))
 
 
-def test_context_gamma_shows_known_frames_through_noise_and_returns_them_as_given():
+def test_context_gamma_shows_known_frames_through_noise_and_returns_them_unchanged():
     pipe, plain = tiny_pipeline(), request()
     clean, seen = pipe.encode(plain["clips"]), []
     result = pipe(

@@ -85,7 +85,7 @@ def test_a_bucket_whose_long_videos_are_all_held_out_is_refused(tmp_path: Path) 
         open_data("videos", tmp_path, size=16, buckets=buckets, share=Share(0.3, 2))
 
 
-def test_a_run_never_trains_on_what_it_holds_out(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_run_never_trains_on_held_out_files(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     words = [*recipe(made, tmp_path / "run"), "held_out.fraction=0.3", "held_out.every=2", "preview.every=0"]
     words += ["data.latents=memory"]
     assert main(words) == 0
@@ -134,7 +134,7 @@ def test_wrong_settings_are_one_sentence(words: list[str], sentence: str) -> Non
         load_config(None, words)
 
 
-def test_more_labels_than_classes_are_said(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_more_labels_than_classes_are_noted(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     words = [*recipe(made, tmp_path / "run"), "model.num_labels=5", "train.steps=1", "preview.every=0"]
     assert main(words) == 0
     assert (

@@ -1,3 +1,5 @@
+"""The machine: processor and instructions on each system, bfloat16, and records of measurements."""
+
 from __future__ import annotations
 
 import inspect
@@ -91,7 +93,7 @@ def test_only_an_emulated_bf16_is_noted(monkeypatch: pytest.MonkeyPatch) -> None
     assert machine.processor() in note
 
 
-def test_what_a_measurement_belongs_to() -> None:
+def test_a_measurement_records_its_machine() -> None:
     found = machine.describe()
     assert found["processor"] == machine.processor() and found["cpu_flags"] == machine.processor_flags()
     assert found["threads"] == torch.get_num_threads() and 1 <= found["cpu_cores"] <= os.cpu_count()

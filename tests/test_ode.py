@@ -1,4 +1,4 @@
-"""Solvers of dx/dgamma = -f: exact on linear fields, of their order on others, and at one with gradient descent."""
+"""Solvers of dx/dgamma = -f: exact on linear fields, of their order on others, and equal to gradient descent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
 
 
 class Told:
-    """A field -x cos(gamma) that is told gamma: from x at start_gamma, x exp(sin 1 - sin start_gamma) at the end."""
+    """A field -x cos(gamma) of x and gamma: from x at start_gamma it ends at x exp(sin 1 - sin start_gamma)."""
 
     def __init__(self, told: list | None = None, gamma: float | Tensor | None = None) -> None:
         self.told = [] if told is None else told
@@ -113,7 +113,7 @@ def test_dopri5_keeps_its_tolerance_and_takes_what_it_needs():
     assert errors[-1] < 1e-3 * errors[0]
 
 
-def test_dopri5_asks_for_no_gamma_beyond_the_data_however_slow_the_field_is():
+def test_dopri5_evaluates_no_gamma_beyond_the_data_however_slow_the_field_is():
     """Its first trial step is 0.01 |x| / |f|, here 10."""
     told = []
 
@@ -131,7 +131,7 @@ def test_dopri5_asks_for_no_gamma_beyond_the_data_however_slow_the_field_is():
 
 
 def test_the_straight_path_to_one_data_point_needs_one_step():
-    """The flow's field of one data point, told gamma, is (x - data) / (1 - gamma): constant along the path."""
+    """The flow's field of one data point, at a known gamma, is (x - data) / (1 - gamma): constant along the path."""
     data, start = gaussian(1, 3, 2, 2, 2, seed=1), gaussian(*SHAPE)
     flow = OracleField(data, ConstantDecay(gain=1.0))
     for steps in (1, 4, 25):
@@ -146,7 +146,7 @@ def test_the_straight_path_to_one_data_point_needs_one_step():
 
 
 @pytest.mark.parametrize("start_gamma", [0.0, 0.5])
-def test_the_field_is_told_gamma_at_every_evaluation(start_gamma):
+def test_the_field_gets_gamma_at_every_evaluation(start_gamma):
     ends = torch.linspace(start_gamma, 1, 6, dtype=torch.float64).tolist()
     for solver, expected in (
         (Euler(), ends[:-1]),
@@ -159,7 +159,7 @@ def test_the_field_is_told_gamma_at_every_evaluation(start_gamma):
 
 
 @pytest.mark.parametrize("solver", [Euler(), Heun(), Dopri5(1e-3, 1e-3)])
-def test_known_frames_are_told_to_be_data(solver):
+def test_known_frames_have_gamma_1(solver):
     known = torch.tensor([[True, False, False], [False, False, True]])
     field, start = SelectableTold(), gaussian(*SHAPE)
     result = run(field, start, solver, steps=5, known=known)
@@ -177,7 +177,7 @@ def test_known_frames_are_told_to_be_data(solver):
 
 
 @pytest.mark.parametrize("solver", [Euler(), Heun(), Dopri5()])
-def test_a_field_without_gamma_is_asked_for_its_step(solver):
+def test_a_field_without_gamma_is_evaluated_at_its_step(solver):
     """Dopri5 is in the step of the reporting point that comes next."""
     steps = []
 
@@ -221,7 +221,7 @@ def test_dopri5_reports_at_equal_gammas():
 
 
 @pytest.mark.parametrize("solver", [Euler(), Heun(), Dopri5(1e-10, 1e-10)])
-def test_gradients_flow_through_a_solution_that_asks_for_them(solver):
+def test_gradients_flow_through_a_solution_whose_start_requires_them(solver):
     start = gaussian(2, 5)
     assert not run(Told(), start, solver, steps=200).latents.requires_grad
     start.requires_grad_()

@@ -107,7 +107,7 @@ def test_the_exact_field_scores_data_below_everything_else():
         assert all(auroc(near[key].mean(1), far[key].mean(1)) == 1 for key in near)
 
 
-def test_the_largest_jump_is_found():
+def test_the_largest_jump_is_the_frame_of_the_largest_change():
     scores = torch.tensor([[0.0, 0.1, 0.9, 0.8], [3.0, 1.0, 0.0, 0.5]])
     assert largest_jump(scores).tolist() == [2, 1]
     with pytest.raises(ValueError, match="2 frames"):
@@ -170,7 +170,7 @@ def test_a_splice_joins_clips_of_other_files_and_labels():
     assert (spliced[0, :3] == 0).all() and (spliced[0, 3:] == 3).all()
     alike = Clips(pixels, ["a", "a", "b", "b"], [None] * 4)
     assert [file in (0, 1) for file in alike.partners(seed=0)] == [False, False, True, True]
-    with pytest.raises(UserError, match="all are of one file"):
+    with pytest.raises(UserError, match="all are of the same file"):
         Clips(pixels, ["a"] * 4, [None] * 4).partners(seed=0)
 
 

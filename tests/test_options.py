@@ -1,4 +1,4 @@
-"""What the commands share: options, requests, and the look of figures."""
+"""Options, requests and the look of figures, which all commands share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_sizes_are_read(text: str, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["8x", "8X16", "-8", "0", ""])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_wrong_sizes_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="--size is"):
         parsed("--size", text)
 
@@ -63,7 +63,7 @@ def test_devices():
         module.open_device("toaster")
 
 
-def test_figures_are_as_large_as_asked_and_every_style_differs(tmp_path):
+def test_figures_are_as_large_as_requested_and_every_style_differs(tmp_path):
     figure = plots.figure(4.0, 2.0)
     axes = plots.axes(figure, xlabel="step", ylabel="loss")
     for index in range(len(plots.PALETTE)):

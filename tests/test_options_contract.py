@@ -54,7 +54,7 @@ SENSELESS = ("0", "-1", "nan", "inf", "-inf", "1e30", "-1e30", "1e400", "many", 
 
 
 def meaning(study: type, name: str) -> Option:
-    """What an option means: the `Option` object that was declared, the same for all that inherit or take it over."""
+    """The meaning of an option: the `Option` object that was declared, the same for all that inherit or repeat it."""
     bases = [base for base in study.__mro__ if name in vars(base).get("__annotations__", {})]
     homes = [base.__dataclass_fields__[name] for base in bases]
     found = {id(one.metadata["option"]): one.metadata["option"] for one in homes if "option" in one.metadata}
@@ -335,7 +335,7 @@ def test_an_option_declared_again_keeps_its_meaning() -> None:
     assert help_text.split("options:")[0].endswith("MODEL          a model\n\n") or "a model" in help_text
 
 
-def test_instances_are_held_to_the_same_bounds() -> None:
+def test_instances_have_the_same_bounds() -> None:
     options.check(Many(model="x", interval=(0, 1), step_size="auto"))
     for bad in ({"steps": 0}, {"steps": math.inf}, {"interval": (0.5, -1)}, {"kind": "third"}, {"step_size": 0}):
         with pytest.raises(UserError, match="it must be"):
@@ -344,7 +344,7 @@ def test_instances_are_held_to_the_same_bounds() -> None:
         options.check(Many(model="x", steps=0), prefix="train.")
 
 
-def test_a_bound_says_itself() -> None:
+def test_bounds_in_words() -> None:
     assert Declared("x", float, "one", None, Option(least=0, below=1)).says() == "a number of at least 0 and below 1"
     assert Declared("x", int, "one", None, Option(least=0, most=3)).says() == "a whole number from 0 to 3"
     assert Declared("x", float, "one", None, Option(kind="a size")).says() == "a size"

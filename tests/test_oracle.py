@@ -1,6 +1,6 @@
 """The exact field of finite data, against independent integration, and descents along it.
 
-The oracle is not told gamma, and infers it from the latents: for one data point, 1 - gamma of a descent deviates from
+The oracle does not know gamma, and infers it from the latents: for one data point, 1 - gamma of a descent deviates from
 the closed form for known gamma, mostly by the chance of the noise's length. Measured at D = 1024: at most 0.04 for one
 clip and 0.004 for the mean of 32; the tests allow 0.06 and 0.01.
 """
@@ -196,7 +196,7 @@ def test_the_blind_field_is_the_mean_of_those_at_known_gammas():
         torch.testing.assert_close(field(points[index : index + 1])[0], mean, rtol=1e-4, atol=1e-4)
 
 
-def test_told_gamma_no_field_beats_the_conditional_one():
+def test_at_a_known_gamma_no_field_beats_the_conditional_field():
     count, objective = 4000, EqMObjective(ConstantDecay())
     data = normal(3, 2, 1, 1, 3, seed=5)
     clean, noise = data[torch.arange(count) % 3], normal(count, 2, 1, 1, 3, seed=6)

@@ -21,7 +21,7 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
 
 
 class Itself:
-    """The gradient x of a quadratic about 0, which records where it is asked for it."""
+    """The gradient x of a quadratic about 0, which records its points of evaluation."""
 
     def __init__(self) -> None:
         self.points: list[Tensor] = []
@@ -146,8 +146,8 @@ def steps_to_rest(gamma: float, eta: float, size: float) -> int:
 
 
 @pytest.mark.parametrize("eta", [0.003, 0.02])
-def test_the_evaluation_that_finds_a_frame_at_rest_is_the_closed_forms(eta):
-    """Six frames of one clip from six gammas; the oracle is not told gamma, and may be one evaluation off."""
+def test_a_frame_rests_at_the_evaluation_of_the_closed_form(eta):
+    """Six frames of one clip from six gammas; the oracle does not know gamma, and may be one evaluation off."""
     gamma = torch.tensor([[0.0, 0.35, 0.6, 0.8, 0.93, 0.999]]).double()
     data, noise = gaussian(1, 6, 4, 16, 16, seed=5), gaussian(3, 6, 4, 16, 16, seed=6)
     start = gamma[..., None, None, None] * data + (1 - gamma[..., None, None, None]) * noise
@@ -174,7 +174,7 @@ def test_the_evaluation_that_finds_a_frame_at_rest_is_the_closed_forms(eta):
     assert away.max() < 1.05 * 0.3 / 20
 
 
-def test_frames_at_rest_keep_telling_the_others_which_clip_it_is():
+def test_frames_at_rest_still_determine_the_clip_of_the_others():
     """With several data clips frames see each other: those nearly clean decide, rest, and the others follow them."""
     data, noise = gaussian(3, 3, 2, 4, 4, seed=3), gaussian(3, 3, 2, 4, 4, seed=4)
     gamma = torch.tensor([0.95, 0.0, 0.4]).double()[None, :, None, None, None]
@@ -204,7 +204,7 @@ def test_wrong_arguments_are_refused(arguments, words):
         descend(Itself(), given.pop("start"), GradientDescent(), **given)
 
 
-def test_what_is_not_a_number_does_not_rest():
+def test_nan_does_not_rest():
     def broken(latents):
         return torch.where(latents < 0.3, torch.nan, latents)
 

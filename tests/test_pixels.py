@@ -53,7 +53,7 @@ def clip_of(folder: Path, size: int | tuple[int, int] = 64) -> np.ndarray:
 @pytest.mark.parametrize("aspect", ["2/1", "1/2", "16/11"])
 @pytest.mark.parametrize("rotation", [0, 90])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_is_round_on_a_screen_is_round(tmp_path: Path, aspect: str, rotation: int, backend: str) -> None:
+def test_round_shapes_on_a_screen_are_round(tmp_path: Path, aspect: str, rotation: int, backend: str) -> None:
     def set_up(stream: av.VideoStream) -> None:
         stream.codec_context.sample_aspect_ratio = Fraction(aspect)
         if rotation:
@@ -246,7 +246,7 @@ def test_opaque_modes_are_as_pillow_converts_them(tmp_path: Path, mode: str) -> 
     assert decode_image(path).notes == ()
 
 
-def test_orientation_is_applied_where_it_is_asked_for(cases: Path, tmp_path: Path) -> None:
+def test_orientation_is_applied_only_with_upright(cases: Path, tmp_path: Path) -> None:
     stored = np.zeros((8, 12, 3), np.uint8)
     stored[0, 0], stored[0, -1] = 255, 128
     for tag in range(1, 9):

@@ -1,4 +1,4 @@
-"""The named sizes."""
+"""Named sizes of networks."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_every_preset_builds_and_runs() -> None:
     assert (model.config.in_channels, model.config.rope_base, model.null_label) == (16, 50.0, 3)
 
 
-def test_names_are_found_again() -> None:
+def test_sizes_give_back_their_names() -> None:
     for name, preset in PRESETS.items():
         assert preset_name(**vars(preset)) == name
     assert preset_name(384, 12, 12, 2) is None

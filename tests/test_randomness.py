@@ -14,7 +14,7 @@ def test_fold_gives_the_recorded_numbers():
     assert fold("noise", 7) == 6598634826120285146
 
 
-def test_fold_tells_order_type_and_grouping_apart():
+def test_fold_distinguishes_order_type_and_grouping():
     values = [fold(1, 2), fold(2, 1), fold(12), fold("1", 2), fold("12"), fold(-1, 2), fold("1", "2"), fold(1, 2, "")]
     assert len(set(values)) == len(values)
     many = [fold(seed, step) for seed in range(30) for step in range(30)]

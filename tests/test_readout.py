@@ -1,4 +1,4 @@
-"""Gamma read blindly: exact for a field that knows its data, right on average for one that does not."""
+"""Estimates of gamma: exact for a field that is certain of its data, right on average for any other."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ FALLING = [LinearDecay(), TruncatedDecay(), TruncatedDecay(a=0.8123), PiecewiseD
 
 
 @pytest.mark.parametrize(("decay", "expected"), list(zip(FALLING, (0.0, 0.8, 0.8123, 0.0, 0.8), strict=True)), ids=repr)
-def test_saturation_is_where_the_decay_begins_to_fall_for_good(decay, expected):
+def test_saturation_is_the_gamma_from_which_the_decay_falls(decay, expected):
     assert saturation(decay) == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_field_that_never_rests_says_nothing():
+def test_a_field_that_never_rests_is_refused():
     with pytest.raises(ValueError, match="does not fall towards gamma 1"):
         saturation(ConstantDecay())
 

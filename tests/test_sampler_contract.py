@@ -1,4 +1,4 @@
-"""What every sampler promises, whether it is a rule or a solver: one set of tests, run over all of them."""
+"""The contract of all samplers, rules and solvers: one set of tests, run over each of them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ KNOWN = torch.tensor([[True, False], [True, True], [False, False]])
 
 
 class Pull:
-    """The gradient strength * (x - centre) of clips told apart by their numbers; it counts the evaluations of each."""
+    """The gradient strength * (x - centre) of clips distinguished by number; it counts the evaluations of each."""
 
     def __init__(self, clips: Tensor | None = None, counts: Tensor | None = None) -> None:
         self.clips = torch.arange(SHAPE[0]) if clips is None else clips
@@ -82,7 +82,7 @@ def sample(name: str, gradient=None, start: Tensor | None = None, **options):
     return run(SelectablePull() if gradient is None else gradient, start, CASES[name], **given)
 
 
-def test_every_sampler_is_held_to_the_contract():
+def test_the_contract_covers_every_sampler():
     assert {type(sampler) for sampler in CASES.values()} == set(SAMPLERS.values())
     assert set(SAMPLERS) == {"gd", "nag", "multistep", "adam", "langevin", "euler", "heun", "dopri5", "sde"}
     assert all(SAMPLERS[name] is kind for name, kind in RULES.items())
@@ -205,7 +205,7 @@ def test_points_are_sampled_too(name):
 
 @every_sampler
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_what_is_not_finite_is_an_error_that_names_the_sampler(name, value):
+def test_values_that_are_not_finite_are_an_error_that_names_the_sampler(name, value):
     def broken(latents):
         slope = latents.clone()
         slope[1] = value
@@ -240,7 +240,7 @@ def test_wrong_arguments_are_refused(name, arguments, words):
 
 
 @pytest.mark.parametrize("name", ["euler", "heun", "dopri5", "sde"])
-def test_solvers_refuse_what_only_rules_have(name):
+def test_solvers_refuse_options_of_rules(name):
     rules = "for the rules gd, nag, multistep, adam, langevin; leave it out"
     for words, wrong in {
         f"tolerance is {rules}": {"tolerance": 0.1},

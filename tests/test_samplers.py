@@ -371,7 +371,7 @@ def test_points_without_frames_count_as_one_frame():
     assert result.nfe.tolist() == [5, 1]  # RMS 3.54, 1.77, 0.88, 0.44, 0.22; and 0.354
 
 
-def test_no_graph_is_kept_unless_the_start_asks_for_it():
+def test_no_graph_is_kept_unless_the_start_requires_a_gradient():
     weight = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     modes = []
 
@@ -390,7 +390,7 @@ def test_no_graph_is_kept_unless_the_start_asks_for_it():
     assert weight.grad is not None
 
 
-def test_divergence_is_found_early_and_names_step_and_step_size():
+def test_divergence_is_noticed_early_and_names_step_and_step_size():
     energy = Quadratic(torch.zeros(SHAPE), torch.full(SHAPE, 1e4))
     with pytest.raises(DivergenceError, match=r"after step 15 of 1000.*GradientDescent\(step_size=0\.5\).*than 0\.5"):
         descend(energy, torch.ones(SHAPE), GradientDescent(0.5), steps=1000)

@@ -1,4 +1,4 @@
-"""A file can neither end a run nor vanish: looks in child processes, folders with everything in them, odd names."""
+"""A file can neither end a run nor vanish: scans in child processes, folders with everything in them, odd names."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_a_forked_process_takes_no_child_of_its_parent(tmp_path: Path, pretendin
     assert os.waitpid(pid, 0)[1] == 0 and children._idle._child is child
 
 
-def test_nothing_is_started_where_the_index_knows_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_started_when_the_index_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video(tmp_path / "set" / "a.mp4")
     first = open_videos(tmp_path / "set", index_path=tmp_path / "index.json")
     children._idle.close()
@@ -195,7 +195,7 @@ def test_a_child_goes_when_its_parent_is_gone(tmp_path: Path) -> None:
         pytest.fail("the child is still there")
 
 
-def test_what_a_look_cost_is_remembered(tmp_path: Path, pretending: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cost_of_an_inspection_is_kept(tmp_path: Path, pretending: None, monkeypatch: pytest.MonkeyPatch) -> None:
     names, path = ["a.avi", "abort.avi", "bad.avi"], tmp_path / "index.json"
     touch(tmp_path, *names)
     looked: list[str] = []
@@ -215,7 +215,7 @@ def test_what_a_look_cost_is_remembered(tmp_path: Path, pretending: None, monkey
     assert looked[4:] == ["abort.avi"]
 
 
-def test_an_interrupted_look_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_scan_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "abc":
         video(tmp_path / f"{name}.mp4")
     look_at = index_module.look_at
@@ -343,7 +343,7 @@ def test_previews_beside_videos_are_no_second_kind(tmp_path: Path) -> None:
         kind_of(tmp_path)
 
 
-def test_a_folder_of_what_is_not_read_says_what_is_there(tmp_path: Path) -> None:
+def test_an_unusable_folder_is_refused_with_its_content(tmp_path: Path) -> None:
     touch(tmp_path, "a.txt", "b.xyz")
     with pytest.raises(UserError, match=r"there are no videos in .*; there are: .txt 1 \(a.txt\), .xyz 1 \(b.xyz\)"):
         open_videos(tmp_path)
@@ -442,7 +442,7 @@ def test_two_folders_of_one_name_are_refused(tmp_path: Path) -> None:
 # ---- labels ----------------------------------------------------------------------------------------------------------
 
 
-def test_official_lists_keep_their_numbers_and_untrained_labels_are_said(tmp_path: Path) -> None:
+def test_official_lists_keep_their_numbers_and_untrained_labels_are_named(tmp_path: Path) -> None:
     video(tmp_path / "Run" / "a.mp4")
     touch(tmp_path, "Jump/bad.mp4")
     (tmp_path / "splits").mkdir()

@@ -1,4 +1,4 @@
-"""Moving shapes: what is written is what the closed-form measure reads, through a real encode and decode."""
+"""Moving shapes: the closed-form measure reads back the written labels, through a real encode and decode."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_speed_is_measured_in_pixels_a_frame() -> None:
     assert motion.fit > 0.8
 
 
-def test_what_does_not_move_steadily_has_no_direction() -> None:
+def test_unsteady_motion_has_no_direction() -> None:
     rng = np.random.default_rng(0)
     still = render_clip("Disc", "Up", frames=8, size=32, rng=rng)[:1].repeat(8, axis=0)
     assert measure_motion(still).direction is None

@@ -290,7 +290,7 @@ def test_no_labels_is_the_null_label() -> None:
 
 
 @torch.no_grad()
-def test_gamma_is_told_frame_by_frame() -> None:
+def test_gamma_conditions_each_frame() -> None:
     model, clips = network(conditioned_on_gamma=True, temporal=False), latents()
     gamma = torch.rand(B, T)
     sample = model(clips, LABELS, gamma=gamma).sample
@@ -350,12 +350,12 @@ def test_eight_bit_storage_works() -> None:
         ({"gamma": torch.zeros(B, T)}, "not conditioned on gamma: leave gamma out"),
     ],
 )
-def test_wrong_inputs_are_told(changes: dict, sentence: str) -> None:
+def test_wrong_inputs_are_refused(changes: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         network()(**{"latents": latents(), "labels": LABELS, **changes})
 
 
-def test_wrong_gamma_is_told() -> None:
+def test_wrong_gamma_is_refused() -> None:
     model = network(conditioned_on_gamma=True)
     with pytest.raises(ValueError, match=r"conditioned on gamma: pass gamma=\(B,T\)"):
         model(latents(), LABELS)
@@ -371,12 +371,12 @@ def test_wrong_gamma_is_told() -> None:
         ({"hidden_size": 12, "num_heads": 4}, "heads of even width"),
     ],
 )
-def test_impossible_sizes_are_told(sizes: dict, sentence: str) -> None:
+def test_impossible_sizes_are_refused(sizes: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         EqMTransformer(**{**SIZES, **sizes})
 
 
-def test_what_diffusers_needs_is_there() -> None:
+def test_attributes_that_diffusers_needs_exist() -> None:
     from eqm_video.models import transformer
 
     assert hasattr(transformer, "ModelMixin")  # diffusers looks for it in the module that a saved pipeline names

@@ -109,7 +109,7 @@ def test_it_starts_at_zero_with_branches_that_add_nothing(latents: torch.Tensor)
 # ---- interface -------------------------------------------------------------------------------------------------------
 
 
-def test_labels_and_gamma_are_heard(latents: torch.Tensor) -> None:
+def test_labels_and_gamma_change_the_result(latents: torch.Tensor) -> None:
     network = tiny_unet()
     with torch.no_grad():
         null = network(latents).sample

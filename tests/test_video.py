@@ -1,4 +1,4 @@
-"""Reading videos: the frames asked for, exactly, from both readers, and a sentence where a file cannot be read."""
+"""Reading videos: exactly the requested frames, from both readers, and a sentence for a file that cannot be read."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def requests(frames: int, count: int = 12) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_both_readers_find_exactly_the_frames_asked_for(folder: Path, name: str) -> None:
+def test_both_readers_give_exactly_the_requested_frames(folder: Path, name: str) -> None:
     info = probe(folder / name)
     assert (info.frames, info.height, info.width, info.backend) == (60, 64, 96, "decord")
     whole = decode_all(folder / name)
@@ -169,7 +169,7 @@ def test_an_edit_list_hides_frames(folder: Path, tmp_path: Path) -> None:
     assert numbers(read_frames(path, [0, 39], info=info)[0]) == [20, 59]
 
 
-def test_irregular_times_are_found_and_regular_ones_are_not_suspected(folder: Path) -> None:
+def test_irregular_times_are_recognised_and_regular_ones_are_not(folder: Path) -> None:
     info = probe(folder / "irregular.mp4")
     ticks = FORMATS["irregular.mp4"]["ticks"]
     assert not info.constant_rate
@@ -249,7 +249,7 @@ def test_an_unknown_format_is_named_and_odd_metadata_do_no_harm(folder: Path, tm
 
 
 @pytest.mark.parametrize("name", ["mpeg4.avi", "keyframes.mkv"])
-def test_a_file_cut_short_is_told_from_a_whole_one(folder: Path, tmp_path: Path, name: str) -> None:
+def test_a_file_cut_short_is_distinguished_from_a_whole_one(folder: Path, tmp_path: Path, name: str) -> None:
     content = (folder / name).read_bytes()
     (tmp_path / name).write_bytes(content[: len(content) * 3 // 4])
     info = probe(tmp_path / name)
@@ -264,7 +264,7 @@ def test_a_real_file_cut_short(real: Path, tmp_path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
     info = probe(path)
     assert (info.frames, info.declared, info.truncated) == (73, 141, True)
-    with pytest.raises(VideoDecodeError, match=r"frame 73 was asked for, but the last one is 72"):
+    with pytest.raises(VideoDecodeError, match=r"frame 73 was requested, but the last one is 72"):
         read_frames(path, [0, 73], info=info)
 
 
@@ -276,7 +276,7 @@ def test_wrong_requests_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="type one of decord, pyav"):
         read_frames(path, [0], "ffmpeg")
     for backend in (None, *BACKENDS):
-        with pytest.raises(VideoDecodeError, match="frame 60 was asked for, but the last one is 59"):
+        with pytest.raises(VideoDecodeError, match="frame 60 was requested, but the last one is 59"):
             read_frames(path, [60], backend)
 
 

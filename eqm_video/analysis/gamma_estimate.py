@@ -3,7 +3,7 @@
 Legend: B clips, T frames, C channels, H W height and width, S = RMS(noise - clean) = sqrt(1 + mean square of the data).
 
 A frame at gamma has the target (noise - clean) * c(gamma), so its RMS is S * c(gamma), and where c falls the size of
-the gradient determines gamma. Where c does not fall (the truncated decay below a) the size only says "at most a". The
+the gradient determines gamma. If c does not fall (the truncated decay below a) the size only says "at most a". The
 direction then determines it: noise and data are independent, so that
 
     E <noisy, target> / (C H W) = c(gamma) * (1 - gamma * S^2),

@@ -1,1 +1,1 @@
-"""Clips from videos and photographs. Import what you use from its module; this package imports nothing by itself."""
+"""Clips from videos and photographs. Import from the modules: this package itself imports nothing."""

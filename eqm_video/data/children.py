@@ -1,8 +1,8 @@
-"""Looks at files in child processes, whose death is survived: whatever a file does to a decoder, it is named.
+"""Inspection of files in child processes, so that a file that crashes or blocks a decoder is named and passed over.
 
-A child is a plain process (`looks.serve`), started by its command line: that works from scripts, notebooks and
-`python -c`, under every launcher and on every system, and nothing of the parent is copied. One child is kept for the
-next set of files for a while, so that many small sets cost one start.
+A child is a plain process (`looks.serve`), started by its command line. That works from scripts, notebooks and
+`python -c`, under every launcher and on every system, and copies nothing of the parent. An idle child is kept for a
+while for the next set of files, so that many small sets need only a single start.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ from eqm_video.data.looks import READY, request
 from eqm_video.errors import UserError
 from eqm_video.names import shown
 
-SECONDS = 60.0  # that a file may take, and one more for every
-BYTES = 10_000_000  # of its size
-PATIENCE = 10.0  # seconds after which the file in hand is said
-GRACE = 5.0  # seconds that a child may take to die, before it is left behind: its disk may not answer
+SECONDS = 60.0  # time limit of a file, and one second more for every
+BYTES = 10_000_000  # bytes of its size
+PATIENCE = 10.0  # seconds after which a slow file is announced
+GRACE = 5.0  # seconds that a child may take to end, before it is abandoned: its disk may not answer
 START = 300.0  # seconds that a child may take to start
 KEPT = 30.0  # seconds that an idle child is kept for the next set
-RAMP = 0.3  # seconds until one more child is started: small sets are done by then
-MOST = min(8, 2 * (os.cpu_count() or 1))  # children at once: more than processors, since disks make them wait
-TICK = 0.1  # seconds between two looks at the clock
-AHEAD = {"video": 1, "image": 16, "image header": 64}  # files that a child has while it looks at another
+RAMP = 0.3  # seconds until a further child is started: small sets are done by then
+MOST = min(8, 2 * (os.cpu_count() or 1))  # children at once: more than processors, since they wait for disks
+TICK = 0.1  # seconds between two checks of the time limits
+AHEAD = {"video": 1, "image": 16, "image header": 64}  # files in a child's queue behind its current file
 BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from eqm_video.data.looks import serve; serve()"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a look at a file gave: the values of its info, or the reason why there are none."""
+    """The result of inspecting a file: the values of its info, or the reason why it cannot be read."""
 
     values: list[Any] | None
     reason: str = ""
-    costly: bool = False  # the reason took a child, so that it is worth remembering
+    costly: bool = False  # the file ended a child, so that the reason is worth keeping
 
 
 def look_at(root: Path, names: Sequence[str], look: str) -> Iterator[tuple[str, Answer]]:
-    """An answer for every name below `root`, in any order; `look` is a key of `looks.LOOKS`.
+    """Yield (name, answer) for every name below `root`, in any order; `look` is a key of `looks.LOOKS`.
 
-    A file that ends its child twice, or takes longer than a minute and a second for every 10 MB, has that as its
-    reason. UserError where no child can be started.
+    A file that ends its child twice, or takes longer than a minute plus a second for every 10 MB, gets that as its
+    reason. UserError if no child can be started.
     """
     scan = _Scan(root, names, look)
     try:
@@ -66,7 +66,7 @@ def look_at(root: Path, names: Sequence[str], look: str) -> Iterator[tuple[str, 
 
 
 class Child:
-    """A process that looks at files, one at a time. UserError where it does not start."""
+    """A process that inspects files, one at a time. UserError if it does not start."""
 
     def __init__(self) -> None:
         words = [sys.executable, "-c", BOOT, json.dumps(sys.path)]
@@ -81,20 +81,20 @@ class Child:
             raise UserError(f"the process that looks at files does not start: {self.end()}, for the reason above")
 
     def send(self, look: str, path: Path, seconds: float) -> None:
-        """Ask for a look at a file."""
-        with suppress(OSError):  # nobody reads it any more: `receive` says so
+        """Send a file to the process, with its time limit; answers come in the same order."""
+        with suppress(OSError):  # the process has ended: `receive` reports it
             self.process.stdin.write(request(look, path, seconds))
             self.process.stdin.flush()
 
     def receive(self) -> Answer | None:
-        """The answer for the file that was sent first; None where the process ended instead."""
+        """The answer for the file that was sent first; None if the process has ended."""
         line = self.process.stdout.readline()
         return Answer(*json.loads(line)) if line.endswith(b"\n") else None
 
     def end(self) -> str:
-        """End the process where it has not ended by itself; returns how it did."""
+        """End the process, unless it has ended by itself, and return the way it ended, such as "exit status 1"."""
         try:
-            self.process.wait(TICK)  # of a process that crashes, the pipes close a moment before
+            self.process.wait(TICK)  # the pipes of a crashing process close a moment before its end
         except subprocess.TimeoutExpired:
             self.process.kill()
             try:
@@ -102,12 +102,12 @@ class Child:
             except subprocess.TimeoutExpired:
                 return "it does not end"
         code = self.process.returncode
-        named = next((one.name for one in signal.Signals if one == -code), f"signal {-code}")
+        named = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
         return f"killed by {named}" if code < 0 else f"exit status {code}"
 
 
 class _Idle:
-    """The child that is kept for the next set. A process that is forked from this one starts with none."""
+    """The idle child that is kept for the next set. A process that is forked from this one starts without it."""
 
     def __init__(self) -> None:
         self._lock, self._child, self._timer = threading.Lock(), None, None
@@ -119,7 +119,7 @@ class _Idle:
         return child if child is not None and child.process.poll() is None else Child()
 
     def keep(self, child: Child) -> None:
-        """Keep a child that has nothing to do, or end it where there is one already."""
+        """Keep an idle child, or end it if another is kept already."""
         with self._lock:
             if self._child is None:
                 self._child, surplus = child, None
@@ -143,9 +143,9 @@ class _Idle:
             child.end()
 
     def forget(self) -> None:
-        """After a fork: the child is the parent's."""
+        """Forget the child, after a fork: it belongs to the parent."""
         if self._child is not None:
-            self._child.process.returncode = 0  # not ours to wait for
+            self._child.process.returncode = 0  # the parent waits for it
         self.__init__()
 
 
@@ -157,27 +157,27 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass(frozen=True)
 class _InHand:
-    """The file that a child looks at."""
+    """The file that a child is inspecting: its name, its time limit, and the time it began."""
 
     name: str
-    seconds: float  # that it is given
+    seconds: float  # time limit
     since: float
 
     def too_late(self) -> Answer:
-        """The answer where it takes longer."""
+        """The answer for a file that exceeds its time limit."""
         return Answer(None, f"took longer than {self.seconds:.0f} s to look at", costly=True)
 
 
 class _Worker(threading.Thread):
-    """Hands files to one child after the other; the child has the next ones already while it looks at the first."""
+    """A thread that feeds files to a child, and to a new child after each crash; the child has a queue of files."""
 
     def __init__(self, scan: _Scan) -> None:
         super().__init__(daemon=True)
         self.scan, self.child = scan, None
-        self.sent: deque[tuple[str, float]] = deque()  # files without an answer, and the seconds that they are given
-        self.in_hand: _InHand | None = None  # replaced as a whole: another thread reads it
-        self.late: _InHand | None = None  # the file whose child was ended for it
-        self.said: _InHand | None = None
+        self.sent: deque[tuple[str, float]] = deque()  # files without an answer, and their time limits
+        self.current: _InHand | None = None  # always replaced as a whole: another thread reads it
+        self.late: _InHand | None = None  # the file that exceeded its limit and whose child was ended
+        self.announced: _InHand | None = None
         self.deaths, self.left_behind = 0, False
 
     def run(self) -> None:
@@ -191,18 +191,18 @@ class _Worker(threading.Thread):
                     name, _ = self.sent.popleft()
                     self.deaths = 0
                     self._turn()
-                    self.scan.found.put((name, answer))
+                    self.scan.answered.put((name, answer))
         except UserError as error:
-            self.scan.found.put((None, error))
+            self.scan.answered.put((None, error))
         if self.child is not None and not self.sent:
             _idle.keep(self.child)
 
     def _turn(self) -> None:
-        """Note which file the child has in hand from now on."""
-        self.in_hand = _InHand(*self.sent[0], time.monotonic()) if self.sent else None
+        """Note the file that the child inspects from now on."""
+        self.current = _InHand(*self.sent[0], time.monotonic()) if self.sent else None
 
     def _sent_some(self) -> bool:
-        """Keep the child busy; whether any file is without an answer."""
+        """Fill the child's queue, starting a child if needed. Returns whether any file is without an answer."""
         fresh, idle = self.child is None, not self.sent
         while len(self.sent) <= AHEAD[self.scan.look] and (name := self.scan.next_name()) is not None:
             self.sent.append((name, time_for(self.scan.root / name)))
@@ -211,8 +211,8 @@ class _Worker(threading.Thread):
         if fresh and self.sent:
             self._turn()
             self.child = _idle.take()
-            for one in self.sent:
-                self._send(*one)
+            for entry in self.sent:
+                self._send(*entry)
         if fresh or idle:
             self._turn()
         return bool(self.sent)
@@ -221,22 +221,25 @@ class _Worker(threading.Thread):
         self.child.send(self.scan.look, self.scan.root / name, seconds)
 
     def _receive(self) -> Answer | None:
-        """The answer for the file in hand; None where it gets a second child. One may end for another reason too."""
+        """The answer for the current file; None if its child ended and it gets a second chance with a new child.
+
+        A child may have ended for a reason other than the file.
+        """
         answer = self.child.receive()
         if answer is not None:
             return answer
         died, self.child = self.child.end(), None
-        if self.late is self.in_hand:
+        if self.late is self.current:
             return self.late.too_late()
         self.deaths += 1
         return Answer(None, f"ends the decoder: {died}", costly=True) if self.deaths == 2 else None
 
     def watch(self) -> bool:
-        """Say which file takes long, and end its child where it takes too long; whether that one has to be left.
+        """Announce a slow file, and end the child of a file beyond its limit. True if the child does not end by that.
 
-        UserError where no child starts.
+        UserError if no child starts.
         """
-        now, child = self.in_hand, self.child
+        now, child = self.current, self.child
         waited = 0.0 if now is None else time.monotonic() - now.since
         if waited < PATIENCE:
             return False
@@ -244,8 +247,8 @@ class _Worker(threading.Thread):
             if waited > START:
                 raise UserError(f"the process that looks at files did not start within {START:.0f} s: is a disk away?")
             return False
-        if self.said is not now:
-            self.said = now
+        if self.announced is not now:
+            self.announced = now
             tqdm.write(f"{shown(now.name)} takes long to look at; it is given {now.seconds:.0f} s", file=sys.stderr)
         if waited > now.seconds and self.late is not now:
             self.late = now
@@ -255,48 +258,48 @@ class _Worker(threading.Thread):
 
 
 class _Scan:
-    """One set of files and the workers that share it."""
+    """A set of files and the workers that share it."""
 
     def __init__(self, root: Path, names: Sequence[str], look: str) -> None:
         self.root, self.look, self.stopped, self.handed_out = root, look, False, False
         self.count, self._names, self._lock = len(names), iter(names), threading.Lock()
-        self.found: queue.SimpleQueue = queue.SimpleQueue()
+        self.answered: queue.SimpleQueue = queue.SimpleQueue()
         self.workers: list[_Worker] = []
 
     def next_name(self) -> str | None:
-        """The next file, None where there is no more."""
+        """The next file; None after the last."""
         with self._lock:
             name = None if self.stopped else next(self._names, None)
             self.handed_out = name is None
             return name
 
     def answers(self) -> Iterator[tuple[str, Answer]]:
-        """Names and answers as they come."""
-        given, started, watched = 0, time.monotonic(), 0.0
-        while given < self.count:
+        """Yield names and answers in the order in which they arrive."""
+        count, started, watched = 0, time.monotonic(), 0.0
+        while count < self.count:
             now = time.monotonic()
             self.workers = [worker for worker in self.workers if worker.is_alive()]
             if not self.handed_out and len(self.workers) < min(MOST, 1 + int((now - started) / RAMP)):
                 self.workers.append(_Worker(self))
                 self.workers[-1].start()
-            elif not self.workers and self.found.empty():
+            elif not self.workers and self.answered.empty():
                 raise RuntimeError("the threads that look at files ended before all were looked at")
             if now - watched > TICK:
                 watched = now
                 for worker in [worker for worker in self.workers if worker.watch()]:
-                    given += 1
+                    count += 1
                     yield self._left_behind(worker)
             try:
-                name, answer = self.found.get(timeout=TICK)
+                name, answer = self.answered.get(timeout=TICK)
             except queue.Empty:
                 continue
             if name is None:
                 raise answer
-            given += 1
+            count += 1
             yield name, answer
 
     def _left_behind(self, worker: _Worker) -> tuple[str, Answer]:
-        """The file that a worker's child does not die with; what the child had beside it goes to others."""
+        """Give up the file of a child that does not end; the other files of its queue go to other workers."""
         self.workers.remove(worker)
         others = [name for name, _ in worker.sent if name != worker.late.name]
         with self._lock:
@@ -304,7 +307,7 @@ class _Scan:
         return worker.late.name, worker.late.too_late()
 
     def stop(self) -> None:
-        """Let no worker take another file, and end the children that still have one."""
+        """Stop the workers: none takes another file, and children that still have a file are ended."""
         with self._lock:
             self.stopped = True
         for worker in self.workers:
@@ -315,8 +318,8 @@ class _Scan:
 
 
 def time_for(path: Path) -> float:
-    """Seconds that a file is given: long films take long."""
+    """The time limit of a file in seconds, longer for larger files."""
     try:
         return SECONDS + os.stat(path).st_size / BYTES
-    except OSError:  # it vanished: its look will say so
+    except OSError:  # the file has vanished: its inspection will report it
         return SECONDS

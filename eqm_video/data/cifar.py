@@ -1,4 +1,4 @@
-"""CIFAR-10 as it is published: the python archive, or the folder in it, without unpacking or running anything.
+"""CIFAR-10 as published: the python archive, or the folder in it, read without unpacking or running anything.
 
     cifar-10-python.tar.gz
         cifar-10-batches-py/batches.meta       names of the 10 classes
@@ -27,7 +27,7 @@ META = "batches.meta"
 BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
 SIDE = 32
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
-LARGEST = 64 * 2**20  # bytes of one file; a batch has 31 MB
+LARGEST = 64 * 2**20  # bytes of a file; a batch has 31 MB
 UNPACKED = 2**30  # bytes of a whole archive; the real one has 186 MB
 
 
@@ -42,8 +42,8 @@ class Pictures:
 
 
 def find_cifar(root: Path) -> Path | None:
-    """The archive, or the folder of batches, that a data folder is or holds; None where it is something else."""
-    if os.path.isfile(root):  # False, and no error, where a folder may not be read: `check_folder` says so
+    """The archive at `root`, or the folder of batches at or in it; None if `root` is something else."""
+    if os.path.isfile(root):  # False without an error for a folder that may not be read; `check_folder` reports that
         return root if root.name.lower().endswith(ARCHIVES) else None
     for folder in (root, root / FOLDER):
         if any(os.path.isfile(folder / name) for name in (META, *BATCHES["train"], *BATCHES["test"])):
@@ -52,9 +52,9 @@ def find_cifar(root: Path) -> Path | None:
 
 
 def read_cifar(place: Path, split: str | None) -> Pictures:
-    """The pictures of a split ("train", "test", None: both, in this order) at a place that `find_cifar` found.
+    """The pictures of a split ("train", "test", None: both, in this order) at `place`, a result of `find_cifar`.
 
-    UserError where a file is missing, damaged, too large, not plain data, or of other shapes than CIFAR-10's.
+    UserError if a file is missing, damaged, too large, not plain data, or of other shapes than CIFAR-10's.
     """
     if split not in (None, *BATCHES):
         raise UserError(f"data.split is {split!r}; type train, test, or null for every picture")
@@ -73,7 +73,7 @@ def read_cifar(place: Path, split: str | None) -> Pictures:
 
 
 def _from_folder(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """The files of those names in a folder."""
+    """The content of the files `names` in a folder."""
     contents = {}
     for name in names:
         try:
@@ -87,15 +87,15 @@ def _from_folder(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
 
 
 def _from_archive(path: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """The files of those names in an archive, read in its own order; nothing is unpacked to the disk."""
-    wanted, contents, total = {f"{FOLDER}/{name}": name for name in names}, {}, 0
+    """The content of the files `names` in an archive; nothing is unpacked to the disk."""
+    requested, contents, total = {f"{FOLDER}/{name}": name for name in names}, {}, 0
     try:
         with tarfile.open(path) as archive:
             for member in archive:
                 total += member.size
                 if total > UNPACKED:
                     raise UserError(f"{path} unpacks to more than {UNPACKED >> 20} MiB; it is not CIFAR-10's archive")
-                name = wanted.get(member.name.removeprefix("./"))
+                name = requested.get(member.name.removeprefix("./"))
                 if name is None or not member.isreg():
                     continue
                 _check_size(member.size, f"{path}: {name}")
@@ -104,8 +104,15 @@ def _from_archive(path: Path, names: Sequence[str]) -> dict[str, bytes]:
                     break
     except UserError:
         raise
-    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError) as error:  # of damaged headers
-        reason = str(error).partition("\n")[0].rstrip(":")  # tarfile adds a line for every way it tried
+    except (
+        tarfile.TarError,
+        OSError,
+        EOFError,
+        zlib.error,
+        ValueError,
+        OverflowError,
+    ) as error:  # from damaged headers
+        reason = str(error).partition("\n")[0].rstrip(":")  # tarfile adds a line for every compression it tried
         raise UserError(f"{path} cannot be read as an archive ({reason}): download it again") from error
     return _complete(contents, path, names)
 
@@ -139,14 +146,14 @@ def _labels(meta: dict[str, Any], where: str) -> list[str]:
 
 
 def _batch(batch: dict[str, Any], classes: int, where: str) -> tuple[np.ndarray, list[int], list[str]]:
-    """Pixels (N, 3072), label numbers and file names of one batch, checked."""
+    """Pixels (N, 3072), label numbers and file names of a batch; UserError unless they fit together."""
     data, labels, files = (batch.get(key) for key in ("data", "labels", "filenames"))
     if data is None or labels is None or files is None:
         raise UserError(f"{where} holds {', '.join(batch) or 'nothing'}, but not CIFAR-10's data, labels and filenames")
     if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3 * SIDE**2 or not len(data):
         shape = getattr(data, "shape", type(data).__name__)
         raise UserError(f"{where}: data are {shape}, not (N, {3 * SIDE**2}), the colours of {SIDE} x {SIDE} pixels")
-    if not isinstance(labels, list) or not all(type(one) is int and 0 <= one < classes for one in labels):
+    if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < classes for label in labels):
         raise UserError(f"{where}: labels are not numbers from 0 to {classes - 1}, one for each of {classes} classes")
     if not isinstance(files, list) or not len(data) == len(labels) == len(files):
         raise UserError(f"{where}: there are {len(data)} pictures, but not as many labels and filenames")
@@ -154,7 +161,7 @@ def _batch(batch: dict[str, Any], classes: int, where: str) -> tuple[np.ndarray,
 
 
 def _text(value: Any, where: str) -> str:
-    """A name, which Python 2 wrote as bytes."""
+    """A name as text; Python 2 wrote names as bytes."""
     text = value.decode("latin-1") if isinstance(value, bytes) else value
     if not isinstance(text, str) or not text.isprintable() or not text:
         raise UserError(f"{where}: a value of type {type(value).__name__} is not a printable name")

@@ -1,8 +1,7 @@
-"""Sets of clips: videos and photographs give the same `Clip`, an image being one of a single frame.
+"""Sets of clips. Videos and photographs give the same `Clip`; an image is a clip of a single frame.
 
-A training clip is drawn with a generator, so that (seed, step, sample) decide it and nothing else. For evaluation the
-windows are fixed. Sets of files hold names and numbers only: files are opened for each clip, and worker processes get
-copies.
+A generator draws each training clip, so that it depends on (seed, step, sample) alone. Windows for evaluation are
+fixed. Sets of files keep names and numbers only: files are opened for each clip, and worker processes get copies.
 
 Legend: B clips, T frames, H W height and width in pixels after the crop.
 """
@@ -28,17 +27,17 @@ from eqm_video.data.video import frame_seconds, read_frames, stream_frames
 from eqm_video.errors import UserError
 from eqm_video.randomness import generator as make_generator
 
-PIECE = 64  # frames that are held at a time where a file is read from end to end
+PIECE = 64  # frames in memory at a time while a file is read from end to end
 
 
 @dataclass
 class Clip:
-    """One clip: T frames of a video, or an image (T = 1)."""
+    """T frames of a video, or an image (T = 1)."""
 
     pixels: Tensor  # uint8 RGB (T,3,H,W)
     label: int  # index into the set's labels, -1 without labels
     times: Tensor  # float32 (T,), seconds from the clip's first frame
-    name: str  # of the file, relative to the data folder
+    name: str  # the file, relative to the data folder
     start: int  # the clip's first frame in the file
 
 
@@ -48,7 +47,7 @@ def collate(clips: Sequence[Clip]) -> dict[str, Any]:
 
 
 def batch_of(clips: Sequence[Any], content: str) -> dict[str, Any]:
-    """A batch of clips, whose `content` is the attribute that holds what they show: pixels, or moments."""
+    """A batch of clips as a dictionary; `content` is the attribute with their pixels or moments, stacked (B,T,...)."""
     return {
         content: torch.stack([getattr(clip, content) for clip in clips]),
         "labels": torch.tensor([clip.label for clip in clips], dtype=torch.int64),
@@ -58,10 +57,11 @@ def batch_of(clips: Sequence[Any], content: str) -> dict[str, Any]:
 
 
 class ClipSet:
-    """What all kinds of sets share. `files` lists (name, label id, info) of every usable file.
+    """The base of all sets of clips. `files` lists (name, label id, info) of every usable file.
 
-    `shortest` is for sets that are meant for several shapes of clips: the span of the shortest of them, in source
-    frames. A file has then a part in the views for which it is long enough, or, too short for all, in the shortest one.
+    `shortest` is for sets with clips of several shapes: the span of the shortest shape, in source frames. A file then
+    belongs to the views for which it is long enough, or to the shortest view if it is too short for all. A subclass
+    writes `length` and `_read`. Raises UserError for flips of labels with a direction.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ClipSet:
         self.size, self.flip, self.frames, self.frame_interval = sides(size), flip, frames, frame_interval
         self.shortest = shortest
         self.substitutes = Substitutes(len(self.files))
-        self._members: list[int] | None = None  # what `members` found, once it was asked for
+        self._members: list[int] | None = None  # the result of `members`, once it is known
         check_flip(flip, self.labels)
 
     def __len__(self) -> int:
@@ -89,15 +89,17 @@ class ClipSet:
         return len(self.files)
 
     def __getitem__(self, request: tuple[int, int]) -> Clip:
-        """The clip of request (index, seed): file `index`, window and flip drawn from the seed.
+        """The clip of request (index, seed): file `index`, with window and flip drawn from the seed.
 
-        Where it does not decode, that of another file, drawn from the seed too, with a warning: see `Substitutes`.
-        Where it has no part in this view, being too short for it: see `stand_in`.
+        A file that does not decode is replaced by a file drawn from the seed, with a warning: see `Substitutes`. A file
+        that is too short for this view is replaced too: see `stand_in`.
         """
         if not isinstance(request, tuple) or len(request) != 2:
             raise TypeError(f"ask for set[(index, seed)], or call set.clip(index); got set[{request!r}]")
         index, seed = request[0], int(request[1])
-        return self.substitutes.take(index, seed, lambda one: self.clip(self.stand_in(one, seed), make_generator(seed)))
+        return self.substitutes.take(
+            index, seed, lambda file: self.clip(self.stand_in(file, seed), make_generator(seed))
+        )
 
     @property
     def span(self) -> int:
@@ -111,14 +113,14 @@ class ClipSet:
         return other
 
     def subset(self, indices: Sequence[int], report: Report) -> ClipSet:
-        """The files at `indices` alone, with the same labels; `report` says what became of all."""
+        """The set of the files at `indices` alone, with the same labels and the new `report`."""
         other = copy.copy(self)
         other.files, other.report = [self.files[index] for index in indices], report
         other.substitutes, other._members = Substitutes(len(other.files)), None
         return other
 
     def relabel(self, labels: Sequence[str]) -> ClipSet:
-        """The same files, their labels numbered as in `labels`, which holds all of them."""
+        """The same files, with label ids that index `labels`, which must contain all labels of this set."""
         places = {label: number for number, label in enumerate(labels)}
         numbers = [places[label] for label in self.labels]
         other = copy.copy(self)
@@ -127,15 +129,15 @@ class ClipSet:
         return other
 
     def members(self) -> list[int]:
-        """The files that have a part in this view."""
+        """The indices of the files that are long enough for this view."""
         if self._members is None:
             self._members = [index for index in range(len(self)) if self._has_part(index)]
         return self._members
 
     def stand_in(self, index: int, seed: int) -> int:
-        """The file of a request: `index`, or in place of one that has no part in this view, another.
+        """`index`, or a substitute drawn from `seed` if that file is too short for this clip shape.
 
-        That one is drawn from the seed among those that have one, so that all of these come equally often.
+        All files that are long enough are equally likely as a substitute.
         """
         if self._has_part(index):
             return index
@@ -143,16 +145,17 @@ class ClipSet:
         return members[int(torch.randint(len(members), (), generator=make_generator(seed, "long enough", index)))]
 
     def _has_part(self, index: int) -> bool:
-        """Whether a file is as long as a clip of this view, or is to hold its last frame in it."""
+        """Whether a file is as long as a clip of this view, or its last frame is repeated to that length."""
         if self.length(index) >= self.span:
             return True
-        # Too short for every shape (where such files are skipped, they are not in the set): held where least is held.
+        # A file too short for every shape belongs to the shortest shape, which repeats its last frame least. (With the
+        # policy "skip" such files are not in the set.)
         return self.span <= self.shortest if self.shortest is not None else self.report.policy != "skip"
 
     def clip(self, index: int, generator: torch.Generator | None = None, *, start: int | None = None) -> Clip:
-        """The clip of one file: a random window with a generator, else from `start`, else the central window.
+        """The clip of file `index`: a random window with a generator, else from `start`, else the central window.
 
-        Raises VideoDecodeError, which names the file, where it cannot be decoded any more.
+        Raises VideoDecodeError, which names the file, if it cannot be decoded, and ValueError for a wrong start.
         """
         if generator is not None and start is not None:
             raise ValueError("give a generator for a random window, or a start, not both")
@@ -171,9 +174,9 @@ class ClipSet:
         return Clip(torch.from_numpy(np.ascontiguousarray(frames)), label, torch.from_numpy(times), name, start)
 
     def windows(self) -> list[tuple[int, int]]:
-        """(index, start) of windows without overlap, in the order of the files, each for `clip(index, start=start)`.
+        """Pairs (index, start) of windows without overlap, in the order of the files, for `clip(index, start=start)`.
 
-        Of every file as many as fit, from its first frame on; a single one lies in the middle.
+        Every file has as many as fit, from its first frame on; a single window lies in the middle.
         """
         pairs = []
         for index in range(len(self)):
@@ -183,24 +186,24 @@ class ClipSet:
         return pairs
 
     def draw(self, index: int, generator: torch.Generator) -> tuple[int, bool]:
-        """A random start and whether to mirror. Both are always drawn: switching flips on changes no window."""
+        """A random start and whether to mirror. Both are always drawn, so that flips do not change the windows."""
         start = int(torch.randint(0, self._last_start(index) + 1, (), generator=generator))
         mirrored = bool(torch.rand((), generator=generator) < 0.5)
         return start, mirrored and self.flip
 
     def window(self, index: int, start: int, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which of a file's frames a clip shows (T,), and its times (T,); `seconds` (F,) as `whole` gives them."""
+        """The frames (T,) of a file in a clip from `start`, and its times (T,); `seconds` (F,) are those of `whole`."""
         rows = self._rows(index, start)
         return rows, self._times(index, start, seconds[rows])
 
     def whole(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """All frames of a file, cropped, uint8 (F,H,W,3), and their seconds from the first one (F,)."""
+        """All frames of a file, cropped, uint8 (F,H,W,3), and their seconds (F,) from the first frame."""
         return np.concatenate(list(self.pieces(index))), self.seconds(index)
 
     def pieces(self, index: int, count: int = PIECE) -> Iterator[np.ndarray]:
-        """All frames of a file, cropped, uint8 (count,H,W,3) at a time; the last piece may hold fewer.
+        """All frames of a file, cropped, in pieces uint8 (count,H,W,3); the last piece may be shorter.
 
-        Every frame is cropped as soon as it is decoded, so that no more than a piece of cropped ones is in memory.
+        Every frame is cropped as soon as it is decoded, so that only a piece of cropped frames is in memory.
         """
         piece: list[np.ndarray] = []
         for frame in self._stream(index):
@@ -212,7 +215,7 @@ class ClipSet:
             yield np.stack(piece)
 
     def seconds(self, index: int) -> np.ndarray:
-        """Times (F,) of all frames of a file in seconds from the first one, float64."""
+        """Times (F,) of all frames of a file in seconds from the first frame, float64."""
         return np.zeros(1)
 
     def pixel_aspect(self, index: int) -> float:
@@ -228,18 +231,18 @@ class ClipSet:
         raise NotImplementedError
 
     def _stream(self, index: int) -> Iterator[np.ndarray]:
-        """All frames (H,W,3) of a file, uncropped, one after the other."""
+        """All frames (H,W,3) of a file, uncropped, in order."""
         yield from self._read(index, np.arange(self.length(index)))[0]
 
     def _last_start(self, index: int) -> int:
         return max(0, self.length(index) - self.span)
 
     def _rows(self, index: int, start: int) -> np.ndarray:
-        """The frames (T,) of a window; beyond the end the last one is held."""
+        """The frames (T,) of a window; beyond the end the last frame is repeated."""
         return np.minimum(start + np.arange(self.frames) * self.frame_interval, self.length(index) - 1)
 
     def _times(self, index: int, start: int, seconds: np.ndarray) -> np.ndarray:
-        """Seconds (T,) from the clip's first frame, given those of its rows; they go on where the last one is held."""
+        """Seconds (T,) from the clip's first frame, from those of its rows; they go on while the last frame repeats."""
         return seconds - seconds[0]
 
 
@@ -259,7 +262,7 @@ class VideoSet(ClipSet):
         return stream_frames(self.root / name, info)
 
     def seconds(self, index: int) -> np.ndarray:
-        """Times (F,) of all frames of a file in seconds from the first one, float64."""
+        """Times (F,) of all frames of a file in seconds from the first frame, float64."""
         name, _, info = self.files[index]
         return frame_seconds(self.root / name, info)
 
@@ -269,20 +272,20 @@ class VideoSet(ClipSet):
 
     def _times(self, index: int, start: int, seconds: np.ndarray) -> np.ndarray:
         info, offsets = self.files[index][2], np.arange(self.frames) * self.frame_interval
-        if info.constant_rate:  # exact, while the times in a file are rounded to its ticks
+        if info.constant_rate:  # exact; the times in a file are rounded to its ticks
             return offsets / info.fps
         return seconds - seconds[0] + (start + offsets - self._rows(index, start)) / info.fps
 
 
 class ImageSet(ClipSet):
-    """Photographs as clips of one frame, at time 0; `upright` turns them as EXIF data ask for: see `open_data`."""
+    """Photographs as clips of a single frame, at time 0; `upright` applies their EXIF rotation: see `open_data`."""
 
     def __init__(self, *args: Any, upright: bool = False, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.upright = upright
 
     def length(self, index: int) -> int:
-        """1: an image is one frame."""
+        """The number of frames, 1 for an image."""
         return 1
 
     def _read(self, index: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -290,7 +293,7 @@ class ImageSet(ClipSet):
 
 
 class ArraySet(ClipSet):
-    """Pictures that lie in memory, `pixels` uint8 RGB (N,H,W,3), as clips of one frame, at time 0."""
+    """Pictures in memory, `pixels` uint8 RGB (N,H,W,3), as clips of a single frame, at time 0."""
 
     def __init__(
         self,
@@ -307,13 +310,13 @@ class ArraySet(ClipSet):
         self.pixels = pixels
 
     def subset(self, indices: Sequence[int], report: Report) -> ArraySet:
-        """The pictures at `indices` alone."""
+        """The set of the pictures at `indices` alone, with the new `report`."""
         other = super().subset(indices, report)
         other.pixels = self.pixels[list(indices)]
         return other
 
     def length(self, index: int) -> int:
-        """1: an image is one frame."""
+        """The number of frames, 1 for an image."""
         return 1
 
     def _read(self, index: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -321,7 +324,7 @@ class ArraySet(ClipSet):
 
 
 def check_flip(flip: bool, labels: Sequence[str]) -> None:
-    """UserError where mirrored clips would be under the wrong label."""
+    """UserError if `flip` is true and a label has a direction, which a mirrored clip would contradict."""
     directed = directed_labels(labels) if flip else []
     if directed:
         raise UserError(f"labels with a direction ({quote(directed)}) are wrong once mirrored: type data.flip=false")

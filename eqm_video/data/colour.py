@@ -1,10 +1,10 @@
-"""Decoded video frames as 8-bit RGB: high dynamic range brought down to a screen's, transparency put on a ground.
+"""Decoded video frames as 8-bit RGB: high dynamic range is tone-mapped, transparency is put on a white ground.
 
-PQ (SMPTE ST 2084) and HLG (ARIB STD-B67) are turned into light, scaled so that diffuse white (203 cd/m², ITU-R BT.2408)
-is 1, brought from the primaries of BT.2020 to those of BT.709, and encoded as sRGB. Light up to KNEE stays as it is;
-what is brighter bends towards 1, so that highlights keep their gradations.
+PQ (SMPTE ST 2084) and HLG (ARIB STD-B67) are converted to light, scaled so that diffuse white (203 cd/m², ITU-R
+BT.2408) is 1, converted from the primaries of BT.2020 to those of BT.709, and encoded as sRGB. Light up to KNEE stays
+as it is; brighter light is compressed towards 1, so that highlights keep their gradations.
 
-Legend: H W height and width in pixels, before the rotation that a file asks for.
+Legend: H W height and width in pixels, before the rotation in the file.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from eqm_video.data.containers import MOST_PIXELS, VideoDecodeError
 if TYPE_CHECKING:
     import av
 
-GROUND = 255  # what shows through where a picture is transparent: white
-PQ, HLG = 16, 18  # transfer characteristics, as ITU-T H.273 numbers them
+GROUND = 255  # the ground of transparent pictures: white
+PQ, HLG = 16, 18  # transfer characteristics, numbered as in ITU-T H.273
 BT709 = 1  # primaries
 WHITE = 203.0  # cd/m² of diffuse white in both
 HLG_PEAK, HLG_GAMMA = 1000.0, 1.2  # cd/m² of the nominal display, and the gamma of its optical transfer
-KNEE = 0.75  # of white: light above it is compressed, so that white itself becomes 244 of 255
+KNEE = 0.75  # share of white: brighter light is compressed, so that white becomes 244 of 255
 BRIGHTEST = 10_000.0 / WHITE
 TO_BT709 = np.array(  # linear BT.2020 to linear BT.709, ITU-R BT.2087
     [[1.660491, -0.587641, -0.072850], [-0.124550, 1.132900, -0.008349], [-0.018151, -0.100579, 1.118730]], np.float32
@@ -33,7 +33,7 @@ LUMA = np.array([0.2627, 0.6780, 0.0593], np.float32)  # BT.2020
 
 
 def rgb(frame: av.VideoFrame) -> np.ndarray:
-    """The pixels of a frame, uint8 RGB (H,W,3). VideoDecodeError where there are more than MOST_PIXELS."""
+    """The pixels of a frame, uint8 RGB (H,W,3). VideoDecodeError for a frame of more than MOST_PIXELS pixels."""
     if frame.width * frame.height > MOST_PIXELS:
         raise VideoDecodeError(f"has a frame of {frame.height}x{frame.width} pixels, which is too large")
     if is_hdr(frame):
@@ -44,29 +44,29 @@ def rgb(frame: av.VideoFrame) -> np.ndarray:
 
 
 def is_hdr(frame: av.VideoFrame) -> bool:
-    """Whether a frame's values stand for light as PQ or HLG say."""
+    """Whether a frame's transfer characteristic is PQ or HLG."""
     return int(frame.color_trc) in (PQ, HLG)
 
 
 def has_alpha(frame: av.VideoFrame) -> bool:
-    """Whether a frame's format has room for transparency."""
+    """Whether a frame's format has an alpha channel or a palette, which may have transparency."""
     return frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
 
 
 def is_transparent(frame: av.VideoFrame) -> bool:
-    """Whether a part of a frame is transparent."""
+    """Whether any pixel of a frame is transparent."""
     return has_alpha(frame) and bool((frame.to_ndarray(format="rgba")[..., 3] < 255).any())
 
 
 def over_ground(pixels: np.ndarray) -> np.ndarray:
-    """Straight alpha over GROUND: uint8 (H,W,4) → (H,W,3); what is opaque stays as it is."""
+    """Straight alpha over GROUND: uint8 (H,W,4) → (H,W,3); opaque pixels stay as they are."""
     alpha = pixels[..., 3:].astype(np.uint16)
     mixed = pixels[..., :3] * alpha + GROUND * (255 - alpha)
     return ((mixed + np.uint16(127)) // 255).astype(np.uint8)
 
 
 def _tone_mapped(signal: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
-    """16-bit PQ or HLG (H,W,3) as 8-bit sRGB."""
+    """A 16-bit PQ or HLG frame (H,W,3) as 8-bit sRGB."""
     light = _light(transfer)[signal]
     if transfer == HLG:  # the display's gamma acts on brightness, not on each colour
         light *= (HLG_PEAK / WHITE) * (light @ LUMA)[..., None] ** (HLG_GAMMA - 1)
@@ -77,7 +77,7 @@ def _tone_mapped(signal: np.ndarray, transfer: int, primaries: int) -> np.ndarra
 
 @cache
 def _light(transfer: int) -> np.ndarray:
-    """Linear light (65536,) of every 16-bit value: of PQ in units of WHITE, of HLG the scene's, 0 to 1."""
+    """Linear light (65536,) of every 16-bit value: for PQ in units of WHITE, for HLG the scene's, 0 to 1."""
     value = np.arange(65536) / 65535
     if transfer == PQ:
         m1, m2, c1, c2, c3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
@@ -89,7 +89,7 @@ def _light(transfer: int) -> np.ndarray:
 
 @cache
 def _screen() -> np.ndarray:
-    """8-bit sRGB (65536,) of light, by the root of its share of BRIGHTEST: dark steps are then fine enough."""
+    """8-bit sRGB (65536,) of light, indexed by the root of its share of BRIGHTEST, for fine enough dark steps."""
     light = (np.arange(65536) / 65535) ** 2 * BRIGHTEST
     light = np.where(light <= KNEE, light, 1 - (1 - KNEE) * np.exp(-(light - KNEE) / (1 - KNEE)))
     coded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)

@@ -1,7 +1,7 @@
-"""Video files opened with PyAV: by absolute path, as plain files, in formats that hold their own pictures.
+"""Video files opened with PyAV: by absolute path, as plain files, in formats that contain their own pictures.
 
-FFmpeg chooses a format by content, and takes some names for addresses. A file called `pipe:1.avi`, or a list of other
-files (concat, HLS, SDP) called `a.mp4`, must therefore neither open anything else nor reach a network.
+FFmpeg chooses a format by content, and interprets some names as addresses. The limits here keep a file called
+`pipe:1.avi`, or a list of other files (concat, HLS, SDP) called `a.mp4`, from opening anything else or a network.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-# Demuxers whose files hold their pictures themselves. None of them reads another file.
+# Demuxers whose files contain their pictures. None of them reads another file.
 FORMATS = (
     *("matroska", "webm", "mov", "mp4", "3gp", "avi", "mpeg", "mpegts", "mpegvideo", "m4v", "h264", "hevc", "h263"),
     *("flv", "live_flv", "asf", "ogg", "rm", "mxf", "dv", "nut", "ivf", "obu", "mjpeg", "gif", "apng", "yuv4mpegpipe"),
 )
 MOST_PIXELS = 2**26  # of a frame: 8192 x 8192. Decoders hold more than a dozen frames at once
-LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders of these pass the alpha channel over
-STRICT = "crccheck+bitstream+buffer+explode"  # FFmpeg's err_detect: what is damaged raises instead of being patched
+LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders of these ignore the alpha channel
+STRICT = "crccheck+bitstream+buffer+explode"  # FFmpeg's err_detect: damage raises instead of being patched
 
 
 class VideoDecodeError(UserError):
-    """A file that cannot be opened or decoded, or that lacks the frames asked for; the message says which and why."""
+    """A file that cannot be opened or decoded, or lacks a requested frame; the message has the file and the reason."""
 
 
 def open_video(path: Path) -> InputContainer:
-    """A video file, opened for reading. VideoDecodeError where its content is no format of FORMATS."""
+    """A video file, opened for reading. VideoDecodeError if its content is in none of FORMATS."""
     import av
 
     limits = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)}
-    try:  # titles in old encodings are no reason to refuse a video
+    try:  # titles in old encodings must not make a video unreadable
         return av.open(os.path.abspath(path), container_options=limits, metadata_errors="ignore")
     except av.error.ArgumentError as error:
         raise VideoDecodeError("cannot be read as a video (its content is of no format that is read)") from error
 
 
 def video_stream(container: InputContainer) -> VideoStream:
-    """The video of an opened file. VideoDecodeError where there is none, or it is too large or of no known codec."""
+    """The video stream of an opened file. VideoDecodeError without one, for an unknown codec, or too large frames."""
     stream = container.streams.best("video")
     if stream is None:
         raise VideoDecodeError("holds no video stream")
@@ -61,10 +61,10 @@ def video_stream(container: InputContainer) -> VideoStream:
 
 
 class Pictures:
-    """The decoded frames of a video file, from its start or from where `seek` went. A context manager.
+    """The decoded frames of a video file, from its start or from the last `seek`. A context manager.
 
-    A damaged packet costs its own frames only. `damaged` turns true where one was met. `strict` tells the decoder to
-    report damage rather than to patch it.
+    A damaged packet loses its own frames only, and sets `damaged`. With `strict` the decoder reports damage instead of
+    patching it.
     """
 
     def __init__(self, path: Path, *, strict: bool = False) -> None:
@@ -100,7 +100,7 @@ class Pictures:
 
         for packet in self.container.demux(self.stream):
             last = packet.size == 0 and packet.pts is None and packet.dts is None
-            if packet.size == 0 and not last:  # it repeats a frame; a decoder would take it for the end
+            if packet.size == 0 and not last:  # it repeats a frame; a decoder would read it as the end
                 continue
             self.damaged = self.damaged or packet.is_corrupt
             try:
@@ -114,7 +114,7 @@ class Pictures:
 
 
 def _decoder(stream: VideoStream) -> av.VideoCodecContext:
-    """The stream's own decoder, or one that knows the transparency which the file says it has."""
+    """The stream's own decoder, or libvpx for a file that declares transparency, which FFmpeg's decoder ignores."""
     import av
 
     own = stream.codec_context

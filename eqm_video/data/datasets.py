@@ -1,4 +1,4 @@
-"""From a data folder to a set of clips: find the files, look at each one once, keep those that can be read."""
+"""From a data folder to a set of clips: find the files, inspect each of them once, keep those that can be read."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from eqm_video.errors import UserError
 
 __all__ = ["ArraySet", "Clip", "ClipSet", "ImageSet", "VideoSet", "batch_of", "collate", "look_at_video", "open_data"]
 
-SHORT = ("repeat", "skip", "error")  # what to do with videos shorter than a clip
-DECODED = 20_000  # images up to which the first look decodes each one; of a larger set it would take many minutes
+SHORT = ("repeat", "skip", "error")  # policies for videos shorter than a clip
+DECODED = 20_000  # images up to which each is decoded at first; a larger set would take many minutes
 
 
 @dataclass(frozen=True)
 class Share:
-    """A share of the files, held out by name and `seed`. `held_out`: these are wanted, and not the others."""
+    """A share of the files, held out by name and `seed`; `held_out` selects these files, False all others."""
 
     fraction: float
     seed: int
@@ -56,28 +56,28 @@ def open_data(
     again: bool = True,
     split_option: str = "data.split",
 ) -> VideoSet | ImageSet | ArraySet:
-    """Find the files of a data folder, look at each one once, and make a set of those that can be read.
+    """Find the files of a data folder, inspect each of them once, and make a set of those that can be read.
 
     Layouts: class folders; a flat folder (no labels); UCF-101's lists, for `split` and `fold`; for images also CIFAR-10
-    as it is published, archive or folder, with its own splits. `labelled=False` forgets the labels. `short` says what
-    happens to videos shorter than a clip, which spans (frames - 1)·frame_interval + 1 source frames: "repeat" holds the
-    last frame, "skip" leaves them out, "error" refuses them. `size` is in pixels, one number or (height, width).
+    as published, archive or folder, with its own splits. `labelled=False` drops the labels. `short` is the policy for
+    videos shorter than a clip, which spans (frames - 1)·frame_interval + 1 source frames: "repeat" repeats the last
+    frame, "skip" leaves them out, "error" refuses them. `size` is in pixels, a number or (height, width).
 
-    `buckets` are shapes of clips that the set is meant for, through `set.view(bucket)`; where there are any, they and
-    not `frames` decide which videos are too short. Each view takes the videos that are long enough for it. `short` is
-    about those that are too short for all of them: "repeat" holds their last frame in the view of the shortest shape.
+    `buckets` are the shapes of clips of the set, through `set.view(bucket)`. If there are any, they and not `frames`
+    decide which videos are too short. Each view has the videos that are long enough for it. `short` applies to videos
+    that are too short for all shapes: "repeat" repeats their last frame in the view of the shortest shape.
 
-    Files that cannot be read are left out and named with the reason in `set.report`, and in the JSON file
-    `report_path`. A class without a usable file has no label, unless an official list numbers it. `index_path`
-    remembers what was found, for a quick second start; `again=False` believes it of refused files too. Images are
-    decoded at this first look, of more than 20,000 the headers alone are read; `verify="size"` opens none, for sets of
-    a million.
+    Files that cannot be read are left out, and named with the reason in `set.report` and in the JSON file
+    `report_path`. A class without a usable file has no label, unless an official list numbers it. `index_path` is a
+    file that caches the results of the inspection for a quick second start; with `again=False` refused files are not
+    inspected again either. Up to 20,000 images are decoded, of more the headers alone are read; `verify="size"` opens
+    none, for sets of a million.
 
-    `share` keeps a part of the usable files, which all other settings leave alone: those to train on, or the others.
+    `share` keeps a part of the usable files: those to train on, or those held out. It changes no other setting.
 
-    UserError where nothing can be used, and for every setting out of range. `beside` says that these are images beside
-    videos: errors then advise no other kind and no split. `split_option` is what the user typed for `split`. `upright`
-    turns images as their EXIF data ask for.
+    UserError if no file can be used, and for every setting out of range. `beside` means images beside videos: errors
+    then suggest no other kind and no split. `split_option` is the user's name of `split` in errors. `upright` applies
+    the EXIF rotation of images.
     """
     _check(kind, frames, frame_interval, short, verify)
     sides(size)
@@ -92,7 +92,7 @@ def open_data(
             listing = replace(listing, labels=[], label_ids=[-1] * len(listing.names), official=False)
         check_flip(flip, listing.labels)
         report = report_on(listing, str(root), short)
-        place = Path(os.path.abspath(root))  # decoders take a relative name such as 12:30.avi for a protocol
+        place = Path(os.path.abspath(root))  # decoders read a relative name such as 12:30.avi as a protocol
         infos, report.unreadable = _examine(kind, place, listing.names, verify, index_path, again)
         if kind == "videos":
             report.short = {name: info.frames for name, info in infos.items() if info.frames < shapes[0].span}
@@ -126,7 +126,7 @@ def _open_cifar(kind: str, place: Path, split: str | None, labelled: bool, look:
 
 
 def look_at_video(path: Path) -> VideoInfo:
-    """What is in a video file; VideoDecodeError, naming the file, where it cannot be read or was cut short."""
+    """The info of a video file; VideoDecodeError, which names the file, if it cannot be read or was cut short."""
     path = Path(os.path.abspath(path))
     infos, reasons = examine(path.parent, [path.name], "video", VideoInfo)
     if reasons:
@@ -135,7 +135,7 @@ def look_at_video(path: Path) -> VideoInfo:
 
 
 def report_on(listing: Listing, root: str, short: str) -> Report:
-    """The report of a data set before its files were opened."""
+    """The report of a data set before its files are opened."""
     return Report(
         root,
         len(listing.names),
@@ -149,7 +149,7 @@ def report_on(listing: Listing, root: str, short: str) -> Report:
 def _examine(
     kind: str, place: Path, names: Sequence[str], verify: str, index_path: str | Path | None, again: bool
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Infos of the files by name, and the reasons of those that cannot be read."""
+    """Infos of the files by name, and the reasons why the others cannot be read, by name."""
     if kind == "videos":
         return examine(place, names, "video", VideoInfo, index_path, again)
     if verify == "size":
@@ -161,7 +161,7 @@ def _examine(
 def _usable(
     listing: Listing, infos: dict[str, VideoInfo | ImageInfo], report: Report
 ) -> tuple[list[tuple[str, int, VideoInfo | ImageInfo]], list[str]]:
-    """The files that are used and their labels, noted in the report. A label without a file goes, unless official."""
+    """The used files and their labels, noted in the report. A label without a file is dropped, unless official."""
     skipped = report.short if report.policy == "skip" else {}
     numbered = zip(listing.names, listing.label_ids, strict=True)
     files = [(name, label, infos[name]) for name, label in numbered if name in infos and name not in skipped]
@@ -182,12 +182,12 @@ def _usable(
 
 
 def _part(whole: ClipSet, share: Share, buckets: Sequence[Bucket]) -> ClipSet:
-    """The files to train on, or those that are held out, of a set. UserError where a bucket is left without any."""
-    held = choose_held_out(
+    """The files of a set to train on, or the held-out ones. UserError if a bucket is left without a file."""
+    is_held_out = choose_held_out(
         [name for name, _, _ in whole.files], [label for _, label, _ in whole.files], share.fraction, share.seed
     )
-    chosen = [index for index, out in enumerate(held) if out == share.held_out]
-    names = [name for (name, _, _), out in zip(whole.files, held, strict=True) if out]
+    chosen = [index for index, out in enumerate(is_held_out) if out == share.held_out]
+    names = [name for (name, _, _), out in zip(whole.files, is_held_out, strict=True) if out]
     part = whole.subset(chosen, replace(whole.report, used=len(chosen), held_out=names))
     for shape in buckets:
         if not part.view(shape).members():
@@ -210,13 +210,13 @@ def _check(kind: str, frames: int, frame_interval: int, short: str, verify: str)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UserError(f"data.{key} is {value!r}; type a whole number from 1 on")
     if kind == "images" and frames != 1:
-        raise UserError(f"data.frames={frames}, but images are clips of one frame: type data.frames=1")
+        raise UserError(f"data.frames={frames}, but images are clips of 1 frame: type data.frames=1")
 
 
 def _check_lengths(kind: str, infos: dict[str, Any], report: Report, shapes: Sequence[Bucket], is_bucket: bool) -> None:
-    """UserError where no file can be read, no video is as long as the longest clip, or one is shorter than all.
+    """UserError if no file can be read, no video is as long as the longest clip, or a video is shorter than all clips.
 
-    The last of these only where `short` refuses it. `shapes` are ordered by their spans.
+    The last is an error only under the policy "error". `shapes` are ordered by their spans.
     """
     if not infos:
         named = [f"{name} ({reason})" for name, reason in report.unreadable.items()]

@@ -1,8 +1,8 @@
 """Procedural still images: licence-free pictures with the statistics of photographs.
 
 A *dead leaves* model (Mandelbrot's; Lee, Mumford & Huang 2001): opaque shapes with power-law sizes fall on each other
-until they cover the picture. Edges, occlusion, textures and smooth shading at every scale are what an autoencoder
-has to learn to reconstruct photographs that it has never seen. The bundled codec is trained on them.
+until they cover the picture. An autoencoder learns edges, occlusion, textures and smooth shading at every scale from
+them, and can then reconstruct photographs. The bundled codec is trained on them.
 
 Legend: H W height and width of the picture in pixels; colours are RGB in [0, 1] until the last line.
 """
@@ -79,10 +79,10 @@ def _outline(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def dead_leaves(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """One picture as uint8 (H, W, 3).
+    """Draw a picture, uint8 (H, W, 3).
 
-    From a crowded heap of leaves down to a single shape on a plain ground, so that simple synthetic clips are part of
-    the distribution too.
+    Pictures range from a crowded heap of leaves to a single shape on a plain ground, so that simple synthetic clips
+    belong to the distribution too.
     """
     full_height, full_width = height * SUPERSAMPLING, width * SUPERSAMPLING
     largest = min(full_height, full_width) // 2
@@ -102,7 +102,7 @@ def dead_leaves(rng: np.random.Generator, height: int, width: int) -> np.ndarray
         shape = shape[inner][: region.shape[0], : region.shape[1]]
         surface = surface[inner][: region.shape[0], : region.shape[1]]
         region[shape] = surface[shape]
-    if rng.random() < 0.5:  # a light over everything
+    if rng.random() < 0.5:  # uneven light over the whole picture
         canvas *= 1.0 + 0.15 * fractal_noise(rng, full_height, full_width, 2.0)[..., None]
     picture = canvas.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING, 3).mean(axis=(1, 3))
     if rng.random() < 0.3:  # sensor grain

@@ -1,4 +1,4 @@
-"""The content of one folder: files of the wanted kinds, folders, and the rest by the reason why it is passed over."""
+"""The content of a folder: files of the requested kinds, folders, and all other entries by the reason to skip them."""
 
 from __future__ import annotations
 
@@ -14,53 +14,53 @@ CIRCLE = "link in a circle"
 FOLDER = "folder"
 UNREADABLE = "unreadable folder"
 HIDDEN = "hidden"
-LITTER = ("thumbs.db", "desktop.ini")  # what systems leave behind: no more than hidden files
+LITTER = ("thumbs.db", "desktop.ini")  # files of systems, ignored like hidden files
 
 
 @dataclass
 class Entries:
-    """The names in a folder, sorted. `passed_over` has the others by reason; an extension is a reason, such as .txt."""
+    """The names in a folder, sorted. `passed_over` has skipped names by reason, such as the extension ".txt"."""
 
     files: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     passed_over: dict[str, list[str]] = field(default_factory=dict)
 
     def pass_over(self, reason: str, name: str) -> None:
-        """Note why a name is not used."""
+        """Note that a name is skipped, and the reason."""
         self.passed_over.setdefault(reason, []).append(name)
 
 
 def read_entries(folder: Path, extensions: Sequence[str]) -> Entries:
-    """The content of a folder; links are followed. Raises OSError where the folder itself cannot be read.
+    """The content of a folder; links are followed. Raises OSError if the folder itself cannot be read.
 
-    Names that begin with a dot are none of the data; only where such a name has a wanted extension is it passed over
-    with a reason, unless it is a Mac's "._" file.
+    Names that begin with a dot are ignored. With one of `extensions` they are listed in `passed_over`, unless they are
+    "._" files of a Mac.
     """
-    found, endings = Entries(), tuple(extensions)
+    content, endings = Entries(), tuple(extensions)
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             name = entry.name
-            wanted = name.lower().endswith(endings)
+            matches = name.lower().endswith(endings)
             if name.startswith(".") or name.lower() in LITTER:
-                if wanted and not name.startswith("._"):
-                    found.pass_over(HIDDEN, name)
+                if matches and not name.startswith("._"):
+                    content.pass_over(HIDDEN, name)
                 continue
             kind = _kind(entry)
-            if kind == "file" and wanted:
-                found.files.append(name)
+            if kind == "file" and matches:
+                content.files.append(name)
             elif kind == "file":
-                found.pass_over(Path(name).suffix.lower() or "no extension", name)
+                content.pass_over(Path(name).suffix.lower() or "no extension", name)
             elif kind == FOLDER:
-                found.folders.append(name)
+                content.folders.append(name)
             else:
-                found.pass_over(kind, name)
-    return found
+                content.pass_over(kind, name)
+    return content
 
 
 def _kind(entry: os.DirEntry) -> str:
-    """ "file", "folder", or why a name is neither."""
+    """The kind of an entry: "file", "folder", or the reason to skip it."""
     try:
-        if entry.is_file(follow_symlinks=False):  # known without asking the disk again
+        if entry.is_file(follow_symlinks=False):  # known without another access to the disk
             return "file"
         mode = entry.stat().st_mode
     except OSError as error:
@@ -80,7 +80,7 @@ def _kind(entry: os.DirEntry) -> str:
 
 
 def leads_back(folder: Path) -> bool:
-    """Whether a folder is a link to one that it lies in."""
+    """Whether a folder is a link to a folder that contains it."""
     if not folder.is_symlink():
         return False
     target = Path(os.path.realpath(folder))
@@ -88,12 +88,12 @@ def leads_back(folder: Path) -> bool:
 
 
 def below(prefix: str, passed_over: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """The same, with names relative to the folder that holds the folder `prefix`."""
+    """The reasons and names of folder `prefix`, with names relative to the parent folder."""
     return {reason: [f"{prefix}/{name}" for name in names] for reason, names in passed_over.items()}
 
 
 def merge(parts: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, list[str]]:
-    """All that several folders pass over, by reason."""
+    """The skipped names of several folders, by reason."""
     whole: dict[str, list[str]] = {}
     for part in parts:
         for reason, names in part.items():

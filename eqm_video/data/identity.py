@@ -1,6 +1,7 @@
-"""Identity of a set of files: hashes that tell whether a run resumes on the data that it began with.
+"""Identity of a set of files: hashes that show whether a run resumes on the data that it began with.
 
-Names, sizes and the two ends of every file count. The folder's place and the files' times do not: a copy is the same.
+They depend on the names, sizes and both ends of all files, not on the folder's place or the files' times: a copy of the
+data has the same identity.
 """
 
 from __future__ import annotations
@@ -14,31 +15,31 @@ from typing import Any
 from eqm_video.data.layout import quote
 
 ENDS = 4096  # bytes of each end of a file
-OPENED = 20_000  # files up to which the ends are read; of larger sets names and sizes alone count
-LISTED = 1000  # files up to which each has its own hash in the record; beyond, each label has one
+OPENED = 20_000  # files up to which the ends are read; for larger sets names and sizes alone count
+LISTED = 1000  # files up to which each has its own hash in the record; in larger sets each label has a hash
 THREADS = 8
 
 
 def identity(data: Any) -> dict[str, Any]:
-    """Hashes of a set: `total`, and `files` by name or `labels` by label, which tell where a difference lies."""
+    """Hashes of a set: `total`, and `files` by name or `labels` by label, which locate a difference."""
     rows = sorted((name, data.labels[label] if label >= 0 else "") for name, label, _ in data.files)
-    if hasattr(data, "pixels"):  # pictures in memory, from one archive
+    if hasattr(data, "pixels"):  # pictures in memory, from an archive
         return {"total": _short(data.pixels.tobytes(), repr([(name, label) for name, label, _ in data.files]).encode())}
     opened = len(rows) <= OPENED
     with ThreadPoolExecutor(THREADS) as pool:
         hashes = list(pool.map(lambda row: _of_file(Path(data.root), *row, opened), rows, chunksize=64))
     named = {name: digest for (name, _), digest in zip(rows, hashes, strict=True)}
-    found: dict[str, Any] = {"total": _short(*(digest.encode() for digest in hashes))}
+    hashed: dict[str, Any] = {"total": _short(*(digest.encode() for digest in hashes))}
     if len(rows) <= LISTED:
-        return {**found, "files": named}
+        return {**hashed, "files": named}
     by_label: dict[str, list[bytes]] = {}
     for (name, label), _ in zip(rows, hashes, strict=True):
         by_label.setdefault(label, []).append(named[name].encode())
-    return {**found, "labels": {label: _short(*digests) for label, digests in by_label.items()}}
+    return {**hashed, "labels": {label: _short(*digests) for label, digests in by_label.items()}}
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """Sentence part that says what differs between two identities; None where they are equal."""
+    """The difference between two identities, as a part of a sentence; None if they are equal."""
     if old.get("total") == new.get("total"):
         return None
     for key, noun in (("files", "files"), ("labels", "files of the labels")):
@@ -46,8 +47,8 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
         if isinstance(then, dict) and isinstance(now, dict):
             other = [name for name in then if name in now and then[name] != now[name]]
             gone, added = [name for name in then if name not in now], [name for name in now if name not in then]
-            told = (("changed", other), ("gone", gone), ("new", added))
-            parts = [f"{word}: {quote(names)}" for word, names in told if names]
+            changes = (("changed", other), ("gone", gone), ("new", added))
+            parts = [f"{word}: {quote(names)}" for word, names in changes if names]
             return f"other {noun} than then ({'; '.join(parts)})" if parts else None
     return "other files than then"
 
@@ -57,7 +58,7 @@ def _of_file(root: Path, name: str, label: str, opened: bool) -> str:
     try:
         size = path.stat().st_size
         ends = _ends(path, size) if opened else b""
-    except OSError:  # it vanished since it was found: different from any file that is there
+    except OSError:  # the file has vanished: its hash differs from that of any file
         size, ends = -1, b""
     return _short(name.encode("utf-8", "surrogateescape"), label.encode("utf-8", "replace"), str(size).encode(), ends)
 

@@ -1,7 +1,7 @@
-"""Photographs: what a header says, and the pixels, 8 bits RGB.
+"""Photographs: their headers, and their pixels as 8-bit RGB.
 
-Training reads orientation marks (EXIF) only where it is asked to (`upright`), as DiT and SiT do not; a picture that
-somebody starts from is always set upright. Transparency is put on GROUND, white. Grey of 16 bits keeps its range.
+Training applies the EXIF orientation only with `upright`, since DiT and SiT ignore it; a picture to start sampling from
+is always set upright. Transparency is put on GROUND, white. Grey of 16 bits keeps its range.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from PIL import Image
 from eqm_video.data.colour import over_ground
 from eqm_video.data.containers import VideoDecodeError
 
-# What Pillow raises on bad files.
+# Errors of Pillow on bad files.
 ERRORS = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error)
-# By content, whatever the file is called: no format that starts another program (EPS) or holds no pixels (WMF).
+# Formats by content, whatever the name: none that starts another program (EPS) or has no pixels (WMF).
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
-MOST_PIXELS = 2**27  # 11585 x 11585; the largest sensors of phones have 108 million in one picture
-LARGE = 2**24  # pixels from which on only one picture is decoded at a time: threads would add up their memory
+MOST_PIXELS = 2**27  # 11585 x 11585; the largest sensors of phones have 108 million
+LARGE = 2**24  # pixels; larger pictures are decoded one at a time, so that the memory of threads does not add up
 ORIENTATION = 0x0112  # the EXIF tag
-UPRIGHT = {  # what sets a picture upright, by the tag's value
+UPRIGHT = {  # the turn that sets a picture upright, by the tag's value
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -43,25 +43,25 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MO
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What an image's header says, in pixels, as the picture is stored; 0 where it was not opened."""
+    """The size of an image in pixels, as stored, from its header; 0 for a file that was not opened."""
 
     height: int = 0
     width: int = 0
-    notes: tuple[str, ...] = ()  # what is unusual about its pixels, in a word or two each, such as "transparency"
+    notes: tuple[str, ...] = ()  # unusual properties of its pixels, such as "transparency"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "notes", tuple(self.notes))  # JSON, where infos are remembered, makes a list of it
+        object.__setattr__(self, "notes", tuple(self.notes))  # a list, if it comes from JSON
 
 
 def probe_image(path: Path) -> ImageInfo:
-    """Open an image's header. VideoDecodeError where it is not an image, or too large."""
+    """The info of an image from its header. VideoDecodeError if it is not an image, or too large."""
     probe_size(path)
     with _errors(path, "cannot be read as an image"), _open(path) as image:
         return ImageInfo(image.height, image.width, _notes(image))
 
 
 def decode_image(path: Path) -> ImageInfo:
-    """`probe_image`, and VideoDecodeError where the pixels do not decode, as in a file that was cut short."""
+    """The info of an image whose pixels decode; VideoDecodeError if they do not, as in a file that was cut short."""
     info = probe_image(path)
     with _errors(path, "cannot be decoded"), _open(path) as image, _turn(image):
         image.load()
@@ -71,16 +71,16 @@ def decode_image(path: Path) -> ImageInfo:
 
 
 def probe_size(path: Path) -> ImageInfo:
-    """VideoDecodeError where a file is empty; it is not opened."""
+    """An empty info, without opening the file; VideoDecodeError if the file has 0 bytes."""
     if path.stat().st_size == 0:
         raise VideoDecodeError(f"{path}: the file is empty (0 bytes)")
     return ImageInfo()
 
 
 def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
-    """The pixels, uint8 RGB (H,W,3); `upright` turns them as the file's EXIF data ask for.
+    """The pixels of an image, uint8 RGB (H,W,3); `upright` applies the EXIF rotation.
 
-    VideoDecodeError where they cannot be decoded, are too many, or stand for no brightness that is known (floats).
+    VideoDecodeError if they cannot be decoded, are too many, or have an unknown range (floats).
     """
     with _errors(path, "cannot be decoded"), _open(path) as image, _turn(image):
         image.load()
@@ -89,25 +89,25 @@ def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
 
 
 @contextmanager
-def _errors(path: Path, what: str) -> Iterator[None]:
-    """Errors of Pillow within become VideoDecodeError, which names the file."""
+def _errors(path: Path, problem: str) -> Iterator[None]:
+    """Turn errors of Pillow inside the block into a VideoDecodeError that names the file."""
     try:
         yield
     except VideoDecodeError as error:
         raise VideoDecodeError(f"{path}: {error}") from error
     except ERRORS as error:
-        raise VideoDecodeError(f"{path}: {what} ({error})") from error
+        raise VideoDecodeError(f"{path}: {problem} ({error})") from error
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow knows."""
+    """The formats in FORMATS that the installed Pillow supports."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _open(path: Path) -> Image.Image:
-    """The header of a file. VideoDecodeError where the picture has more than MOST_PIXELS."""
+    """An opened image, its header read. VideoDecodeError if it has more than MOST_PIXELS pixels."""
     too_large = f"more than the {MOST_PIXELS // 10**6} million pixels that are read; make it smaller"
     try:
         image = Image.open(path, formats=_formats())
@@ -120,7 +120,7 @@ def _open(path: Path) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> AbstractContextManager[object]:
-    """Waits until no other large picture is being decoded, where this is one."""
+    """A lock that lets large pictures be decoded one at a time; an empty context for others."""
     return _one_large if image.width * image.height >= LARGE else nullcontext()
 
 
@@ -132,20 +132,20 @@ def _turned(image: Image.Image, turn: Image.Transpose) -> Image.Image:
 
 
 def _orientation(image: Image.Image, decoded: bool) -> int:
-    """The value of the EXIF tag, 1 where there is none; of a PNG it may stand behind the pixels."""
-    if image.format == "TIFF":  # Pillow itself sets these upright as it decodes them
+    """The value of the EXIF tag, 1 if there is none; in a PNG it may come after the pixels."""
+    if image.format == "TIFF":  # Pillow itself sets TIFFs upright while it decodes them
         return 1
     if not decoded and image.format == "PNG" and "exif" not in image.info:
         return 1
     try:
         value = image.getexif().get(ORIENTATION, 1)
-    except ERRORS:  # damaged EXIF data say nothing
+    except ERRORS:  # damaged EXIF data count as absent
         return 1
     return value if isinstance(value, int) else 1
 
 
 def _notes(image: Image.Image, decoded: bool = False) -> tuple[str, ...]:
-    """What is unusual; of a header alone, transparency where the format has room for it."""
+    """Unusual properties. Before decoding, a format with an alpha channel counts as transparent."""
     transparent = image.has_transparency_data
     if transparent and decoded:
         transparent = bool(_alpha_of(image) < 255)
@@ -158,7 +158,7 @@ def _notes(image: Image.Image, decoded: bool = False) -> tuple[str, ...]:
 
 
 def _alpha_of(image: Image.Image) -> float:
-    """The least alpha of a decoded picture, 0 to 255."""
+    """The smallest alpha of a decoded picture, 0 to 255."""
     if image.mode.startswith("I"):
         return 0 if bool((np.asarray(image) == image.info.get("transparency")).any()) else 255
     return _rgba(image).getchannel("A").getextrema()[0]

@@ -1,9 +1,9 @@
 """Latents of a small set, encoded once and kept in memory: training then neither decodes nor encodes.
 
-A codec works frame by frame and the crop of a set is fixed, so the posterior of every frame (of both mirrorings, where
-flips are on) can be computed before the first step. What a request returns is what the set itself would return, with
-moments instead of pixels: the same window, flip, label and times. Files are decoded, cropped and encoded in pieces of a
-few frames, and the moments are kept in half precision, which rounds them by less than a codec's own noise.
+A codec works frame by frame and the crop of a set is fixed, so the posterior of every frame (of both mirrorings, if
+flips are on) can be computed before the first step. A request returns the same window, flip, label and times as the
+set itself, with moments instead of pixels. Files are decoded, cropped and encoded in pieces of a few frames. The
+moments are kept in half precision, which rounds them by less than a codec's own noise.
 
 Legend: B clips, T frames, F frames of a whole file, C channels, h w height and width of the latents.
 """
@@ -29,12 +29,12 @@ from eqm_video.errors import UserError
 from eqm_video.randomness import generator
 
 LIMIT = 8 * 2**30  # bytes; larger sets are encoded online
-DTYPE = torch.float16  # of the moments in memory
+DTYPE = torch.float16  # the moments in memory
 
 
 @dataclass
 class LatentClip:
-    """One clip as a posterior: `Clip` with `moments` (T, 2C, h, w), mean and log-variance, instead of pixels."""
+    """A clip as a posterior: `Clip` with `moments` (T, 2C, h, w), mean and log-variance, instead of pixels."""
 
     moments: Tensor
     label: int
@@ -49,12 +49,12 @@ def collate_latents(clips: Sequence[LatentClip]) -> dict[str, Any]:
 
 
 class LatentSet:
-    """The moments of every frame of `data`, in CPU memory; `set[(index, seed)]` as the set itself.
+    """The moments of every frame of `data`, in CPU memory, with clips by `set[(index, seed)]` as in the set itself.
 
-    A file with a frame that does not decode is left out, with a warning: requests for it get another one, drawn from
+    A file with a frame that does not decode is left out, with a warning: requests for it get another file, drawn from
     their seed.
 
-    `taken` bytes are what other sets of the run hold already; `bytes` is that and what this one adds.
+    `taken` is the memory of the run's other sets in bytes; the attribute `bytes` is that plus the memory of this set.
 
     Raises:
         UserError: the moments would take more than 8 GiB, those of a file are not finite, or no file decodes.
@@ -85,13 +85,13 @@ class LatentSet:
             raise UserError(f"none of the {len(reasons)} files in {data.root} can be decoded: {quote(reasons)}")
 
     def __len__(self) -> int:
-        """The number of files of the set, with those that were left out."""
+        """The number of files of the set, including those that were left out."""
         return len(self.data)
 
     def __getitem__(self, request: tuple[int, int]) -> LatentClip:
-        """The clip of request (index, seed), the one whose pixels `data[(index, seed)]` gives."""
+        """The clip of request (index, seed): the moments of the pixels of `data[(index, seed)]`."""
         index, seed = request[0], int(request[1])
-        return self.data.substitutes.take(index, seed, lambda one: self._clip(one, seed))
+        return self.data.substitutes.take(index, seed, lambda file: self._clip(file, seed))
 
     def view(self, shape: Bucket) -> LatentSet:
         """The same latents, cut into clips of another shape; nothing is encoded or copied."""
@@ -100,9 +100,9 @@ class LatentSet:
         return other
 
     def _encoded(self, index: int, codec: Codec, device: str | torch.device) -> tuple[list[Tensor], Any]:
-        """Moments float16 (F, 2C, h, w) of a file, of each mirroring, and the seconds of its frames (F,).
+        """The moments float16 (F, 2C, h, w) of a file, for each mirroring, and the seconds of its frames (F,).
 
-        Raises VideoDecodeError where it does not decode, UserError where its moments are not finite in half precision.
+        Raises VideoDecodeError if it does not decode, UserError if its moments are not finite in half precision.
         """
         count, seconds = self.data.length(index), self.data.seconds(index)
         stored = [torch.empty(count, *self._shape(codec), dtype=DTYPE) for _ in range(2 if self.data.flip else 1)]
@@ -110,8 +110,8 @@ class LatentSet:
         for piece in self.data.pieces(index):
             pixels = torch.from_numpy(piece).permute(0, 3, 1, 2)[None].to(device).float() / 127.5 - 1
             rows = slice(first, first + len(piece))
-            for kept, one in zip(stored, [pixels, pixels.flip(-1)], strict=False):
-                kept[rows] = codec.moments(one)[0].to(DTYPE).cpu()
+            for kept, mirroring in zip(stored, [pixels, pixels.flip(-1)], strict=False):
+                kept[rows] = codec.moments(mirroring)[0].to(DTYPE).cpu()
                 if not torch.isfinite(kept[rows]).all():
                     raise UserError(
                         f"the latents of {self.data.root / self.data.files[index][0]} are not finite (frames {first} "
@@ -123,7 +123,7 @@ class LatentSet:
         return stored, seconds
 
     def _clip(self, index: int, seed: int) -> LatentClip:
-        """The clip of one file. VideoDecodeError where it was left out."""
+        """The clip of a file. VideoDecodeError if it was left out."""
         index = self.data.stand_in(index, seed)
         if index in self.unreadable:
             raise VideoDecodeError(self.unreadable[index])
@@ -135,11 +135,11 @@ class LatentSet:
         return LatentClip(moments, label, torch.from_numpy(times).float(), name, start)
 
     def _shape(self, codec: Codec) -> tuple[int, int, int]:
-        """(2C, h, w) of the moments of a frame."""
+        """The shape (2C, h, w) of the moments of a frame."""
         height, width = self.data.size
         return 2 * codec.latent_channels, height // codec.downsampling, width // codec.downsampling
 
     def _size(self, codec: Codec) -> int:
-        """Bytes that the moments of the set take."""
+        """The memory of the moments of the set, in bytes."""
         frames = sum(self.data.length(index) for index in range(len(self.data)))
         return DTYPE.itemsize * math.prod(self._shape(codec)) * frames * (2 if self.data.flip else 1)

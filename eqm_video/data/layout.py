@@ -1,4 +1,4 @@
-"""What a data folder holds: class folders, a flat folder, or UCF-101's official lists. Files are named, not opened."""
+"""The layout of a data folder: class folders, a flat folder, or UCF-101's official lists. Files are not opened."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from eqm_video.names import as_label, shown
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2")
 EXTENSIONS = {"videos": VIDEO_EXTENSIONS, "images": IMAGE_EXTENSIONS}
 LIST_FOLDERS = ("", "splits", "ucfTrainTestlist")  # where UCF-101's lists may lie, below the root
-SHOWN = 5  # names that an error message quotes before "..."
+SHOWN = 5  # names that a message quotes before "and N more"
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Listing:
     names: list[str]
     label_ids: list[int]
     labels: list[str]
-    missing: tuple[str, ...] = ()  # named by a list, not there
-    ignored: tuple[str, ...] = ()  # folders that hold files of the kind only deeper down
+    missing: tuple[str, ...] = ()  # named by a list, but not in the folder
+    ignored: tuple[str, ...] = ()  # folders with files of the kind only deeper down
     empty: tuple[str, ...] = ()  # class folders without a file of the kind
-    passed_over: dict[str, list[str]] = field(default_factory=dict)  # what is not read, by reason
-    official: bool = False  # the labels are numbered by a list, and keep their numbers whatever files there are
+    passed_over: dict[str, list[str]] = field(default_factory=dict)  # names that are not read, by reason
+    official: bool = False  # a list numbers the labels; the numbers do not depend on the files
 
 
 def list_files(
@@ -43,10 +43,10 @@ def list_files(
     beside: bool = False,
     split_option: str = "data.split",
 ) -> Listing:
-    """Find the files of `kind` ("videos" or "images") under `root`. UserError where there are none, or too deep.
+    """Find the files of `kind` ("videos" or "images") under `root`. UserError if there are none, or too deep.
 
-    `beside`: these are images beside videos, so that errors advise neither another kind nor a split. `split_option` is
-    what the user typed for the split: a key of a recipe, or an option of a command, such as --split.
+    `beside` means images beside videos, for which errors suggest neither another kind nor a split. `split_option` is
+    the user's name of `split` in errors: a key of a recipe, or an option of a command, such as --split.
     """
     check_folder(kind, root, beside)
     if split not in (None, "train", "test"):
@@ -56,29 +56,29 @@ def list_files(
         if lists is None:
             raise UserError(_no_lists(root, split, fold, split_option))
         return _listed(root, lists, f"{split}list0{fold}.txt")
-    listing = _found(kind, root, beside, lists)
+    listing = _list_folders(kind, root, beside, lists)
     numbered = lists is not None and os.path.isfile(lists / "classInd.txt") and listing.labels
     return _official(listing, lists) if numbered else listing
 
 
 def check_folder(kind: str, root: Path, beside: bool = False) -> None:
     """UserError unless `root` is a folder that can be read."""
-    what = f"the {'' if beside else 'data '}folder {shown(str(root))}"
+    name = f"the {'' if beside else 'data '}folder {shown(str(root))}"
     try:
         os.scandir(root).close()
     except (FileNotFoundError, NotADirectoryError) as error:
         problem = "is a file, not a folder" if os.path.exists(root) else "does not exist"
-        raise UserError(f"{what} {problem}.\n{expected(kind, root, beside)}") from error
-    except (OSError, ValueError) as error:  # ValueError: no path at all, such as one with a zero byte
+        raise UserError(f"{name} {problem}.\n{expected(kind, root, beside)}") from error
+    except (OSError, ValueError) as error:  # ValueError: not a path, such as a name with a zero byte
         raise UserError(
-            f"{what} cannot be read ({getattr(error, 'strerror', error)}): mend that, or give another folder"
+            f"{name} cannot be read ({getattr(error, 'strerror', error)}): mend that, or give another folder"
         ) from error
     if not os.access(root, os.X_OK):
-        raise UserError(f"{what} cannot be entered (no permission): give yourself that right, or another folder")
+        raise UserError(f"{name} cannot be entered (no permission): give yourself that right, or another folder")
 
 
 def find_lists(root: Path) -> Path | None:
-    """The folder of UCF-101's lists that belong to a data folder; None where there are none."""
+    """The folder with UCF-101's lists of a data folder; None if there are none."""
     return next((root / name for name in LIST_FOLDERS if _has_lists(root / name)), None)
 
 
@@ -87,7 +87,7 @@ def _every(option: str) -> str:
 
 
 def _no_lists(root: Path, split: str, fold: int, option: str) -> str:
-    """There is no such split of these files: what it needs, and what to type without."""
+    """The error for a split without lists: the files that it needs, and the option to type instead."""
     typed = f"{option} " if option.startswith("--") else f"{option}="
     advice = f"type {typed}{_every(option)} to use every file"
     if option == "held_out.split":
@@ -102,24 +102,24 @@ def _no_lists(root: Path, split: str, fold: int, option: str) -> str:
 
 
 def expected(kind: str, root: Path, beside: bool = False) -> str:
-    """The layouts that are understood, as text for an error message; `beside` as in `list_files`."""
-    one, two = ("run.avi", "jump.mp4") if kind == "videos" else ("n01443537_goldfish.JPEG", "cat.png")
+    """The supported layouts, as text for an error message; `beside` as in `list_files`."""
+    first, second = ("run.avi", "jump.mp4") if kind == "videos" else ("n01443537_goldfish.JPEG", "cat.png")
     rows = [
-        (f"{root}/CLASS/{one}", "a folder for each class"),
-        (f"{root}/{two}", "or all files in one folder, without labels"),
+        (f"{root}/CLASS/{first}", "a folder for each class"),
+        (f"{root}/{second}", "or all files in one folder, without labels"),
     ]
     if not beside:
         lists = "beside class folders: UCF-101's lists, for data.split=train and test"
         rows.append((f"{root}/splits/trainlist01.txt", lists))
     if kind == "images":
-        rows.append(("cifar-10-python.tar.gz", "or CIFAR-10 as it is published, or the folder in it"))
+        rows.append(("cifar-10-python.tar.gz", "or CIFAR-10 as published, or the folder in it"))
     width = max(len(path) for path, _ in rows)
     lines = [f"  {path.ljust(width)}  {text}" for path, text in rows]
     return "\n".join([f"Expected ({', '.join(EXTENSIONS[kind])}):", *lines])
 
 
 def quote(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and the number of the others."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(map(shown, names[:SHOWN])) + more
 
@@ -128,8 +128,8 @@ def _deeper(folder: Path, extensions: Sequence[str]) -> bool:
     return any(name.lower().endswith(tuple(extensions)) for _, _, names in os.walk(folder) for name in names)
 
 
-def _found(kind: str, root: Path, beside: bool, lists: Path | None) -> Listing:
-    """Class folders or a flat folder."""
+def _list_folders(kind: str, root: Path, beside: bool, lists: Path | None) -> Listing:
+    """The files in class folders, or in a flat folder."""
     extensions = EXTENSIONS[kind]
     top = read_entries(root, extensions)
     if lists == root:
@@ -160,14 +160,16 @@ def _found(kind: str, root: Path, beside: bool, lists: Path | None) -> Listing:
     _check_twins(root, folders, labels)
     names = flat or [f"{folder}/{name}" for folder in folders for name in inside[folder].files]
     label_ids = [-1] * len(flat) or [i for i, folder in enumerate(folders) for _ in inside[folder].files]
-    plain = {*ignored, *top.passed_over.get(FOLDER, ())}  # no class folders: what they hold is not counted
-    passed = merge(_passed(top, {} if flat else {name: one for name, one in inside.items() if name not in plain}))
+    plain = {*ignored, *top.passed_over.get(FOLDER, ())}  # not class folders: their content is not reported
+    passed = merge(
+        _passed(top, {} if flat else {name: entries for name, entries in inside.items() if name not in plain})
+    )
     classes = () if flat else tuple(folder for folder in empty if folder not in plain)
     return Listing(names, label_ids, labels, ignored=ignored, empty=classes, passed_over=passed)
 
 
 def _passed(top: Entries, inside: dict[str, Entries]) -> list[dict[str, list[str]]]:
-    """What the data folder and those in it hold beside files of the kind; folders in class folders are not read."""
+    """Skipped names of the data folder and its folders, by reason; folders in class folders are not read."""
     parts = [top.passed_over]
     for folder, entries in inside.items():
         parts += [below(folder, entries.passed_over), below(folder, {FOLDER: entries.folders})]
@@ -175,7 +177,7 @@ def _passed(top: Entries, inside: dict[str, Entries]) -> list[dict[str, list[str
 
 
 def _forget_lists(top: Entries) -> None:
-    """UCF-101's lists are read: they are not passed over."""
+    """Remove UCF-101's lists from the skipped names: they are read."""
     texts = top.passed_over.pop(".txt", [])
     lists = re.compile(r"classInd\.txt|(train|test)list0[1-9]\.txt")
     for name in [name for name in texts if not lists.fullmatch(name)]:
@@ -183,7 +185,7 @@ def _forget_lists(top: Entries) -> None:
 
 
 def _check_twins(root: Path, folders: Sequence[str], labels: Sequence[str]) -> None:
-    """UserError where two class folders have one name, their accents being stored in two ways."""
+    """UserError if two class folders have the same name with differently stored accents."""
     first: dict[str, str] = {}
     for folder, label in zip(folders, labels, strict=True):
         if label in first:
@@ -195,7 +197,7 @@ def _check_twins(root: Path, folders: Sequence[str], labels: Sequence[str]) -> N
 
 
 def _nothing(kind: str, root: Path, deeper: Sequence[str], beside: bool, passed_over: dict[str, list[str]]) -> str:
-    """Why there is no data in `root`: too deep, of the other kind, or none at all."""
+    """The error for a folder without data: they are too deep, of the other kind, or missing."""
     other = "images" if kind == "videos" else "videos"
     if deeper:
         return (
@@ -207,12 +209,12 @@ def _nothing(kind: str, root: Path, deeper: Sequence[str], beside: bool, passed_
         more = " data.frames=1" if other == "images" else ""
         advice = f"give a folder of {kind}" if beside else f"type data.kind={other}{more}"
         return f"there are no {kind} in {root}, but {other}: {advice}\n{layouts}"
-    there = f"; there {'is' if len(passed_over) == 1 else 'are'}: {tally(passed_over)}" if passed_over else ""
-    return f"there are no {kind} in {root}{there}.\n{layouts}"
+    listed = f"; there {'is' if len(passed_over) == 1 else 'are'}: {tally(passed_over)}" if passed_over else ""
+    return f"there are no {kind} in {root}{listed}.\n{layouts}"
 
 
 def tally(passed_over: dict[str, list[str]]) -> str:
-    """What is not read, by reason: ".txt 3 (a.txt, b.txt, c.txt), dangling link 1 (d.mp4)"."""
+    """Skipped names by reason, as text: ".txt 3 (a.txt, b.txt, c.txt), dangling link 1 (d.mp4)"."""
     return ", ".join(f"{reason} {len(names)} ({quote(names)})" for reason, names in passed_over.items())
 
 
@@ -237,7 +239,7 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 
 def _class_names(lists: Path) -> list[str]:
-    """classInd.txt, "1 ApplyEyeMakeup" a line, in the order of its numbers; label ids are those numbers minus 1."""
+    """The classes of classInd.txt ("1 ApplyEyeMakeup" a line) by number; label ids are the numbers minus 1."""
     path = lists / "classInd.txt"
     if not path.is_file():
         raise UserError(f"{path} is missing: it numbers the classes, one a line, such as '1 ApplyEyeMakeup'")
@@ -253,12 +255,12 @@ def _class_names(lists: Path) -> list[str]:
 
 
 def _listed(root: Path, lists: Path, filename: str) -> Listing:
-    """The files that one official list names, "Class/v_x.avi 1" or "Class/v_x.avi" a line."""
+    """The files of an official list, "Class/v_x.avi 1" or "Class/v_x.avi" a line."""
     path = lists / filename
     if not path.is_file():
-        there = sorted(file.name for file in lists.glob("*list0[1-9].txt"))
+        existing = sorted(file.name for file in lists.glob("*list0[1-9].txt"))
         raise UserError(
-            f"there is no {filename} in {lists}; there are {', '.join(there)}: choose split and fold by them"
+            f"there is no {filename} in {lists}; there are {', '.join(existing)}: choose split and fold by them"
         )
     labels = _class_names(lists)
     numbers = {label: number for number, label in enumerate(labels)}
@@ -268,18 +270,18 @@ def _listed(root: Path, lists: Path, filename: str) -> Listing:
         head, _, last = line.rpartition(" ")
         name, stated = (head.strip(), int(last)) if head and last.isdigit() else (line, None)
         parts = PurePosixPath(name.replace("\\", "/")).parts
-        where = f"{path}, line {number}"
+        place = f"{path}, line {number}"
         if ".." in parts or parts[0].startswith("/") or ":" in parts[0]:
-            raise UserError(f"{where}: {name!r} points outside of {root}; write Class/file")
+            raise UserError(f"{place}: {name!r} points outside of {root}; write Class/file")
         if len(parts) < 2 or as_label(parts[0]) not in numbers:
             raise UserError(
-                f"{where}: {name!r} does not start with a class of {lists / 'classInd.txt'}; write Class/file"
+                f"{place}: {name!r} does not start with a class of {lists / 'classInd.txt'}; write Class/file"
             )
         label = numbers[as_label(parts[0])]
         if stated is not None and stated != label + 1:
-            raise UserError(f"{where}: gives {parts[0]} the number {stated}, but classInd.txt says {label + 1}")
-        if (there := _stored(root, "/".join(parts))) is not None:
-            names[there] = label
+            raise UserError(f"{place}: gives {parts[0]} the number {stated}, but classInd.txt says {label + 1}")
+        if (stored := _stored(root, "/".join(parts))) is not None:
+            names[stored] = label
         else:
             missing.append("/".join(parts))
     if not names:
@@ -290,13 +292,13 @@ def _listed(root: Path, lists: Path, filename: str) -> Listing:
 
 
 def _stored(root: Path, name: str) -> str | None:
-    """The name under which a listed file is there, whichever way its accents are stored; None where it is not."""
+    """The stored name of a listed file, in whichever form its accents are; None if the file is missing."""
     forms = dict.fromkeys([name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))])
     return next((form for form in forms if os.path.isfile(root / form)), None)
 
 
 def _official(listing: Listing, lists: Path) -> Listing:
-    """Number the classes of found folders as classInd.txt does."""
+    """The listing with its classes numbered as in classInd.txt; UserError for a class without a number."""
     labels = _class_names(lists)
     unknown = [label for label in listing.labels if label not in labels]
     if unknown:

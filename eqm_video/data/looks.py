@@ -1,8 +1,8 @@
-"""The first look at a file, and the process that takes it.
+"""The inspection of a file, and the child process that performs it.
 
 Decoders are native code: a damaged file may end the process that opens it, or keep it busy for ever. Therefore
-`children.py` runs `serve` in processes of its own, hands them one file after the other, and survives their end. They
-start in a fraction of a second, since nothing here imports torch.
+`children.py` runs `serve` in child processes, sends them files, and goes on when a child ends. Children start in a
+fraction of a second, because this module does not import torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ READY = b"ready\n"
 
 
 def look_at_video(path: Path) -> VideoInfo:
-    """`probe`, and VideoDecodeError where the file was cut short."""
+    """The info of a video, see `probe`; VideoDecodeError also for a file that was cut short."""
     info = probe(path)
     if info.truncated:
         raise VideoDecodeError(
@@ -42,7 +42,7 @@ LOOKS: dict[str, Callable[[Path], Any]] = {
 
 
 def request(look: str, path: Path, seconds: float) -> bytes:
-    """The line that asks `serve` for a look at a file; the process ends itself where it takes much longer."""
+    """The line that makes `serve` inspect a file; the process ends itself if it takes much longer than `seconds`."""
     name = os.fsencode(path).decode("latin-1")  # any bytes, in any locale
     return json.dumps([look, name, seconds]).encode("ascii") + b"\n"
 
@@ -50,12 +50,12 @@ def request(look: str, path: Path, seconds: float) -> bytes:
 def serve() -> None:
     """Answer requests from standard input until it ends, a line of JSON each: [values, ""] or [null, reason]."""
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        signal.signal(number, signal.SIG_IGN)  # meant for the process that asks; it ends this one
+        signal.signal(number, signal.SIG_IGN)  # meant for the parent, which ends this process
     _die_quietly()
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     answers.write(READY)
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for number in (1, 2):  # what decoders print
+    for number in (1, 2):  # hide the output of decoders
         os.dup2(nowhere, number)
     for line in sys.stdin.buffer:
         look, name, seconds = json.loads(line)
@@ -78,7 +78,7 @@ def _reason(text: str, path: Path) -> str:
 
 
 def _say_in(answers: BinaryIO, path: Path) -> Callable[..., None]:
-    """A hook for exceptions that no look should raise: the file in hand is named with it, and this process ends."""
+    """A hook for unexpected exceptions: it answers for the current file with the error; then this process ends."""
 
     def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         reason = f"the decoder fails ({kind.__name__}: {_reason(str(error), path)})"
@@ -89,7 +89,7 @@ def _say_in(answers: BinaryIO, path: Path) -> Callable[..., None]:
 
 @contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """An alarm that ends this process, in native code too, for the case that nobody is left to do so."""
+    """An alarm that ends this process, in native code too, in case its parent is gone."""
     if hasattr(signal, "alarm"):
         signal.alarm(int(seconds) + 30)
     yield
@@ -98,8 +98,8 @@ def _deadline(seconds: float) -> Iterator[None]:
 
 
 def _die_quietly() -> None:
-    """A crash leaves no core file, and where a file fills the memory, Linux ends this process and no other."""
-    with suppress(ImportError, OSError, ValueError):  # neither is known on every system
+    """Let a crash leave no core file, and make Linux end this process first if a file fills the memory."""
+    with suppress(ImportError, OSError, ValueError):  # not available on every system
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,11 +1,11 @@
 """Moving shapes: a procedural, labelled, licence-free set of real encoded videos, and a closed-form measure of it.
 
-Every clip shows one shape that crosses a plain ground at constant speed. Its label is shape × direction, so a sampled
-clip can be judged without a network: where did the shape move, and which shape is it? In an *endless* set the picture
-is a torus: a shape that leaves at one side comes back at the other, and its motion goes on for as long as a clip does.
+Every clip shows a single shape that crosses a plain ground at constant speed. Its label is shape × direction, so the
+shape and direction of a sampled clip can be measured without a network. In an *endless* set the picture is a torus: a
+shape that leaves at one side comes back at the other, and its motion never ends.
 
 `write_moving_shapes` writes MPEG-4 videos in UCF-101's own layout (class folders, `classInd.txt`, `trainlist01.txt`,
-`testlist01.txt`), so that whatever trains on them walks the decode path of real data.
+`testlist01.txt`), so that training on them uses the same decoding as real data.
 
 Legend: T frames, H W height and width in pixels; positions are (x, y) in pixels, y pointing down.
 """
@@ -25,7 +25,7 @@ from eqm_video.system.files import remove_aside_folders, writing_folder
 DIRECTIONS: dict[str, tuple[int, int]] = {"Right": (1, 0), "Left": (-1, 0), "Down": (0, 1), "Up": (0, -1)}
 SHAPES = ("Disc", "Square", "Triangle", "Cross")
 SUPERSAMPLING = 4
-PERIOD = 7  # frames in which an endless shape travels as far as another does in its whole clip
+PERIOD = 7  # frames in which an endless shape travels as far as any other in its whole clip
 
 
 def label_names(shapes: Sequence[str] = SHAPES) -> list[str]:
@@ -34,16 +34,17 @@ def label_names(shapes: Sequence[str] = SHAPES) -> list[str]:
 
 
 def attribute_names(shapes: Sequence[str] = SHAPES) -> list[str]:
-    """The labels of single attributes in order: every shape, then every direction; `Disc` says nothing of the way."""
+    """The labels of single attributes in order: every shape, then every direction; `Disc` leaves the direction open."""
     return [*shapes, *DIRECTIONS]
 
 
 def coverage(
     shape: str, centre: tuple[float, float], radius: float, size: int, *, endless: bool = False
 ) -> NDArray[np.float32]:
-    """How much of each pixel (size, size) a shape covers, in [0, 1]; on a torus where `endless`.
+    """The share of each pixel (size, size) that a shape covers, in [0, 1]; on a torus if `endless`.
 
-    All shapes of one `radius` have the same area, pi·radius². Raises `ValueError` for an unknown shape.
+    `centre` is (x, y) in pixels. All shapes of equal `radius` have the same area, pi·radius². Raises `ValueError` for
+    an unknown shape.
     """
     grid = (np.arange(size * SUPERSAMPLING, dtype=np.float32) + 0.5) / SUPERSAMPLING - 0.5
     x, y = grid[None, :] - centre[0], grid[:, None] - centre[1]
@@ -77,14 +78,14 @@ def render_clip(
     endless: bool = False,
     centred: bool = False,
 ) -> NDArray[np.uint8]:
-    """One clip (T, H, W, 3): random size, speed, start and colours; the shape stays inside the picture.
+    """Draw a clip (T, H, W, 3) with random size, speed, start and colours; the shape stays inside the picture.
 
-    The radius is 0.14 to 0.18 of `size`; the shape travels 0.30 to 0.42 of `size` in the clip. An `endless` one starts
-    anywhere and travels that far in every `PERIOD` frames, whatever the number of frames: longer clips go on.
+    The radius is 0.14 to 0.18 of `size`; the shape travels 0.30 to 0.42 of `size` in the clip. An `endless` shape
+    starts anywhere and travels that far in every `PERIOD` frames, whatever the number of frames.
 
-    A `centred` shape is larger (0.17 to 0.20), passes near the middle of the picture half-way through the clip, and
-    lies on a ground of nearly one grey: less differs between clips, so that a small model learns them soon. Its corners
-    may leave the picture.
+    A `centred` shape is larger (0.17 to 0.20), passes near the middle of the picture half-way through the clip, and has
+    a ground of nearly constant grey. Its clips differ less, so that a small model learns them soon. Its corners may
+    leave the picture.
     """
     radius = rng.uniform(*((0.17, 0.20) if centred else (0.14, 0.18))) * size
     travel = rng.uniform(0.30, 0.40 if centred else 0.42) * size
@@ -93,7 +94,7 @@ def render_clip(
     low = np.full(2, margin) - np.minimum(step * (frames - 1), 0)
     high = size - 1 - np.full(2, margin) - np.maximum(step * (frames - 1), 0)
     if centred:
-        aside = rng.uniform(-1, 1, 2) * np.where(step != 0, 0.04, 0.12) * size  # less along its way than across
+        aside = rng.uniform(-1, 1, 2) * np.where(step != 0, 0.04, 0.12) * size  # less along its direction than across
         start = (size - 1) / 2 + aside - step * (frames - 1) / 2
     else:
         start = rng.uniform(0, size, 2) if endless else rng.uniform(low, np.maximum(high, low))
@@ -120,9 +121,9 @@ def render_clip(
 
 @dataclass(frozen=True)
 class Motion:
-    """What a clip shows: velocity (x, y) in pixels a frame, the direction and shape that fit best, and how clearly.
+    """The measured motion of a clip: velocity (x, y) in pixels a frame, best direction, best shape, and its fit.
 
-    `direction` is None where nothing moves steadily; `fit` is the mean overlap (IoU, 0 to 1) with the best shape.
+    `direction` is None without a steady motion; `fit` is the mean overlap (IoU, 0 to 1) with the best shape.
     """
 
     velocity: tuple[float, float]
@@ -132,7 +133,7 @@ class Motion:
 
     @property
     def label(self) -> str | None:
-        """`shape + direction`, or None where nothing moves."""
+        """The label `shape + direction`; None without a direction."""
         return None if self.direction is None else self.shape + self.direction
 
 
@@ -142,7 +143,7 @@ def _nearest_copy(offset: NDArray, size: int) -> NDArray:
 
 
 def foreground(clip: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """How much each pixel (T, H, W) differs from the ground, in [0, 1].
+    """The difference of each pixel (T, H, W) from the ground, in [0, 1].
 
     The ground is the clip's median colour; a shape covers less than half of a picture.
     """
@@ -153,21 +154,21 @@ def foreground(clip: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def track(clip: NDArray[np.uint8], *, endless: bool = False) -> NDArray[np.float64]:
-    """Where the shape is in each frame of a clip (T, H, W, 3): (T, 2), the (x, y) of its centroid in pixels.
+    """The position of the shape in each frame of a clip (T, H, W, 3): (T, 2), the (x, y) of its centroid in pixels.
 
-    On a torus (`endless`) it is the circular mean, in [0, H or W), and the ground the median colour all the same.
+    On a torus (`endless`) it is the circular mean, in [0, H or W).
     """
     return _centroids(foreground(clip), endless)
 
 
-def distance(one: NDArray, other: NDArray, size: int | None = None) -> NDArray[np.float64]:
-    """Pixels between positions (..., 2); on a torus of `size` along the shortest way."""
-    offset = np.asarray(one, dtype=np.float64) - other
+def distance(positions: NDArray, other: NDArray, size: int | None = None) -> NDArray[np.float64]:
+    """The distance between positions (..., 2) in pixels; on a torus of `size` along the shortest way."""
+    offset = np.asarray(positions, dtype=np.float64) - other
     return np.linalg.norm(offset if size is None else _nearest_copy(offset, size), axis=-1)
 
 
 def _centroids(cover: NDArray[np.float32], endless: bool) -> NDArray[np.float64]:
-    """(T, H, W) -> (T, 2)."""
+    """The centroids of masses: (T, H, W) -> (T, 2), (x, y) in pixels."""
     sums = cover.sum(axis=1), cover.sum(axis=2)  # along x (T, W) and y (T, H)
     places = []
     for mass in sums:
@@ -181,11 +182,11 @@ def _centroids(cover: NDArray[np.float32], endless: bool) -> NDArray[np.float64]
 
 
 def measure_motion(clip: NDArray[np.uint8], shapes: Sequence[str] = SHAPES, *, endless: bool = False) -> Motion:
-    """Measure a clip (T, H, W, 3) in closed form; an `endless` one on its torus, for which it must be square.
+    """Measure a clip (T, H, W, 3) in closed form; an `endless` clip on its torus, for which it must be square.
 
     Velocity: the least-squares slope of the foreground's centroid over the frames. Direction: the axis of the larger
     component, provided the centroid travels at least 0.1 of the picture and at least twice as far along that axis as
-    across it. Shape: the one whose rendering at each frame's centroid, with the foreground's own area, overlaps most.
+    across it. Shape: the shape whose rendering at each frame's centroid, with the foreground's area, overlaps most.
     """
     cover = foreground(clip)
     frames, size = cover.shape[0], cover.shape[2]
@@ -212,9 +213,9 @@ def score_motion(
     *,
     endless: bool = False,
 ) -> dict[str, float | int | None]:
-    """How many clips (N, T, H, W, 3) show what their labels say: shares, beside what chance gives.
+    """The shares of clips (N, T, H, W, 3) that agree with their labels in direction, shape and both, beside chance.
 
-    A label may name a shape, a direction, or both (`DiscRight`); what it does not name is not judged (None).
+    A label may name a shape, a direction, or both (`DiscRight`). A share that no label allows to judge is None.
     """
     if len(clips) == 0 or len(clips) != len(labels):
         raise ValueError(f"{len(clips)} clips and {len(labels)} labels; give one label for each clip, at least one")
@@ -259,15 +260,14 @@ def write_moving_shapes(
     centred: bool = False,
     seed: int = 0,
 ) -> None:
-    """Write the set to a new folder `root`: `videos` per label, of which the last `held_out` are the test list.
+    """Write the set to a new folder `root`: `videos` per label; the last `held_out` of each are the test list.
 
-    A label is a shape with its direction. With `attributes` it is one of the two alone: a video filed under `Disc`
-    moves in every direction in turn, one under `Left` shows every shape in turn. A model of such labels has never been
-    told of discs that move left: whether their composition is one can be measured. `endless`, `centred`: see
+    A label is a shape with its direction. With `attributes` it is only a shape or only a direction: videos of `Disc`
+    move in every direction in turn, videos of `Left` show every shape in turn. A model of such labels never sees the
+    label of a disc that moves left, so that the composition of both labels can be measured. `endless`, `centred`: see
     `render_clip`.
 
-    Raises `UserError` when `root` exists already or cannot be made.
-    Written aside and renamed, so that a half-written set never counts.
+    Raises `UserError` if `root` exists already or cannot be made. The folder appears whole or not at all.
     """
     if root.exists():
         raise UserError(f"{root} exists already; name a new folder or remove it")

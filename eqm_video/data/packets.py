@@ -1,11 +1,10 @@
-"""Video files through PyAV: where the frames are, by the file's packets, and the frames themselves.
+"""Video files through PyAV: the positions of their frames, from the packets, and the frames themselves.
 
-PyAV is the reference. Frame i of a file is the i-th in order of presentation; its time comes from the packets, which
-are listed without decoding them, once for each file. Reading seeks to the keyframe before a frame and decodes on from
-there. AVI stores no presentation times: where its frames are reordered (B-frames), they are found by counting from the
-start.
+PyAV is the reference. Frame i of a file is the i-th in order of presentation. Its time comes from the packets, which
+are listed once for each file, without decoding. Reading seeks to the keyframe before a frame and decodes from it on.
+AVI stores no presentation times: if its frames are reordered (B-frames), they are counted from the start.
 
-Legend: T frames asked for, H W height and width in pixels after the rotation that the file asks for.
+Legend: T requested frames, H W height and width in pixels after the rotation in the file.
 """
 
 from __future__ import annotations
@@ -30,28 +29,28 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-TRUNCATED = 0.95  # a file with fewer than this share of the frames that its header promises has been cut short
-DEFAULT_FPS = 25.0  # stands in for the rate of a file that holds one frame and states none
+TRUNCATED = 0.95  # share of the frames in the header below which a file counts as cut short
+DEFAULT_FPS = 25.0  # the rate of a file with a single frame and no stated rate
 CHUNK_HEADER = 8  # bytes of an AVI chunk before its content: an index points to the chunk, a packet to the content
-KEPT = 64 * 2**20  # bytes of tables that a process remembers; a table takes 16 bytes for a frame at most
+KEPT = 64 * 2**20  # bytes of tables that a process caches; a table takes at most 16 bytes a frame
 
 
 @dataclass(frozen=True)
 class Table:
-    """Where the frames of a file are, by its packets; times in ticks, in order of presentation."""
+    """The positions of a file's frames, from its packets; times in ticks, in order of presentation."""
 
-    times: array[int]  # one for every frame
-    keys: array[int]  # those of the keyframes
+    times: array[int]  # of all frames
+    keys: array[int]  # of the keyframes
     tick: float  # seconds
-    rate: float  # frames per second as the header states them, 0 where it does not
-    timed: bool  # False: the file has no presentation times, a frame is found by counting from the start
-    declared: int  # frames that the header promises, 0 where it does not say
+    rate: float  # frames per second in the header, 0 if it has none
+    timed: bool  # False: the file has no presentation times, frames are counted from the start
+    declared: int  # frames in the header, 0 if it does not say
     exact: bool  # decord addresses these frames exactly, unless the picture is rotated outside mp4 and mov
-    rotates: bool  # decord applies the rotation that this kind of file asks for
+    rotates: bool  # decord applies the rotation in this kind of file
     lead: int = 0  # ticks before a keyframe's time that a seek to it must aim at
 
     def seconds(self, frames: np.ndarray | None = None) -> np.ndarray:
-        """Times (T,) of `frames`, numbers (T,), or of all, in seconds from the first frame, float64."""
+        """Times (T,) of `frames` (T,), indices, or of all frames if None, in seconds from the first, float64."""
         times = np.frombuffer(self.times, dtype=np.int64)
         chosen = times if frames is None else times[frames]
         return self.tick * (chosen.astype(np.float64) - times[0])
@@ -59,7 +58,7 @@ class Table:
 
 @dataclass
 class Tables:
-    """The tables of the files that were read last, as long as these stay as they are; at most `most` bytes."""
+    """A cache of the tables of recently read files, at most `most` bytes; a changed file gets a new table."""
 
     most: int = KEPT
     _kept: OrderedDict[tuple[str, int, int], Table] = field(default_factory=OrderedDict)
@@ -67,7 +66,7 @@ class Tables:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, path: Path) -> Table:
-        """The table of a file, listed where it is not known yet."""
+        """The table of a file, from the cache or from its packets."""
         status = path.stat()
         key = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
         with self._lock:
@@ -85,7 +84,7 @@ class Tables:
         return table
 
     def unlock(self) -> None:
-        """Make the lock anew, in a process that was forked while a thread of its parent may have held it."""
+        """Replace the lock after a fork, since a thread of the parent may have been inside it."""
         self._lock = threading.Lock()
 
 
@@ -99,16 +98,16 @@ if hasattr(os, "register_at_fork"):
 
 
 def _table(container: InputContainer, stream: VideoStream) -> Table:
-    """List the packets of a freshly opened file. Frames before the first keyframe, and hidden ones, do not count."""
+    """List the packets of a newly opened file. Hidden frames, and frames before the first keyframe, do not count."""
     import av
 
-    times, marks = array("q"), array("q")  # presentation times of the shown frames in file order; of their keyframes
-    keys = array("q")  # hidden keyframes too: an edit list may cut right behind one, which decoding starts from
+    times, marks = array("q"), array("q")  # presentation times of shown frames in file order, and of shown keyframes
+    keys = array("q")  # hidden keyframes too: after a cut in an edit list, decoding may start from one
     rows, hidden, end = 0, 0, 0.0  # `end`: seconds at which the last packet of any stream ends
     is_avi, indexed = container.format.name == "avi", True
     index = {entry.timestamp: entry.pos for entry in stream.index_entries if entry.is_keyframe} if is_avi else {}
-    lead = 0  # of presentation over decoding, at keyframes
-    places = array("q")  # of `marks`: which shown frame each one is
+    lead = 0  # presentation minus decoding time, the largest at a keyframe
+    places = array("q")  # indices of the shown frames in `marks`
     try:
         for packet in container.demux():
             if packet.size == 0:
@@ -120,7 +119,7 @@ def _table(container: InputContainer, stream: VideoStream) -> Table:
                 if keyframe:
                     keys.append(packet.pts)
                     lead = max(lead, packet.pts - (packet.pts if packet.dts is None else packet.dts))
-                    # Seeks go by the index: where a chunk is lost, it counts other frames than there are.
+                    # Seeks use the index. If a chunk is lost, the index counts frames that are missing.
                     indexed = indexed and (not index or index.get(packet.dts) == packet.pos - CHUNK_HEADER)
                 if packet.is_discard:
                     hidden += 1
@@ -154,7 +153,7 @@ def _table(container: InputContainer, stream: VideoStream) -> Table:
         declared=declared,
         exact=closed and not hidden and depth <= 8,
         rotates="mp4" in container.format.name,
-        lead=lead if container.format.name.startswith("mpeg") else 0,  # MPEG's streams are searched by decoding times
+        lead=lead if container.format.name.startswith("mpeg") else 0,  # seeks in MPEG streams use decoding times
     )
 
 
@@ -164,22 +163,22 @@ def _rising(values: array[int]) -> array[int]:
 
 @dataclass(frozen=True)
 class Outline:
-    """What a first look at a file finds: its table, its first frame, and what its pixels need."""
+    """The result of inspecting a file: its table, its first frame, and properties of its pixels."""
 
     table: Table
     first: av.VideoFrame
-    pixel_aspect: float  # width of a pixel over its height, before the rotation; 1 where it is square, or nearly
+    pixel_aspect: float  # width of a pixel over its height, before the rotation; 1 if nearly square
     interlaced: bool
 
     @property
     def exact(self) -> bool:
-        """Whether decord gives the frames of this file, as far as its header, packets and first frame can tell."""
+        """Whether decord reads this file exactly, as far as its header, packets and first frame show."""
         plain = not (is_hdr(self.first) or has_alpha(self.first) or self.first.is_corrupt)
         return self.table.exact and plain and (self.table.rotates or turns(self.first) == 0)
 
 
 def outline(path: Path) -> Outline:
-    """The first look at a file."""
+    """Inspect a file: list its packets and decode its first frame. VideoDecodeError if no frame decodes."""
     table = TABLES.of(path)
     with Pictures(path) as pictures:
         first = next(iter(pictures), None)
@@ -190,9 +189,9 @@ def outline(path: Path) -> Outline:
 
 
 def _pixel_aspect(stream: VideoStream) -> float:
-    """Within 2 % of square is square: scalers write such ratios (2048:2043) to make up for a rounded width.
+    """Width of a pixel over its height; 1 within 2 % of square, since scalers write 2048:2043 for a rounded width.
 
-    A ratio beyond any that is in use, as damage makes it, is none.
+    A ratio outside 1/4 to 4 comes from damage, and counts as 1.
     """
     ratio = stream.sample_aspect_ratio
     aspect = float(ratio) if ratio else 1.0
@@ -200,7 +199,10 @@ def _pixel_aspect(stream: VideoStream) -> float:
 
 
 def decodable(path: Path, table: Table) -> tuple[int, np.ndarray | None]:
-    """How many frames there are up to the last one that decodes; and that one (H,W,3), unless frames are counted."""
+    """The number of frames up to the last decodable one, and that frame (H,W,3); None if frames are counted.
+
+    VideoDecodeError if no frame can be decoded.
+    """
     with Pictures(path) as pictures:
         if not table.timed:
             return sum(1 for _ in pictures), None
@@ -213,7 +215,7 @@ def decodable(path: Path, table: Table) -> tuple[int, np.ndarray | None]:
 
 
 def _go(pictures: Pictures, table: Table, key: int | None) -> None:
-    """To the keyframe that is shown at `key`, in ticks; None: to the start."""
+    """Seek to the keyframe shown at `key`, in ticks; None rewinds to the start."""
     if key is None:
         pictures.rewind()
     else:
@@ -225,9 +227,9 @@ def _shown_at(picture: av.VideoFrame) -> int:
 
 
 def verify(path: Path, table: Table) -> tuple[bool, bool]:
-    """Decode a whole file with a decoder that reports damage rather than patches it.
+    """Decode a whole file, with damage reported instead of patched.
 
-    Returns whether its frames come as the table says, and whether damage was met.
+    Returns whether its frames agree with the table, and whether it is damaged.
     """
     with Pictures(path, strict=True) as pictures:
         times = array("q", (-1 if picture.pts is None else picture.pts for picture in pictures))
@@ -235,9 +237,9 @@ def verify(path: Path, table: Table) -> tuple[bool, bool]:
 
 
 def rate(table: Table, frames: int) -> tuple[float, bool]:
-    """Frames per second, and whether every frame is within half a frame of where it is at that rate.
+    """Frames per second, and whether every frame is within half a frame of its time at that constant rate.
 
-    The header's rate is taken where the frames keep to it, or come within 1 % of it on average.
+    It is the header's rate if the frames keep to it, or are within 1 % of it on average, else the measured rate.
     """
     if not table.timed or frames < 2:
         return table.rate or DEFAULT_FPS, True
@@ -258,12 +260,12 @@ def _pixels(frame: av.VideoFrame) -> np.ndarray:
     return np.rot90(rgb(frame), turns(frame))
 
 
-def stream_pyav(path: Path, wanted: np.ndarray) -> Iterator[np.ndarray]:
-    """The frames (H,W,3) at the rising indices `wanted`, one after the other; VideoDecodeError where one is missing."""
+def stream_pyav(path: Path, indices: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the frames (H,W,3) at the rising `indices`; VideoDecodeError if a frame is missing."""
     table = TABLES.of(path)
-    if wanted[-1] >= len(table.times):
-        raise VideoDecodeError(f"frame {wanted[-1]} was asked for, but the last one is {len(table.times) - 1}")
-    times = [table.times[i] for i in wanted]
+    if indices[-1] >= len(table.times):
+        raise VideoDecodeError(f"frame {indices[-1]} was requested, but the last one is {len(table.times) - 1}")
+    times = [table.times[i] for i in indices]
     count, shape = 0, None
     with Pictures(path) as pictures:
         for frame in _at(pictures, table, times) if table.timed else _counted(pictures, times):
@@ -272,11 +274,11 @@ def stream_pyav(path: Path, wanted: np.ndarray) -> Iterator[np.ndarray]:
             count, shape = count + 1, frame.shape
             yield frame
     if count < len(times):
-        raise VideoDecodeError(f"frame {wanted[count]} does not decode")
+        raise VideoDecodeError(f"frame {indices[count]} does not decode")
 
 
 def _counted(pictures: Pictures, places: list[int]) -> Iterator[np.ndarray]:
-    """The frames at rising `places`, counted from the start."""
+    """Yield the frames at rising `places`, counted from the start."""
     chosen = set(places)
     for place, picture in zip(range(places[-1] + 1), pictures, strict=False):
         if place in chosen:
@@ -284,14 +286,14 @@ def _counted(pictures: Pictures, places: list[int]) -> Iterator[np.ndarray]:
 
 
 def _at(pictures: Pictures, table: Table, times: list[int]) -> Iterator[np.ndarray]:
-    """The frames shown at `times` (rising ticks); ends before the first one that does not come."""
+    """Yield the frames shown at `times` (rising ticks); ends at the first frame that is missing."""
     coming: Iterator[av.VideoFrame] = iter(())
     now = table.keys[0] - 1
     for time in times:
         nearest = table.keys[bisect_right(table.keys, time) - 1]
         picture = None
-        if now < nearest:  # a keyframe lies in between, so that a seek is shorter than decoding on
-            for start in (nearest, table.keys[0], None):  # some files seek too far: then from the first keyframe on
+        if now < nearest:  # with a keyframe in between, a seek is shorter than decoding on
+            for start in (nearest, table.keys[0], None):  # some files seek too far: then decode from the first keyframe
                 _go(pictures, table, start)
                 coming = iter(pictures)
                 picture = _advance(coming, time)
@@ -306,6 +308,6 @@ def _at(pictures: Pictures, table: Table, times: list[int]) -> Iterator[np.ndarr
 
 
 def _advance(pictures: Iterator[av.VideoFrame], time: int) -> av.VideoFrame | None:
-    """The picture shown at `time`, or None where the next ones lie beyond it."""
+    """The picture shown at `time`; None if the next pictures are later."""
     picture = next((p for p in pictures if p.pts is not None and p.pts >= time), None)
     return picture if picture is not None and picture.pts == time else None

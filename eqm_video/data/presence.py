@@ -1,4 +1,4 @@
-"""Data that are away for a while, such as on a network disk: wait for them instead of training on other files."""
+"""Data that are unreachable for a while, such as on a network disk: wait for them instead of using other files."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from eqm_video.data.video import VideoDecodeError
 from eqm_video.errors import UserError
 from eqm_video.system.patience import DISK, patience
 
-SAMPLE = 8  # files, spread over the set, that decide whether the data are there
-POLL = 0.5  # seconds between two looks
+SAMPLE = 8  # files, spread over the set, that show whether the data are reachable
+POLL = 0.5  # seconds between two attempts
 
 Taken = TypeVar("Taken")
 
 
 class PatientSubstitutes(Substitutes):
-    """`Substitutes` that tell a broken file from a folder that is away.
+    """`Substitutes` that distinguish a broken file from an unreachable folder.
 
-    A file that cannot be read gets a substitute only while other files of the set can be read. Where none can, the
-    data are away: the request waits for them and then reads the file that it asked for, so that a network disk that
-    comes back changes no batch.
+    A file that cannot be read gets a substitute only while other files of the set can be read. If none can, the data
+    are unreachable: the request waits for them and then reads its own file, so that a network disk that comes back
+    changes no batch.
     """
 
     def __init__(self, root: Path, names: list[str]) -> None:
@@ -33,14 +33,14 @@ class PatientSubstitutes(Substitutes):
         self.root, self.names = root, names
 
     def take(self, index: int, seed: int, read: Callable[[int], Taken]) -> Taken:
-        """See `Substitutes.take`. UserError where the data stay away."""
-        return super().take(index, seed, lambda one: self._read(one, read))
+        """Read a file or a substitute, see `Substitutes.take`. UserError if the data stay unreachable."""
+        return super().take(index, seed, lambda file: self._read(file, read))
 
     def _read(self, index: int, read: Callable[[int], Taken]) -> Taken:
         while True:
             try:
                 return read(index)
-            except OSError as error:  # not a decoder's word: an input or output error, a stale handle
+            except OSError as error:  # not from a decoder: an input or output error, a stale handle
                 if not self.away():
                     name = self.root / self.names[index]
                     raise VideoDecodeError(f"{name}: {error.strerror or error}") from error
@@ -50,7 +50,7 @@ class PatientSubstitutes(Substitutes):
             self._wait()
 
     def away(self) -> bool:
-        """Whether not one of a few files, spread over the set, can be opened and read."""
+        """Whether none of a few files, spread over the set, can be opened and read."""
         count = min(SAMPLE, len(self.names))
         return not any(_readable(self.root / self.names[k * len(self.names) // count]) for k in range(count))
 
@@ -72,7 +72,7 @@ class PatientSubstitutes(Substitutes):
 
 
 def patient(data: Any) -> PatientSubstitutes | None:
-    """`PatientSubstitutes` for a set of files; None for one in memory, which is never away."""
+    """The `PatientSubstitutes` of a set of files; None for a set in memory, which is never unreachable."""
     if not hasattr(data, "files") or not hasattr(data, "root") or hasattr(data, "pixels"):
         return None
     return PatientSubstitutes(data.root, [name for name, *_ in data.files])

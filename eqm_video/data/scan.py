@@ -1,7 +1,7 @@
-"""Which files of a data set can be read: a first look at every one, and others for those that fail after it.
+"""Scan a data set once, cache which files are readable, and substitute files that later fail to decode.
 
-What the first look finds is remembered for the next start. It does not decode everything: a file that is broken further
-in shows that when its frames are asked for, and then `Substitutes` gives another one.
+The scan does not decode everything. A file that is broken further in fails when its frames are requested, and
+`Substitutes` then gives another file.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from eqm_video.names import shown
 from eqm_video.randomness import generator
 from eqm_video.system.files import write_json
 
-VERSION = 2  # of the index file; one of another version is made anew
+VERSION = 2  # of the index file; a file of another version is ignored and replaced
 EMPTY = "the file is empty (0 bytes)"
 MANY = 200  # files from which on progress is shown
-SAVED = 60.0  # seconds between two writings of the index while files are looked at, or 20 times what one takes
-TRIES = 8  # files for one request: where one in ten is broken, one request in 10^8 finds no other
+SAVED = 60.0  # seconds between two writings of the index during a scan, or 20 times the duration of a writing
+TRIES = 8  # files for a request: if 1 in 10 is broken, 1 request in 10^8 fails
 
 Info = TypeVar("Info")
 Taken = TypeVar("Taken")
@@ -37,24 +37,24 @@ Taken = TypeVar("Taken")
 
 @dataclass
 class Report:
-    """What became of the files that were found or listed. Names are relative to the data folder."""
+    """The outcome of a scan: the used, unusable and skipped files of a data set, relative to its folder."""
 
     root: str
     found: int = 0
     used: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)  # name: reason
-    missing: list[str] = field(default_factory=list)  # in a list, not in the folder
+    missing: list[str] = field(default_factory=list)  # in a list, but not in the folder
     short: dict[str, int] = field(default_factory=dict)  # shorter than a clip; name: frames
-    policy: str = ""  # what happens to the short ones
-    ignored: list[str] = field(default_factory=list)  # folders that hold files only deeper down
+    policy: str = ""  # the policy for short files: repeat, skip or error
+    ignored: list[str] = field(default_factory=list)  # folders with files only deeper down
     passed_over: dict[str, list[str]] = field(default_factory=dict)  # not read; reason, such as an extension: names
-    unlabelled: list[str] = field(default_factory=list)  # class folders without a usable file, which give no label
+    unlabelled: list[str] = field(default_factory=list)  # class folders without a usable file, so without a label
     untrained: list[str] = field(default_factory=list)  # labels of an official list without a usable file
-    held_out: list[str] = field(default_factory=list)  # kept from training, or, in a set of those, used
-    notes: dict[str, list[str]] = field(default_factory=dict)  # what is unusual about pixels, such as interlaced: names
+    held_out: list[str] = field(default_factory=list)  # held out from training; in a held-out set, its files
+    notes: dict[str, list[str]] = field(default_factory=dict)  # unusual property of pixels, such as interlaced: names
 
     def summary(self) -> str:
-        """One line for the screen: how many are used, and what is wrong with the others."""
+        """A line for the screen: the number of used files, and the problems of the others."""
         parts = [f"{self.used} of {self.found + len(self.missing)} files in {shown(self.root)} are used"]
         if self.held_out:
             parts.append(f"{len(self.held_out)} are held out: {quote(self.held_out)}")
@@ -81,18 +81,18 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Whether everything in the folder is used: there is nothing to say but the number."""
+        """Whether every file of the folder is used and none is unusual."""
         left_out = (self.missing, self.ignored, self.passed_over, self.unlabelled, self.untrained, self.held_out)
         return self.used == self.found and not any((*left_out, self.notes))
 
     def write(self, path: str | Path) -> None:
-        """Save as JSON. UserError where that is not possible."""
+        """Save as JSON. UserError if the file cannot be written."""
         write_json(path, asdict(self))
 
 
 @dataclass
 class Index:
-    """What earlier looks gave, by name: infos with the stamps (size, time of change) of their files, and refusals."""
+    """The cache of a scan, by file name: infos and refusals, each with the file's stamp (size, time of change)."""
 
     path: Path | None
     kind: type
@@ -101,7 +101,7 @@ class Index:
 
     @classmethod
     def load(cls, path: str | Path | None, kind: type) -> Index:
-        """The index file's content; empty where it is missing, damaged, or of another version or kind."""
+        """The content of an index file; empty if it is missing, damaged, or of another version or kind."""
         made = cls(None if path is None else Path(path), kind)
         if made.path is None or not made.path.is_file():
             return made
@@ -116,7 +116,7 @@ class Index:
         return cls(made.path, kind, files, refused)
 
     def save(self) -> None:
-        """Write the file, where there is a path."""
+        """Write the index file, if there is a path."""
         if self.path is not None:
             files = {name: [stamp, astuple(info)] for name, (stamp, info) in self.files.items()}
             write_json(
@@ -124,7 +124,7 @@ class Index:
             )
 
     def add(self, name: str, stamp: list[int], answer: Answer) -> None:
-        """Remember the answer of a look."""
+        """Keep the answer for a file."""
         self.files.pop(name, None)
         self.refused.pop(name, None)
         if answer.values is None:
@@ -133,7 +133,7 @@ class Index:
             self.files[name] = (stamp, self.kind(*answer.values))
 
     def knows(self, name: str, stamp: list[int], again: bool) -> bool:
-        """Whether a file needs no look. `again`: those that were refused get one, unless that is costly."""
+        """Whether the answer for a file is known. `again`: refused files are scanned again, unless that is costly."""
         if name in self.files:
             return self.files[name][0] == stamp
         known, _, costly = self.refused.get(name, (None, "", False))
@@ -148,11 +148,11 @@ def examine(
     index_path: str | Path | None = None,
     again: bool = True,
 ) -> tuple[dict[str, Info], dict[str, str]]:
-    """Look at every file, in child processes. Returns what the look gave by name, and the reasons of those it refused.
+    """Inspect every file, in child processes. Returns infos by name, and the reasons of refused files by name.
 
     `look` is a key of `looks.LOOKS`, and `kind` the dataclass that it returns; None opens no file, and refuses empty
-    ones alone. With `index_path`, answers are kept in that file and believed while a file's size and time of change
-    stay the same. Refused files are looked at again, but for those that ended the decoder or took too long; with
+    files only. With `index_path`, answers are kept in that file and used while a file's size and time of change stay
+    the same. Refused files are inspected again, except those that ended the decoder or took too long; with
     `again=False` none is.
     """
     stamps, reasons = _stamps(root, names)
@@ -161,19 +161,19 @@ def examine(
         return {name: kind() for name in stamps if name not in empty}, _ordered(names, {**reasons, **empty})
     index = Index.load(index_path, kind)
     pending = [name for name, stamp in stamps.items() if not index.knows(name, stamp, again)]
-    quiet = None if len(pending) >= MANY else True  # None: only where a person watches
+    quiet = None if len(pending) >= MANY else True  # None: only on a terminal
     saved, wait = time.monotonic(), SAVED
     try:
         with tqdm(total=len(pending), desc="files", disable=quiet) as bar:
             for name, answer in look_at(root, pending, look):
                 bar.update()
                 index.add(name, stamps[name], answer)
-                if time.monotonic() - saved > wait:  # whoever ends this process, little is lost
+                if time.monotonic() - saved > wait:  # so that little is lost if this process is ended
                     begun = time.monotonic()
                     index.save()
                     saved = time.monotonic()
                     wait = max(SAVED, 20 * (saved - begun))
-    finally:  # an interrupted first look goes on where it stopped
+    finally:  # an interrupted scan goes on from this point
         if pending:
             index.save()
     infos = {name: index.files[name][1] for name in stamps if name in index.files}
@@ -182,7 +182,7 @@ def examine(
 
 
 def _stamps(root: Path, names: Sequence[str]) -> tuple[dict[str, list[int]], dict[str, str]]:
-    """Size and time of change of every file, and why some have none."""
+    """Size and time of change of every file by name, and the reasons why others have none."""
     stamps, reasons = {}, {}
     for name in names:
         try:
@@ -199,9 +199,9 @@ def _ordered(names: Sequence[str], reasons: dict[str, str]) -> dict[str, str]:
 
 
 class Substitutes:
-    """Other files in place of those of a set of `size` that do not decode, with one warning for each of these.
+    """Substitutes for files of a set of `size` files that do not decode, with a single warning for each of them.
 
-    Which file stands in depends on the request alone: a run repeats itself, resumed and on any number of processes.
+    The substitute depends on the request alone, so that a run is repeatable, resumed and on any number of processes.
     """
 
     def __init__(self, size: int) -> None:
@@ -209,9 +209,9 @@ class Substitutes:
         self._warned: set[int] = set()
 
     def take(self, index: int, seed: int, read: Callable[[int], Taken]) -> Taken:
-        """`read(index)`; where that raises VideoDecodeError, `read` of a file drawn from the seed, 8 different at most.
+        """`read(index)`; if that raises VideoDecodeError, `read` of files drawn from the seed, at most 8 files in all.
 
-        Raises VideoDecodeError where none of them decodes.
+        Raises VideoDecodeError if none of them decodes.
         """
         reasons = []
         for candidate in self._candidates(index, seed):
@@ -226,7 +226,7 @@ class Substitutes:
         )
 
     def warn(self, index: int, error: VideoDecodeError) -> None:
-        """Say once that a file, which the error names, is skipped."""
+        """Warn, once for each file, that the file named in the error is skipped."""
         if index not in self._warned:
             self._warned.add(index)
             warnings.warn(f"{error}; it is skipped, another file takes its place", stacklevel=3)

@@ -27,25 +27,27 @@ class Clips:
     pixels: np.ndarray
     files: list[str]
     labels: list[str | None]
-    rates: list[float] | None = None  # of frames that are one frame interval apart; None: clips that stand still
+    rates: list[float] | None = None  # frames per second of the clips; None for still images
 
     def partners(self, seed: int) -> list[int]:
-        """For each clip the number of another one, of another file and, where there is one, of another label."""
-        rng, found = np.random.default_rng(fold("partners", seed)), []
+        """For each clip the number of a clip of another file and, if possible, of another label."""
+        rng, numbers = np.random.default_rng(fold("partners", seed)), []
         for file, label in zip(self.files, self.labels, strict=True):
             others = [k for k, name in enumerate(self.files) if name != file]
             if not others:
-                raise UserError("clips are compared with clips of another file, and all are of one file: add another")
-            found.append(int(rng.choice([k for k in others if self.labels[k] != label] or others)))
-        return found
+                raise UserError(
+                    "clips are compared with clips of another file, but all are of the same file: add another"
+                )
+            numbers.append(int(rng.choice([k for k in others if self.labels[k] != label] or others)))
+        return numbers
 
 
 class Source:
-    """Windows of the files of one folder, without overlap, evenly thinned to `count`; read again in another rhythm.
+    """Windows of the files of a folder, without overlap, evenly thinned to `count`; they can be read at other offsets.
 
     Args:
-        root: a folder of videos or of images, or CIFAR-10 as it is published. Images are held for all frames of a clip.
-        frames, size, fps: of the clips; the frame interval that comes nearest to `fps` is taken, unless it is given.
+        root: a folder of videos or of images, or CIFAR-10 as published. An image is repeated for all frames of a clip.
+        frames, size, fps: of the clips. `frame_interval` None chooses the interval nearest to `fps`.
     """
 
     def __init__(
@@ -71,9 +73,9 @@ class Source:
         self.windows = [windows[k * len(windows) // kept] for k in range(kept)]
 
     def read(self, offsets: np.ndarray | None = None) -> Clips | None:
-        """The clips; with `offsets` (T,), ascending from 0, frame k is that many frame intervals after the first.
+        """The clips. With `offsets` (T,), ascending from 0, frame k is offsets[k] frame intervals after the first.
 
-        A clip that would end after its file starts earlier. None where a file is too short for that.
+        A clip that would end after its file starts earlier. None if a file is too short for that.
         """
         offsets = np.arange(self.frames) if offsets is None else offsets
         if self.data.frames == 1:  # pictures, or single frames of videos
@@ -94,29 +96,29 @@ class Source:
 
 
 def kind_of(root: Path) -> str:
-    """ "videos" or "images", whichever the folder holds; CIFAR-10, archive or folder, is images.
+    """The kind of files in a folder, "videos" or "images"; CIFAR-10, archive or folder, is images.
 
-    UserError for a folder with both, with neither, or that is none.
+    UserError for a folder with both or neither, and for a path that is not a folder.
     """
     if find_cifar(Path(root)) is not None:
         return "images"
     if not os.path.isdir(root):
-        found = "is a file" if os.path.exists(root) else "does not exist"
-        raise UserError(f"{root} {found}; give a folder of videos or of images")
+        problem = "is a file" if os.path.exists(root) else "does not exist"
+        raise UserError(f"{root} {problem}; give a folder of videos or of images")
     check_folder("videos", Path(root))
     names = [name.lower() for _, _, inside in os.walk(root) for name in inside if not name.startswith(".")]
     kinds = [kind for kind, endings in EXTENSIONS.items() if any(name.endswith(tuple(endings)) for name in names)]
     stills = [name for name in names if name.endswith(tuple(EXTENSIONS["images"]))]
     if len(kinds) == 2 and all(name.endswith(".gif") for name in stills):
-        return "videos"  # GIFs beside them are previews
+        return "videos"  # GIFs beside videos are previews
     if len(kinds) != 1:
-        found = "videos and images" if kinds else "neither videos nor images"
-        raise UserError(f"{root} holds {found}; give a folder that holds one kind")
+        content = "videos and images" if kinds else "neither videos nor images"
+        raise UserError(f"{root} holds {content}; give a folder with files of a single kind")
     return kinds[0]
 
 
 def open_at(fps: float, root: Path, *, frame_interval: int | None = None, **settings: Any) -> ClipSet:
-    """Videos as clips of about `fps` frames per second, or of every `frame_interval`-th frame where that is given."""
+    """Videos as clips of about `fps` frames per second, or of every `frame_interval`-th frame if it is not None."""
     data = open_data("videos", root, frame_interval=frame_interval or 1, short="skip", **settings)
     if frame_interval is None and data.frames > 1:
         rate = statistics.median(info.fps for _, _, info in data.files)

@@ -1,7 +1,8 @@
-"""Pictures to squares of one size: the centre crop of ADM, DiT and SiT, the same one for videos and photographs.
+"""Resizing and cropping: the centre crop of ADM, DiT and SiT, the same for videos and photographs.
 
-Halve with a box filter while the picture is at least twice too large, resize bicubically until the short side fits,
-cut out the centre (`center_crop_arr` of openai/guided-diffusion). One resizer, Pillow's, serves every decoder.
+The picture is halved with a box filter while it is at least twice too large, resized bicubically until the short side
+fits, and its centre is cut out (`center_crop_arr` of openai/guided-diffusion). Pillow resizes the output of every
+decoder.
 
 Legend: T frames, H W height and width in pixels, h w those of the result.
 """
@@ -16,14 +17,14 @@ from PIL import Image
 
 from eqm_video.errors import UserError
 
-CENTRE = (0.5, 0.5)  # share of the spare room that is cut off at the top and on the left
-LARGEST = 2**24  # pixels of a resized picture, most of which the crop throws away
+CENTRE = (0.5, 0.5)  # share of the surplus that is cut off at the top and on the left
+LARGEST = 2**24  # pixels of a resized picture, beyond which only the crop is resized
 DIRECTED = re.compile(r"(?:left|right)(?:ward|wards|hand|handed|side)?|(?:counter|anti)?clockwise|c?cw")
 WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # "TurnLeft", "move_left" and "TURN-LEFT" are two words each
 
 
 def sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    """`size` as (height, width): one whole number is both. UserError below 1 pixel."""
+    """The (height, width) of `size`, a whole number for both or a pair. UserError below 1 pixel."""
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
         raise UserError(f"data.size is {size}; type at least 1 pixel for each side")
@@ -37,10 +38,10 @@ def center_crop(
     *,
     pixel_aspect: float = 1.0,
 ) -> np.ndarray:
-    """Resize and crop one picture, uint8 (H,W,3) → (h,w,3), as DiT and SiT do; `position` (top, left) in [0, 1].
+    """Resize and crop a picture, uint8 (H,W,3) → (h,w,3), as DiT and SiT do; `position` (top, left) in [0, 1].
 
-    `pixel_aspect` is the width of a pixel over its height. Where it is not 1, the picture is made square-pixelled by
-    the same resize, without halving before.
+    `pixel_aspect` is the width of a pixel over its height. If it is not 1, the same resize makes the pixels square,
+    without halving before.
     """
     height, width = sides(size)
     picture = Image.fromarray(frame)
@@ -50,7 +51,7 @@ def center_crop(
     scale = max(height / picture.height, width / shown)
     full = (max(width, round(shown * scale)), max(height, round(picture.height * scale)))
     left, top = int((full[0] - width) * position[1]), int((full[1] - height) * position[0])
-    if full[0] * full[1] > LARGEST:  # a sliver: only what is kept is enlarged
+    if full[0] * full[1] > LARGEST:  # a very long picture: only the kept part is enlarged
         across, down = picture.width / full[0], picture.height / full[1]
         right, bottom = min((left + width) * across, picture.width), min((top + height) * down, picture.height)
         box = (left * across, top * down, right, bottom)
@@ -73,9 +74,9 @@ def crop_clip(
 
 
 def directed_labels(labels: Iterable[str]) -> list[str]:
-    """The class names that a mirror image would make wrong: with a word for left, right or clockwise in them.
+    """The class names that a mirror image contradicts: those with a word for left, right or clockwise.
 
-    Words written together ("turnleft") are found where the mirrored name ("turnright") is a class too.
+    In words written together ("turnleft") it is recognised if the mirrored name ("turnright") is a class too.
     """
     labels = list(labels)
     lower = {label.lower() for label in labels}
@@ -88,4 +89,4 @@ def directed_labels(labels: Iterable[str]) -> list[str]:
 
 def _mirrored(name: str) -> set[str]:
     swaps = (("left", "right"), ("right", "left"))
-    return {name.replace(here, there) for here, there in swaps if here in name}
+    return {name.replace(side, other) for side, other in swaps if side in name}

@@ -1,8 +1,8 @@
-"""A pickle read as plain data: dictionaries, lists, text, numbers and arrays of bytes. Nothing in it is ever run.
+"""Pickles read as plain data: dictionaries, lists, text, numbers and arrays of bytes. No code in them is run.
 
-Python's own reader calls whatever functions a pickle names. This one walks the opcodes of protocol 2, which is what
-CIFAR-10's files are written in, knows the few that such data need, and refuses the rest. Python 2 wrote text as bytes,
-Python 3 writes bytes as an encoded text; both forms are understood, and so is numpy's form of an array.
+Python's own reader calls every function that a pickle names. This reader goes through the opcodes of protocol 2, the
+protocol of CIFAR-10's files, executes the few that such data need, and refuses all others. Python 2 wrote text as
+bytes, Python 3 writes bytes as an encoded text; both forms are supported, and so is numpy's form of an array.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FUNCTIONS = {
     **dict.fromkeys(("numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"), "array"),
     **{"numpy ndarray": "ndarray", "numpy dtype": "dtype", "_codecs encode": "encode"},
 }
-"""What a pickle may name, and what it stands for here; these are words, nothing of that name is looked up."""
+"""Names that a pickle may have, and their meanings. They are only words: no function of that name is looked up."""
 
 VALUES: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("SHORT_BINSTRING", "BINSTRING"), lambda text: text.encode("latin-1")),  # pickletools decodes so
@@ -36,28 +36,28 @@ VALUES: dict[str, Callable[[Any], Any]] = {
 
 
 class _NotDataError(Exception):
-    """What is read is damaged, or more than data."""
+    """The pickle is damaged, or contains more than data."""
 
 
 @dataclass(frozen=True)
 class _Word:
-    """A name of FUNCTIONS, as it lies on the stack."""
+    """A name of FUNCTIONS on the stack, by its meaning."""
 
     meaning: str
 
 
 @dataclass
 class _Array:
-    """numpy's array: announced first, and filled by its state."""
+    """A numpy array on the stack: created empty, then filled by its state."""
 
     values: np.ndarray | None = None
 
 
 def read_plain(content: bytes, name: str) -> dict[str, Any]:
-    """The dictionary in a pickle; its keys are text, its arrays uint8, text that Python 2 wrote stays bytes.
+    """The dictionary in a pickle: its keys are text, its arrays uint8; text that Python 2 wrote stays bytes.
 
-    `name` is the file's, for errors. UserError for whatever is more than data, with the opcode and where it is, and for
-    a pickle that is damaged or cut short. Memory and time are bounded by the size of `content` and MOST.
+    `name` is the file's name in errors. UserError for content that is more than data, with the opcode and its position,
+    and for a pickle that is damaged or cut short. The size of `content` and MOST bound memory and time.
     """
     reader, opcode, place = _Reader(), "", 0
     try:
@@ -72,12 +72,12 @@ def read_plain(content: bytes, name: str) -> dict[str, Any]:
             f"{name}: refused at the opcode {opcode} (byte {place}): {error}. Only plain data is read, and nothing in "
             "the file was run; it is not one of CIFAR-10's files, or damaged"
         ) from error
-    except ValueError as error:  # what pickletools says of opcodes that do not exist, and of ends that come too early
-        raise UserError(f"{name} is no whole pickle: {error} (after byte {place}); get the file again") from error
+    except ValueError as error:  # pickletools: an opcode that does not exist, or an early end
+        raise UserError(f"{name} is not a whole pickle: {error} (after byte {place}); get the file again") from error
 
 
 class _Reader:
-    """The stack machine that a pickle is a program of, without its instructions that do things."""
+    """The stack machine whose program is a pickle, without the instructions that run code."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -85,7 +85,7 @@ class _Reader:
         self.memo: dict[int, Any] = {}
 
     def step(self, opcode: str, argument: Any) -> None:
-        """Carry out one opcode; _NotDataError where it is not one of data, or the stack does not hold what it needs."""
+        """Execute an opcode; _NotDataError if data do not need it, or its operands are not on the stack."""
         if opcode in VALUES:
             self.stack.append(VALUES[opcode](argument))
         elif opcode == "MARK":
@@ -119,7 +119,7 @@ class _Reader:
             raise _NotDataError("data do not need this opcode")
 
     def result(self) -> dict[str, Any]:
-        """The dictionary that is left."""
+        """The dictionary that is left on the stack at the end."""
         if len(self.stack) != 1 or self.marked or not isinstance(self.stack[0], dict):
             raise _NotDataError("what is left is not one dictionary")
         return {key: value.values if isinstance(value, _Array) else value for key, value in self.stack[0].items()}
@@ -151,7 +151,7 @@ class _Reader:
 
 
 def _call(function: Any, arguments: Any) -> Any:
-    """What one of FUNCTIONS makes of its arguments: an empty array, the type of bytes, or bytes."""
+    """The result of a function of FUNCTIONS: an empty array, the dtype uint8, or bytes."""
     if function == _Word("array") and arguments == (_Word("ndarray"), (0,), b"b"):
         return _Array()
     if function == _Word("dtype") and arguments in (("u1", 0, 1), (b"u1", 0, 1)):
@@ -166,7 +166,7 @@ def _call(function: Any, arguments: Any) -> Any:
 
 
 def _fill(target: Any, state: Any) -> None:
-    """Give an array its shape and bytes; the state of the type of bytes says nothing."""
+    """Give an array its shape and bytes; the state of the dtype uint8 is ignored."""
     match state:
         case (3, b"|" | "|", *_) if target == _Word("u1"):
             return

@@ -1,16 +1,15 @@
-"""Video files: what is in one, and the frames of a clip, decoded without reading the rest of the file.
+"""Video files: their properties, and the frames of a clip, decoded without reading the rest of the file.
 
-decord reads first where it is installed, PyAV where it is missing or fails, and both give the same frames. That holds
-because decord is handed only files that it addresses exactly. Measured with decord 0.6, it returns *other* frames,
-without a word, where frames are shown before a keyframe that precedes them in the file (open GOPs: x265's default,
-MPEG-4 with B-frames), in AVI files with B-frames, behind an edit list, after damaged packets and at the very end of
-some files; it ignores rotation outside mp4 and mov and cannot rotate to some widths, gives wrong pixels from more than
-8 bits a channel, aborts on some implausible headers, and knows no AV1, no transparency and no names outside UTF-8.
-PyAV (`packets.py`) reads all of those; `probe` decides which reader a file gets. Damage shows only where a file is
-decoded, so the first look decodes files up to WHOLE that decord would get with both and compares every frame; larger
-files are read with PyAV.
+decord reads first if it is installed, PyAV if decord is missing or fails, and both give the same frames. That holds
+because decord gets only files that it addresses exactly. Measured with decord 0.6, it silently returns *other* frames
+if frames are shown before a keyframe that precedes them in the file (open GOPs: x265's default, MPEG-4 with B-frames),
+in AVI files with B-frames, behind an edit list, after damaged packets and at the very end of some files. It ignores
+rotation outside mp4 and mov, cannot rotate to some widths, gives wrong pixels from more than 8 bits a channel, aborts
+on some implausible headers, and supports no AV1, no transparency and no names outside UTF-8. PyAV (`packets.py`) reads
+all of those; `probe` chooses the reader of a file. Damage shows only during decoding. So `probe` decodes files up to
+WHOLE that decord would get with both readers and compares every frame; larger files are read with PyAV.
 
-Legend: T frames asked for, H W height and width in pixels after the rotation that the file asks for.
+Legend: T requested frames, H W height and width in pixels after the rotation in the file.
 """
 
 from __future__ import annotations
@@ -39,40 +38,40 @@ VIDEO_EXTENSIONS = (
     *(".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".3gp", ".3g2", ".flv"),
     *(".wmv", ".ogv"),
 )
-TOLERANCE = 8  # of 255: decoders of lossy formats round differently (2 was seen), a wrong frame is further off
-WHOLE = 2**27  # pixels of all frames of a file that the first look decodes (0.1 to 0.8 s): 10 s of 640x480, or less
-AT_ONCE = 8  # frames that decord decodes at once where a file is read from end to end
+TOLERANCE = 8  # of 255: decoders of lossy formats round differently (by 2 in tests), a wrong frame differs more
+WHOLE = 2**27  # pixels of all frames of a file that `probe` decodes (0.1 to 0.8 s): up to 10 s of 640x480
+AT_ONCE = 8  # frames that decord decodes at once while a file is read from end to end
 
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What `probe` found in a file. `height` and `width` are those of the decoded, upright picture."""
+    """The properties of a video file. `height` and `width` are those of the decoded, upright picture."""
 
-    frames: int  # that can be decoded
+    frames: int  # decodable frames
     fps: float  # frames per second, on average
     height: int
     width: int
-    declared: int = 0  # frames that the header promises; 0: it does not say
+    declared: int = 0  # frames in the header; 0 if it does not say
     constant_rate: bool = True  # False: frames come at irregular times, so index / fps is not their time
     backend: str = "pyav"  # the reader to try first
-    notes: tuple[str, ...] = ()  # what is unusual about its pixels, in a word or two each, such as "interlaced"
+    notes: tuple[str, ...] = ()  # unusual properties of its pixels, such as "interlaced"
     pixel_aspect: float = 1.0  # width of a pixel over its height, in the upright picture
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "notes", tuple(self.notes))  # JSON, where infos are remembered, makes a list of it
+        object.__setattr__(self, "notes", tuple(self.notes))  # a list, if it comes from JSON
 
     @property
     def truncated(self) -> bool:
-        """Whether the file ends well before its header says, as an interrupted download does."""
+        """Whether the file ends well before the number of frames in its header, as after an interrupted download."""
         return self.frames < TRUNCATED * self.declared
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """Count the frames of a video file and verify that the first and the last one decode.
+    """The info of a video file, with its frames counted; VideoDecodeError unless the first and the last frame decode.
 
     The packets are listed, not decoded, so the cost is that of the last keyframe interval. Two kinds are decoded whole:
-    AVI files whose frames can be found by counting alone, and files up to WHOLE that decord may read. The number of
-    frames is what PyAV can decode: where decord counts otherwise, the file is read with PyAV. Raises VideoDecodeError.
+    AVI files whose frames must be counted, and files up to WHOLE that decord may read. The number of frames is the
+    number that PyAV decodes; if decord counts differently, the file is read with PyAV.
     """
     import av
 
@@ -115,29 +114,29 @@ def read_frames(
     """Decode the frames at `indices` (from 0; any order, repeats allowed) of a video file.
 
     Returns uint8 RGB (T,H,W,3), upright, and the frames' times (T,) in seconds from the file's first frame, float64.
-    `backend` is "decord", "pyav" or None: decord where `info`, the answer of `probe`, says that it is exact, then PyAV;
-    PyAV alone where `info` is not given. Raises VideoDecodeError with the reason of every reader that was tried.
+    `backend` is "decord", "pyav" or None: decord if `info`, the result of `probe`, says that it is exact, then PyAV;
+    PyAV alone without `info`. Raises VideoDecodeError with the reason of every reader that was tried.
     """
     import av
 
     path = _existing(path)
-    wanted, inverse = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
-    if wanted.size == 0 or wanted[0] < 0:
+    rows, inverse = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+    if rows.size == 0 or rows[0] < 0:
         raise ValueError(f"indices must be frame numbers from 0 on, at least one; got {list(indices)}")
     if backend not in (None, *BACKENDS):
         raise ValueError(f"backend is {backend!r}; type one of {', '.join(BACKENDS)}, or None to let the file decide")
     if backend == "decord" and info is None:
         info = probe(path)
-    if info is not None and wanted[-1] >= info.frames:
-        raise VideoDecodeError(f"{path}: frame {wanted[-1]} was asked for, but the last one is {info.frames - 1}")
+    if info is not None and rows[-1] >= info.frames:
+        raise VideoDecodeError(f"{path}: frame {rows[-1]} was requested, but the last one is {info.frames - 1}")
     exact = info is not None and info.backend == "decord" and _decord() is not None
     if backend == "decord" and not exact:
         raise VideoDecodeError(f"{path}: decord is missing or not exact on this file; type backend='pyav'")
     reasons = []
     for name in (backend,) if backend else (BACKENDS if exact else ("pyav",)):
         try:
-            pictures = _read_decord(path, wanted, info) if name == "decord" else np.stack([*stream_pyav(path, wanted)])
-            return pictures[inverse], TABLES.of(path).seconds(wanted)[inverse]
+            pictures = _read_decord(path, rows, info) if name == "decord" else np.stack([*stream_pyav(path, rows)])
+            return pictures[inverse], TABLES.of(path).seconds(rows)[inverse]
         except av.error.FFmpegError as error:
             reasons.append(f"{name}: {error.strerror}")
         except VideoDecodeError as error:
@@ -146,9 +145,9 @@ def read_frames(
 
 
 def stream_frames(path: str | Path, info: VideoInfo) -> Iterator[np.ndarray]:
-    """All frames of a file, uint8 RGB (H,W,3), one after the other, without holding more than a few of them.
+    """Yield all frames of a file, uint8 RGB (H,W,3), in order, with only a few in memory.
 
-    They are those that `read_frames` gives. Raises VideoDecodeError.
+    They equal those of `read_frames`. Raises VideoDecodeError.
     """
     path, done = _existing(path), 0
     if info.backend == "decord" and _decord() is not None:
@@ -157,14 +156,14 @@ def stream_frames(path: str | Path, info: VideoInfo) -> Iterator[np.ndarray]:
                 done += 1
                 yield picture
         except VideoDecodeError:
-            pass  # PyAV goes on, and says what is wrong where it cannot
+            pass  # PyAV goes on, or raises its own error
     if done < info.frames:
         with _pyav_errors(path):
             yield from stream_pyav(path, np.arange(done, info.frames))
 
 
 def frame_seconds(path: str | Path, info: VideoInfo) -> np.ndarray:
-    """Times (F,) of all frames of a file in seconds from the first one, float64. Raises VideoDecodeError."""
+    """Times (F,) of all frames of a file in seconds from the first frame, float64. Raises VideoDecodeError."""
     path = _existing(path)
     with _pyav_errors(path):
         return TABLES.of(path).seconds()[: info.frames]
@@ -172,7 +171,7 @@ def frame_seconds(path: str | Path, info: VideoInfo) -> np.ndarray:
 
 @contextmanager
 def _pyav_errors(path: Path) -> Iterator[None]:
-    """Errors of PyAV within become VideoDecodeError, which names the file."""
+    """Turn errors of PyAV inside the block into a VideoDecodeError that names the file."""
     import av
 
     try:
@@ -193,7 +192,7 @@ def _existing(path: str | Path) -> Path:
 
 
 def _decord() -> ModuleType | None:
-    """The decord module with its messages silenced, or None where it is missing or does not load."""
+    """The decord module with its messages silenced; None if it is missing or does not load."""
     try:
         import decord
     except (ImportError, OSError):
@@ -203,9 +202,9 @@ def _decord() -> ModuleType | None:
 
 
 def _decord_is_exact(path: Path, look: Outline, frames: int, last: np.ndarray | None) -> tuple[bool, bool]:
-    """Whether decord gives the frames of a file that PyAV gives, and whether the file was found to be damaged.
+    """Compare decord with PyAV on a file: (both give the same frames, the file is damaged).
 
-    decord itself is asked last, after all that it is known to fail on, or to abort at, is ruled out.
+    decord itself opens the file last, after all files are ruled out on which it is known to fail or abort.
     """
     table = look.table
     plausible = table.declared == 0 or TRUNCATED * table.declared <= frames <= 2 * table.declared
@@ -225,9 +224,9 @@ def _is_utf8(path: Path) -> bool:
 
 
 def _decord_agrees(path: Path, frames: int, last: np.ndarray) -> bool:
-    """Whether decord is there, and gives the frames that PyAV gives: the last one at once, then all of them in order.
+    """Whether decord is installed and gives the frames of PyAV: the last frame by a seek, then all frames in order.
 
-    Seeking to the end it may err, and damage that a decoder does not notice each of them patches in its own way.
+    decord may fail in a seek to the end, and the two patch unnoticed damage in different ways.
     """
     decord = _decord()
     if decord is None:
@@ -243,21 +242,21 @@ def _decord_agrees(path: Path, frames: int, last: np.ndarray) -> bool:
         return False
 
 
-def _alike(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two pictures (H,W,3) agree within `TOLERANCE`, looked at on every fourth row and column."""
-    if one.shape != other.shape:
+def _alike(picture: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two pictures (H,W,3) agree within `TOLERANCE` on every fourth row and column."""
+    if picture.shape != other.shape:
         return False
-    return int(np.abs(one[::4, ::4].astype(np.int16) - other[::4, ::4]).max()) <= TOLERANCE
+    return int(np.abs(picture[::4, ::4].astype(np.int16) - other[::4, ::4]).max()) <= TOLERANCE
 
 
-def _read_decord(path: Path, wanted: np.ndarray, info: VideoInfo) -> np.ndarray:
-    """Frames (T,H,W,3) at the rising indices `wanted`."""
+def _read_decord(path: Path, rows: np.ndarray, info: VideoInfo) -> np.ndarray:
+    """The frames (T,H,W,3) at the rising indices `rows`, by decord."""
     with _decord_errors() as decord:
-        return _reader(decord, path, info).get_batch(wanted.tolist()).asnumpy()
+        return _reader(decord, path, info).get_batch(rows.tolist()).asnumpy()
 
 
 def _stream_decord(path: Path, info: VideoInfo) -> Iterator[np.ndarray]:
-    """All frames (H,W,3), one after the other."""
+    """Yield all frames (H,W,3) in order, by decord."""
     with _decord_errors() as decord:
         reader = _reader(decord, path, info)
     for first in range(0, info.frames, AT_ONCE):
@@ -275,7 +274,7 @@ def _reader(decord: ModuleType, path: Path, info: VideoInfo) -> Any:
 
 @contextmanager
 def _decord_errors() -> Iterator[ModuleType]:
-    """The decord module, whose errors within become VideoDecodeError."""
+    """The decord module; its errors inside the block become VideoDecodeError."""
     decord = _decord()
     try:
         yield decord

@@ -164,7 +164,7 @@ def _bias(beta: float, count: Tensor) -> Tensor:
 class Langevin:
     """Unadjusted Langevin dynamics, x <- x - step_size * f(x) + sqrt(2 * step_size * temperature) * noise.
 
-    Where f is the gradient of an energy E, and for small steps, it samples exp(-E / temperature); temperature 0 is
+    If f is the gradient of an energy E, and for small steps, it samples exp(-E / temperature); temperature 0 is
     gradient descent. At a minimum of curvature k the chain has the variance 2 temperature / (k (2 - step_size k)). Each
     clip's noise comes from its own generator, so a clip does not depend on its batch.
     """
