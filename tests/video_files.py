@@ -46,6 +46,6 @@ def disc(height: int, width: int) -> np.ndarray:
 
 
 def extent(picture: np.ndarray) -> tuple[int, int]:
-    """Height and width of what is bright in a picture (H,W,3)."""
+    """Height and width of the bright part of a picture (H,W,3)."""
     bright = picture.mean(axis=-1) > 128
     return int(bright.any(axis=1).sum()), int(bright.any(axis=0).sum())

@@ -92,7 +92,7 @@ def _resampled(values: Tensor, seed: int) -> Tensor:
 
 
 def _counts(count: int, source: torch.Generator) -> Tensor:
-    """How often each of `count` things is drawn in `count` draws with replacement: (K, count) float64."""
+    """Counts of `count` items in `count` draws with replacement, for each resampling: (K, count) float64."""
     drawn = torch.randint(count, (RESAMPLINGS, count), generator=source)
     return torch.zeros(RESAMPLINGS, count, dtype=torch.float64).scatter_add_(
         1, drawn, torch.ones(RESAMPLINGS, count, dtype=torch.float64)
