@@ -9,6 +9,8 @@ about 1.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 from torch import Generator, Tensor, nn
 
 from eqm_video.errors import UserError, short
-from eqm_video.models.bounds import check_scaling
+from eqm_video.models.bounds import check_config, check_scaling
 from eqm_video.models.loading import first_line, load_weights
 from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.randomness import normal
@@ -29,6 +31,7 @@ from eqm_video.system.reading import read_json
 BUNDLED = "bundled"
 BUNDLED_FOLDER = Path(__file__).parent / "assets" / "codec"
 PIXELS = "pixels"
+WEIGHTS = "diffusion_pytorch_model"
 CLASSES = {vae.__name__: vae for vae in (AutoencoderKL, AutoencoderTiny, PixelAutoencoder)}
 SUPPORTED = f"{', '.join(list(CLASSES)[:-1])} and {list(CLASSES)[-1]}"
 PIXELS_AT_ONCE = 2**20  # 16 frames of 256x256: about 3.5 GB in the decoder of a Stable Diffusion autoencoder, float32
@@ -55,7 +58,8 @@ class Codec:
             raise UserError(
                 f"the codec turns {config.in_channels} into {config.out_channels} channels; RGB needs 3 and 3"
             )
-        self.vae = vae.eval().requires_grad_(False)
+        self._vae, self._load = vae.eval().requires_grad_(False), None
+        self.config = config
         self.chunk = chunk
         self.name = name if name is not None else str(config.get("_name_or_path") or "")
         self.latent_channels: int = config.latent_channels
@@ -72,41 +76,50 @@ class Codec:
         torch_dtype: torch.dtype | str | None = None,
         chunk: int = 64,
         variant: str | None = None,
+        weights: bool = True,
     ) -> Codec:
         """Load by name: "bundled", "pixels", a folder (of an autoencoder, or of a model with a `vae` in it), or hub id.
 
         Weights must be safetensors, of the `variant` (such as "fp16") if it is not None. They become float32, or
-        `torch_dtype` ("auto": as they were saved). Raises UserError for a folder without a supported autoencoder, and
-        for a hub id that is neither cached nor reachable.
+        `torch_dtype` ("auto": as they were saved). With `weights=False` the configuration alone is read, and the
+        weights when `vae`, `moments` or `decode` first need them. Raises UserError for a folder without a supported
+        autoencoder, and for a hub id that is neither cached nor reachable.
         """
         name = str(name_or_path)
         if name == PIXELS:
             exact = torch_dtype if isinstance(torch_dtype, torch.dtype) else torch.float32
             return cls(nn.Module.to(PixelAutoencoder(), exact), chunk, name)
-        folder = BUNDLED_FOLDER if name == BUNDLED else Path(name).expanduser()
-        if folder.is_dir():
-            source, subfolder = str(folder), "" if (folder / "config.json").is_file() else "vae"
-            config_file = folder / subfolder / "config.json"
-            if not config_file.is_file():
-                listed = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-                raise UserError(
-                    f"the codec folder {folder} holds neither config.json nor vae/config.json (it holds: {listed}); "
-                    "give a folder written by diffusers' save_pretrained"
-                )
-        elif name == BUNDLED:
-            raise UserError(f"the bundled codec is missing from {folder}: install eqm-video again")
-        else:
-            source = name
-            config_file, subfolder = _hub_config(name, revision)
+        source, subfolder, config_file = _place(name, revision)
         vae_class = CLASSES[_class_name(config_file, name)]
         more = {"subfolder": subfolder, "revision": revision, "torch_dtype": torch_dtype, "variant": variant}
-        vae = load_weights(vae_class, source, f"codec {name!r}", **more)
-        return cls(vae, chunk, name)
+        if weights:
+            return cls(load_weights(vae_class, source, f"codec {name!r}", **more), chunk, name)
+        check_config(vae_class, config_file.parent)
+        with torch.device("meta"):
+            empty = vae_class.from_config(vae_class.load_config(config_file.parent))
+        codec = cls(empty, chunk, name)
+        codec._load = lambda: load_weights(vae_class, source, f"codec {name!r}", **more)
+        return codec
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Codec:
         """Move the autoencoder to a device or dtype, in place, and return self."""
-        nn.Module.to(self.vae, device=device, dtype=dtype)
+        if (load := self._load) is not None:
+            self._load = lambda: nn.Module.to(load(), device=device, dtype=dtype)
+        else:
+            nn.Module.to(self._vae, device=device, dtype=dtype)
         return self
+
+    @property
+    def vae(self) -> AutoencoderKL | AutoencoderTiny | PixelAutoencoder:
+        """The autoencoder with its weights, which are read now if they were not needed before."""
+        if self._load is not None:
+            self._vae, self._load = self._load().eval().requires_grad_(False), None
+        return self._vae
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the weights are in memory."""
+        return self._load is None
 
     @property
     def device(self) -> torch.device:
@@ -159,7 +172,7 @@ class Codec:
         return max(1, round(pixels / unit)) * unit
 
     def _shift_and_scale(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        config = self.vae.config
+        config = self.config
         scale, shift = config.scaling_factor, config.get("shift_factor") or 0.0
         if config.get("latents_mean") is None or config.get("latents_std") is None:
             return shift, scale
@@ -184,6 +197,53 @@ class Codec:
 
     def _pixels_of_frames(self, frames: Tensor) -> Tensor:
         return self.vae.decode(frames).sample.clamp(-1.0, 1.0)
+
+
+def fingerprint(name: str) -> dict[str, str]:
+    """What the moments of a codec depend on: its class, and hashes of its configuration and its weights.
+
+    Its files are read, it is not built. UserError as in `Codec.load`, and where the weights are missing.
+    """
+    if name == PIXELS:
+        return {"class": PixelAutoencoder.__name__, "config": "", "weights": ""}
+    source, subfolder, config_file = _place(name, None)
+    config = {key: value for key, value in read_json(config_file).items() if not key.startswith("_")}
+    files = sorted(config_file.parent.glob(f"{WEIGHTS}*.safetensors"))
+    files = [file for file in files if "." not in file.name.removesuffix(".safetensors")]  # others are variants
+    if not files and not Path(source).is_dir():
+        try:
+            files = [Path(hf_hub_download(source, f"{WEIGHTS}.safetensors", subfolder=subfolder or None))]
+        except (OSError, EntryNotFoundError) as error:
+            raise _unreachable(name, error) from error
+    if not files:
+        raise UserError(f"codec {name!r} has no {WEIGHTS}.safetensors in {config_file.parent}")
+    hashes = [hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=16)]
+    hashes.append(hashlib.blake2b(digest_size=16))
+    for file in files:
+        with file.open("rb") as opened:
+            while part := opened.read(2**22):
+                hashes[1].update(part)
+    said, weights = (one.hexdigest() for one in hashes)
+    return {"class": _class_name(config_file, name), "config": said, "weights": weights}
+
+
+def _place(name: str, revision: str | None) -> tuple[str, str, Path]:
+    """Where a codec lies: a folder or hub id, the subfolder in it ("" or "vae"), and its configuration file."""
+    folder = BUNDLED_FOLDER if name == BUNDLED else Path(name).expanduser()
+    if folder.is_dir():
+        subfolder = "" if (folder / "config.json").is_file() else "vae"
+        config_file = folder / subfolder / "config.json"
+        if not config_file.is_file():
+            listed = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+            raise UserError(
+                f"the codec folder {folder} holds neither config.json nor vae/config.json (it holds: {listed}); "
+                "give a folder written by diffusers' save_pretrained"
+            )
+        return str(folder), subfolder, config_file
+    if name == BUNDLED:
+        raise UserError(f"the bundled codec is missing from {folder}: install eqm-video again")
+    config_file, subfolder = _hub_config(name, revision)
+    return name, subfolder, config_file
 
 
 def _check_video(video: Tensor, channels: int, what: str) -> None:

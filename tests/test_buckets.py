@@ -16,7 +16,7 @@ from tiny_run import write_codec
 from eqm_video.codec import Codec
 from eqm_video.data.buckets import Bucket, Views
 from eqm_video.data.datasets import Clip, collate, open_data
-from eqm_video.data.latents import LatentSet
+from eqm_video.data.latents import LatentsInMemory
 from eqm_video.errors import UserError
 from eqm_video.sampling.arguments import frame_times
 from eqm_video.training.batches import Batches, BatchPlan
@@ -185,7 +185,7 @@ def test_only_videos_too_short_for_every_shape_are_lengthened_and_in_the_shortes
     assert seen(data.view(shapes[1])[(3, 0)]) == [0, 5, 10, 11, 11]
     assert seen(data.view(shapes[2])[(2, 0)])[-2:] == [18, 19]
     large = data.view(shapes[0])
-    sets = LatentSet(data, Codec.load(str(write_codec(tmp_path / "codec"))), "cpu", quiet=True).view(shapes[0])
+    sets = LatentsInMemory(data, Codec.load(str(write_codec(tmp_path / "codec"))), "cpu", quiet=True).view(shapes[0])
     found = {(sets if latents else large)[(index, seed)].name for index in range(4) for seed in range(8)}
     assert found == {"a.mp4", "b.mp4"}
     assert {seen(large[(index, 1)])[-1] - seen(large[(index, 1)])[0] for index in range(4)} == {32}  # nothing is held
@@ -241,18 +241,18 @@ def test_latents_in_memory_are_encoded_once_for_all_shapes(videos: Path, tmp_pat
     data = open_videos(videos, short="skip", buckets=[Bucket(4, 3), Bucket(9, 4)])
     frames, moments = [], codec.moments
     codec.moments = lambda pixels: frames.append(pixels.shape[1]) or moments(pixels)
-    stored = LatentSet(data, codec, "cpu", quiet=True)
+    stored = LatentsInMemory(data, codec, "cpu", quiet=True)
     codec.moments = moments
     for shape in (Bucket(4, 3), Bucket(9, 4), Bucket(1, 1)):
         online, memory = data.view(shape), stored.view(shape)
         for request in ((0, 1), (2, 5), (3, 7)):
             one, other = online[request], memory[request]
             expected = codec.moments(one.pixels[None].float() / 127.5 - 1)[0]
-            torch.testing.assert_close(other.moments, expected, rtol=1e-3, atol=1e-3)  # half precision
+            torch.testing.assert_close(other.moments.float(), expected, rtol=1e-3, atol=1e-3)  # half precision
             assert (one.name, one.start, one.label) == (other.name, other.start, other.label)
             assert torch.equal(one.times, other.times)
     assert frames == [60, 40, 20, 12]
-    later = LatentSet(data, codec, "cpu", quiet=True, taken=100)
+    later = LatentsInMemory(data, codec, "cpu", quiet=True, taken=100)
     assert later.bytes == stored.bytes + 100 == stored.view(Bucket(2, 1)).bytes + 100
 
 

@@ -20,6 +20,7 @@ from eqm_video.cli.convert import Convert
 from eqm_video.errors import UserError
 from eqm_video.options import Declared, Option, declared, narrower, option
 from eqm_video.sampling.options import SampleOptions
+from eqm_video.training.cache import CacheOptions
 from eqm_video.training.config import Config, parse_config
 from eqm_video.training.options import TrainOptions
 
@@ -29,7 +30,7 @@ STUDIES = {
     for name, command in cli.COMMANDS.items()
     if command.study
 }
-CLASSES = STUDIES | {"sample": SampleOptions, "train": TrainOptions, "convert": Convert}
+CLASSES = STUDIES | {"cache": CacheOptions, "sample": SampleOptions, "train": TrainOptions, "convert": Convert}
 EVERY = [(name, one) for name, given in CLASSES.items() for one in declared(given).values()]
 # Names with two or more meanings. labels: of what is sampled, and whether a model is told those that clips have; clips:
 # that are measured, that get files of their own, and that are shown; step_schedule: the sweep has one that goes by the

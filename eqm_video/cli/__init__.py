@@ -59,6 +59,7 @@ def _studies() -> Iterator[tuple[str, Command]]:
 
 COMMANDS = {
     "train": Command("eqm_video.training.launch", "use", "train a model from a recipe"),
+    "cache": Command("eqm_video.training.cache", "use", "encode the clips of a recipe once and keep them on disk"),
     "sample": Command("eqm_video.sampling.launch", "use", "sample clips or images from a model"),
     "recipes": Command("eqm_video.cli.recipes", "use", "list the recipes that ship with the package"),
     "convert": Command("eqm_video.cli.convert", "use", "convert weights of the reference EqM or SiT code"),

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from eqm_video.data.layout import quote
+from eqm_video.errors import UserError
 
 ENDS = 4096  # bytes of each end of a file
 OPENED = 20_000  # files up to which the ends are read; for larger sets names and sizes alone count
 LISTED = 1000  # files up to which each has its own hash in the record; in larger sets each label has a hash
 THREADS = 8
+
+Stamp = tuple[int, int, str]
 
 
 def identity(data: Any) -> dict[str, Any]:
@@ -51,6 +54,42 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
             parts = [f"{word}: {quote(names)}" for word, names in changes if names]
             return f"other {noun} than then ({'; '.join(parts)})" if parts else None
     return "other files than then"
+
+
+def stamps(data: Any) -> list[Stamp]:
+    """(size in bytes, time of change in ns, hash of both ends) of every file of a set; UserError where one is gone.
+
+    Of more than 20,000 files the ends are not read, and their hash is "". A picture in memory has no time, and its ends
+    are all of it.
+    """
+    if hasattr(data, "pixels"):
+        return [(picture.nbytes, 0, _short(picture.tobytes())) for picture in data.pixels]
+    opened = len(data.files) <= OPENED
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(lambda row: stamp(Path(data.root) / row[0], opened), data.files, chunksize=64))
+
+
+def stamp(path: Path, opened: bool = True) -> Stamp:
+    """The stamp of one file, with the hash of its ends where it is `opened`; UserError where it cannot be read."""
+    try:
+        status = path.stat()
+        return status.st_size, status.st_mtime_ns, _short(_ends(path, status.st_size)) if opened else ""
+    except OSError as error:
+        raise UserError(f"{path} cannot be read any more ({error.strerror}): bring it back, and start again") from error
+
+
+def content(data: Any, index: int) -> str:
+    """A hash of all bytes of a file of a set; UserError where it cannot be read."""
+    if hasattr(data, "pixels"):
+        return _short(data.pixels[index].tobytes())
+    path, digest = Path(data.root) / data.files[index][0], hashlib.blake2b(digest_size=12)
+    try:
+        with path.open("rb") as file:
+            while part := file.read(2**20):
+                digest.update(part)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read any more ({error.strerror}): bring it back, and start again") from error
+    return digest.hexdigest()
 
 
 def _of_file(root: Path, name: str, label: str, opened: bool) -> str:

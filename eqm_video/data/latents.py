@@ -1,9 +1,10 @@
-"""Latents of a small set, encoded once and kept in memory: training then neither decodes nor encodes.
+"""Latents that were computed before training, which then neither decodes nor encodes: in memory, or on disk.
 
 A codec works frame by frame and the crop of a set is fixed, so the posterior of every frame (of both mirrorings, if
 flips are on) can be computed before the first step. A request returns the same window, flip, label and times as the
 set itself, with moments instead of pixels. Files are decoded, cropped and encoded in pieces of a few frames. The
 moments are kept in half precision, which rounds them by less than a codec's own noise.
+`LatentsInMemory` is for small sets; `latent_cache.py` has those on disk.
 
 Legend: B clips, T frames, F frames of a whole file, C channels, h w height and width of the latents.
 """
@@ -12,31 +13,35 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from eqm_video.codec import Codec
+from eqm_video.data.ahead import read_ahead
 from eqm_video.data.buckets import Bucket
 from eqm_video.data.clips import ClipSet, batch_of
 from eqm_video.data.layout import quote
+from eqm_video.data.scan import Substitutes
 from eqm_video.data.video import VideoDecodeError
 from eqm_video.errors import UserError
 from eqm_video.randomness import generator
 
-LIMIT = 8 * 2**30  # bytes; larger sets are encoded online
-DTYPE = torch.float16  # the moments in memory
+LIMIT = 8 * 2**30  # bytes in memory; larger sets are encoded online, or kept on disk
+DTYPE = torch.float16  # of the moments
 
 
 @dataclass
 class LatentClip:
     """A clip as a posterior: `Clip` with `moments` (T, 2C, h, w), mean and log-variance, instead of pixels."""
 
-    moments: Tensor
+    moments: Tensor  # float16
     label: int
     times: Tensor  # float32 (T,), seconds from the clip's first frame
     name: str
@@ -44,45 +49,19 @@ class LatentClip:
 
 
 def collate_latents(clips: Sequence[LatentClip]) -> dict[str, Any]:
-    """A batch: moments float32 (B, T, 2C, h, w), labels int64 (B,), times float32 (B, T) in seconds, names."""
+    """A batch: moments float16 (B, T, 2C, h, w), labels int64 (B,), times float32 (B, T) in seconds, names."""
     return batch_of(clips, "moments")
 
 
-class LatentSet:
-    """The moments of every frame of `data`, in CPU memory, with clips by `set[(index, seed)]` as in the set itself.
+class LatentSet(ABC):
+    """The moments of every frame of `data`; `set[(index, seed)]` as the set itself.
 
-    A file with a frame that does not decode is left out, with a warning: requests for it get another file, drawn from
-    their seed.
-
-    `taken` is the memory of the run's other sets in bytes; the attribute `bytes` is that plus the memory of this set.
-
-    Raises:
-        UserError: the moments would take more than 8 GiB, those of a file are not finite, or no file decodes.
+    `unreadable` has the reasons of files that did not decode when they were encoded: requests for one of these get
+    another file, drawn from their seed.
     """
 
-    def __init__(
-        self, data: ClipSet, codec: Codec, device: str | torch.device, *, quiet: bool = False, taken: int = 0
-    ) -> None:
-        self.data = data
-        self.bytes = taken + self._size(codec)
-        if self.bytes > LIMIT:
-            frames = sum(data.length(index) for index in range(len(data)))
-            raise UserError(
-                f"the latents of the {frames} frames in {data.root} would take "
-                f"{self.bytes / 2**30:.1f} GiB of memory{' with those of the videos' if taken else ''} (the limit is "
-                f"{LIMIT // 2**30}): type data.latents=online"
-            )
-        self.files: dict[int, tuple[list[Tensor], Any]] = {}
-        self.unreadable: dict[int, str] = {}
-        for index in tqdm(range(len(data)), desc="encoding", unit="file", disable=quiet or None):
-            try:
-                self.files[index] = self._encoded(index, codec, device)
-            except VideoDecodeError as error:
-                self.unreadable[index] = str(error)
-                data.substitutes.warn(index, error)
-        if not self.files:
-            reasons = list(self.unreadable.values())
-            raise UserError(f"none of the {len(reasons)} files in {data.root} can be decoded: {quote(reasons)}")
+    def __init__(self, data: ClipSet, unreadable: dict[int, str]) -> None:
+        self.data, self.unreadable = data, unreadable
 
     def __len__(self) -> int:
         """The number of files of the set, including those that were left out."""
@@ -91,7 +70,12 @@ class LatentSet:
     def __getitem__(self, request: tuple[int, int]) -> LatentClip:
         """The clip of request (index, seed): the moments of the pixels of `data[(index, seed)]`."""
         index, seed = request[0], int(request[1])
-        return self.data.substitutes.take(index, seed, lambda file: self._clip(file, seed))
+        return self.substitutes.take(index, seed, lambda file: self._drawn(file, seed))
+
+    @property
+    def substitutes(self) -> Substitutes:
+        """Other files in place of those that are left out: the set's own rule."""
+        return self.data.substitutes
 
     def view(self, shape: Bucket) -> LatentSet:
         """The same latents, cut into clips of another shape; nothing is encoded or copied."""
@@ -99,47 +83,155 @@ class LatentSet:
         other.data = self.data.view(shape)
         return other
 
-    def _encoded(self, index: int, codec: Codec, device: str | torch.device) -> tuple[list[Tensor], Any]:
-        """The moments float16 (F, 2C, h, w) of a file, for each mirroring, and the seconds of its frames (F,).
+    def clip(self, index: int, generator: None = None) -> LatentClip:
+        """The central window of one file, not mirrored, as `data.clip(index)`. VideoDecodeError where it was left out.
 
-        Raises VideoDecodeError if it does not decode, UserError if its moments are not finite in half precision.
+        `generator` is there for the interface of `ClipSet.clip` alone.
         """
-        count, seconds = self.data.length(index), self.data.seconds(index)
-        stored = [torch.empty(count, *self._shape(codec), dtype=DTYPE) for _ in range(2 if self.data.flip else 1)]
-        first = 0
-        for piece in self.data.pieces(index):
-            pixels = torch.from_numpy(piece).permute(0, 3, 1, 2)[None].to(device).float() / 127.5 - 1
-            rows = slice(first, first + len(piece))
-            for kept, mirroring in zip(stored, [pixels, pixels.flip(-1)], strict=False):
-                kept[rows] = codec.moments(mirroring)[0].to(DTYPE).cpu()
-                if not torch.isfinite(kept[rows]).all():
-                    raise UserError(
-                        f"the latents of {self.data.root / self.data.files[index][0]} are not finite (frames {first} "
-                        f"to {rows.stop - 1}): take another codec, or leave the file out"
-                    )
-            first = rows.stop
-        if first < count:
-            raise VideoDecodeError(f"{self.data.root / self.data.files[index][0]}: frame {first} does not decode")
-        return stored, seconds
+        return self._clip(index, max(0, self.data.length(index) - self.data.span) // 2, 0)
 
-    def _clip(self, index: int, seed: int) -> LatentClip:
-        """The clip of a file. VideoDecodeError if it was left out."""
+    def _drawn(self, index: int, seed: int) -> LatentClip:
+        """The clip of one file, or its stand-in: window and mirroring drawn from the seed."""
         index = self.data.stand_in(index, seed)
+        start, mirrored = self.data.draw(index, generator(seed))
+        return self._clip(index, start, int(mirrored))
+
+    def _clip(self, index: int, start: int, mirrored: int) -> LatentClip:
         if index in self.unreadable:
             raise VideoDecodeError(self.unreadable[index])
         name, label, _ = self.data.files[index]
-        start, mirrored = self.data.draw(index, generator(seed))
-        mirrorings, seconds = self.files[index]
+        moments, seconds = self._file(index, mirrored)
         rows, times = self.data.window(index, start, seconds)
-        moments = mirrorings[int(mirrored)][torch.from_numpy(rows)].float()
-        return LatentClip(moments, label, torch.from_numpy(times).float(), name, start)
+        return LatentClip(torch.from_numpy(moments[rows]), label, torch.from_numpy(times).float(), name, start)
 
-    def _shape(self, codec: Codec) -> tuple[int, int, int]:
-        """The shape (2C, h, w) of the moments of a frame."""
-        height, width = self.data.size
-        return 2 * codec.latent_channels, height // codec.downsampling, width // codec.downsampling
+    @abstractmethod
+    def _file(self, index: int, mirrored: int) -> tuple[np.ndarray, np.ndarray]:
+        """The moments of a file, float16 (F, 2C, h, w), and the seconds of its frames (F,). Nothing is copied."""
 
-    def _size(self, codec: Codec) -> int:
-        """The memory of the moments of the set, in bytes."""
-        frames = sum(self.data.length(index) for index in range(len(self.data)))
-        return DTYPE.itemsize * math.prod(self._shape(codec)) * frames * (2 if self.data.flip else 1)
+
+class LatentsInMemory(LatentSet):
+    """A small set, encoded once and kept in CPU memory.
+
+    A file with a frame that does not decode is left out, with a warning. `taken` bytes are what other sets of the run
+    hold already; `bytes` is that and what this one adds.
+
+    Raises:
+        UserError: the moments would take more than 8 GiB, those of a file are not finite, or no file decodes.
+    """
+
+    def __init__(
+        self, data: ClipSet, codec: Codec, device: str | torch.device, *, quiet: bool = False, taken: int = 0
+    ) -> None:
+        super().__init__(data, {})
+        shape = moments_shape(codec, data.size)
+        self.bytes = taken + total_bytes(data, shape)
+        if self.bytes > LIMIT:
+            frames = sum(data.length(index) for index in range(len(data)))
+            raise UserError(
+                f"the latents of the {frames} frames in {data.root} would take "
+                f"{self.bytes / 2**30:.1f} GiB of memory{' with those of the videos' if taken else ''} (the limit is "
+                f"{LIMIT // 2**30}): type data.latents=online, or keep them on disk (eqm-video cache --help)"
+            )
+        self.files: dict[int, tuple[list[np.ndarray], np.ndarray]] = {}
+        for index in tqdm(range(len(data)), desc="encoding", unit="file", disable=quiet or None):
+            stored = [np.empty((data.length(index), *shape), np.float16) for _ in range(1 + data.flip)]
+            for piece in encode_files(data, [index], codec, device):
+                if isinstance(piece, Unreadable):
+                    self.unreadable[index] = piece.reason
+                    data.substitutes.warn(index, VideoDecodeError(piece.reason))
+                    break
+                for kept, moments in zip(stored, piece.mirrorings, strict=True):
+                    kept[piece.first : piece.first + len(moments)] = moments
+            else:
+                self.files[index] = stored, data.seconds(index)
+        if not self.files:
+            reasons = list(self.unreadable.values())
+            raise UserError(f"none of the {len(reasons)} files in {data.root} can be decoded: {quote(reasons)}")
+
+    def _file(self, index: int, mirrored: int) -> tuple[np.ndarray, np.ndarray]:
+        mirrorings, seconds = self.files[index]
+        return mirrorings[mirrored], seconds
+
+
+# Encoding -----------------------------------------------------------------------------------------------------------
+
+
+def moments_shape(codec: Codec, size: tuple[int, int]) -> tuple[int, int, int]:
+    """(2C, h, w) of the moments of a frame of `size` (H, W) pixels."""
+    return 2 * codec.latent_channels, size[0] // codec.downsampling, size[1] // codec.downsampling
+
+
+def total_bytes(data: ClipSet, shape: tuple[int, int, int]) -> int:
+    """Bytes that the moments of a set take, `shape` (2C, h, w) a frame: of both mirrorings, where flips are on."""
+    frames = sum(data.length(index) for index in range(len(data)))
+    return DTYPE.itemsize * math.prod(shape) * frames * (1 + data.flip)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Moments of consecutive frames of a file, from frame `first` on: float16 (count, 2C, h, w) of each mirroring."""
+
+    index: int
+    first: int
+    mirrorings: list[np.ndarray]
+    last: bool  # whether the file ends here
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that does not decode to its end."""
+
+    index: int
+    reason: str
+
+
+def encode_files(
+    data: ClipSet, indices: Sequence[int], codec: Codec, device: str | torch.device, *, threads: int = 0, batch: int = 1
+) -> Iterator[Piece | Unreadable]:
+    """Encode files in the order of `indices`, a few frames at a time.
+
+    Up to `threads` files are decoded ahead, each in a thread. Files of a single frame, as images are, are encoded
+    `batch` at once. UserError where moments are not finite in half precision.
+    """
+    waiting: list[tuple[int, int, np.ndarray, bool]] = []
+    for index, pixels in read_ahead(indices, lambda index: _checked_pieces(data, index), threads):
+        if isinstance(pixels, VideoDecodeError):
+            yield Unreadable(index, str(pixels))
+            continue
+        first, frames = pixels
+        waiting.append((index, first, frames, first + len(frames) == data.length(index)))
+        if data.length(index) > 1 or len(waiting) == batch:
+            yield from _encode(data, waiting, codec, device)
+            waiting = []
+    if waiting:
+        yield from _encode(data, waiting, codec, device)
+
+
+def _checked_pieces(data: ClipSet, index: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(first frame, pixels) of the pieces of a file. VideoDecodeError where it ends before its last frame."""
+    first, count = 0, data.length(index)
+    for frames in data.pieces(index):
+        yield first, frames
+        first += len(frames)
+    if first < count:
+        raise VideoDecodeError(f"{data.root / data.files[index][0]}: frame {first} does not decode")
+
+
+def _encode(
+    data: ClipSet, waiting: list[tuple[int, int, np.ndarray, bool]], codec: Codec, device: str | torch.device
+) -> Iterator[Piece]:
+    """The moments of pieces (index, first frame, pixels (count, H, W, 3), whether the last), encoded together."""
+    joined = waiting[0][2] if len(waiting) == 1 else np.concatenate([frames for _, _, frames, _ in waiting])
+    pixels = torch.from_numpy(joined).permute(0, 3, 1, 2)[None].to(device).float() / 127.5 - 1
+    both = [pixels, pixels.flip(-1)] if data.flip else [pixels]
+    mirrorings = [codec.moments(one)[0].to(DTYPE).cpu() for one in both]
+    place = 0
+    for index, first, frames, last in waiting:
+        parts = [one[place : place + len(frames)] for one in mirrorings]
+        place += len(frames)
+        if not all(bool(torch.isfinite(part).all()) for part in parts):
+            raise UserError(
+                f"the latents of {data.root / data.files[index][0]} are not finite (frames {first} to "
+                f"{first + len(frames) - 1}): take another codec, or leave the file out"
+            )
+        yield Piece(index, first, [part.numpy() for part in parts], last)

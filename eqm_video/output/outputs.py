@@ -12,6 +12,7 @@ from eqm_video.system.claims import Output, Test, anything, begins, claim, folde
 
 PARTS = ".parts-eqm"  # the folder of finished batches, until all samples are there
 OLD_PARTS = "parts"  # its name in earlier versions
+CACHED = ("data", "images", "held_out")  # folders of a cache of latents
 PICTURE = r"(gif|mp4|png)"
 SECTIONS = ("model", "codec", "data", "objective", "gamma", "train", "held_out", "preview", "sampler", "track", "run")
 
@@ -130,6 +131,19 @@ OUTPUTS = {
         weak={"ablations.md": beside("ablations.json", record("command", "lines"))},
     ),
     "convert": Output({}),  # a new folder
+    "cache": Output(
+        {
+            "cache.json": record("parts"),
+            **{rf"{part}/settings\.json": record("settings") for part in CACHED},
+            **{rf"{part}/index\.json": record("settings", "files") for part in CACHED},
+        },
+        tuple(rf"{part}/shard_\d{{6,}}\.safetensors" for part in CACHED),
+        weak={
+            **{rf"{part}/shard_\d{{6,}}\.jsonl": begins("\n[") for part in CACHED},
+            **{rf"{part}/data_index\.json": _is_look for part in CACHED},
+            r"\.lock": _is_lock,
+        },
+    ),
     "demo": Output(
         {**SAMPLES.records, "numbers.json": record("samples", "direction_accuracy", "seconds")},
         (*SAMPLES.pictures, "curve.png"),

@@ -210,6 +210,20 @@ class Overridden:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Recipe(Overridden):
+    """--config, and section.key=value."""
+
+    config: str | None = option(None, metavar="RECIPE", help="a YAML file, or a name that `eqm-video recipes` lists")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dry:
+    """--dry-run."""
+
+    dry_run: bool = option(False, help="print what is to be done and what it costs, and stop")
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeldOut(Data, Cut):
     """--data, which must be given, and which of its clips: --split, --fold, --frame-interval, --clips."""
 

@@ -121,30 +121,33 @@ class Checkpoints:
 
 
 @contextmanager
-def lock_run(folder: Path) -> Iterator[None]:
+def lock_run(folder: Path, named: str = "", doing: str = "training in") -> Iterator[None]:
     """Make a run's folder and keep it for this process; UserError where it cannot, or another trains there.
 
     The system ends the lock with the process, however that ends. It is the process's own (lockf; flock's would live on
-    in the workers that decode the data, for a while after their process was killed).
+    in the workers that decode the data, for a while after their process was killed). `named` and `doing` are for
+    messages: the option that names the folder, and what is done there.
     """
+    named = named or f"run.dir={folder}"
+    option = named.partition("=")[0].partition(" ")[0]
     path = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():  # opening a pipe would wait for a reader, for ever
-            raise UserError(f"{path} is no file, and a run locks its folder by it: remove it, or give another run.dir")
+            raise UserError(f"{path} is no file, and a run locks its folder by it: remove it, or give another {option}")
         file = path.open("w")
     except OSError as error:
-        raise UserError(f"cannot write to run.dir={folder} ({error.strerror}): give another run.dir") from error
+        raise UserError(f"cannot write to {named} ({error.strerror}): give another {option}") from error
     with file:
         if fcntl is not None:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    raise UserError(f"cannot lock run.dir={folder} ({error.strerror}): give another run.dir") from error
+                    raise UserError(f"cannot lock {named} ({error.strerror}): give another {option}") from error
                 raise UserError(
-                    f"another process is training in run.dir={folder}, and nothing was changed: wait for its end, stop "
-                    "it, or give another run.dir=FOLDER"
+                    f"another process is {doing} {named}, and nothing was changed: wait for its end, stop it, or give "
+                    f"another {named.replace(str(folder), 'FOLDER')}"
                 ) from error
         yield
 

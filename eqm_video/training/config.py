@@ -25,6 +25,7 @@ from eqm_video.training import recipes
 from eqm_video.training import strict_yaml as recipe
 from eqm_video.training.strict_yaml import choice, to_tree
 
+LATENTS = ("online", "memory")
 ALIASES = {"frames": "data.frames"}  # names that may be given as an override without their section
 
 
@@ -77,7 +78,9 @@ class DataConfig:
     # The network's unit of time is 1 / reference_fps seconds.
     reference_fps: float = option(8.0, above=0, most=HIGHEST_RATE)
     workers: int = option(4, least=0, most=1024)  # decoding processes of each training process
-    latents: Literal["online", "memory"] = "online"  # memory: encode the whole set once, for small sets
+    # When clips are encoded. online: in every step; memory: once, at the start, for small sets; cache:FOLDER: before,
+    # by `eqm-video cache`.
+    latents: str = "online"
 
     @property
     def shapes(self) -> tuple[Bucket, ...]:
@@ -255,6 +258,12 @@ def _check_ranges(config: Config) -> None:
     if not config.held_out.gammas:
         raise UserError(
             "held_out.gammas is empty: give one or more, such as held_out.gammas=0.5, or held_out.split=null"
+        )
+    kind, _, folder = data.latents.partition(":")
+    if data.latents not in LATENTS and (kind != "cache" or not folder):
+        raise UserError(
+            f"data.latents is {short(data.latents)}: it must be one of {', '.join(LATENTS)}, or cache:FOLDER, a folder "
+            "that eqm-video cache filled"
         )
     if data.kind == "images" and data.frames != 1:
         raise UserError(f"data.kind is images but data.frames is {data.frames}: an image is one frame, add frames=1")

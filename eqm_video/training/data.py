@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from eqm_video.codec import Codec
+from eqm_video.codec import Codec, fingerprint
 from eqm_video.data.buckets import Bucket
 from eqm_video.data.datasets import Share, collate, open_data
 from eqm_video.data.identity import identity
+from eqm_video.data.latent_cache import VERSION, LatentCache, LatentsOnDisk
+from eqm_video.data.latents import LatentsInMemory, collate_latents, moments_shape
 from eqm_video.data.layout import quote
 from eqm_video.data.presence import patient
+from eqm_video.data.transforms import sides
 from eqm_video.errors import UserError
+from eqm_video.system.files import write_file
 from eqm_video.training.batches import Batches, BatchPlan
 from eqm_video.training.config import Config
 from eqm_video.training.shared_memory import check_shared_memory
 from eqm_video.wording import counted
 
 STILL = Bucket(1, 1)  # a single frame of a video
+VIDEOS, IMAGES, HELD_OUT = "data", "images", "held_out"  # folders of a latent cache: of data.root, data.images ...
+INDEX = "data_index.json"  # in each of them: what the first look at the files found
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,17 @@ class TrainingData:
     images: Any | None
     labels: list[str]
     video_labels: int
+    on_disk: tuple[LatentsOnDisk, LatentsOnDisk | None] | None = None  # the latents of both, from a cache
+
+    @property
+    def clips(self) -> Any:
+        """The set that training clips come from: of latents, where a cache has them, else the videos."""
+        return self.on_disk[0] if self.on_disk else self.videos
+
+    def cached(self, caches: LatentCaches) -> TrainingData:
+        """The same data, their latents taken from a cache; UserError where it does not have all of them."""
+        images = None if self.images is None else caches.open(IMAGES, self.images)
+        return replace(self, on_disk=(caches.open(VIDEOS, self.videos), images))
 
     @property
     def record(self) -> dict[str, Any]:
@@ -87,26 +106,27 @@ class TrainingData:
             image_size=len(self.images if self.images is not None else self.videos) if config.images else 0,
         )
         pin = accelerator.device.type == "cuda"
+        if self.on_disk is not None:
+            shape = self.on_disk[0].maps.shape
+            self._check_shared_memory(plan, accelerator, 2 * math.prod(shape))
+            return Batches(self._views(*self.on_disk), collate_latents, plan, workers=data.workers, pin_memory=pin)
         if data.latents == "online":
             for one in (self.videos, self.images):
                 if one is not None:
                     one.substitutes = patient(one) or one.substitutes
-            self._check_shared_memory(plan, accelerator)
+            self._check_shared_memory(plan, accelerator, 3 * data.size**2)
             return Batches(self._views(self.videos, self.images), collate, plan, workers=data.workers, pin_memory=pin)
-        from eqm_video.data.latents import LatentSet, collate_latents
-
         quiet = not accelerator.is_local_main_process
-        videos = LatentSet(self.videos, codec, accelerator.device, quiet=quiet)
+        videos = LatentsInMemory(self.videos, codec, accelerator.device, quiet=quiet)
         images = self.images
         if images is not None:
-            images = LatentSet(images, codec, accelerator.device, quiet=quiet, taken=videos.bytes)
+            images = LatentsInMemory(images, codec, accelerator.device, quiet=quiet, taken=videos.bytes)
         return Batches(self._views(videos, images), collate_latents, plan, pin_memory=pin)
 
-    def _check_shared_memory(self, plan: BatchPlan, accelerator: Accelerator) -> None:
-        """UserError where the workers' batches do not fit into /dev/shm."""
+    def _check_shared_memory(self, plan: BatchPlan, accelerator: Accelerator, frame: int) -> None:
+        """UserError where the workers' batches, of frames of so many bytes, do not fit into /dev/shm."""
         data = self.config.data
         frames = max(shape.frames for shape in data.shapes) if data.kind == "videos" else 1
-        frame = 3 * data.size**2  # bytes
         largest = max(plan.micro_batch * frames, plan.images // (plan.world * plan.accumulation)) * frame
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         check_shared_memory(largest, data.workers, processes)
@@ -117,6 +137,50 @@ class TrainingData:
             return [videos]
         stills = [videos.view(STILL) if images is None else images] if self.config.images else []
         return [videos.view(shape) for shape in self.config.data.shapes] + stills
+
+
+@dataclass(frozen=True)
+class LatentCaches:
+    """The caches of a recipe's data sets in `folder`, one for each of its folders of videos and images.
+
+    `codec` is its fingerprint, `shape` (2C, h, w) that of the moments of a frame.
+    """
+
+    config: Config
+    folder: Path
+    codec: dict[str, str]
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, config: Config, codec: Codec, folder: Path | None = None) -> LatentCaches:
+        """Those in `folder`, else in that of `data.latents`; UserError where the codec is not there."""
+        folder = cache_folder(config) if folder is None else folder
+        return cls(config, folder, fingerprint(config.codec.name), moments_shape(codec, sides(config.data.size)))
+
+    def cache(self, part: str) -> LatentCache:
+        """The cache of one part, for the settings of the recipe; not read yet."""
+        data = self.config.data
+        kind = "images" if part == IMAGES else data.kind
+        settings = {
+            "version": VERSION,
+            "kind": kind,
+            "codec": self.codec,
+            "shape": list(self.shape),
+            "size": list(sides(data.size)),
+            "flip": data.flip and part != HELD_OUT,  # its clips are never mirrored
+            "upright": data.upright and kind == "images",
+        }
+        return LatentCache(self.folder / part, settings)
+
+    def open(self, part: str, data: Any) -> LatentsOnDisk:
+        """The latents of a set; UserError where the cache does not have all of them, or other ones."""
+        return LatentsOnDisk(data, self.cache(part), f"eqm-video cache --config ... --out {self.folder}")
+
+
+def cache_folder(config: Config) -> Path | None:
+    """FOLDER of `data.latents=cache:FOLDER`; None for other latents."""
+    kind, _, folder = config.data.latents.partition(":")
+    return Path(folder).expanduser() if kind == "cache" else None
 
 
 def open_training_data(config: Config, accelerator: Accelerator) -> TrainingData:
@@ -136,7 +200,7 @@ def open_training_data(config: Config, accelerator: Accelerator) -> TrainingData
         try:
             images = _open(
                 replace(config.data, **folderful),
-                folder / "data_index_images.json",
+                _index(config, folder / "data_index_images.json", IMAGES, accelerator.is_main_process),
                 report,
                 beside=True,
                 again=accelerator.is_main_process,
@@ -180,7 +244,7 @@ def _open_held_out_root(config: Config, accelerator: Accelerator, labels: list[s
         report = folder / "data_report_held_out.json" if main else None
         data = replace(config.data, root=str(root), split=None, buckets=())
         try:
-            clips = _open(data, folder / "data_index_held_out.json", report, again=main)
+            clips = _open(data, _index(config, folder / "data_index_held_out.json", HELD_OUT, main), report, again=main)
         except UserError as error:
             raise UserError(f"held_out.root: {error}") from error
     known = f"those trained on are {quote(labels)}" if labels else "the videos trained on have none"
@@ -211,7 +275,16 @@ def open_split(
     data = replace(config.data, split=split, buckets=buckets)
     with accelerator.main_process_first():
         main = accelerator.is_main_process
+        index = _index(config, index, VIDEOS, main)
         return _open(data, index, report if main else None, share=share, again=main, split_option=split_option)
+
+
+def _index(config: Config, path: Path, part: str, main: bool) -> Path:
+    """`path`, where a run remembers its files; a new run with a latent cache begins with what that remembers."""
+    folder = cache_folder(config)
+    if main and folder is not None and not path.exists() and (folder / part / INDEX).is_file():
+        write_file(path, lambda aside: shutil.copyfile(folder / part / INDEX, aside))
+    return path
 
 
 def _open(data: Any, index: Path, report: Path | None, **settings: Any) -> Any:

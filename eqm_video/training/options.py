@@ -10,7 +10,7 @@ from pathlib import Path
 from eqm_video import options
 from eqm_video.errors import UserError
 from eqm_video.options import option
-from eqm_video.sampling.option_groups import Overridden
+from eqm_video.sampling.option_groups import Dry, Recipe
 from eqm_video.training.checkpoint import Checkpoints
 from eqm_video.training.config import Config, load_config
 from eqm_video.training.resume import NEWEST, find_checkpoint, recorded_config
@@ -19,10 +19,9 @@ EXAMPLE = "Example: eqm-video train --config ucf101_b2 data.root=data/UCF-101 ru
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(Overridden):
+class TrainOptions(Recipe, Dry):
     """Train a video or image model with Equilibrium Matching."""
 
-    config: str | None = option(None, metavar="RECIPE", help="a YAML file, or a name that `eqm-video recipes` lists")
     resume: str | None = option(
         None,
         metavar="[PATH]",
@@ -31,7 +30,6 @@ class TrainOptions(Overridden):
     from_older: bool = option(
         False, help="with --resume: pass over damaged checkpoints, or go back to an older PATH; later ones are renamed"
     )
-    dry_run: bool = option(False, help="print the resolved recipe and the cost, and stop")
 
     def __post_init__(self) -> None:
         if self.from_older and self.resume is None:

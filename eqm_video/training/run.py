@@ -18,6 +18,7 @@ from eqm_video.codec import BUNDLED, PIXELS, Codec
 from eqm_video.core.energy import Field, checkpoint_block
 from eqm_video.core.objective import EqMObjective
 from eqm_video.data.datasets import collate
+from eqm_video.data.latents import collate_latents
 from eqm_video.errors import UserError
 from eqm_video.randomness import generator
 from eqm_video.sampling.settings import Sampling
@@ -28,7 +29,15 @@ from eqm_video.training import build
 from eqm_video.training import launcher as launch
 from eqm_video.training.checkpoint import Checkpoints, replace_folder
 from eqm_video.training.config import Config, TrainConfig, to_tree
-from eqm_video.training.data import TrainingData, open_held_out, open_training_data
+from eqm_video.training.data import (
+    HELD_OUT,
+    VIDEOS,
+    LatentCaches,
+    TrainingData,
+    cache_folder,
+    open_held_out,
+    open_training_data,
+)
 from eqm_video.training.ema import Ema
 from eqm_video.training.heartbeat import Heartbeat
 from eqm_video.training.held_out import HeldOut
@@ -54,8 +63,14 @@ class Run:
         self.heartbeat = heartbeat or Heartbeat(accelerator)
         data = open_training_data(config, accelerator)
         self.labels, self.video_labels = data.labels, data.labels[: data.video_labels]
-        self.codec = Codec.load(config.codec.name, chunk=config.codec.chunk)
-        self.codec.vae.to(accelerator.device)
+        self.caches = None
+        if cache_folder(config) is not None:  # the weights of the codec wait for previews and the export
+            self.codec = Codec.load(config.codec.name, chunk=config.codec.chunk, weights=False)
+            self.caches = LatentCaches.of(config, self.codec)
+            data = data.cached(self.caches)
+        else:
+            self.codec = Codec.load(config.codec.name, chunk=config.codec.chunk)
+        self.codec.to(accelerator.device)
         self.encode = build.make_encode(self.codec, accelerator.device)
         network = build.make_network(config, build.count_labels(config, self.labels), self.codec.latent_channels)
         build.check_size(config, self.codec.downsampling, network.config.patch_size)
@@ -71,7 +86,7 @@ class Run:
                 "note: nothing is held out, so there will be no loss on held-out clips; held_out.fraction=0.1 holds "
                 "out a tenth of the files, held_out.root=FOLDER names others, held_out.split=test takes a list of them"
             )
-        self.fps = playback_fps(data.videos, config.data.reference_fps)
+        self.fps = playback_fps(data.clips, config.data.reference_fps)
         self.ema = Ema(network.to(accelerator.device), config.train.ema)
         self.log = RunLog(self.folder, accelerator, config.track.to)
         self.objective = EqMObjective(config.objective.decay, config.objective.dispersion_weight)
@@ -126,9 +141,11 @@ class Run:
             return []
         if held_out.root is not None or not clips.report.complete:
             self.notes.append(f"held out: {clips.report.summary()}")
+        if self.caches is not None:
+            clips = self.caches.open(HELD_OUT if held_out.root is not None else VIDEOS, clips)
         evaluation = HeldOut(
             clips,
-            collate,
+            collate if self.caches is None else collate_latents,
             self.encode,
             self.objective,
             clips=held_out.clips,
