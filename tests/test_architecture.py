@@ -79,6 +79,7 @@ ORDER = [
     (3, "output.outputs"),
     (3, "output.overlays"),
     (3, "output.plots"),
+    (3, "output.records"),
     (3, "output.tables"),
     (3, "data"),
     (3, "data.buckets"),
@@ -226,6 +227,7 @@ ORDER = [
     (5, "__main__"),
     (5, "cli.convert"),
     (5, "cli.recipes"),
+    (5, "cli.records"),
 ]
 TENSORS = {"torch", "einops"}
 LIBRARIES = {

@@ -77,6 +77,11 @@ class Study(groups.Written, ABC):
         """Measure. UserError for what the models or the data cannot do."""
 
     @classmethod
+    def views(cls, numbers: Mapping[str, Any]) -> dict[str, str]:
+        """Texts for documents by name, such as tables as Markdown, made from the record of a run; default: none."""
+        return {}
+
+    @classmethod
     def main(cls, arguments: Sequence[str] | None = None) -> int:
         """The command: parse, open the models, run, write the record, draw, and say where to look."""
         words = list(sys.argv[1:] if arguments is None else arguments)
@@ -100,11 +105,12 @@ class Study(groups.Written, ABC):
         return 0
 
     def about(self, words: Sequence[str], models: Sequence[EqMPipeline]) -> dict[str, Any]:
-        """What every record ends with: the command, its options in full, and the machine."""
+        """What every record ends with: the command, its options in full, the commit and the machine."""
         given = {name: getattr(self, name) for name in options.declared(type(self))}
         return {
             "command": shlex.join(["eqm-video", self.name, *map(str, words)]),
             "options": json.loads(json.dumps(given, default=str)),
+            "commit": machine.commit(),
             "machine": machine.describe(models[0].device if models else "cpu"),
         }
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+PACKAGE = Path(__file__).resolve().parents[1]
 CPUINFO = Path("/proc/cpuinfo")
 # Instructions that decide the speed of matrix products on a CPU, by their names in Linux, on x86 and on ARM.
 FLAGS = (
@@ -80,6 +81,21 @@ def versions() -> dict[str, str]:
     """Versions of Python, torch, diffusers and accelerate, by name."""
     installed = {name: metadata.version(name) for name in ("diffusers", "accelerate")}
     return {"python": platform.python_version(), "torch": torch.__version__, **installed}
+
+
+def commit() -> str | None:
+    """The commit of the checkout that runs, with + where files differ from it; None for an installed package."""
+    git = ["git", "-C", str(PACKAGE.parent)]
+    if not (PACKAGE.parent / ".git").exists():
+        return None
+    try:
+        done = [
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+            for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        ]
+    except (OSError, subprocess.SubprocessError):  # no git, or a checkout of somebody else's
+        return None
+    return f"{done[0]}{'+' if done[1] else ''}"
 
 
 def describe(device: torch.device | str = "cpu") -> dict[str, Any]:

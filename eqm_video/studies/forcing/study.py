@@ -79,6 +79,11 @@ class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, group="compare"
             if any(key == one or key.startswith(f"{one}.") for one in own):
                 raise UserError(f"{word} is what the runs of this study differ in: leave it out (--rates, --draws)")
 
+    @classmethod
+    def views(cls, numbers: Mapping[str, Any]) -> dict[str, str]:
+        """The tables, by name."""
+        return {name: "\n\n".join(parts) for name, parts in report.views(numbers).items()}
+
     def run(self) -> Report:
         """Train what is missing, and measure what is missing."""
         names = RECIPES.chosen(self.chosen)
