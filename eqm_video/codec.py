@@ -257,7 +257,7 @@ def _hub_config(name: str, revision: str | None) -> tuple[Path, str]:
     """The path of a hub repository's config.json, downloaded or cached, and its subfolder, "" or "vae"."""
     if name.count("/") != 1:
         raise UserError(
-            f"codec {name!r} is no folder; give {BUNDLED!r}, {PIXELS!r}, a folder, or a hub id (OWNER/NAME)"
+            f"codec {name!r} is not a folder; give {BUNDLED!r}, {PIXELS!r}, a folder, or a hub id (OWNER/NAME)"
         )
     for subfolder in ("", "vae"):
         try:
@@ -275,8 +275,8 @@ def _hub_config(name: str, revision: str | None) -> tuple[Path, str]:
 
 def _unreachable(name: str, error: Exception) -> UserError:
     return UserError(
-        f"codec {name!r} is no local folder and cannot be fetched from the Hugging Face hub ({first_line(error)}); on "
-        f"a machine with network type `hf download {name} --local-dir FOLDER` and give that FOLDER instead, or use "
+        f"codec {name!r} is not a local folder and cannot be fetched from the Hugging Face hub ({first_line(error)}); "
+        f"on a machine with network type `hf download {name} --local-dir FOLDER` and give that FOLDER instead, or use "
         f"{BUNDLED!r}, which needs no download"
     )
 

@@ -207,7 +207,7 @@ def test_hub_ids(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "hf_hub_download", offline)
     with pytest.raises(UserError, match=r"owner/name.*hf download owner/name.*bundled"):
         Codec.load("owner/name")
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         Codec.load("nothing-here")
 
     tiny_kl().save_pretrained(tmp_path / "vae")

@@ -69,7 +69,7 @@ def test_gamma_is_set_by_step_and_guidance_ends_with_its_interval(latents):
 def test_a_solver_sets_gamma_as_a_number_or_for_each_frame(latents):
     field = GuidedField(Told(), LABELS, guidance_scale=2.0, null_label=NULL, interval=(0, 0.5))
     torch.testing.assert_close(offsets(field.at_gamma(0.75), latents)[:, 0], LABELS.double() + 750)
-    gammas = torch.tensor([[0.25, 1.0]] * 3).double()  # the last frame is held fixed
+    gammas = torch.tensor([[0.25, 1.0]] * 3).double()  # the last frame is known
     found = field.at_gamma(gammas)(latents) - latents
     wanted = (NULL + 2 * (LABELS - NULL))[:, None] + 1000 * gammas
     torch.testing.assert_close(found[:, :, 0, 0, 0], wanted)

@@ -293,7 +293,7 @@ def test_folders_that_cannot_be_sampled(pipe, export, tmp_path, monkeypatch):
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="without an export or a whole checkpoint"):
         load_pipeline(tmp_path / "empty")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         load_pipeline(tmp_path / "nothing")
     with pytest.raises(UserError, match="no whole checkpoint"):
         EqMPipeline.from_checkpoint(export)

@@ -208,7 +208,7 @@ def test_codec_override_and_mixed_precision(export, tmp_path):
         (("frames=1", "--format", "gif"), "allowed is png"),
         (("franes=1",), "unknown override 'franes=1'; did you mean frames=1?"),
         (("--device", "cuda:77"), "cuda:77 cannot be used"),
-        (("--codec", "nowhere"), "codec 'nowhere' is no folder"),
+        (("--codec", "nowhere"), "codec 'nowhere' is not a folder"),
     ],
 )
 def test_wrong_options(export, tmp_path, arguments, says, capsys):
@@ -243,8 +243,8 @@ def test_wrong_numbers(export, tmp_path, arguments, says, capsys):
 def test_wrong_folders(export, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert "cannot write to" in fails(capsys, export, "--out", tmp_path / "file" / "out")
-    assert "is no folder" in fails(capsys, tmp_path / "nothing", "--out", tmp_path / "out")
-    assert "is no folder" in fails(capsys, tmp_path / "file", "--out", tmp_path / "out")
+    assert "is not a folder" in fails(capsys, tmp_path / "nothing", "--out", tmp_path / "out")
+    assert "is not a folder" in fails(capsys, tmp_path / "file", "--out", tmp_path / "out")
     assert "no model_index.json" in fails(capsys, tmp_path, "--out", tmp_path / "out")
     tiny_pipeline(tiny_transformer(temporal=False), frames=1).save_pretrained(tmp_path / "images")
     assert "frames=1" in fails(capsys, tmp_path / "images", "--out", tmp_path / "out", "--frames", "4")
@@ -312,7 +312,7 @@ def test_entries_are_thin(root):
     done = launch(root, "-m", "eqm_video", "--help")
     assert done.returncode == 0 and "  sample " in done.stdout and "eqm-video COMMAND" in done.stdout
     done = launch(root, "sample_video.py", "nowhere", "--out", "x")
-    assert done.returncode == 2 and done.stderr.strip().startswith("error: nowhere is no folder")
+    assert done.returncode == 2 and done.stderr.strip().startswith("error: nowhere is not a folder")
 
 
 # The landscape ------------------------------------------------------------------------------------------------------

@@ -68,8 +68,8 @@ class Beta:
         """The quantile, by scipy."""
         from scipy.special import betaincinv
 
-        found = betaincinv(self.a, self.b, uniform.double().cpu().numpy())
-        return _below_1(torch.as_tensor(found, device=uniform.device), uniform)
+        gammas = betaincinv(self.a, self.b, uniform.double().cpu().numpy())
+        return _below_1(torch.as_tensor(gammas, device=uniform.device), uniform)
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ class Index:
         else:
             self.files[name] = (stamp, self.kind(*answer.values))
 
-    def knows(self, name: str, stamp: list[int], again: bool) -> bool:
+    def is_known(self, name: str, stamp: list[int], again: bool) -> bool:
         """Whether the answer for a file is known. `again`: refused files are scanned again, unless that is costly."""
         if name in self.files:
             return self.files[name][0] == stamp
@@ -160,7 +160,7 @@ def examine(
         empty = {name: EMPTY for name, (size, _) in stamps.items() if size == 0}
         return {name: kind() for name in stamps if name not in empty}, _ordered(names, {**reasons, **empty})
     index = Index.load(index_path, kind)
-    pending = [name for name, stamp in stamps.items() if not index.knows(name, stamp, again)]
+    pending = [name for name, stamp in stamps.items() if not index.is_known(name, stamp, again)]
     quiet = None if len(pending) >= MANY else True  # None: only on a terminal
     saved, wait = time.monotonic(), SAVED
     try:

@@ -40,12 +40,14 @@ def local_folder(path: str | Path, hub: dict[str, Any]) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists() or str(path).count("/") != 1:
-        raise UserError(f"{path} is no folder; give the folder of an export or a training run, or a hub id OWNER/NAME")
+        raise UserError(
+            f"{path} is not a folder; give the folder of an export or a training run, or a hub id OWNER/NAME"
+        )
     try:
         return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"], **hub))
     except (OSError, HFValidationError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{path} is no folder and cannot be fetched from the Hugging Face hub ({reason})") from error
+        raise UserError(f"{path} is not a folder and cannot be fetched from the Hugging Face hub ({reason})") from error
 
 
 def describe_folder(folder: Path, index: Mapping[str, Any]) -> str:
