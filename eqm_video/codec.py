@@ -200,7 +200,7 @@ class Codec:
 
 
 def fingerprint(name: str) -> dict[str, str]:
-    """What the moments of a codec depend on: its class, and hashes of its configuration and its weights.
+    """The identity of a codec for its moments: its class, and hashes of its configuration and its weights.
 
     Its files are read, it is not built. UserError as in `Codec.load`, and where the weights are missing.
     """
@@ -223,12 +223,12 @@ def fingerprint(name: str) -> dict[str, str]:
         with file.open("rb") as opened:
             while part := opened.read(2**22):
                 hashes[1].update(part)
-    said, weights = (one.hexdigest() for one in hashes)
+    said, weights = (digest.hexdigest() for digest in hashes)
     return {"class": _class_name(config_file, name), "config": said, "weights": weights}
 
 
 def _place(name: str, revision: str | None) -> tuple[str, str, Path]:
-    """Where a codec lies: a folder or hub id, the subfolder in it ("" or "vae"), and its configuration file."""
+    """The place of a codec: a folder or hub id, the subfolder in it ("" or "vae"), and its configuration file."""
     folder = BUNDLED_FOLDER if name == BUNDLED else Path(name).expanduser()
     if folder.is_dir():
         subfolder = "" if (folder / "config.json").is_file() else "vae"

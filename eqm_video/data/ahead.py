@@ -20,7 +20,7 @@ Read = TypeVar("Read")
 def read_ahead(
     indices: Sequence[int], read: Callable[[int], Iterable[Read]], threads: int
 ) -> Iterator[tuple[int, Read | VideoDecodeError]]:
-    """What `read(index)` yields, file after file, as (index, item); a VideoDecodeError is the last item of its file.
+    """The items of `read(index)`, file after file, as (index, item); a VideoDecodeError is the last item of its file.
 
     `threads` files are read at once, of each no more than a few items ahead; 0 reads where it is called.
     """

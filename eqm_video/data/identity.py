@@ -59,8 +59,8 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
 def stamps(data: Any) -> list[Stamp]:
     """(size in bytes, time of change in ns, hash of both ends) of every file of a set; UserError where one is gone.
 
-    Of more than 20,000 files the ends are not read, and their hash is "". A picture in memory has no time, and its ends
-    are all of it.
+    In sets of more than 20,000 files the ends are not read, and their hash is "". A picture in memory has no time, and
+    its ends are all of it.
     """
     if hasattr(data, "pixels"):
         return [(picture.nbytes, 0, _short(picture.tobytes())) for picture in data.pixels]

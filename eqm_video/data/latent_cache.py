@@ -247,15 +247,15 @@ class LatentsOnDisk(LatentSet):
             raise UserError(f"the cache {cache.folder} {_lacks(cache, data, missing)}; {advice} encodes these alone")
         self.cache = cache
         entries = [cache.files[name] for name, _, _ in data.files]
-        super().__init__(data, {index: one.reason for index, one in enumerate(entries) if not one.shard})
+        super().__init__(data, {index: entry.reason for index, entry in enumerate(entries) if not entry.shard})
         if len(self.unreadable) == len(data):
             reasons = list(self.unreadable.values())
             raise UserError(f"none of the {len(reasons)} files in {data.root} can be decoded: {quote(reasons)}")
-        names = sorted({one.shard for one in entries if one.shard})
+        names = sorted({entry.shard for entry in entries if entry.shard})
         for name in names:
             _check_size(cache.folder / name, index["shards"].get(name))
         places = {name: number for number, name in enumerate(names)}
-        self.places = [(places.get(one.shard, -1), one.slot) for one in entries]
+        self.places = [(places.get(entry.shard, -1), entry.slot) for entry in entries]
         self.maps = ShardMaps(cache.folder, names, cache.shape)
 
     def _file(self, index: int, mirrored: int) -> tuple[np.ndarray, np.ndarray]:
@@ -281,9 +281,9 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def _check_size(path: Path, size: int | None) -> None:
     """UserError where a shard is not there, or not as long as it was: reading a map of it would end the process."""
-    found = path.stat().st_size if path.is_file() else None
-    if found is None or found != size:
-        what = "is missing" if found is None else f"has {found} of {size} bytes"
+    actual = path.stat().st_size if path.is_file() else None
+    if actual is None or actual != size:
+        what = "is missing" if actual is None else f"has {actual} of {size} bytes"
         raise UserError(f"{path} {what}: bring it back, or delete the folder {path.parent} and fill the cache again")
 
 
@@ -317,9 +317,9 @@ def _differs(key: str, there: Any, here: Any) -> str:
 
 
 def _lacks(cache: LatentCache, data: ClipSet, missing: Sequence[int]) -> str:
-    """How many files of a set are not in its cache, or changed, with names of some."""
+    """The numbers of files of a set that are not in its cache, or have changed, with names of some."""
     names = [data.files[index][0] for index in missing]
-    changed, new = [one for one in names if one in cache.files], [one for one in names if one not in cache.files]
+    changed, new = [name for name in names if name in cache.files], [name for name in names if name not in cache.files]
     parts = [f"lacks {len(new)} of {len(data)} files: {quote(new)}"] if new else []
     parts += [f"has {len(changed)} of {len(data)} files from before they changed: {quote(changed)}"] if changed else []
     return " and ".join(parts)

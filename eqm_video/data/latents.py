@@ -224,10 +224,10 @@ def _encode(
     joined = waiting[0][2] if len(waiting) == 1 else np.concatenate([frames for _, _, frames, _ in waiting])
     pixels = torch.from_numpy(joined).permute(0, 3, 1, 2)[None].to(device).float() / 127.5 - 1
     both = [pixels, pixels.flip(-1)] if data.flip else [pixels]
-    mirrorings = [codec.moments(one)[0].to(DTYPE).cpu() for one in both]
+    mirrorings = [codec.moments(picture)[0].to(DTYPE).cpu() for picture in both]
     place = 0
     for index, first, frames, last in waiting:
-        parts = [one[place : place + len(frames)] for one in mirrorings]
+        parts = [moments[place : place + len(frames)] for moments in mirrorings]
         place += len(frames)
         if not all(bool(torch.isfinite(part).all()) for part in parts):
             raise UserError(

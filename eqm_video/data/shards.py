@@ -94,13 +94,13 @@ def slots(path: Path) -> dict[str, Slot]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
-    found = {}
+    slots = {}
     for key, entry in header.items():
         name, _, kind = key.rpartition("/")
         if kind == "moments":
             seconds = header[f"{name}/seconds"]["data_offsets"][0]
-            found[name] = Slot(entry["shape"][0], 8 + length + entry["data_offsets"][0], 8 + length + seconds)
-    return found
+            slots[name] = Slot(entry["shape"][0], 8 + length + entry["data_offsets"][0], 8 + length + seconds)
+    return slots
 
 
 # Writing ------------------------------------------------------------------------------------------------------------
