@@ -428,7 +428,7 @@ def test_a_network_that_is_told_gamma_has_no_context_gamma():
     flow = tiny_pipeline(tiny_transformer(conditioned_on_gamma=True), decay={"kind": "constant", "gain": 1.0})
     how = {"clips": two_clips(), "known": [0], "sampler": "euler", "steps": 2}
     assert latents(flow, **how).shape == (2, 3, 4, 8, 8)
-    with pytest.raises(UserError, match=r"context_gamma .* needs a network that is not told gamma"):
+    with pytest.raises(UserError, match=r"context_gamma .* needs a network without that condition"):
         flow(**how, context_gamma=0.9)
 
 

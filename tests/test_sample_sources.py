@@ -16,13 +16,13 @@ from eqm_video.data.image import ORIENTATION
 from eqm_video.data.transforms import center_crop
 from eqm_video.data.video import probe
 from eqm_video.errors import UserError
-from eqm_video.sampling.clips import Asked, VideoClip, open_file
+from eqm_video.sampling.clips import ClipSpec, VideoClip, open_file
 
 TICKS = [0, 2, 5, 6, 20, 40, 50, 100]  # in 1/25 s: at 0, 0.08, 0.2, 0.24, 0.8, 1.6, 2 and 4 s
 
 
-def asked(at: float | str = 0.0, needed: tuple[int, ...] = (0,), size: tuple[int, int] = (64, 96)) -> Asked:
-    return Asked(4, size, 8.0, needed, at, 1)
+def asked(at: float | str = 0.0, needed: tuple[int, ...] = (0,), size: tuple[int, int] = (64, 96)) -> ClipSpec:
+    return ClipSpec(4, size, 8.0, needed, at, 1)
 
 
 @pytest.mark.parametrize(

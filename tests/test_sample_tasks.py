@@ -18,7 +18,7 @@ from eqm_video.data.image import read_image
 from eqm_video.data.transforms import center_crop
 from eqm_video.errors import UserError
 from eqm_video.models.transformer import EqMTransformer
-from eqm_video.sampling.clips import Asked, open_path
+from eqm_video.sampling.clips import ClipSpec, open_path
 from eqm_video.sampling.known import keyframes_of, name_frames, parse_keyframe, parse_known
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.rollout import roll_out
@@ -128,7 +128,7 @@ def test_keyframes_are_checked_and_sorted():
 
 def shown(path: Path, *needed: int, **asked) -> list[int]:
     """The numbers of the source frames that a clip of 4 frames at 8 fps shows."""
-    found = open_path(path, Asked(4, (32, 48), 8.0, needed, **asked))
+    found = open_path(path, ClipSpec(4, (32, 48), 8.0, needed, **asked))
     return numbers(found.clips[0].read())
 
 
@@ -152,7 +152,7 @@ def test_a_video_too_short_for_its_known_frames_is_refused(videos):
 
 
 def test_short_videos_of_a_folder_are_left_out_and_named(videos):
-    found = open_path(videos, Asked(4, (32, 48), 8.0, (0, 1)))
+    found = open_path(videos, ClipSpec(4, (32, 48), 8.0, (0, 1)))
     assert [clip.path.stem for clip in found.clips] == ["c", "a", "b"]  # by folder: left, other, up
     assert "1 are too short and left out: short.mp4" in found.notes[0]
     assert [clip.label for clip in found.clips] == ["other", "up", "up"]

@@ -1,1 +1,1 @@
-"""Sampling: from labels and seeds to frames."""
+"""Sampling: labels and seeds become frames. This package imports nothing; take what is needed from its modules."""

@@ -1,4 +1,4 @@
-"""What a call to the pipeline asks for: labels, generators of start noise, sizes and times, checked."""
+"""The arguments of a pipeline call, checked: labels, seeds and generators, sizes, frame times, samplers."""
 
 from __future__ import annotations
 
@@ -23,22 +23,26 @@ from eqm_video.samplers import NAG, RULES, SAMPLERS, GradientDescent, Sampler, k
 from eqm_video.sampling.model_settings import is_whole, whole
 
 Label = str | int | None
-LATEST = 1e30  # reference frames: times are float32, and their squares are taken
+LATEST = 1e30  # reference frames: times are float32, and their squares must be finite
 
 
 def plain_value(value: Any) -> Any:
-    """A number out of a tensor or an array of one value; anything else as it is."""
+    """The number in a tensor or an array of a single value; anything else unchanged."""
     single = isinstance(value, (Tensor, np.ndarray, np.generic)) and math.prod(value.shape) == 1
     return value.item() if single else value
 
 
 def as_list(labels: Any, count: int | None, seeds: Any, generator: Any) -> list[Label]:
-    """One label for each sample."""
+    """The labels of a call as a list with one label for each sample.
+
+    A single label, or None, is repeated `count` times; without `count` the seeds or generators say how many samples
+    there are. UserError where the numbers disagree.
+    """
     count = None if count is None else whole("num_samples", count)
     if labels is None or isinstance(labels, (str, numbers.Real)) or getattr(labels, "shape", None) == ():
         if count is None:
-            given = seeds if seeds is not None else generator
-            count = len(given) if hasattr(given, "__len__") and getattr(given, "shape", None) != () else 1
+            sources = seeds if seeds is not None else generator
+            count = len(sources) if hasattr(sources, "__len__") and getattr(sources, "shape", None) != () else 1
         return [labels] * count
     if not isinstance(labels, Iterable) or isinstance(labels, Mapping):
         raise UserError(f"labels are {labels!r}; give a list of names or numbers, one for each sample, or a single one")
@@ -49,19 +53,23 @@ def as_list(labels: Any, count: int | None, seeds: Any, generator: Any) -> list[
 
 
 def make_generators(count: int, seeds: Sequence[int] | None, generator: Any) -> list[Generator]:
-    """One generator of start noise for each sample; a seed's is the same on every machine."""
+    """A generator of start noise for each sample. A seed gives the same numbers on every machine.
+
+    Without seeds and generators, seeds are drawn from torch's global generator. UserError for both at once, and for
+    another number than `count`.
+    """
     if seeds is not None and generator is not None:
         raise UserError("seeds and generator exclude each other: give one of them")
     if isinstance(generator, Generator):
         return [generator] * count
-    given, what = (seeds, "seeds") if generator is None else (generator, "generators")
-    if given is None:
-        given = torch.randint(2**62, (count,)).tolist()
-    if not hasattr(given, "__len__") or isinstance(given, (str, bytes)) or getattr(given, "shape", None) == ():
-        raise UserError(f"{what} are {given!r}; give a list of them, one for each sample, such as [0, 1]")
-    if len(given) != count:
-        raise UserError(f"{count} samples but {len(given)} {what}; give one for each sample")
-    return [_generator(one) for one in given]
+    sources, what = (seeds, "seeds") if generator is None else (generator, "generators")
+    if sources is None:
+        sources = torch.randint(2**62, (count,)).tolist()
+    if not hasattr(sources, "__len__") or isinstance(sources, (str, bytes)) or getattr(sources, "shape", None) == ():
+        raise UserError(f"{what} are {sources!r}; give a list of them, one for each sample, such as [0, 1]")
+    if len(sources) != count:
+        raise UserError(f"{count} samples but {len(sources)} {what}; give one for each sample")
+    return [_generator(seed) for seed in sources]
 
 
 def _generator(seed: Any) -> Generator:
@@ -75,7 +83,7 @@ def _generator(seed: Any) -> Generator:
 
 
 def unknown_label(label: str, known: Mapping[str, int], count: int) -> UserError:
-    """The error for a label that the model does not know, with the nearest ones."""
+    """The error for a label that the model does not know. It names the nearest of the `count` labels."""
     if not known:
         return UserError(f"label {label!r}: this model's labels have no names; give numbers from 0 to {count - 1}")
     near = difflib.get_close_matches(label, known, n=3, cutoff=0.5)
@@ -85,49 +93,55 @@ def unknown_label(label: str, known: Mapping[str, int], count: int) -> UserError
 
 
 def label_ids(labels: Sequence[Label], names: Mapping[int, str], null: int) -> list[int]:
-    """Numbers of labels given by name or number; None is the null label. Raises UserError for unknown ones."""
+    """The numbers of labels, which are names or numbers; None is the null label. UserError for unknown labels."""
     numbers_of = {as_label(name): label for label, name in names.items()}
     return [null if label is None else _label_id(label, names, numbers_of, null) for label in labels]
 
 
-def _label_id(given: Label, names: Mapping[int, str], numbers_of: Mapping[str, int], null: int) -> int:
-    """The number of one label. Text is a name; where no name is a number, it may also be a number that is written out.
+def _label_id(wanted: Label, names: Mapping[int, str], numbers_of: Mapping[str, int], null: int) -> int:
+    """The number of a label. Text is a name, or digits if no name of the model consists of digits.
 
-    Names are compared as labels (`as_label`): a file system may have taken accents apart.
+    Names are compared as labels (`as_label`): file systems may store an accented letter as two characters.
     """
-    label = plain_value(given)
+    label = plain_value(wanted)
     if isinstance(label, str):
         word = as_label(label)
         if word not in numbers_of and (not word.isdecimal() or any(name.isdecimal() for name in numbers_of)):
             raise unknown_label(word, numbers_of, null)
         label = numbers_of[word] if word in numbers_of else int(word)
     if not is_whole(label):
-        raise UserError(f"label {given!r} is no label: give names, or whole numbers from 0 to {null - 1}")
+        raise UserError(f"label {wanted!r} is no label: give names, or whole numbers from 0 to {null - 1}")
     if not 0 <= label < null:
         raise UserError(f"label {label} is out of range: this model has {null} labels (0 to {null - 1})")
     if names and int(label) not in names:
         raise UserError(
-            f"label {label} has no name: this model was trained on {len(names)} of its {null} labels, such as "
-            f"{', '.join(list(numbers_of)[:4])}; give one of those"
+            f"label {label} has no name: this model was trained on {len(names)} of its {null} labels: give one "
+            f"of these, such as {', '.join(list(numbers_of)[:4])}"
         )
     return int(label)
 
 
 def frame_times(frames: int, fps: float | Sequence[float], reference_fps: float) -> Tensor:
-    """When the frames of a clip are, in the network's reference frames: (T,), or (B, T) where each clip has its fps."""
+    """Times of a clip's frames in the network's unit, reference frames: (T,), or (B, T) if `fps` has a rate for each
+    clip.
+
+    UserError unless every rate is a finite number above 0.
+    """
     many = isinstance(fps, (list, tuple, np.ndarray))
     for rate in fps if many else [fps]:
         real = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
         if not (real and math.isfinite(rate) and rate > 0):
             raise UserError(f"fps is {rate!r}; it must be a number above 0, such as {reference_fps:g}")
         if frames * reference_fps / rate > LATEST:
-            raise UserError(f"fps is {rate!r}, and {frames} frames end at a time beyond all numbers: give a larger one")
+            raise UserError(
+                f"fps is {rate!r}, and {frames} frames would end at a time too large for float32: give a larger fps"
+            )
     units = torch.arange(frames, dtype=torch.float32)
     return torch.stack([units * (reference_fps / rate) for rate in fps]) if many else units * (reference_fps / fps)
 
 
 def check_rates(fps: Any, count: int) -> Any:
-    """`fps` as it is: a number, None for the model's, or a list of one for each of `count` samples."""
+    """`fps` itself: a number, None for the model's own, or a list; UserError unless a list has `count` rates."""
     if isinstance(fps, (list, tuple, np.ndarray)) and len(fps) != count:
         raise UserError(f"{count} samples but {len(fps)} fps; give one for each sample, or one number for all")
     return fps
@@ -147,10 +161,11 @@ def as_pixels(clips: Any) -> Tensor:
 
 
 def known_frames(known: Any, shape: tuple[int, int]) -> Tensor | None:
-    """Frames held fixed, (B, T) bool: from such a tensor or array, or from frame numbers, the same for all samples.
+    """The mask (B, T) bool of known frames: from such a tensor or array, or from frame numbers, the same for all
+    samples.
 
-    Negative numbers count from the end. UserError for anything else, a single number among it: it might be a frame, or
-    how many are known.
+    Negative numbers count from the end; None stays None. UserError for anything else, also for a single number: it
+    could mean a frame or a count of frames.
     """
     if known is None:
         return None
@@ -159,25 +174,25 @@ def known_frames(known: Any, shape: tuple[int, int]) -> Tensor | None:
         if tuple(known.shape) != shape:
             raise UserError(f"known has shape {tuple(known.shape)}; it must be (B, T) = {shape}")
         return known if isinstance(known, Tensor) else torch.from_numpy(known.copy())
-    given = known.tolist() if array else known
-    given = list(given) if isinstance(given, Iterable) else [None]
-    if not all(isinstance(frame, numbers.Integral) and not isinstance(frame, bool) for frame in given):
-        found = f"{known.dtype} {tuple(known.shape)}" if array else repr(known)
+    listed = known.tolist() if array else known
+    listed = list(listed) if isinstance(listed, Iterable) else [None]
+    if not all(isinstance(frame, numbers.Integral) and not isinstance(frame, bool) for frame in listed):
+        shown = f"{known.dtype} {tuple(known.shape)}" if array else repr(known)
         raise UserError(
-            f"known is {found}; it must be a list of frame numbers, such as [0, -1], or bool (B, T) = {shape}"
+            f"known is {shown}; it must be a list of frame numbers, such as [0, -1], or bool (B, T) = {shape}"
         )
-    held, frames = torch.zeros(shape, dtype=torch.bool), shape[1]
-    for frame in map(int, given):
+    mask, frames = torch.zeros(shape, dtype=torch.bool), shape[1]
+    for frame in map(int, listed):
         if not -frames <= frame < frames:
             raise UserError(
                 f"known frame {frame} is not there: frames are 0 to {frames - 1}, or -{frames} to -1 from the end"
             )
-        held[:, frame] = True
-    return held
+        mask[:, frame] = True
+    return mask
 
 
 def check_turns(rule: Sampler, guidance_interval: Any) -> None:
-    """UserError where frames cannot move in turn: with a solver, and guided for a part of a joint descent."""
+    """UserError where a frame schedule is impossible: with an ODE or SDE solver, or with a guidance interval."""
     if hasattr(rule, "solve"):
         raise UserError(
             f"{rule!r} carries all frames together, and frames that move in turn are for the rules "
@@ -188,14 +203,14 @@ def check_turns(rule: Sampler, guidance_interval: Any) -> None:
 
 
 def check_fraction(name: str, value: Any) -> float:
-    """A number in [0, 1)."""
+    """`value` as a float in [0, 1); UserError, which calls it `name`, for anything else."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < 1:
         raise UserError(f"{name} is {value!r}; it must be a number of at least 0 and below 1")
     return float(value)
 
 
 def as_size(size: Any) -> tuple[int, int]:
-    """(height, width) of a size in pixels, one whole number or two; UserError for anything else."""
+    """(height, width) of a size in pixels: a whole number, or two of them. UserError for anything else."""
     both = (size, size) if is_whole(size) else size
     if not isinstance(both, (tuple, list)) or len(both) != 2 or not all(map(is_whole, both)):
         raise UserError(f"size is {size!r}; it must be pixels, a whole number or (height, width)")
@@ -203,7 +218,10 @@ def as_size(size: Any) -> tuple[int, int]:
 
 
 def fit_size(codec: Codec, patch_size: int, size: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) in pixels; UserError unless the codec's downsampling times the patch size divides them."""
+    """(height, width) in pixels.
+
+    UserError unless both are multiples of the codec's downsampling times the patch size.
+    """
     height, width = as_size(size)
     unit = codec.downsampling * patch_size
     if height < 1 or width < 1 or height % unit or width % unit:
@@ -217,40 +235,43 @@ def fit_size(codec: Codec, patch_size: int, size: int | Sequence[int]) -> tuple[
     return height, width
 
 
-def choose_sampler(settings: Mapping[str, Any], sampler: str | Sampler | None, given: Mapping[str, Any]) -> Sampler:
-    """A sampler by name (None: the one of `settings`) with the numbers of `settings`, and those `given` instead."""
+def choose_sampler(settings: Mapping[str, Any], sampler: str | Sampler | None, chosen: Mapping[str, Any]) -> Sampler:
+    """The sampler of a call: `sampler` by name, or that of the model's `settings` if it is None.
+
+    Its numbers come from `chosen`, else from `settings`, else from the sampler's defaults. A sampler given as an object
+    is returned unchanged. UserError for an unknown name, and for numbers that the sampler does not have.
+    """
     if sampler is not None and not isinstance(sampler, str):
-        if given:
-            raise UserError(f"a sampler given as an object brings its own numbers: leave out {', '.join(given)}")
+        if chosen:
+            raise UserError(f"a sampler given as an object brings its own numbers: leave out {', '.join(chosen)}")
         return sampler
     kind = sampler or settings["kind"]
     if kind not in SAMPLERS:
         raise UserError(f"sampler {kind!r} is not one of {', '.join(SAMPLERS)}")
     names = {entry.name for entry in fields(SAMPLERS[kind])}
-    if surplus := set(given) - names:
+    if surplus := set(chosen) - names:
         raise UserError(f"sampler {kind!r} has no {' and no '.join(sorted(surplus))}: leave it out")
-    # A step size is one along the gradient for these; Adam's is a distance, and takes its own default.
+    # These step along the gradient, so that a step size serves all of them. Adam's step is a distance of its own.
     alike = {"gd", "nag", "langevin"}
     shared = kind == settings["kind"] or {kind, settings["kind"]} <= alike
     known = {name: value for name, value in settings.items() if name in names and (shared or name != "step_size")}
     try:
-        return SAMPLERS[kind](**{**known, **given})
+        return SAMPLERS[kind](**{**known, **chosen})
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
 def default_steps(settings: Mapping[str, Any], sampler: str | Sampler | None) -> int:
-    """Steps of a descent where a call says nothing: those of a model's `settings`, or the sampler's own few.
+    """The steps of a descent by default: those of a model's `settings`, or the few of a sampler that needs no more.
 
-    The settings are for the sampler that they name: a sampler of few steps (`few`), asked for in its place, takes its
-    own number.
+    The settings are for the sampler that they name. Another sampler with a number of steps of its own (`few`) takes it.
     """
     own = SAMPLERS[settings["kind"]]
     kind = own if sampler is None else SAMPLERS.get(sampler) if isinstance(sampler, str) else type(sampler)
     return settings["steps"] if kind is own else getattr(kind, "few", settings["steps"])
 
 
-def told_gammas(
+def step_gammas(
     decay: Decay | None,
     sampler: Sampler,
     steps: int,
@@ -260,22 +281,24 @@ def told_gammas(
     per_frame: bool = False,
     pull: float = 1.0,
 ) -> Tensor | None:
-    """What a network that is conditioned on gamma is told at each step of a descent; None for samplers that know gamma.
+    """Gamma at each step (steps,), the input of a network that is conditioned on gamma.
 
-    pull: how many times as fast as one field a plain sum of fields walks. With NAG the gamma is that of the latents,
-    while the field is evaluated at the look-ahead, which is mu steps further on: it is told a little too early a gamma
-    (by 0.0036 at most with mu 0.3 and 249 steps of 0.003).
+    None for samplers that know gamma, such as ODE solvers, which pass their own. pull: the speed of a plain sum of fields, in units of a
+    single field's. With NAG this is the gamma of the latents, while the field is evaluated at the look-ahead, mu steps
+    further on: the network's input lags behind by at most 0.0036 (mu 0.3, 249 steps of 0.003). UserError where a
+    descent has no single gamma (known frames, frames that stop or start by themselves), and for rules or models whose
+    gamma is unknown.
     """
     if knows_gamma(sampler):
         return None
     if known is not None or per_frame:
         raise UserError(
-            "this network is told gamma, and a descent tells one gamma to all frames, so that it cannot hold some of "
-            "them: use multistep, euler, heun or dopri5, or leave per_frame and frame_schedule out"
+            "this network is conditioned on gamma, and a descent has one gamma for all frames, so that it cannot hold "
+            "some of them: use multistep, euler, heun or dopri5, or leave per_frame and frame_schedule out"
         )
     if decay is None or not isinstance(sampler, (GradientDescent, NAG)):
         raise UserError(
-            f"this network is told gamma (conditioned_on_gamma: true), which a descent with {sampler!r} does not know: "
+            f"this network needs gamma (conditioned_on_gamma: true), which a descent with {sampler!r} does not know: "
             "use multistep, euler, heun or dopri5, or gd or nag with a model that says its decay"
         )
     sizes = [pull * sampler.step_size * factor for factor in step_factors(schedule, steps)]

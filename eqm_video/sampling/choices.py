@@ -1,4 +1,4 @@
-"""How samples are made and shown: the options of `eqm-video sample`, filled in from preset and model, and checked."""
+"""The options of `eqm-video sample`, checked, and filled in from the preset and the model's own settings."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from eqm_video.sampling.settings import Sampling
 
 
 def choose_sampling(pipeline: EqMPipeline, options: SampleOptions) -> Sampling:
-    """How to sample: options first, then the preset, then the model's own settings."""
+    """The `Sampling` of a command line: its options, then the preset, then the model's own settings.
+
+    UserError for options that exclude or need each other.
+    """
     preset = SAMPLER_PRESETS[options.preset] if options.preset else {}
     kind = options.sampler or preset.get("kind") or pipeline.config.sampler["kind"]
-    same = kind == preset.get("kind")  # another sampler than the preset's takes none of its numbers
+    same = kind == preset.get("kind")  # the preset's numbers are for its own sampler
 
     def pick(name: str) -> Any:
-        given = getattr(options, name)
-        return preset.get(name) if given is None and (same or name in ("steps", "guidance_scale")) else given
+        value = getattr(options, name)
+        return preset.get(name) if value is None and (same or name in ("steps", "guidance_scale")) else value
 
     numbers = {name: pick(name) for name in ("steps", "step_size", "mu", "guidance_scale")}
     plain = {"start_gamma": options.start_gamma or 0.0, "frame_schedule": options.frame_schedule or "joint"}
@@ -50,7 +53,7 @@ def choose_sampling(pipeline: EqMPipeline, options: SampleOptions) -> Sampling:
 
 
 def choose_look(options: SampleOptions, settings: dict[str, Any]) -> Look:
-    """How the samples are shown."""
+    """The `Look` of a command line. UserError for a format that these samples cannot have."""
     still = settings["frames"] == 1
     formats = tuple(dict.fromkeys((options.format or ("png" if still else "gif")).split(",")))
     for kind in formats:

@@ -1,8 +1,8 @@
 """Files that samples start from: clips of videos, of pictures, and of a `samples.npz`, as a model sees them.
 
 A clip is uint8 RGB (T, H, W, 3), cropped and resized as training data are. Only the frames that are `needed` must be in
-a file; the others take the picture of the nearest needed frame, and what they show does not matter. Files are read when
-their clip is asked for: a folder may hold more than fits in memory.
+a file; every other frame shows the nearest needed frame, and its content does not matter. A file is read when its clip
+is read: a folder may hold more than fits in memory.
 """
 
 from __future__ import annotations
@@ -34,71 +34,74 @@ END = "end"  # --at end: the last needed frame is the file's last
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a model asks of a file: T `frames` at `fps` of `size`, of which the `needed` ones must be there."""
+class ClipSpec:
+    """The clip that a model needs of a file: T `frames` at `fps`, (height, width) `size`.
+
+    Only the `needed` frames must be in the file.
+    """
 
     frames: int
     size: tuple[int, int]
-    fps: float  # that is wanted: every whole interval of a file has its own
-    needed: Sequence[int]  # ascending
-    at: float | str = 0.0  # seconds at which frame 0 of the clip lies in the file, or END
-    frame_interval: int | None = None  # of the file's frames; None: the one nearest to fps
+    fps: float  # the rate to come near to: a file offers its own rate over whole numbers
+    needed: Sequence[int]  # frame numbers, ascending
+    at: float | str = 0.0  # the time of the clip's frame 0 in the file, in seconds, or END
+    frame_interval: int | None = None  # take every K-th frame of the file; None: the interval nearest to fps
 
     def nearest_interval(self, info: VideoInfo) -> int:
         """The frame interval of a file that comes nearest to `fps`."""
         return max(1, round(info.fps / self.fps))
 
     def nearest(self) -> np.ndarray:
-        """For every frame (T,) the place in `needed` of the nearest one."""
+        """For every frame (T,) the index in `needed` of the nearest needed frame."""
         return np.abs(np.arange(self.frames)[:, None] - np.asarray(self.needed)).argmin(axis=1)
 
 
 @dataclass(frozen=True)
 class VideoClip:
-    """A clip of one video: which of its frames are needed."""
+    """A clip of a video, as the rows (frame numbers in the file) of its needed frames."""
 
     path: Path
     label: str | None
     info: VideoInfo
     interval: int
-    rows: tuple[int, ...]  # ascending, one for each needed frame
-    asked: Asked
-    seconds: tuple[float, ...]  # in the file, of the frames at `rows`
+    rows: tuple[int, ...]  # frame numbers in the file, ascending, one for each needed frame
+    spec: ClipSpec
+    seconds: tuple[float, ...]  # times of `rows` in the file
 
     @classmethod
-    def of(cls, path: Path, label: str | None, info: VideoInfo, asked: Asked) -> VideoClip:
-        """UserError where the file is too short for the needed frames."""
-        interval = asked.frame_interval or asked.nearest_interval(info)
-        last = asked.needed[-1] * interval
+    def of(cls, path: Path, label: str | None, info: VideoInfo, spec: ClipSpec) -> VideoClip:
+        """The clip that `spec` cuts out of the file. UserError where the file is too short for the needed frames."""
+        interval = spec.frame_interval or spec.nearest_interval(info)
+        last = spec.needed[-1] * interval
         times = np.arange(info.frames) / info.fps if info.constant_rate else frame_seconds(path, info)
-        start = info.frames - 1 - last if asked.at == END else _frame_at(float(asked.at), times, info)
+        start = info.frames - 1 - last if spec.at == END else _frame_at(float(spec.at), times, info)
         if start < 0 or start + last >= info.frames:
-            where = "" if asked.at == END else f" from {float(asked.at):g} s on"
+            where = "" if spec.at == END else f" from {float(spec.at):g} s on"
             raise UserError(
                 f"{path} has {info.frames} frames ({info.frames / info.fps:.2f} s at {info.fps:.4g} fps), but frames "
-                f"{name_frames(asked.needed)} of a clip, at {every(interval)} of the file, need {last + 1}"
+                f"{name_frames(spec.needed)} of a clip, at {every(interval)} of the file, need {last + 1}"
                 f"{where}: give an earlier --at, a smaller --frame-interval, or other --known frames"
             )
-        rows = tuple(start + frame * interval for frame in asked.needed)
-        return cls(path, label, info, interval, rows, asked, tuple(float(times[row]) for row in rows))
+        rows = tuple(start + frame * interval for frame in spec.needed)
+        return cls(path, label, info, interval, rows, spec, tuple(float(times[row]) for row in rows))
 
     @property
     def rate(self) -> float | None:
-        """Frames per second of the clip; None where a single frame is read, at no interval: it goes with any rate."""
-        free = len(self.rows) == 1 and self.asked.frame_interval is None
+        """Frames per second of the clip; None where a single frame is read without an interval: it fits any rate."""
+        free = len(self.rows) == 1 and self.spec.frame_interval is None
         return None if free else float(self.info.fps) / self.interval
 
     def read(self) -> np.ndarray:
         """(T, H, W, 3)."""
         frames, _ = read_frames(self.path, self.rows, info=self.info)
-        return crop_clip(frames, self.asked.size, pixel_aspect=self.info.pixel_aspect)[self.asked.nearest()]
+        return crop_clip(frames, self.spec.size, pixel_aspect=self.info.pixel_aspect)[self.spec.nearest()]
 
     def identity(self) -> bytes:
-        """A hash of the file and of what is read of it."""
+        """A hash of the file and of the rows that are read."""
         return hash_file(self.path, str(self.rows))
 
     def describe(self) -> str:
-        """The interval and the rate, where there is one, and the seconds of the frames that are read."""
+        """Interval and rate, if the clip has a rate, and the times of the frames that are read, in words."""
         first, last = self.seconds[0], self.seconds[-1]
         when = f"at {first:.2f} s" if first == last else f"{first:.2f} to {last:.2f} s"
         if self.rate is None:
@@ -109,39 +112,39 @@ class VideoClip:
 
 @dataclass(frozen=True)
 class PictureClip:
-    """A clip that stands still, or (keyframes) shows several pictures: frame k is that of the nearest needed frame."""
+    """A clip of pictures: a single one in all frames, or keyframes, where frame k shows the nearest needed frame."""
 
-    paths: tuple[Path, ...]  # one for each needed frame, or one for all
+    paths: tuple[Path, ...]  # one for each needed frame, or a single one
     label: str | None
-    asked: Asked
+    spec: ClipSpec
 
     @property
     def rate(self) -> float | None:
-        """None: pictures go with any."""
+        """None: pictures fit any rate."""
         return None
 
     def read(self) -> np.ndarray:
         """(T, H, W, 3)."""
-        pictures = np.stack([center_crop(read_image(path, upright=True), self.asked.size) for path in self.paths])
-        return pictures[self.asked.nearest() if len(pictures) > 1 else np.zeros(self.asked.frames, int)]
+        pictures = np.stack([center_crop(read_image(path, upright=True), self.spec.size) for path in self.paths])
+        return pictures[self.spec.nearest() if len(pictures) > 1 else np.zeros(self.spec.frames, int)]
 
     def identity(self) -> bytes:
         """A hash of the files."""
         return b"".join(hash_file(path) for path in self.paths)
 
     def describe(self) -> str:
-        """Nothing more to say."""
+        """Empty: there is nothing to add to the path."""
         return ""
 
 
 @dataclass(frozen=True)
 class ArrayClip:
-    """A clip that is in memory, (T, H, W, 3), or one picture (1, H, W, 3) that is held for all T."""
+    """A clip that is in memory: (T, H, W, 3), or a picture (1, H, W, 3) that is repeated T times."""
 
     pixels: np.ndarray
     label: str | None
     frames: int
-    rate: float | None = None  # frames per second, where they are known
+    rate: float | None = None  # frames per second, if known
 
     def read(self) -> np.ndarray:
         """(T, H, W, 3)."""
@@ -152,7 +155,7 @@ class ArrayClip:
         return hashlib.blake2b(np.ascontiguousarray(self.pixels), digest_size=16).digest()
 
     def describe(self) -> str:
-        """Nothing more to say."""
+        """Empty: there is nothing to add to the path."""
         return ""
 
 
@@ -160,68 +163,74 @@ Opened = VideoClip | PictureClip | ArrayClip
 
 
 @dataclass(frozen=True)
-class Found:
-    """The clips of a path, in the order of its files, and what to say of it: files left out, unusual pixels."""
+class OpenedPath:
+    """The clips of a path, in the order of its files, and notes on files left out and on unusual pixels."""
 
     clips: list[Opened]
     kind: str  # "video", "image" or "clip"
     notes: list[str] = field(default_factory=list)
 
 
-def open_file(path: Path, asked: Asked) -> Found:
+def open_file(path: Path, spec: ClipSpec) -> OpenedPath:
     """The clip of one video or image; its folder's name may be its label. UserError where it cannot be read."""
     name, label = path.name.lower(), as_label(path.resolve().parent.name)
     if name.endswith(tuple(EXTENSIONS["images"])):
-        notes = decode_image(path).notes  # now, not after other clips have been sampled
-        return Found([PictureClip((path,), label, asked)], "image", list(notes))
+        notes = decode_image(path).notes  # decoded now: an unreadable file must not stop a run half-way
+        return OpenedPath([PictureClip((path,), label, spec)], "image", list(notes))
     if name.endswith(tuple(EXTENSIONS["videos"])):
         info = look_at_video(path)
-        return Found([VideoClip.of(path, label, info, asked)], "video", list(info.notes))
+        return OpenedPath([VideoClip.of(path, label, info, spec)], "video", list(info.notes))
     known = ", ".join((*EXTENSIONS["videos"], *EXTENSIONS["images"]))
     raise UserError(f"--start-from {path}: give a samples.npz (or .npy), a folder, or a file with one of {known}")
 
 
-def open_folder(root: Path, asked: Asked, **lists: Any) -> Found:
-    """One clip of every file of a folder (`split`, `fold`: UCF-101's lists); UserError where no file can be used."""
+def open_folder(root: Path, spec: ClipSpec, **lists: Any) -> OpenedPath:
+    """A clip of every file of a folder. lists: `split` and `fold` of UCF-101's lists.
+
+    UserError if no file can be used.
+    """
     kind = kind_of(root)
-    data = open_data(kind, root, frames=1, frame_interval=1, size=asked.size, **lists)
+    data = open_data(kind, root, frames=1, frame_interval=1, size=spec.size, **lists)
     names = [data.labels[label] if label >= 0 else None for _, label, _ in data.files]
     notes = [] if data.report.complete else [data.report.summary()]
     if isinstance(data, ArraySet):
         pictures = (data.clip(index).pixels.movedim(1, -1).numpy() for index in range(len(data)))
-        clips = [ArrayClip(pixels, name, asked.frames) for pixels, name in zip(pictures, names, strict=True)]
-        return Found(clips, "image", notes)
+        clips = [ArrayClip(pixels, name, spec.frames) for pixels, name in zip(pictures, names, strict=True)]
+        return OpenedPath(clips, "image", notes)
     paths = [data.root / name for name, _, _ in data.files]
     if kind == "images":
-        return Found(
-            [PictureClip((path,), name, asked) for path, name in zip(paths, names, strict=True)], "image", notes
+        return OpenedPath(
+            [PictureClip((path,), name, spec) for path, name in zip(paths, names, strict=True)], "image", notes
         )
-    found, short = [], []
+    clips, short = [], []
     for path, name, (_, _, info) in zip(paths, names, data.files, strict=True):
         try:
-            found.append(VideoClip.of(path, name, info, asked))
+            clips.append(VideoClip.of(path, name, info, spec))
         except UserError as error:
             short.append((path.name, error))
-    if not found:
+    if not clips:
         raise UserError(f"no video in {root} is long enough; {short[0][1]}")
     if short:
         notes.append(f"{len(short)} are too short and left out: {quote([name for name, _ in short])}")
-    return Found(found, "video", notes)
+    return OpenedPath(clips, "video", notes)
 
 
-def open_path(path: Path, asked: Asked, **lists: Any) -> Found:
-    """The clips of a file or a folder."""
+def open_path(path: Path, spec: ClipSpec, **lists: Any) -> OpenedPath:
+    """The clips of a file or a folder. lists: as for `open_folder`. UserError where there are none."""
     if path.is_dir() or find_cifar(path) is not None:
-        return open_folder(path, asked, **lists)
+        return open_folder(path, spec, **lists)
     if lists.get("split") is not None:
         raise UserError(f"--split chooses among the files of a folder, but {path} is none: leave it out")
     if not path.exists():
         raise UserError(f"--start-from {path} does not exist: give a video, an image, a folder of these, or an .npz")
-    return open_file(path, asked)
+    return open_file(path, spec)
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Clips uint8 (N, T, H, W, 3) of a `samples.npz` or an `.npy`, and the numbers of their labels where it has any."""
+    """Clips uint8 (N, T, H, W, 3) of a `samples.npz` or an `.npy`, and the numbers (N,) of their labels or None.
+
+    UserError for files that cannot be read or hold something else.
+    """
     try:
         loaded = np.load(path, allow_pickle=False)
         archive = isinstance(loaded, np.lib.npyio.NpzFile)
@@ -240,7 +249,7 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def read_rates(path: Path, count: int) -> list[float | None]:
-    """Frames per second of each of `count` clips of a samples.npz, as the samples.json beside it has them; or None."""
+    """Frames per second of each of the `count` clips of a samples.npz, from the samples.json beside it; else None."""
     record = path.with_name("samples.json")
     if path.name != "samples.npz" or not record.is_file():
         return [None] * count
@@ -264,9 +273,9 @@ def hash_file(path: Path, more: str = "") -> bytes:
 
 
 def _frame_at(at: float, times: np.ndarray, info: VideoInfo) -> int:
-    """The number of the frame that is shown `at` seconds, or, of a constant rate, of the nearest one.
+    """The number of the frame on show at `at` seconds; at a constant rate, the number of the nearest frame.
 
-    Beyond the end it is one that the file does not have. `times` (F,) are those of all frames, in seconds.
+    Beyond the end of the file it is a number that no frame has. `times` (F,): seconds of all frames.
     """
     if info.constant_rate:
         return round(at * info.fps)
@@ -276,7 +285,7 @@ def _frame_at(at: float, times: np.ndarray, info: VideoInfo) -> int:
 
 
 def every(number: int, last: int = 0) -> str:
-    """ "every frame", "every 3rd frame", "every 2nd to 4th frame"."""
+    """An interval in words: "every frame", "every 3rd frame", "every 2nd to 4th frame"."""
     return (
         f"every {_ordinal(number)}frame"
         if last <= number

@@ -1,6 +1,6 @@
-"""Functions of a pipeline beside sampling: its gradient for given labels, its codec, its decay and its samplers.
+"""Parts of a pipeline that also serve outside sampling: its gradient field, its codec, its decay and its samplers.
 
-`EqMPipeline` has each as a method or property of the same name.
+Every function here is also a method or a property of `EqMPipeline`, under the same name.
 
 Shapes: B samples, T frames, C latent channels, H W pixels, h w latents. An image is T = 1.
 """
@@ -39,7 +39,7 @@ from eqm_video.sampling.arguments import label_ids as numbers_of
 from eqm_video.sampling.model_settings import whole
 
 Term = tuple[Any, ...]  # (label, weight), or (label, weight, pipeline)
-MOST_PIXELS = 2**34  # of all frames of a call: 200 GB as float32
+MOST_PIXELS = 2**34  # over all frames of a call: 200 GB as float32
 
 
 def codec(pipeline: DiffusionPipeline) -> Codec:
@@ -53,12 +53,12 @@ def labels(pipeline: DiffusionPipeline) -> dict[int, str]:
 
 
 def label_ids(pipeline: DiffusionPipeline, labels: Sequence[Label]) -> list[int]:
-    """Numbers of labels given by name or number; None is the null label. Raises UserError for unknown ones."""
+    """The numbers of labels, which are names or numbers; None is the null label. UserError for unknown labels."""
     return numbers_of(labels, pipeline.labels, pipeline.transformer.null_label)
 
 
 def decay(pipeline: DiffusionPipeline) -> Decay | None:
-    """The c(gamma) of the training target; None where the model does not say."""
+    """The decay c(gamma) of the training target; None if the model was saved without it."""
     return None if pipeline.config.decay is None else make_decay(pipeline.config.decay)
 
 
@@ -72,9 +72,9 @@ def field(
     guidance_interval: tuple[float, float] | None = None,
     match_norm: bool = False,
 ) -> GuidedField:
-    """The gradient that a call descends for these labels: latents (B, T, C, h, w) -> the same shape.
+    """The field that a call with these labels descends: latents (B, T, C, h, w) -> gradient of the same shape.
 
-    For a network with an explicit energy it is the energy's true gradient. guidance_interval and match_norm: see
+    A network with an explicit energy gives the energy's true gradient. guidance_interval and match_norm: see
     `GuidedField`. The other arguments are those of a call.
     """
     ids, null = pipeline.label_ids(labels), pipeline.transformer.null_label
@@ -82,7 +82,7 @@ def field(
     device = pipeline._execution_device
     return GuidedField(
         Field(pipeline.transformer),
-        torch.tensor(ids, device=device) if any(one != null for one in ids) else None,
+        torch.tensor(ids, device=device) if any(label != null for label in ids) else None,
         guidance_scale=_scale(pipeline, guidance_scale),
         null_label=null,
         times=times.expand(len(ids), -1).to(device),
@@ -94,12 +94,12 @@ def field(
 def composed_field(
     pipeline: DiffusionPipeline, terms: Sequence[Term], count: int, *, plain_sum: bool = False, **options: Any
 ) -> ComposedField:
-    """The gradient of several labels, or models, at once, for `count` samples.
+    """The field of several labels, or of several models, at once, for `count` samples.
 
-    terms: (label, weight) of this model, or (label, weight, pipeline) of another one on the same latents. The
-    result is f_null + sum of weight * (f_label - f_null), f_null being this model's unlabelled field, so that one
-    term is classifier-free guidance; with `plain_sum`, sum of weight * f_label, the paper's composition.
-    options: num_frames, fps.
+    terms: (label, weight) of this model, or (label, weight, pipeline) of another model on the same latents. The field
+    is f_null + sum of weight * (f_label - f_null), where f_null is this model's unlabelled field: a single term is
+    classifier-free guidance. With `plain_sum` it is the sum of weight * f_label, the paper's composition. options:
+    num_frames, fps. UserError for no terms, and for models with different codecs.
     """
     if not terms:
         raise UserError("a composition needs at least one term: (label, weight)")
@@ -123,7 +123,10 @@ def start_noise(
     num_frames: int | None = None,
     size: Any = None,
 ) -> Tensor:
-    """Start latents (B, T, C, h, w): standard normal noise, one generator or seed for each sample."""
+    """Start latents (B, T, C, h, w): standard normal noise from a generator or seed for each sample.
+
+    UserError for a size or a number of frames that the model cannot have, or that fits into no memory.
+    """
     frames, (height, width), codec = pipeline.check_frames(num_frames), pipeline.check_size(size), pipeline.codec
     shape = (frames, codec.latent_channels, height // codec.downsampling, width // codec.downsampling)
     if len(generators) * frames * height * width > MOST_PIXELS:
@@ -137,14 +140,14 @@ def start_noise(
 
 
 def encode(pipeline: DiffusionPipeline, clips: Any) -> Tensor:
-    """Latents (B, T, C, h, w), the posterior's mean, of clips uint8 (B, T, H, W, 3)."""
+    """Latents (B, T, C, h, w) of clips uint8 (B, T, H, W, 3): the mean of the codec's posterior."""
     pixels = as_pixels(clips).to(pipeline._execution_device)
     pipeline.check_size(tuple(pixels.shape[-2:]))
     return pipeline.codec.encode(pixels).to(torch.promote_types(pipeline.transformer.dtype, torch.float32))
 
 
 def decode(pipeline: DiffusionPipeline, latents: Tensor, output_type: str = "uint8", chunk: int = 64) -> Any:
-    """Latents (B, T, C, h, w) as frames; output_type as of a call."""
+    """Latents (B, T, C, h, w) as frames of an `output_type` (see `EqMPipelineOutput`), `chunk` decoded at once."""
     return latents if output_type == "latent" else _output(Codec(pipeline.vae, chunk).decode(latents), output_type)
 
 
@@ -160,14 +163,15 @@ def rule(
     step_schedule: Schedule = "constant",
     plain: Sequence[float] | None = None,
 ) -> Sampler:
-    """The sampler: the model's recommended one, with what is given here in its place.
+    """The model's recommended sampler; arguments that are not None replace its settings.
 
-    step_size "auto" needs the model's measured curvature, and depends on steps, guidance_scale and step_schedule,
-    and on the weights of a `plain` sum of fields, which take the place of guidance.
+    step_size "auto" needs the model's measured curvature. It depends on steps, guidance_scale and step_schedule, and on
+    `plain`, the weights of a plain sum of fields, which take the place of guidance. UserError for settings that the
+    sampler cannot have.
     """
     automatic = step_size == "auto"
-    given = {"step_size": None if automatic else step_size, "mu": mu, "temperature": temperature}
-    rule = choose_sampler(pipeline.config.sampler, sampler, {k: v for k, v in given.items() if v is not None})
+    chosen = {"step_size": None if automatic else step_size, "mu": mu, "temperature": temperature}
+    rule = choose_sampler(pipeline.config.sampler, sampler, {k: v for k, v in chosen.items() if v is not None})
     if not automatic:
         return rule
     if not isinstance(sampler, (str, type(None))):
@@ -180,7 +184,7 @@ def rule(
     kind, steps = sampler or pipeline.config.sampler["kind"], steps or pipeline.config.sampler["steps"]
     look_ahead = getattr(rule, "mu", 0.0)
     try:
-        # On a falling schedule the steps add up to less, as fewer whole ones would.
+        # The steps of a falling schedule add up to less, like fewer steps of full size.
         whole = max(1, round(sum(step_factors(step_schedule, steps))))
         measured, scale = pipeline.config.curvature, _scale(pipeline, guidance_scale)
         size = auto_step(measured, kind, look_ahead, whole, pipeline.decay, scale, plain=plain)
@@ -196,7 +200,7 @@ def step_warning(
     *,
     plain: Sequence[float] | None = None,
 ) -> str | None:
-    """What is wrong with a step size beyond the measured limit; None where nothing is, or nothing was measured.
+    """A warning if the step size is beyond the measured limit; None if it is not, or if no curvature was measured.
 
     plain: the weights of a plain sum of fields, which take the place of guidance.
     """
@@ -209,7 +213,7 @@ def step_warning(
         return None
     return (
         f"step_size {rule.step_size:g} is beyond {limit:.4g}, the limit measured for this model with {kind}: the "
-        "descent overshoots and ends where no data are; use a smaller one, or auto"
+        "descent overshoots and ends away from the data: give a smaller step_size, or auto"
     )
 
 
@@ -218,7 +222,7 @@ def _scale(pipeline: DiffusionPipeline, guidance_scale: float | None) -> float:
 
 
 def check_size(pipeline: DiffusionPipeline, size: int | Sequence[int] | None = None) -> tuple[int, int]:
-    """(height, width) in pixels; UserError unless the codec's downsampling times the patch size divides them."""
+    """(height, width) in pixels, by default the model's. UserError unless the codec and the patch size divide them."""
     size = pipeline.config.size if size is None else size
     if size is None:
         raise UserError("this model does not say what size it was trained on: give size (--size), in pixels")
@@ -226,34 +230,37 @@ def check_size(pipeline: DiffusionPipeline, size: int | Sequence[int] | None = N
 
 
 def check_frames(pipeline: DiffusionPipeline, num_frames: int | None = None) -> int:
-    """The number of frames; UserError where it is no number, or more than one for an image model."""
+    """The number of frames, by default the model's.
+
+    UserError for no whole number, and for T > 1 with an image model.
+    """
     frames = whole("frames", pipeline.config.frames if num_frames is None else num_frames)
     if frames > 1 and not pipeline.transformer.config.temporal:
-        raise UserError(f"this is an image model (temporal: false), but {frames} frames are asked: give frames=1")
+        raise UserError(f"this is an image model (temporal: false), not one for {frames} frames: give frames=1")
     return frames
 
 
 def _times(pipeline: DiffusionPipeline, num_frames: int | None, fps: float | None) -> Tensor:
-    """When the frames of a clip are, in reference frames: (T,)."""
+    """Times of a clip's frames (T,), in reference frames."""
     rate = pipeline.config.fps if fps is None else fps
     return frame_times(pipeline.check_frames(num_frames), rate, pipeline.config.reference_fps)
 
 
-def _same_codec(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+def _same_codec(first: torch.nn.Module, other: torch.nn.Module) -> bool:
     """Whether two autoencoders have the same weights and scaling: only then do their latents mean the same."""
-    if one is other:
+    if first is other:
         return True
     scales = ("scaling_factor", "shift_factor", "latent_channels")
-    weights, others = one.state_dict(), other.state_dict()
+    weights, others = first.state_dict(), other.state_dict()
     return (
-        all(one.config.get(name) == other.config.get(name) for name in scales)
+        all(first.config.get(name) == other.config.get(name) for name in scales)
         and weights.keys() == others.keys()
         and all(torch.equal(weight.cpu(), others[name].cpu()) for name, weight in weights.items())
     )
 
 
 def _output(pixels: Tensor, output_type: str) -> Any:
-    """Pixels (B, T, 3, H, W) in [-1, 1] as the output type says."""
+    """Pixels (B, T, 3, H, W) in [-1, 1] as frames of an `output_type`, see `EqMPipelineOutput`."""
     if output_type in ("uint8", "pil"):
         array = to_uint8(pixels)
         return array if output_type == "uint8" else [[Image.fromarray(frame) for frame in clip] for clip in array]

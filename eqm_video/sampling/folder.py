@@ -1,4 +1,4 @@
-"""The folder that sampling writes: parts while it runs, `samples.npz` and pictures when it is done.
+"""The folder that sampling writes: finished batches while it runs, then `samples.npz` and pictures.
 
     samples.npz      arr_0 uint8 (N, T, H, W, 3), for images (N, H, W, 3); labels int64 (N,), -1 = unlabelled
     samples.json     labels and seeds of the samples, and all settings
@@ -6,9 +6,9 @@
     clips/000000.gif one file for each of the first clips
     .parts-eqm/      finished batches, and the settings they were made with; gone when samples.npz is there
 
-Files of others stay as they are. Batches that earlier versions kept in `parts` are recognised by their content and
-taken over. What is finished is never sampled again, whatever the batch size or the number of processes of the next run.
-N samples, T frames, H W pixels.
+Files that sampling did not write stay untouched. Batches that earlier versions kept in `parts` are recognised by their
+content and moved. A finished sample is never made again, whatever the batch size or the number of processes of the next
+run. N samples, T frames, H W pixels.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ GRID_CLIPS = 64  # at most this many clips in the grid
 
 @dataclass(frozen=True)
 class Look:
-    """How samples are shown; none of it changes a sample."""
+    """The way samples are shown. It never changes a sample."""
 
-    formats: tuple[str, ...]  # of gif, mp4, png
-    fps: float  # of the grid, and of clips without a rate of their own
-    clips: int  # how many get files of their own
+    formats: tuple[str, ...]  # some of gif, mp4, png
+    fps: float  # frames per second of the grid, and of clips without their own rate
+    clips: int  # how many clips get a file of their own
     scale: int | None = None  # pixels of the grid for each pixel of a clip; None: enough to read the labels
     columns: int | None = None
     known: tuple[int, ...] = ()  # frames with a border in the grid
-    rates: tuple[float, ...] = ()  # frames per second of the clips, in turn; (): all are at `fps`
+    rates: tuple[float, ...] = ()  # frames per second of the clips, in turn; (): `fps` for all
 
     def rate(self, index: int) -> float:
         """Frames per second of sample number `index`."""
@@ -54,7 +54,10 @@ class Look:
 
 
 class SampleFolder:
-    """OUT, for `labels` (numbers, -1 = unlabelled) made with `settings` (plain values, compared for equality)."""
+    """The folder `path` of N samples with `labels` (numbers, -1 = unlabelled) and captions `names`.
+
+    `settings` are plain values. Samples in the folder are continued only if they were made with equal settings.
+    """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], labels: list[int], names: list[str] | None) -> None:
         self.path = path
@@ -62,12 +65,14 @@ class SampleFolder:
         self.labels = labels
         self.names = names
         self.count = len(labels)
-        self.made = [one for one in (path, *path.parents) if not one.exists()]  # by this process
+        self.made = [
+            folder for folder in (path, *path.parents) if not folder.exists()
+        ]  # the folders that this process makes
         self.npz, self.json = path / "samples.npz", path / "samples.json"
 
     @property
     def parts_folder(self) -> Path:
-        """Where finished batches are: those that an earlier version left, until `start` takes them over."""
+        """The folder of finished batches. It is that of an earlier version until `start` has moved its batches."""
         old, new = self.path / OLD_PARTS, self.path / PARTS
         return old if not new.is_dir() and any(SAMPLES.older_records(self.path)) else new
 
@@ -79,16 +84,16 @@ class SampleFolder:
     def check(self) -> None:
         """UserError where the folder holds samples that these settings did not make."""
         if not (self.npz.exists() or self.json.exists() or any(self._parts()) or self._pictures()):
-            return  # no samples: at most the settings of a run that failed before its first
+            return  # no samples: at most the settings of a run that failed before its first batch
         hint = f"give another --out, or add --overwrite to delete what is in {self.path}"
-        found = next((file for file in (self.json, self.parts_folder / "settings.json") if file.is_file()), None)
-        if found is None:
+        record = next((file for file in (self.json, self.parts_folder / "settings.json") if file.is_file()), None)
+        if record is None:
             raise UserError(f"{self.path} holds samples of unknown settings; {hint}")
         try:
-            there = json.loads(found.read_text(encoding="utf-8"))
-            there = dict(there["settings"] if found == self.json else there)
+            there = json.loads(record.read_text(encoding="utf-8"))
+            there = dict(there["settings"] if record == self.json else there)
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{found} is damaged; {hint}") from error
+            raise UserError(f"{record} is damaged; {hint}") from error
         there.pop("origin", None)
         differing = [key for key in sorted(there.keys() | self.settings) if there.get(key) != self.settings.get(key)]
         if differing:
@@ -97,14 +102,14 @@ class SampleFolder:
             raise UserError(f"{self.path} holds samples made with other settings ({shown}); {hint}")
 
     def clear(self) -> None:
-        """Delete what sampling wrote here, and nothing else."""
+        """Delete the files that sampling wrote here, and nothing else."""
         for file in [file for file, ours in SAMPLES.written(self.path) if ours]:
             file.unlink(missing_ok=True)
         self._remove_parts()
         remove_empty([self.path / "clips"])
 
     def start(self) -> None:
-        """Write down the settings before the first part, and take over the parts of earlier versions."""
+        """Write the settings before the first batch, and move the batches of earlier versions."""
         if not self.finished:
             if (old := self.parts_folder).name == OLD_PARTS:
                 for file in self._pictures():  # they carry no mark; `show` makes them again
@@ -117,13 +122,13 @@ class SampleFolder:
             files.write_record(self.parts_folder / "settings.json", self.settings)
 
     def abandon(self) -> None:
-        """Delete the settings where no part was finished, and the folders that were made for them."""
+        """Delete the settings, and the folders made for them, if no batch was finished."""
         if not self.finished and not any(self._parts()):
             self._remove_parts()
             remove_empty([self.path / "clips", *self.made])
 
     def missing(self, batch_size: int, processes: int) -> list[range]:
-        """Batches of samples that are still to be made, each of consecutive samples, even over the processes."""
+        """The batches that are still to be made, of at most `batch_size` consecutive samples, even over `processes`."""
         if self.finished:
             return []
         done = np.zeros(self.count, bool)
@@ -135,9 +140,9 @@ class SampleFolder:
         return [range(int(run[k]), int(run[k : k + size][-1]) + 1) for run in runs for k in range(0, len(run), size)]
 
     def write_part(self, start: int, samples: np.ndarray, look: Look, nfe: np.ndarray) -> None:
-        """Keep samples (n, T, H, W, 3) number start, start + 1, ..., and show those that get files of their own.
+        """Keep the batch of samples (n, T, H, W, 3) with numbers start, start + 1, ..., and show them as `look` says.
 
-        nfe: (n,) evaluations of the field that each took.
+        nfe: (n,) evaluations of the field for each sample.
         """
         with self.open_part(start, samples.shape, look) as file:
             self.keep("nfe", start, nfe)
@@ -146,9 +151,9 @@ class SampleFolder:
 
     @contextmanager
     def open_part(self, start: int, shape: tuple[int, ...], look: Look) -> Iterator[media.NpyFile]:
-        """The file of samples number start, start + 1, ... of `shape` (n, T, H, W, 3), to fill and `keep` numbers of.
+        """A context that gives the file of samples start, start + 1, ... of `shape` (n, T, H, W, 3), to be filled.
 
-        It counts as finished when the block ends without an error; then the samples are shown as by `write_part`.
+        The batch is finished when the block ends without an error; then its samples are shown as by `write_part`.
         """
         path = self.parts_folder / f"{start:08d}.npy"
         with media.NpyFile(path, shape) as file:
@@ -158,16 +163,16 @@ class SampleFolder:
                 self._show(index, clip, look)
 
     def keep(self, kind: str, start: int, values: np.ndarray) -> None:
-        """Keep numbers (n, ...) of the samples of a part."""
+        """Keep numbers (n, ...) of a batch's samples under the name `kind`, such as nfe."""
         media.write_npy(self.parts_folder / f"{kind}_{start:08d}.npy", values)
 
     def kept(self, kind: str) -> np.ndarray | None:
-        """The numbers (N, ...) that the finished parts keep; None where there are none."""
+        """The numbers (N, ...) that `keep` stored under `kind`, over all batches; None if there are none."""
         files = [self.parts_folder / f"{kind}_{start:08d}.npy" for start, _ in self._parts()]
         return np.concatenate([np.load(file) for file in files]) if files and files[0].is_file() else None
 
     def finish(self, record: Mapping[str, Any]) -> None:
-        """Join the parts into samples.npz and write samples.json; the parts go."""
+        """Join the batches into samples.npz, write samples.json, and delete the batches."""
         if not self.finished:
             pieces = (samples[:, 0] if samples.shape[1] == 1 else samples for _, samples in self._parts())
             media.write_npz(self.npz, pieces, np.asarray(self.labels))
@@ -176,26 +181,26 @@ class SampleFolder:
         self._remove_parts()
 
     def nfe(self) -> np.ndarray | None:
-        """Evaluations of the field of every sample (N,); None where they were not written down."""
+        """Evaluations of the field for every sample (N,); None in samples of earlier versions, which lack them."""
         counts = json.loads(self.json.read_text(encoding="utf-8")).get("nfe")
         return None if counts is None else np.asarray(counts)
 
     def show(self, look: Look) -> list[Path]:
-        """Write the grid, and the clips that have no file yet; returns the grid's files."""
+        """Write the grid, and the files of clips that have none yet; returns the grid's files."""
         samples = media.open_npz(self.npz)
         samples = samples[:, None] if samples.ndim == 4 else samples
         for index in range(min(self.count, look.clips)):
             self._show(index, samples[index], look)
         clips, names = samples[:GRID_CLIPS], self.names[:GRID_CLIPS] if self.names else None
         scale, files = look.scale or max(1, round(128 / clips.shape[3])), []
-        held = np.isin(np.arange(clips.shape[1]), look.known)
+        known = np.isin(np.arange(clips.shape[1]), look.known)
         for kind in look.formats:
             file = self.path / f"grid.{kind}"
             if kind == "png" and clips.shape[1] > 1:
-                framed = draw_known_borders(clips, held) if look.known else clips
+                framed = draw_known_borders(clips, known) if look.known else clips
                 media.write_png(file, media.grid(media.filmstrips(framed), names, look.columns or 1, scale)[0])
             else:
-                _write(file, Grid(clips, names, look.columns, scale, _border(held) if look.known else None), look.fps)
+                _write(file, Grid(clips, names, look.columns, scale, _border(known) if look.known else None), look.fps)
             files.append(file)
         return files
 
@@ -220,13 +225,13 @@ class SampleFolder:
 
 
 def _files_of_parts(folder: Path) -> list[Path]:
-    """The files that sampling wrote into the folder of finished batches."""
+    """The files in the folder of finished batches that have the names of sampling's own."""
     return [file for file in folder.glob("*") if PART.fullmatch(file.name)]
 
 
-def _border(held: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
-    """What a grid draws around the frames (N, H, W, 3) of one time."""
-    return lambda frames, index: draw_known_borders(frames[:, None], held[index : index + 1])[:, 0]
+def _border(known: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
+    """The function that draws borders on a grid's frames (N, H, W, 3) at a time. known: (T,) bool."""
+    return lambda frames, index: draw_known_borders(frames[:, None], known[index : index + 1])[:, 0]
 
 
 def _write(file: Path, frames: np.ndarray | Grid, fps: float) -> None:

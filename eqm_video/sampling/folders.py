@@ -1,4 +1,4 @@
-"""Folders of exports, training runs, checkpoints and networks: telling them apart, and finding the one to load."""
+"""Folders that hold a model: exports, training runs, checkpoints and networks are told apart, and the newest chosen."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat1
 
 
 def newest_of_run(run: Path) -> Path:
-    """What to sample from in the folder of a training run: its export, else its newest whole checkpoint."""
+    """The folder to sample from in a training run: its export, else its newest whole checkpoint. UserError for none."""
     if (run / "export" / "model_index.json").is_file():
         return run / "export"
-    found = (folder for folder in run.glob("checkpoints/step_*") if holds_model(folder) and is_checkpoint(folder))
-    whole = sorted(found, key=lambda folder: (len(folder.name), folder.name))  # by step, past 8 digits too
+    candidates = (folder for folder in run.glob("checkpoints/step_*") if holds_model(folder) and is_checkpoint(folder))
+    whole = sorted(candidates, key=lambda folder: (len(folder.name), folder.name))  # by step, past 8 digits too
     if not whole:
         raise UserError(f"{run} is a training run without an export or a whole checkpoint yet; wait for its first one")
     return whole[-1]
@@ -35,7 +35,10 @@ def holds_model(folder: Path) -> bool:
 
 
 def local_folder(path: str | Path, hub: dict[str, Any]) -> Path:
-    """A folder as it is, a hub id `OWNER/NAME` as the folder that it is downloaded to; UserError for anything else."""
+    """The folder at `path`. A hub id `OWNER/NAME` is downloaded first. UserError for anything else.
+
+    hub: keywords of huggingface_hub's snapshot_download, such as revision and token.
+    """
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
@@ -47,11 +50,14 @@ def local_folder(path: str | Path, hub: dict[str, Any]) -> Path:
         return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"], **hub))
     except (OSError, HFValidationError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{path} is not a folder and cannot be fetched from the Hugging Face hub ({reason})") from error
+        raise UserError(
+            f"{path} is not a folder and cannot be fetched from the Hugging Face hub ({reason}): give the folder of "
+            "an export or a training run, or a hub id OWNER/NAME"
+        ) from error
 
 
 def describe_folder(folder: Path, index: Mapping[str, Any]) -> str:
-    """What a folder is instead of an export, and what to type."""
+    """A folder without an export in words: the thing it is instead, and how to load it."""
     if index:
         return f"its model_index.json describes a {word(index.get('_class_name'))}, which is another architecture"
     if holds_model(folder):
@@ -61,34 +67,34 @@ def describe_folder(folder: Path, index: Mapping[str, Any]) -> str:
     if name := class_in(folder / "config.json"):
         hint = "; add its codec (--codec)" if name in NETWORKS else ""
         return f"it holds a single {name}{hint}"
-    found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-    return f"it has no model_index.json (found: {found})"
+    names = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+    return f"it has no model_index.json (found: {names})"
 
 
-def part_dtype(given: Any, part: str) -> torch.dtype | str | None:
-    """What a `torch_dtype` says of one part of a pipeline ("transformer", "vae"): a dtype, "auto", or None (float32).
+def part_dtype(dtypes: Any, part: str) -> torch.dtype | str | None:
+    """The dtype of a part ("transformer", "vae") of a pipeline: a torch dtype, "auto", or None (float32).
 
-    It is a dtype or the name of one, "auto" (as the weights were saved), or a mapping of these by part, in which
-    "default" is for the parts it does not name. Raises UserError for anything else.
+    dtypes: the `torch_dtype` of a call. It is a dtype or its name, "auto" (as the weights were saved), or a mapping of
+    these by part, in which "default" serves all other parts. Raises UserError for anything else.
     """
-    if isinstance(given, Mapping):
-        if unknown := set(given) - {*PARTS, "default"}:
+    if isinstance(dtypes, Mapping):
+        if unknown := set(dtypes) - {*PARTS, "default"}:
             raise UserError(
                 f"torch_dtype names {sorted(map(str, unknown))}; the parts are {', '.join(PARTS)}, or default"
             )
-        for value in given.values():
-            _one_dtype(value)
-        given = given.get(part, given.get("default"))
-    return _one_dtype(given)
+        for value in dtypes.values():
+            _as_dtype(value)
+        dtypes = dtypes.get(part, dtypes.get("default"))
+    return _as_dtype(dtypes)
 
 
-def _one_dtype(given: Any) -> torch.dtype | str | None:
-    if given is None or (isinstance(given, str) and given == "auto"):
-        return given
-    found = DTYPES.get(str(given).removeprefix("torch.")) if isinstance(given, (str, torch.dtype)) else None
-    if found is None:
+def _as_dtype(value: Any) -> torch.dtype | str | None:
+    if value is None or (isinstance(value, str) and value == "auto"):
+        return value
+    dtype = DTYPES.get(str(value).removeprefix("torch.")) if isinstance(value, (str, torch.dtype)) else None
+    if dtype is None:
         raise UserError(
-            f"torch_dtype is {given!r}; it must be one of {', '.join(DTYPES)} (or torch's of that name), auto, or a "
+            f"torch_dtype is {value!r}; it must be one of {', '.join(DTYPES)} (or torch's of that name), auto, or a "
             "mapping of these by part, such as {'transformer': torch.bfloat16, 'vae': torch.float32}"
         )
-    return found
+    return dtype

@@ -1,4 +1,4 @@
-"""Batches of samples from a pipeline into the folder of `eqm-video sample`, and what is said about them.
+"""The work of `eqm-video sample`: batches of samples into its folder, and the lines that it prints about them.
 
 B samples of a batch, T frames of a clip or of a window.
 """
@@ -28,7 +28,10 @@ from eqm_video.wording import counted
 
 @dataclass(frozen=True)
 class Work:
-    """What is sampled, and where it goes."""
+    """A sampling job: a pipeline, its settings, and the folder of the samples.
+
+    labels: of all samples, None = unlabelled.
+    """
 
     pipeline: EqMPipeline
     folder: SampleFolder
@@ -39,7 +42,7 @@ class Work:
     long: Long | None
 
     def run(self, batches: Sequence[range], state: PartialState) -> None:
-        """Sample the batches of this process, and keep each as soon as it is there."""
+        """Sample the batches of this process, and keep each as soon as it is finished."""
         self.pipeline.set_progress_bar_config(disable=True)
         done, mine, steps = 0, sum(map(len, batches)), self.steps()
         watched = bool(batches) and state.is_main_process
@@ -53,10 +56,10 @@ class Work:
                     else:
                         self._videos(batch, bar, watched)
                 done += len(batch)
-                bar.update(count * steps - bar.n)  # clips that came to rest took fewer
+                bar.update(count * steps - bar.n)  # clips that came to rest early took fewer steps
 
     def steps(self) -> int:
-        """Updates of a batch: where frames start one after the other there are more."""
+        """The number of updates of a batch, with those that a frame schedule or further windows add."""
         settings, steps = self.folder.settings, self.how.steps
         first = settings["frames"] - len(self.start.known if self.start else [])
         later = self.long.windows - 1 if self.long else 0
@@ -64,7 +67,7 @@ class Work:
         return sum(steps + frame_delay(self.how.frame_schedule, steps, many) * (many - 1) for many in unknown)
 
     def call(self, batch: range, bar: tqdm) -> dict[str, Any]:
-        """Keyword arguments for these samples, of a pipeline as of `roll_out`."""
+        """Keyword arguments for these samples, for the pipeline and for `roll_out` alike."""
         settings = self.folder.settings
         return {
             "labels": [self.labels[index] for index in batch],
@@ -120,7 +123,7 @@ def describe(settings: dict[str, Any]) -> str:
 
 
 def report(folder: SampleFolder, look: Look) -> None:
-    """Write the pictures and say where to look."""
+    """Write the pictures, and print where they are."""
     grids = folder.show(look)
     if (nfe := folder.nfe()) is not None and nfe.min() != nfe.max():
         print(f"evaluations of the field: {nfe.mean():.1f} a sample, from {nfe.min()} to {nfe.max()}")

@@ -1,7 +1,7 @@
-"""Which frames of a clip are known: the words of `--known` and of `--keyframes`, and the frame numbers they mean.
+"""Known frames of a clip: the words of `--known` and `--keyframes`, and the frame numbers that they mean.
 
-`0-3` (both counted), `first`, `last`, `ends` (first and last), `first:4`, `last:4`, and numbers, negative ones from the
-end, separated by commas: `0-2,5,-1`. T is the number of frames of a clip.
+Forms are `0-3` (both ends counted), `first`, `last`, `ends` (first and last), `first:4`, `last:4`, and numbers
+separated by commas, negative numbers counted from the end: `0-2,5,-1`. T is the number of frames of a clip.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WORD = re.compile(r"(first|last)(?::(\d+))?|ends")
 
 @dataclass(frozen=True)
 class KnownFrames:
-    """What was typed: parts that are ranges of frame numbers, both ends counted, negative ones from the end."""
+    """The known frames as typed: ranges of frame numbers, both ends counted, negative numbers counted from the end."""
 
     text: str
     parts: tuple[tuple[int, int], ...]
@@ -29,8 +29,8 @@ class KnownFrames:
         return self.text
 
     def of(self, frames: int) -> list[int]:
-        """The frame numbers in a clip of `frames` frames, ascending; UserError where one is out of range."""
-        found: set[int] = set()
+        """The frame numbers in a clip of `frames` frames, ascending; UserError where a number is out of range."""
+        known: set[int] = set()
         for first, last in self.parts:
             for number in (first, last):
                 if not -frames <= number < frames:
@@ -43,12 +43,12 @@ class KnownFrames:
                 raise UserError(
                     f"--known {self.text}: frame {low} comes after frame {high}; type the earlier one first"
                 )
-            found.update(range(low, high + 1))
-        return check_known(sorted(found), frames, f"--known {self.text}")
+            known.update(range(low, high + 1))
+        return check_known(sorted(known), frames, f"--known {self.text}")
 
 
 def parse_known(text: str) -> KnownFrames:
-    """The words of `--known`; UserError where they are none."""
+    """The known frames that the text of `--known` means; UserError for any other text."""
     parts: list[tuple[int, int]] = []
     for piece in text.strip().split(","):
         if word := WORD.fullmatch(piece):
@@ -65,39 +65,41 @@ def parse_known(text: str) -> KnownFrames:
 
 
 def parse_keyframe(text: str) -> tuple[int, Path]:
-    """FRAME=IMAGE, a word of `--keyframes`; UserError where it is none."""
+    """(frame number, picture) of FRAME=IMAGE, a word of `--keyframes`; UserError for any other text."""
     frame, equals, path = text.strip().partition("=")
     if not equals or not path or not re.fullmatch(r"-?\d+", frame):
         raise UserError(f"--keyframes: {text.strip()!r} is not FRAME=IMAGE, such as 0=start.png or -1=end.png")
     return int(frame), Path(path)
 
 
-def keyframes_of(given: Sequence[tuple[int, Path]], frames: int) -> dict[int, Path]:
-    """Frame numbers, ascending, and their pictures; UserError where they are out of range or given twice."""
-    found: dict[int, Path] = {}
-    for number, path in given:
+def keyframes_of(typed: Sequence[tuple[int, Path]], frames: int) -> dict[int, Path]:
+    """The pictures by frame number, ascending; UserError where a number is out of range or given twice."""
+    pictures: dict[int, Path] = {}
+    for number, path in typed:
         if not -frames <= number < frames:
             raise UserError(
                 f"--keyframes {number}={path}: a clip has {frames} frames, so numbers go from 0 to {frames - 1} "
                 f"(or from -{frames} to -1, counted from the end)"
             )
-        if (frame := number % frames) in found:
-            raise UserError(f"--keyframes gives frame {frame} twice: {found[frame]} and {path}")
-        found[frame] = path
-    check_known(sorted(found), frames, "--keyframes")
-    return dict(sorted(found.items()))
+        if (frame := number % frames) in pictures:
+            raise UserError(f"--keyframes gives frame {frame} twice, {pictures[frame]} and {path}: give it once")
+        pictures[frame] = path
+    check_known(sorted(pictures), frames, "--keyframes")
+    return dict(sorted(pictures.items()))
 
 
 def check_known(known: list[int], frames: int, what: str) -> list[int]:
-    """`known` itself; UserError where no frame is left to sample."""
+    """`known` itself; UserError, which begins with `what`, if no frame is left to sample."""
     if len(known) == frames:
         many = "the only frame is" if frames == 1 else f"all {frames} frames are"
-        raise UserError(f"{what}: {many} known, so that nothing is left to sample; name fewer, or give more --frames")
+        raise UserError(
+            f"{what}: {many} known, so that nothing is left to sample; name fewer frames, or give more --frames"
+        )
     return known
 
 
 def name_frames(known: Sequence[int]) -> str:
-    """Ascending frame numbers in short: "0-3, 7"."""
+    """Ascending frame numbers as ranges: "0-3, 7"."""
     runs: list[list[int]] = []
     for frame in known:
         if runs and frame == runs[-1][-1] + 1:

@@ -1,4 +1,4 @@
-"""Which label each sample gets, and what it is called."""
+"""The label and the caption of each sample."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from eqm_video.sampling.pipeline import EqMPipeline
 
 
 def choose_labels(pipeline: EqMPipeline, wanted: Sequence[str] | None, count: int, seed: int) -> list[int | None]:
-    """One label for each sample (None: unlabelled): those that are wanted in turn, or drawn from (seed, sample)."""
+    """A label for each of `count` samples, as a number (None: unlabelled).
+
+    wanted: the words of --labels. Names and numbers are taken in turn; "random" draws from (seed, sample); None and
+    "all" are all labels in turn; "none" is no label.
+    """
     total, known = pipeline.transformer.null_label, pipeline.labels
     word = wanted[0] if wanted and len(wanted) == 1 and as_label(wanted[0]) not in known.values() else None
     if word == "none" or (total == 0 and (wanted is None or word in ("all", "random"))):
@@ -22,10 +26,10 @@ def choose_labels(pipeline: EqMPipeline, wanted: Sequence[str] | None, count: in
     return [pool[index % len(pool)] for index in range(count)]
 
 
-def clip_labels(pipeline: EqMPipeline, given: Sequence[str | int | None], count: int) -> list[int | None]:
-    """One label for each sample: those of the clips that they start from, in turn (None: unlabelled)."""
-    found = [None if label is None else pipeline.label_ids([label])[0] for label in given]
-    return [found[index % len(found)] for index in range(count)]
+def clip_labels(pipeline: EqMPipeline, labels: Sequence[str | int | None], count: int) -> list[int | None]:
+    """A label for each of `count` samples: `labels` of the clips that they start from, in turn (None: unlabelled)."""
+    ids = [None if label is None else pipeline.label_ids([label])[0] for label in labels]
+    return [ids[index % len(ids)] for index in range(count)]
 
 
 def names(pipeline: EqMPipeline, labels: Sequence[int | None]) -> list[str] | None:
@@ -34,10 +38,10 @@ def names(pipeline: EqMPipeline, labels: Sequence[int | None]) -> list[str] | No
 
 
 def captions(known: Mapping[int, str], labels: Sequence[int | None]) -> list[str]:
-    """What samples are called: of "tench, Tinca tinca" the first word, unless another label begins with it too."""
+    """A caption for each sample: the name of its label up to the first comma, or all of it if names share this part."""
     first = {label: name.split(",")[0] for label, name in known.items()}
     counts: dict[str, int] = {}
     for word in first.values():
         counts[word] = counts.get(word, 0) + 1
     short = {label: word if counts[word] == 1 else known[label] for label, word in first.items()}
-    return ["unlabelled" if one is None else short.get(one, str(one)) for one in labels]
+    return ["unlabelled" if label is None else short.get(label, str(label)) for label in labels]

@@ -34,7 +34,7 @@ from eqm_video.system.devices import open_device
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, sample, write."""
+    """Parse the command line, sample, and write the folder; returns the exit status. UserError for a user's mistake."""
     options = parse(arguments)
     state = start_processes(options.device)
     claim_output(options.out, "sample", probe=state.is_main_process)
@@ -48,12 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = resolve(pipeline, options, how.record(), start, long)
     labels, captions = choose_captions(pipeline, options, start)
     look = choose_look(options, settings)
-    folder = SampleFolder(options.out, settings, [-1 if one is None else one for one in labels], captions)
+    folder = SampleFolder(options.out, settings, [-1 if label is None else label for label in labels], captions)
     if state.is_main_process and options.overwrite:
         folder.clear()
     state.wait_for_everyone()
     folder.check()
-    state.wait_for_everyone()  # nobody writes before everybody has looked
+    state.wait_for_everyone()  # no process writes before all have checked
     if state.is_main_process:
         print(f"{source} -> {options.out}: {describe(settings)}")
         if start:
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work = Work(pipeline, folder, labels, look, how, start, long)
         work.run(batches[state.process_index :: state.num_processes], state)
     finally:
-        if state.num_processes == 1:  # others may be about to finish a part
+        if state.num_processes == 1:  # with several, another may be about to finish a batch
             folder.abandon()
     state.wait_for_everyone()
     if state.is_main_process:
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def finish(folder: SampleFolder, source: str, seed: int, long: Long | None) -> None:
-    """Join the parts, and write down what they are."""
+    """Join the batches, and write samples.json: model, labels, seeds, drift of long videos, versions."""
     record = {"model": source, "labels": folder.names, "seeds": [seed + index for index in range(folder.count)]}
     if long and (meters := folder.kept("drift")) is not None:
         record["drift"] = summarise(meters, long)
@@ -95,20 +95,20 @@ def finish(folder: SampleFolder, source: str, seed: int, long: Long | None) -> N
 
 
 def start_processes(device: str) -> PartialState:
-    """Accelerate's view of the launch; refuses one whose processes do not know of each other."""
+    """Accelerate's state of this launch. UserError if the launcher's processes do not know of each other."""
     on_cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # a slower process may keep the others waiting
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if asked > state.num_processes:
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # the others may wait for a slower process
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > state.num_processes:
         raise UserError(
-            f"the launcher started {asked} processes, but each is alone: on CPUs type ACCELERATE_USE_CPU=1 torchrun "
-            f"--standalone --nproc_per_node {asked} -m eqm_video sample ... --device cpu"
+            f"the launcher started {launched} processes, but each is alone: on CPUs type ACCELERATE_USE_CPU=1 torchrun "
+            f"--standalone --nproc_per_node {launched} -m eqm_video sample ... --device cpu"
         )
     return state
 
 
 def choose_device(name: str, state: PartialState) -> torch.device:
-    """The device of this process."""
+    """The device of this process. UserError where `name` does not exist, or fixes one for several processes."""
     if state.num_processes > 1 and name not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {name}: with several processes each takes its own device; leave --device out")
     if name == "auto" or state.num_processes > 1:
@@ -119,14 +119,16 @@ def choose_device(name: str, state: PartialState) -> torch.device:
 def resolve(
     pipeline: EqMPipeline, options: SampleOptions, descent: dict[str, Any], start: Start | None, long: Long | None
 ) -> dict[str, Any]:
-    """Everything that decides the samples, with the model's own settings filled in; checked before any work."""
+    """All settings that decide the samples, the model's own filled in, as samples.json keeps them; checked before any
+    work.
+    """
     fps = float(options.fps or pipeline.config.fps)
     if options.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--mixed-precision fp16 needs a GPU; give bf16 or no")
     for name in ("context_gamma", "history_guidance"):
         if name in descent and not (long or (start and start.known)):
             option = f"--{name.replace('_', '-')}"
-            raise UserError(f"{option} is about known frames: add --start-from with --known, --keyframes, or --length")
+            raise UserError(f"{option} needs known frames: add --start-from with --known, --keyframes, or --length")
     words = [f"{label}:{weight:g}" for label, weight in options.composition or ()]
     if not (words or options.labels) and start and start.labels is not None:
         words = ["of the clips"]
@@ -148,7 +150,7 @@ def resolve(
 def choose_captions(
     pipeline: EqMPipeline, options: SampleOptions, start: Start | None
 ) -> tuple[list[int | None], list[str] | None]:
-    """The label of each sample, and its caption; composed samples have no label of their own."""
+    """The label of each sample, and the captions (None: no sample has a label). Composed samples have no label."""
     count = options.num_samples
     if options.composition:
         return [None] * count, ["+".join(label for label, _ in options.composition)] * count
@@ -160,7 +162,7 @@ def choose_captions(
 
 
 def describe_start(start: Start, options: SampleOptions, labels: Sequence[int | None], pipeline: EqMPipeline) -> str:
-    """What was read, and where the labels come from."""
+    """A line about the clips that samples start from, and where their labels come from."""
     if options.composition or options.labels or start.labels is None or pipeline.transformer.null_label == 0:
         return start.said
     named = sum(label is not None for label in labels)
@@ -172,11 +174,11 @@ def describe_start(start: Start, options: SampleOptions, labels: Sequence[int | 
 
 
 def fingerprint(pipeline: EqMPipeline) -> str:
-    """A hash of all weights and what they mean: samples of two models never mix."""
+    """A hash of all weights and of their configuration: samples of two models never mix."""
     digest = hashlib.blake2b(digest_size=16)
-    # A network that is told gamma is sampled along its decay.
-    told = [pipeline.config.decay] if pipeline.transformer.config.conditioned_on_gamma else []
-    digest.update(json.dumps([pipeline.config.id2label, pipeline.config.reference_fps, *told]).encode())
+    # The decay decides the samples of a network that is conditioned on gamma.
+    decay = [pipeline.config.decay] if pipeline.transformer.config.conditioned_on_gamma else []
+    digest.update(json.dumps([pipeline.config.id2label, pipeline.config.reference_fps, *decay]).encode())
     for module in (pipeline.transformer, pipeline.vae):
         config = {key: value for key, value in module.config.items() if not key.startswith("_")}
         digest.update(json.dumps(config, sort_keys=True).encode())

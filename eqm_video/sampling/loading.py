@@ -1,4 +1,4 @@
-"""One way in for whatever can be sampled from: an export, a run, a checkpoint, or a network with a codec."""
+"""Loading of models to sample from: an export, a training run, a checkpoint, or a network with a codec."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eqm_video.sampling.pipeline import EqMPipeline, as_codec
 
 
 def find_model(path: str | Path) -> str:
-    """The folder that `load_pipeline` loads for a path: of a run its export or newest checkpoint; a hub id as it is."""
+    """The folder that `load_pipeline` loads for a path: a run's export or newest checkpoint, or `path` itself."""
     folder = Path(path).expanduser()
     if (folder / "checkpoints").is_dir() or (folder / "export").is_dir():
         folder = newest_of_run(folder)
@@ -19,11 +19,11 @@ def find_model(path: str | Path) -> str:
 
 
 def load_pipeline(path: str | Path, *, codec: str | None = None, torch_dtype: Any = None) -> tuple[EqMPipeline, str]:
-    """Load whatever can be sampled from, and say where it was found: (pipeline, folder).
+    """Load a model to sample from: (pipeline, the folder that was loaded).
 
-    An export (folder or hub id), a training checkpoint, a training run (its export, else its newest whole checkpoint),
-    or, with `codec`, the folder of a network alone. `codec` replaces the codec that the model comes with. torch_dtype:
-    as for `EqMPipeline.from_pretrained`.
+    path: an export (folder or hub id), a training checkpoint, a training run (its export, else its newest whole
+    checkpoint), or, with `codec`, the folder of a network alone. codec: replaces the model's own codec. torch_dtype: as
+    for `EqMPipeline.from_pretrained`. UserError where there is no model, or it cannot be read.
     """
     folder = Path(source := find_model(path))
     if holds_model(folder):

@@ -1,6 +1,7 @@
-"""Videos longer than a model's clips: windows that slide, of which each knows the last frames of the one before.
+"""Long videos of `eqm-video sample`: `--length`, `--overlap`, and the measure of drift.
 
-The RMS of the gradient on a window's known frames tells how far they are from data, where it is 0: the meter of drift.
+A long video is made in windows; each knows the last frames of the window before. The gradient vanishes at data, so its
+RMS on a window's known frames measures how far they have drifted.
 N samples, T frames of a window, W windows.
 """
 
@@ -17,12 +18,15 @@ import numpy as np
 from eqm_video.errors import UserError
 from eqm_video.sampling.rollout import Window, window_starts
 
-OVERLAP = 4  # frames that a window knows by default, unless windows are short
+OVERLAP = 4  # known frames of a window by default; short windows know half of theirs
 
 
 @dataclass(frozen=True)
 class Long:
-    """A video of `length` frames in windows of `frames`, `overlap` of which are known from the window before."""
+    """A video of `length` frames in windows of `frames` frames.
+
+    The first `overlap` of a window are the end of the last.
+    """
 
     length: int
     overlap: int
@@ -30,10 +34,10 @@ class Long:
 
     @classmethod
     def of(cls, options: argparse.Namespace, frames: int) -> Long | None:
-        """What --length and --overlap say; None without them."""
+        """The long video that --length and --overlap ask for; None without them. UserError for impossible lengths."""
         if options.length is None:
             if options.overlap is not None:
-                raise UserError("--overlap is of the windows of a long video: add --length FRAMES")
+                raise UserError("--overlap belongs to the windows of a long video: add --length FRAMES")
             return None
         if frames < 2:
             raise UserError("--length makes videos, but frames=1 are images: give --frames, or leave --length out")
@@ -48,16 +52,16 @@ class Long:
 
     @property
     def windows(self) -> int:
-        """How many windows there are."""
+        """The number of windows."""
         return len(window_starts(self.length, self.frames, self.overlap))
 
     def settings(self) -> dict[str, Any]:
-        """For samples.json."""
+        """The entries of samples.json that describe the video."""
         return {"length": self.length, "overlap": self.overlap}
 
 
 def measure(window: Window) -> np.ndarray:
-    """RMS of the gradient on the known and on the new frames of a window: (B, 2), NaN where there are none."""
+    """RMS of the gradient on the known and on the new frames of a window: (B, 2), NaN if there are no such frames."""
     known = window.known.cpu().numpy()
     rms = window.rms.double().numpy()
     count = known.sum(axis=1)
@@ -66,14 +70,14 @@ def measure(window: Window) -> np.ndarray:
 
 
 def report_window(window: Window, meter: np.ndarray) -> str:
-    """One line: which frames are new, and the batch's mean of `measure` (B, 2)."""
+    """A line about a window: its new frames, and the batch's mean of `measure` (B, 2)."""
     last = window.start + window.frames.shape[1] - 1
     context, new = (f"{value:.3f}" if math.isfinite(value) else "-" for value in meter.mean(axis=0))
     return f"window {window.index}, frames {window.start}-{last}: gradient RMS of context {context}, of new {new}"
 
 
 def summarise(meters: np.ndarray, long: Long) -> list[dict[str, Any]]:
-    """For samples.json: of every window the means over the samples of (N, W, 2), None where no frame is known."""
+    """Means of `meters` (N, W, 2) over the samples, a row for each window, as samples.json keeps them; None for NaN."""
     return list(_rows(meters.mean(axis=0), long))
 
 

@@ -1,4 +1,4 @@
-"""The numbers and settings that a model brings or a call gives, checked one by one; UserError says what is wrong."""
+"""The settings of a model and the numbers of a call, checked one by one. Every failed check raises a UserError."""
 
 from __future__ import annotations
 
@@ -17,9 +17,15 @@ from eqm_video.errors import UserError, cut, short
 from eqm_video.limits import HIGHEST_RATE, LARGEST_SIDE, MOST_FRAMES, MOST_LABELS, MOST_UPDATES
 from eqm_video.samplers import SAMPLERS
 
-MOST = 10**6  # samples, frames and steps of a call
-SAMPLER = {"kind": "nag", "step_size": 0.003, "mu": 0.35, "steps": 250, "guidance_scale": 1.0}  # where a model has none
-ELSEWHERE = {  # what other pipelines call the arguments of this one
+MOST = 10**6  # the largest number of samples, frames or steps of a call
+SAMPLER = {
+    "kind": "nag",
+    "step_size": 0.003,
+    "mu": 0.35,
+    "steps": 250,
+    "guidance_scale": 1.0,
+}  # for models without settings of their own
+ELSEWHERE = {  # names of arguments in other pipelines, and here
     "num_inference_steps": "steps",
     "prompt": "labels",
     "class_labels": "labels",
@@ -35,105 +41,112 @@ ELSEWHERE = {  # what other pipelines call the arguments of this one
 
 
 def whole(name: str, value: Any, least: int = 1, most: int = MOST) -> int:
-    """A whole number from `least` to `most` (no bool); UserError for anything else."""
+    """`value` as an int from `least` to `most`; UserError, which calls it `name`, for anything else, bools too."""
     if not is_whole(value) or not least <= value <= most:
         raise UserError(f"{name} is {value!r}; it must be a whole number of at least {least} and at most {most}")
     return int(value)
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number, numpy's among them, and no bool."""
+    """Whether a value is a whole number (Python's or numpy's) and no bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def number(name: str, value: Any) -> float:
-    """A finite number (no bool), as a float; UserError for anything else."""
+    """`value` as a finite float; UserError, which calls it `name`, for anything else, bools too."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise UserError(f"{name} is {value!r}; it must be a finite number")
     return float(value)
 
 
 def rate(name: str, value: Any) -> float:
-    """A finite number above 0, frames per second, as a float."""
-    if not (found := number(name, value)) > 0:
+    """`value` as a finite float above 0, in frames per second; UserError, which calls it `name`, for anything else."""
+    if not (fps := number(name, value)) > 0:
         raise UserError(f"{name} is {value!r}; it must be above 0, in frames per second")
-    return found
+    return fps
 
 
-def label_names(given: Any) -> dict[str, str]:
-    """The names of labels by number, as JSON keeps them (text keys), from a mapping or from a list in their order."""
-    if given is not None and not isinstance(given, Mapping):
-        given = dict(enumerate(given))
+def label_names(labels: Any) -> dict[str, str]:
+    """Names of labels by number, with text keys as in JSON, from a mapping, a list in the order of numbers, or None."""
+    if labels is not None and not isinstance(labels, Mapping):
+        labels = dict(enumerate(labels))
     names = {}
-    for label, name in (given or {}).items():
+    for label, name in (labels or {}).items():
         if not str(label).isdecimal():
             raise UserError(f"id2label names the label {label!r}; its keys must be whole numbers from 0 on")
         names[str(int(label))] = str(name)
     return names
 
 
-def decay_settings(given: Any) -> dict[str, Any] | None:
-    """A decay's settings as they are, once they make one; UserError where they do not."""
-    if given is None:
+def decay_settings(decay: Any) -> dict[str, Any] | None:
+    """A decay's settings as a dict; UserError where no decay can be made of them."""
+    if decay is None:
         return None
     try:
-        settings = dict(given)
+        settings = dict(decay)
         make_decay(settings)
     except (ValueError, TypeError) as error:
-        raise UserError(f"decay is {given!r}, which makes none ({error})") from error
+        raise UserError(f"decay is {decay!r}; it must be a kind of decay with its numbers ({error})") from error
     return settings
 
 
-def curvature_settings(given: Any) -> dict[str, Any] | None:
-    """A measured curvature as it is; UserError where a number that an automatic step needs is none."""
-    if given is None:
+def curvature_settings(curvature: Any) -> dict[str, Any] | None:
+    """A measured curvature as a dict; UserError where it lacks a number that automatic step sizes need."""
+    if curvature is None:
         return None
-    pairs = given.get("by_guidance", ()) if isinstance(given, Mapping) else None
+    pairs = curvature.get("by_guidance", ()) if isinstance(curvature, Mapping) else None
     listed = isinstance(pairs, (list, tuple)) and all(
         isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
     )
     if not listed:
-        raise UserError(f"curvature is {given!r}; it must be what `eqm-video curvature MODEL --write` keeps")
-    for value in (given.get("largest"), given.get("guidance_scale"), *(value for pair in pairs for value in pair)):
+        raise UserError(f"curvature is {curvature!r}; it must be a measurement: type eqm-video curvature MODEL --write")
+    own = (curvature.get("largest"), curvature.get("guidance_scale"))
+    for value in (*own, *(value for pair in pairs for value in pair)):
         number("a number of curvature", value)
-    return dict(given)
+    return dict(curvature)
 
 
-def objective_settings(given: Any) -> dict[str, Any] | None:
-    """What a model was trained with, as it is: name, of `core.objective.OBJECTIVES`, and gamma, the draw's settings."""
-    if given is None:
+def objective_settings(objective: Any) -> dict[str, Any] | None:
+    """The training objective of a model as a dict: name, of `core.objective.OBJECTIVES`, and gamma, the draw's settings.
+
+    UserError for an unknown name.
+    """
+    if objective is None:
         return None
-    if not isinstance(given, Mapping) or given.get("name") not in OBJECTIVES:
-        raise UserError(f"objective is {given!r}; it must be a mapping with a name, one of {', '.join(OBJECTIVES)}")
-    return dict(given)
+    if not isinstance(objective, Mapping) or objective.get("name") not in OBJECTIVES:
+        raise UserError(f"objective is {objective!r}; it must be a mapping with a name, one of {', '.join(OBJECTIVES)}")
+    return dict(objective)
 
 
-def sampler_settings(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A model's recommended sampler, filled in: kind, the numbers of that sampler, steps, guidance_scale."""
-    if given is not None and not isinstance(given, Mapping):
+def sampler_settings(sampler: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A model's recommended sampler with defaults filled in: kind, that sampler's numbers, steps, guidance_scale.
+
+    UserError for an unknown kind, unknown settings, and values that no sampler can have.
+    """
+    if sampler is not None and not isinstance(sampler, Mapping):
         raise UserError(
-            f"sampler is {given!r}; it must be a mapping of settings, such as {{'kind': 'nag', 'steps': 250}}"
+            f"sampler is {sampler!r}; it must be a mapping of settings, such as {{'kind': 'nag', 'steps': 250}}"
         )
-    given = dict(given or {})
-    kind = given.get("kind", SAMPLER["kind"])
+    settings = dict(sampler or {})
+    kind = settings.get("kind", SAMPLER["kind"])
     if not isinstance(kind, str) or kind not in SAMPLERS:
         raise UserError(f"sampler {kind!r} is not one of {', '.join(SAMPLERS)}")
     shared = {"kind", "steps", "guidance_scale"}
     own = {entry.name for entry in fields(SAMPLERS[kind])}
-    everywhere = {entry.name for sampler in SAMPLERS.values() for entry in fields(sampler)}
-    if unknown := set(given) - shared - everywhere:
+    everywhere = {entry.name for rule in SAMPLERS.values() for entry in fields(rule)}
+    if unknown := set(settings) - shared - everywhere:
         names = ", ".join(sorted(shared | own))
         raise UserError(f"unknown settings {sorted(unknown)} of the sampler {kind!r}; known are {names}")
-    given = {name: value for name, value in given.items() if name in shared | own}  # older exports carry mu with gd
+    used = {name: value for name, value in settings.items() if name in shared | own}  # older exports carry mu with gd
     start = {entry.name: entry.default for entry in fields(SAMPLERS[kind])} | {"kind": kind}
-    filled = {**start, "steps": SAMPLER["steps"], "guidance_scale": SAMPLER["guidance_scale"], **given}
+    filled = {**start, "steps": SAMPLER["steps"], "guidance_scale": SAMPLER["guidance_scale"], **used}
     whole("the sampler's steps", filled["steps"], 0)
     number("the sampler's guidance_scale", filled["guidance_scale"])
     return filled
 
 
 def explain_keywords(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A call that names the right keyword where it is given one that other pipelines have."""
+    """Wrap `call`: a keyword that only other pipelines have raises a TypeError that names the keyword of this one."""
 
     @functools.wraps(call)
     def checked(*arguments: Any, **keywords: Any) -> Any:
@@ -149,14 +162,14 @@ def explain_keywords(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_settings(settings: Mapping[str, Any], file: Path) -> None:
-    """Raise UserError, naming file and key, for a value that no pipeline could work with; other keys are left alone."""
+    """Raise UserError, with file and key, for a value that no pipeline can work with. Unknown keys are not checked."""
     for key, (fits, needed) in _KEYS.items():
         value = settings.get(key)
         if value is None:
             continue
         try:
             right, reason = fits(value), ""
-        except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:  # of nested values
+        except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:  # from nested values
             right, reason = False, f" ({cut(str(error), 200)})"
         if not right:
             raise UserError(f"{file}: {key} is {short(value)}; it must be {needed}{reason}")
@@ -203,7 +216,7 @@ def _is_curvature(value: Any) -> bool:
     return isinstance(value, Mapping) and _is_real_from(curvature_at(value), -1e30, 1e30)
 
 
-# key: (whether a value can be used, the values that can)
+# key: (test of a value, the allowed values in words)
 _KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "frames": (lambda value: _is_whole_from(value, 1, MOST_FRAMES), f"a whole number from 1 to {MOST_FRAMES:,}"),
     "fps": (_is_rate, f"a number above 0 and at most {HIGHEST_RATE:,}"),

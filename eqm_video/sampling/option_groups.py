@@ -1,6 +1,6 @@
-"""Options that several commands share, each declared once: small classes to inherit from.
+"""Options that several commands share, each declared once, as small classes to inherit from.
 
-How to descend is declared in `Sampling`; a class here that lists some of its options takes them over by `same`.
+`Sampling` declares the options of a descent; classes here that need some of them take them over by `same`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from eqm_video.samplers import SAMPLERS
 from eqm_video.sampling.known import KnownFrames, parse_known
 from eqm_video.sampling.settings import Sampling
 
-SPLIT = "test"  # of studies: what a model was not trained on, where there are lists
+SPLIT = "test"  # studies measure clips that a model was not trained on, if there are lists
 
 
 def read_size(text: str) -> tuple[int, int]:
-    """Pixels, or HEIGHTxWIDTH, as (height, width); ValueError for anything else."""
+    """(height, width) of a text: pixels, or HEIGHTxWIDTH. ValueError for any other text."""
     match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
     if match is None:
         raise ValueError(text)
@@ -27,20 +27,20 @@ def read_size(text: str) -> tuple[int, int]:
 
 
 def read_split(text: str) -> str:
-    """A split by name; null and none, as a recipe's data.split may be, are all files."""
+    """The name of a split; null and none, which a recipe's data.split may be, become "all"."""
     return "all" if text in ("null", "none") else text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seeded:
-    """--seed."""
+    """The option --seed."""
 
-    seed: int = option(0, least=0, most=2**63, metavar="K", help="of all that is random: sample k has seed K + k")
+    seed: int = option(0, least=0, most=2**63, metavar="K", help="seed of everything random: sample k has seed K + k")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batched:
-    """--batch-size."""
+    """The option --batch-size."""
 
     title: ClassVar[str] = "device"
     batch_size: int = option(32, least=1, metavar="B", help="samples or clips that go through the network at once")
@@ -48,14 +48,14 @@ class Batched:
 
 @dataclass(frozen=True, kw_only=True)
 class Many:
-    """--num-samples."""
+    """The option --num-samples."""
 
-    num_samples: int = option(16, least=1, metavar="N", help="how many are sampled")
+    num_samples: int = option(16, least=1, metavar="N", help="number of samples")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shaped:
-    """--frames and --size."""
+    """The options --frames and --size."""
 
     frames: int | None = option(None, least=1, metavar="T", help="frames of a clip, 1 = images", unset="as trained")
     size: tuple[int, int] | None = option(
@@ -70,7 +70,7 @@ class Shaped:
 
 @dataclass(frozen=True, kw_only=True)
 class Guided:
-    """--guidance-scale."""
+    """The option --guidance-scale."""
 
     title: ClassVar[str] = "how to descend"
     guidance_scale: float | None = same(Sampling, "guidance_scale")
@@ -93,7 +93,7 @@ Descending = make_dataclass(
 
 @dataclass(frozen=True, kw_only=True)
 class Ruled:
-    """--sampler and --mu."""
+    """The options --sampler and --mu."""
 
     title: ClassVar[str] = "how to descend"
     sampler: str | None = same(Sampling, "sampler")
@@ -102,7 +102,7 @@ class Ruled:
 
 @dataclass(frozen=True, kw_only=True)
 class Stepped:
-    """--steps."""
+    """The option --steps, at least 1."""
 
     title: ClassVar[str] = "how to descend"
     steps: int | None = same(Sampling, "steps", least=1)
@@ -110,7 +110,7 @@ class Stepped:
 
 @dataclass(frozen=True, kw_only=True)
 class Stepping(Stepped):
-    """--steps and --step-size."""
+    """The options --steps and --step-size."""
 
     title: ClassVar[str] = "how to descend"
     step_size: float | str | None = same(Sampling, "step_size")
@@ -118,9 +118,9 @@ class Stepping(Stepped):
 
 @dataclass(frozen=True, kw_only=True)
 class Against:
-    """--against-sampler and --against, of studies with a second model."""
+    """The options --against and --against-sampler of studies with a second model."""
 
-    against: str | None = option(None, metavar="MODEL2", help="another model, such as a flow, beside MODEL")
+    against: str | None = option(None, metavar="MODEL2", help="a second model, such as a flow model, to compare with")
     against_sampler: str | None = option(
         None, choices=tuple(SAMPLERS), metavar="KIND", help="the sampler of MODEL2", unset="the model's"
     )
@@ -128,7 +128,7 @@ class Against:
 
 @dataclass(frozen=True, kw_only=True)
 class Overwriting:
-    """--overwrite."""
+    """The option --overwrite."""
 
     title: ClassVar[str] = "files"
     overwrite: bool = option(False, help="delete what other settings left in DIR")
@@ -136,7 +136,7 @@ class Overwriting:
 
 @dataclass(frozen=True, kw_only=True)
 class Stopping:
-    """--tolerance."""
+    """The option --tolerance."""
 
     title: ClassVar[str] = "how to descend"
     tolerance: float | None = same(Sampling, "tolerance")
@@ -144,7 +144,7 @@ class Stopping:
 
 @dataclass(frozen=True, kw_only=True)
 class PerFrame:
-    """--per-frame."""
+    """The option --per-frame."""
 
     title: ClassVar[str] = "how to descend"
     per_frame: bool = same(Sampling, "per_frame")
@@ -152,7 +152,7 @@ class PerFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class Filmed:
-    """--no-film."""
+    """The option --no-film."""
 
     title: ClassVar[str] = "files"
     no_film: bool = option(False, help="leave the GIF out")
@@ -160,7 +160,7 @@ class Filmed:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """--columns."""
+    """The option --columns."""
 
     title: ClassVar[str] = "files"
     columns: int | None = option(None, least=1, metavar="K", help="pictures in a row")
@@ -168,41 +168,41 @@ class Columns:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """--data."""
+    """The option --data."""
 
     data: Path | None = option(None, metavar="FOLDER", help="real clips: a folder of videos or of images")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """--split, --fold and --frame-interval: which files and frames of data."""
+    """The options --split, --fold and --frame-interval: the files and frames of data to use."""
 
     title: ClassVar[str] = "start from"
     split: str | None = option(
         None,
         choices=("train", "test", "all"),
         read=read_split,
-        help="of official lists (UCF-101's, CIFAR-10's), or all files",
+        help="the part of official lists (UCF-101's, CIFAR-10's), or all files",
         unset="all",
     )
     fold: int | None = option(None, least=1, metavar="F", help="of the split", unset="1", rare=True)
     frame_interval: int | None = option(
-        None, least=1, metavar="K", help="take every K-th frame", unset="by the fps of data and model"
+        None, least=1, metavar="K", help="take every K-th frame", unset="from the fps of data and model"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """--kind."""
+    """The option --kind."""
 
     kind: str | None = option(
-        None, choices=("videos", "images"), help="of the data", unset="videos, and images for samples of one frame"
+        None, choices=("videos", "images"), help="kind of the data", unset="videos, or images for samples of one frame"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overridden:
-    """section.key=value, of commands that train."""
+    """The words section.key=value of commands that train."""
 
     overrides: tuple[str, ...] = option(
         (), positional=True, metavar="section.key=value", help="replace values of the recipe"
@@ -225,51 +225,51 @@ class Dry:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut(Data, Cut):
-    """--data, which must be given, and which of its clips: --split, --fold, --frame-interval, --clips."""
+    """The options for held-out clips: --data (required), --split, --fold, --frame-interval, --clips."""
 
     data: Path = required()
-    split: str | None = narrower(None, unset=f"{SPLIT}, and all where there are no lists")
+    split: str | None = narrower(None, unset=f"{SPLIT}, or all if there are no lists")
     fold: int = 1
-    clips: int = option(64, least=1, metavar="N", help="clips of the data that are measured, at most")
+    clips: int = option(64, least=1, metavar="N", help="measure at most N clips of the data")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """--known."""
+    """The option --known."""
 
     title: ClassVar[str] = "start from"
     known: KnownFrames | None = option(
         None,
         read=parse_known,
         metavar="FRAMES",
-        help="frames of the clip that stay: first, first:4, last:4, ends, 0-3, 0,-1 ...",
+        help="frames of the clip to keep: first, first:4, last:4, ends, 0-3, 0,-1 ...",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToldLabels:
-    """--labels, of studies whose clips have labels of their own."""
+class ClipLabels:
+    """The option --labels of studies whose clips have labels of their own."""
 
     labels: str | None = option(
         None,
         choices=("none", "given", "own", "both"),
-        help="the clips' labels: none is told, given (all of them must be known), own (those that are known), or both: "
-        "once none, once given",
+        help="condition on the clips' labels: none, given (the model must know all of them), own (those that it "
+        "knows), or both: once none, once given",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """--labels."""
+    """The option --labels: names or numbers, in turn, or all, random, none."""
 
     labels: tuple[str, ...] | None = option(
-        None, free=True, metavar="LABEL", help="names or numbers, in turn; or all, random, none", unset="all"
+        None, free=True, metavar="LABEL", help="names or numbers of labels, in turn; or all, random, none", unset="all"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """--codec and --device."""
+    """The options --codec and --device."""
 
     title: ClassVar[str] = "device"
     codec: str | None = option(None, metavar="NAME", help="bundled, a folder or a hub id", unset="the model's")
@@ -278,7 +278,7 @@ class Opened:
 
 @dataclass(frozen=True, kw_only=True)
 class Modelled:
-    """MODEL."""
+    """The word MODEL: an export, a run, a checkpoint or a hub id."""
 
     model: str = option(
         positional=True,
@@ -289,7 +289,7 @@ class Modelled:
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """--out."""
+    """The option --out."""
 
     title: ClassVar[str] = "files"
     out: Path = option(metavar="DIR", help="folder for pictures and numbers")

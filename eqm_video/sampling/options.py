@@ -1,4 +1,4 @@
-"""The command line of `eqm-video sample`: its options, a class, and examples."""
+"""The command line of `eqm-video sample`: its options as a class, and its examples."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXAMPLES = """examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Starting(groups.Known, groups.Cut):
-    """Start from clips or pictures."""
+    """Options to start from clips or pictures: --start-from, --known, --keyframes, --at and those of `Cut`."""
 
     title: ClassVar[str] = "start from"
     start_from: Path | None = option(
@@ -40,14 +40,14 @@ class Starting(groups.Known, groups.Cut):
         None,
         read=parse_keyframe,
         metavar="FRAME=IMAGE",
-        help="known frames from pictures: 0=a.png -1=b.png, instead of --start-from",
+        help="take known frames from pictures: 0=a.png -1=b.png, instead of --start-from",
     )
     at: float | str | None = option(
         None,
         least=0,
         words=(END,),
         metavar="SECONDS",
-        help="of a video: where a clip begins, or end",
+        help="time in a video at which its clip begins, or end",
         unset="0",
     )
     frame_interval: int | None = narrower(None, unset="nearest to --fps", rare=True)
@@ -55,7 +55,7 @@ class Starting(groups.Known, groups.Cut):
 
 @dataclass(frozen=True, kw_only=True)
 class Longer:
-    """Long videos."""
+    """Options of long videos: --length and --overlap."""
 
     title: ClassVar[str] = "long videos"
     length: int | None = option(
@@ -65,17 +65,25 @@ class Longer:
         help="frames of the video, in windows of T; known frames are those of the first",
     )
     overlap: int | None = option(
-        None, least=1, metavar="K", help="known frames of each next window", unset="4, at most half a window"
+        None,
+        least=1,
+        metavar="K",
+        help="frames that a window shares with the one before, known there",
+        unset="4, at most half a window",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Showing(groups.Written, groups.Overwriting, groups.Columns):
-    """How samples are shown, and where."""
+    """Options of the files that show samples: --out, --format, --clips, --scale and others."""
 
     title: ClassVar[str] = "files"
     format: str | None = option(
-        None, metavar="LIST", help="of gif,mp4,png (png of a clip: its frames in a row)", unset="gif, or png"
+        None, metavar="LIST", help="some of gif,mp4,png (a png shows a clip's frames in a row)", unset="gif, or png"
+    )
+    clips: int | None = option(None, least=0, metavar="M", help="write files for the first M clips", unset="64")
+    scale: int | None = option(
+        None, least=1, help="enlarge clips in the grid this many times", unset="clips about 128 wide"
     )
     clips: int | None = option(None, least=0, metavar="M", help="clips that get files of their own", unset="first 64")
     scale: int | None = option(
@@ -101,9 +109,9 @@ class SampleOptions(
 ):
     """Sample labelled clips, or images, from a trained model."""
 
-    num_samples: int | None = narrower(None, unset="16, or as many as clips are given")
+    num_samples: int | None = narrower(None, unset="16, or the number of clips to start from")
     fps: float | None = option(
-        None, least=0.01, metavar="F", help="frames per second", unset="as trained, or those of known frames"
+        None, least=0.01, metavar="F", help="frames per second", unset="as trained, or as in the clips of known frames"
     )
     preset: str | None = option(
         None, choices=tuple(SAMPLER_PRESETS), help="sampler settings of the paper's public runs", rare=True
@@ -118,6 +126,9 @@ class SampleOptions(
 
 
 def parse(arguments: Sequence[str] | None) -> SampleOptions:
-    """The command line; `frames=1` and `sampler.steps=50` are the same as `--frames 1` and `--steps 50`."""
+    """The options of a command line. `frames=1` and `sampler.steps=50` mean `--frames 1` and `--steps 50`.
+
+    arguments: the words, by default those of the process. UserError for words that make no sense.
+    """
     words = sys.argv[1:] if arguments is None else arguments
     return options.parse(SampleOptions, words, prog="eqm-video sample", epilog=EXAMPLES, sections=("data", "sampler"))

@@ -1,4 +1,4 @@
-"""Pictures of Pillow as the clips that a call starts from.
+"""Clips to start from, made of Pillow's pictures.
 
 Legend: B clips, T frames, H W height and width in pixels.
 """
@@ -20,24 +20,26 @@ from eqm_video.errors import UserError
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures given in place of clips: one, one for each sample, or the frames of every clip."""
+    """Pictures in place of clips: a single picture, a picture for each sample, or the frames of every clip."""
 
-    frames: list[list[Image.Image]]  # of each clip; a still has one
-    still: bool  # whether each clip is one picture
-    single: bool  # whether one picture is given, for any number of clips
+    frames: list[list[Image.Image]]  # the pictures of each clip; a still has one
+    still: bool  # whether each clip is a single picture
+    single: bool  # whether there is one picture for all clips
 
     @classmethod
-    def of(cls, given: Any) -> Pictures | None:
-        """From a picture (the first frame of every clip), a list of pictures (one for each clip), or a list of lists
-        (the frames of each clip); None where no picture is given. UserError for a mixture of pictures and others.
+    def of(cls, clips: Any) -> Pictures | None:
+        """The pictures in the `clips` of a call; None if it has no pictures.
+
+        Forms are a picture (the first frame of every clip), a list of pictures (one for each clip), and a list of lists
+        (the frames of each clip). UserError for pictures mixed with anything else, and for clips of unequal lengths.
         """
-        if isinstance(given, Image.Image):
-            return cls([[given]], still=True, single=True)
-        listed = [list(one) if isinstance(one, (list, tuple)) else one for one in _members(given)]
-        nested = [one for one in listed if isinstance(one, list)]
-        if not any(isinstance(one, Image.Image) for one in [*listed, *(frame for clip in nested for frame in clip)]):
+        if isinstance(clips, Image.Image):
+            return cls([[clips]], still=True, single=True)
+        listed = [list(item) if isinstance(item, (list, tuple)) else item for item in _members(clips)]
+        nested = [item for item in listed if isinstance(item, list)]
+        if not any(isinstance(item, Image.Image) for item in [*listed, *(frame for clip in nested for frame in clip)]):
             return None
-        clips = nested if len(nested) == len(listed) else [[one] for one in listed]
+        clips = nested if len(nested) == len(listed) else [[item] for item in listed]
         lengths = {len(clip) for clip in clips}
         if len(lengths) != 1 or not all(isinstance(frame, Image.Image) for clip in clips for frame in clip):
             raise UserError(
@@ -49,7 +51,8 @@ class Pictures:
     def clips(self, count: int, frames: int, size: tuple[int, int] | None) -> np.ndarray:
         """The clips, uint8 (B, T, H, W, 3): upright, RGB, resized and cropped to `size` as training data are.
 
-        A still is shown in all `frames`; a single one in all `count` clips. size None: as large as the pictures are.
+        A still fills all `frames`; a single picture fills all `count` clips. size None: the size of the pictures, which
+        must then be equal (UserError).
         """
         if size is None and len({frame.size for clip in self.frames for frame in clip}) > 1:
             raise UserError(
@@ -62,12 +65,12 @@ class Pictures:
         return np.repeat(np.stack(made), count if self.single else 1, axis=0)
 
 
-def _members(given: Any) -> Sequence[Any]:
-    return given if isinstance(given, (list, tuple)) else []
+def _members(clips: Any) -> Sequence[Any]:
+    return clips if isinstance(clips, (list, tuple)) else []
 
 
 def _pixels(picture: Image.Image, size: tuple[int, int] | None) -> np.ndarray:
-    """(H, W, 3) uint8: the picture as its EXIF mark says it is held, transparency on white."""
+    """The picture (H, W, 3) uint8, turned upright by its EXIF mark, with transparency on white."""
     try:
         pixels = rgb(ImageOps.exif_transpose(picture))
     except VideoDecodeError as error:

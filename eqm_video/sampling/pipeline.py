@@ -1,4 +1,4 @@
-"""`EqMPipeline`: a trained network, its codec and its sampler's settings, from labels and seeds to frames.
+"""`EqMPipeline`: a trained network with its codec and sampler settings. It turns labels and seeds into frames.
 
 Shapes: B samples, T frames, C latent channels, H W pixels, h w latents. An image is T = 1.
 """
@@ -27,7 +27,7 @@ from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
 from eqm_video.samplers import Descent, frame_moves, run
-from eqm_video.sampling import field as landscape
+from eqm_video.sampling import field as parts
 from eqm_video.sampling.arguments import (
     Label,
     as_list,
@@ -35,7 +35,7 @@ from eqm_video.sampling.arguments import (
     check_rates,
     check_turns,
     make_generators,
-    told_gammas,
+    step_gammas,
 )
 from eqm_video.sampling.folders import PARTS, describe_folder, holds_model, local_folder, part_dtype
 from eqm_video.sampling.model_settings import (
@@ -62,12 +62,12 @@ HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_down
 
 @dataclass
 class EqMPipelineOutput(BaseOutput):
-    """What a call returns.
+    """The result of a pipeline call: frames, and evaluations of the field.
 
     frames: by `output_type`: "pil" a list per sample of T PIL images; "np" float32 (B, T, H, W, 3) in [0, 1]; "pt"
         float32 (B, T, 3, H, W) in [0, 1]; "uint8" an array (B, T, H, W, 3); "latent" the latents (B, T, C, h, w).
-    nfe: (B,) int64 on the CPU: how often the field was evaluated for each sample (a guided evaluation counts once).
-    frame_nfe: (B, T) int64: at how many of these the frame still moved.
+    nfe: (B,) int64 on the CPU: evaluations of the field for each sample (a guided evaluation counts once).
+    frame_nfe: (B, T) int64: the evaluations at which the frame was active.
     """
 
     frames: Any
@@ -81,11 +81,11 @@ class EqMPipeline(DiffusionPipeline):
     transformer, vae: the network and the autoencoder, whose latent channels must agree.
     id2label: names of the labels. decay: the c(gamma) it was trained with. sampler: recommended settings: kind (of
     `samplers.SAMPLERS`), that sampler's numbers, steps, guidance_scale. frames, fps, size (pixels, or [height, width]):
-    what is sampled by default. reference_fps: the network's unit of time is 1 / reference_fps seconds. curvature: what
-    `eqm-video curvature --write` measured, for step_size="auto". objective: what the network was trained
-    with: name (eqm, forcing or flow) and gamma, the draw.
+    defaults of a call. reference_fps: the network's unit of time is 1 / reference_fps seconds. curvature: the
+    measurement of `eqm-video curvature --write`, for step_size="auto". objective: the training
+    objective: name (eqm, forcing or flow) and gamma, the draw.
 
-    Load exports with `EqMPipeline.from_pretrained`; diffusers' base class does not know this one.
+    Load exports with `EqMPipeline.from_pretrained`; diffusers' own DiffusionPipeline cannot find this class.
     """
 
     model_cpu_offload_seq = "transformer->vae"
@@ -125,14 +125,15 @@ class EqMPipeline(DiffusionPipeline):
 
     @property
     def components(self) -> dict[str, Any]:
-        """Everything that `EqMPipeline(**pipe.components)` needs for a pipeline on the same weights that samples the
-        same: the modules, and the settings (labels, sampler, size ...), which diffusers keeps under `parameters`.
+        """The arguments of a second pipeline on the same weights, `EqMPipeline(**pipe.components)`.
+
+        These are the modules and the settings (labels, sampler, size ...), which diffusers keeps under `parameters`.
         """
         return {**super().components, **super().parameters}
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Nothing, since `components` holds the settings: `EqMPipeline(**pipe.components, **pipe.parameters)` works."""
+        """Empty: `components` holds the settings. `EqMPipeline(**pipe.components, **pipe.parameters)` works as well."""
         return {}
 
     # Loading --------------------------------------------------------------------------------------------------------
@@ -143,9 +144,9 @@ class EqMPipeline(DiffusionPipeline):
 
         Keywords are diffusers' own (`torch_dtype`, `variant`, `revision`, `token` ...); weights become float32 unless
         `torch_dtype` (or `dtype`) says otherwise: a dtype or its name, "auto" (as they were saved), or a mapping of
-        these by "transformer", "vae" and "default". variant: of both parts' weights, such as "fp16". Only safetensors
-        are read. Raises UserError, saying what was found, for anything else than an export, and for weights that do
-        not fit the architecture.
+        these by "transformer", "vae" and "default". variant: the variant of both parts' weights, such as "fp16". Only
+        safetensors are read. Raises UserError for a folder that is no export, and for weights that do not fit the
+        architecture.
         """
         hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
         folder = local_folder(pretrained_model_name_or_path, hub)
@@ -170,7 +171,7 @@ class EqMPipeline(DiffusionPipeline):
     ) -> EqMPipeline:
         """The averaged network of a training checkpoint, with the codec that its `pipeline.json` names, or `codec`.
 
-        torch_dtype: as for `from_pretrained`.
+        torch_dtype: as for `from_pretrained`. Raises UserError for a folder that is no whole checkpoint.
         """
         folder = Path(folder)
         if not holds_model(folder):
@@ -187,45 +188,44 @@ class EqMPipeline(DiffusionPipeline):
         except (TypeError, UserError) as error:
             raise UserError(f"{folder / 'pipeline.json'} does not hold the pipeline's settings ({error})") from error
 
-    # Its gradient, codec, decay and samplers (sampling/field.py) -----------------------------------------------------
+    # Gradient field, codec, decay and samplers (sampling/field.py) ----------------------------------------------------
 
-    codec = property(landscape.codec)
-    labels = property(landscape.labels)
-    label_ids = landscape.label_ids
-    decay = property(landscape.decay)
-    field = landscape.field
-    composed_field = landscape.composed_field
-    start_noise = landscape.start_noise
-    encode = landscape.encode
-    decode = landscape.decode
-    rule = landscape.rule
-    step_warning = landscape.step_warning
-    check_size = landscape.check_size
-    check_frames = landscape.check_frames
+    codec = property(parts.codec)
+    labels = property(parts.labels)
+    label_ids = parts.label_ids
+    decay = property(parts.decay)
+    field = parts.field
+    composed_field = parts.composed_field
+    start_noise = parts.start_noise
+    encode = parts.encode
+    decode = parts.decode
+    rule = parts.rule
+    step_warning = parts.step_warning
+    check_size = parts.check_size
+    check_frames = parts.check_frames
 
     # Sampling -------------------------------------------------------------------------------------------------------
 
     @explain_keywords
     def __call__(self, labels: Label | Sequence[Label] = None, **keywords: Any) -> EqMPipelineOutput:
-        """Sample one clip for each label. What is not given comes from the model's own settings.
+        """Sample a clip for each label. Arguments that are None take the model's own settings.
 
-        labels: a list of names or numbers (None: unlabelled), or one for all `num_samples` samples.
-        num_frames: T. fps: frames per second, one number or one for each sample: frame k of a clip is at time
-        k * reference_fps / fps for the network. Known frames of a real video are at its true rate.
-        size: pixels, or (height, width); a multiple of the codec's downsampling times the patch size.
-        seeds: one for each sample; a seed gives the same start noise whatever the batch or the device. generator:
-        torch's instead of seeds, one or a list. Neither: fresh seeds from torch's global generator.
-        clips: uint8 (B, T, H, W, 3), latents (B, T, C, h, w), or Pillow's pictures: one, a list of one for each sample
-        (each shown in every frame; without known and start_gamma its first frame is known: image-to-video), or a list
-        of lists of frames; pictures are turned upright, resized and cropped to size. With start_gamma: start at
-        start_gamma * clip + (1 - start_gamma) * noise (partial denoising), and with known: frames, by number (-1 is the
-        last) or as bool (B, T), that stay as they are in `clips`, while the others descend: the first one for
-        image-to-video, the first k for continuation, the first and the last for in-betweening. context_gamma: what the
-        network sees of known frames, as start_gamma; a little below 1 it forgives their faults. history_guidance: s of
-        `HistoryField`.
-        callback(step, latents, gradient). output_type: see EqMPipelineOutput. decode_chunk_size: frames at once.
-        All fields of `Sampling` are keywords too: steps, sampler, guidance_scale and the others.
-        Raises UserError for whatever cannot be sampled, and when the descent diverges.
+        labels: a list of names or numbers (None: unlabelled), or a single label for all `num_samples` samples.
+        num_frames: T. fps: frames per second, a number or a list with a rate for each sample: frame k of a clip is at
+        time k * reference_fps / fps for the network. Give the true rate of a real video whose frames are known. size:
+        pixels, or (height, width); a multiple of the codec's downsampling times the patch size. seeds: a seed for each
+        sample; it gives the same start noise in any batch and on any device. generator: a generator of torch, or a list
+        of them, instead of seeds. Neither: fresh seeds from torch's global generator. clips: uint8 (B, T, H, W, 3),
+        latents (B, T, C, h, w), or Pillow's pictures: a picture, a list with a picture for each sample (shown in every
+        frame; without known and start_gamma the first frame is known: image-to-video), or a list of lists of frames.
+        Pictures are turned upright, resized and cropped to size. start_gamma: the unknown frames start at start_gamma *
+        clip + (1 - start_gamma) * noise (partial denoising). known: frames that stay as they are in `clips` while the
+        others descend, by number (-1 is the last) or as bool (B, T): the first for image-to-video, the first k for
+        continuation, the first and the last for in-betweening. context_gamma: the gamma to which known frames are
+        noised before the network sees them; a little below 1 makes it forgive their faults. history_guidance: s of
+        `HistoryField`. callback(step, latents, gradient). output_type: see EqMPipelineOutput. decode_chunk_size: frames
+        decoded at once. All fields of `Sampling` are keywords too: steps, sampler, guidance_scale and the others.
+        Raises UserError for arguments that cannot be sampled, and when the descent diverges.
         """
         how, others = Sampling.split(keywords)
         return self.sample(how, labels, **others)
@@ -248,7 +248,7 @@ class EqMPipeline(DiffusionPipeline):
         callback: Callable[[int, Tensor, Tensor], Any] | None = None,
         decode_chunk_size: int = 64,
     ) -> EqMPipelineOutput:
-        """As a call, with what the fields of `Sampling` say in one piece."""
+        """Sample as a call does, with a `Sampling` in place of its fields. The other arguments are those of a call."""
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
         if (pictures := Pictures.of(clips)) is not None:
@@ -256,11 +256,12 @@ class EqMPipeline(DiffusionPipeline):
             clips = self._clips_of(pictures, count, num_frames, size)
             if pictures.still and known is None and how.start_gamma == 0 and clips.shape[1] > 1:
                 known = [0]
-        given = None if clips is None else Clips.of(clips)
-        if given is not None:
-            num_samples, num_frames, size = given.agree(self, labels, num_samples, num_frames, size)
-        told = self.transformer.config.conditioned_on_gamma
-        known = check_start(given, how.start_gamma, known, how.context_gamma, how.history_guidance, told=told)
+        origin = None if clips is None else Clips.of(clips)
+        if origin is not None:
+            num_samples, num_frames, size = origin.agree(self, labels, num_samples, num_frames, size)
+        conditioned = self.transformer.config.conditioned_on_gamma
+        context, history = how.context_gamma, how.history_guidance
+        known = check_start(origin, how.start_gamma, known, context, history, conditioned=conditioned)
         if how.step_size == "auto" and how.history_guidance != 1:
             raise UserError("step_size auto was measured without history guidance: give step_size a number")
         wanted = as_list(labels, num_samples, seeds, generator)
@@ -277,7 +278,7 @@ class EqMPipeline(DiffusionPipeline):
             field = self._field_of(how, wanted, timing)
             noise = self.start_noise(generators, num_frames=num_frames, size=size)
             around = {"gamma": how.start_gamma, "known": known, "context_gamma": how.context_gamma}
-            start = Start.of(noise, self.codec, given, **around)
+            start = Start.of(noise, self.codec, origin, **around)
             if how.history_guidance != 1:
                 field = HistoryField(field, start.known, noise, how.history_guidance)
             descent = self._descend(how, field, start, generators, callback)
@@ -318,7 +319,7 @@ class EqMPipeline(DiffusionPipeline):
             )
 
     def _field_of(self, how: Sampling, labels: Sequence[Label], timing: Mapping[str, Any]) -> GradientField:
-        """The gradient to descend: the composition, or the guided field of the labels."""
+        """The field to descend: the composition, or the guided field of the labels."""
         if how.composition is not None:
             return self.composed_field(how.composition, len(labels), plain_sum=how.plain_sum, **timing)
         interval, match = how.guidance_interval, how.match_norm
@@ -354,10 +355,10 @@ class EqMPipeline(DiffusionPipeline):
         if not self.transformer.config.conditioned_on_gamma:
             return None
         alone, pull = how.per_frame or moves is not None, 1.0 if how.plain is None else sum(how.plain)
-        return told_gammas(self.decay, how.sampler, how.steps, how.step_schedule, how.start_gamma, known, alone, pull)
+        return step_gammas(self.decay, how.sampler, how.steps, how.step_schedule, how.start_gamma, known, alone, pull)
 
     def _clips_of(self, pictures: Pictures, count: int, num_frames: int | None, size: Any) -> Any:
-        """The clips uint8 (B, T, H, W, 3) that pictures stand for in a call."""
+        """The clips uint8 (B, T, H, W, 3) that a call makes of pictures."""
         size = self.config.size if size is None else size
         return pictures.clips(count, self.check_frames(num_frames), None if size is None else self.check_size(size))
 
@@ -366,9 +367,9 @@ EqMPipeline.__call__.__signature__ = with_sampling(EqMPipeline.sample)
 
 
 def _check_composition(how: Sampling, wanted: Sequence[Label]) -> None:
-    """UserError where something is asked for that would be ignored beside a composition, or without one."""
+    """UserError for arguments that a composition would ignore, or that would be ignored without a composition."""
     guided = how.match_norm or how.guidance_scale is not None or how.guidance_interval is not None
-    if how.composition is not None and (guided or any(one is not None for one in wanted)):
+    if how.composition is not None and (guided or any(label is not None for label in wanted)):
         raise UserError("a composition takes the place of labels and of guidance (its weights): leave those out")
     if how.plain_sum and how.composition is None:
         raise UserError("plain_sum says how to compose: give composition=[(label, weight), ...]")
@@ -392,5 +393,5 @@ def _both(first: Callable[..., Any], second: Callable[..., Any] | None) -> Calla
 
 
 def as_codec(codec: str | Codec, dtype: torch.dtype | str | None) -> Codec:
-    """A codec as it is, or by its name."""
+    """`codec` itself, or the codec of that name, loaded in `dtype`."""
     return codec if isinstance(codec, Codec) else Codec.load(codec, torch_dtype=dtype)

@@ -1,7 +1,7 @@
-"""Long videos: windows that slide over a video of any length, each knowing the last frames of the one before.
+"""Long videos in sliding windows. The last frames of a window are the first, known frames of the next.
 
 Shapes: B samples, T frames of a window, k of them overlap, C latent channels, h w latents.
-Memory does not depend on the length: what is kept from window to window are the latents of k frames.
+Memory does not depend on the length: from window to window only the latents of k frames are kept.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from eqm_video.sampling.start import Clips, check_context
 
 @dataclass(frozen=True)
 class Window:
-    """One window of a long video, at rest.
+    """A window of a long video, sampled.
 
-    frames: its new frames (the first window's are all), by `output_type` as a pipeline's. latents (B, T, C, h, w) of
+    frames: its new frames (in the first window all frames), of the pipeline's `output_type`. latents (B, T, C, h, w):
     the whole window, known frames first. known (B, T) bool. rms (B, T): the root mean square of every frame's gradient
-    where it came to rest; on known frames it is the meter of drift, for a field has its rest where data are.
-    nfe (B,): evaluations, without the one for `rms`.
+    at the end of the descent. On known frames it measures drift, because the gradient vanishes at data. nfe (B,):
+    evaluations of the field, without the last one for `rms`.
     """
 
-    index: int  # of the window
-    start: int  # of its first new frame in the video
+    index: int  # number of the window
+    start: int  # number of its first new frame in the video
     frames: Any
     latents: Tensor
     known: Tensor
@@ -43,15 +43,15 @@ class Window:
 
     @property
     def drift(self) -> Tensor:
-        """(B,): the mean rms over the known frames, NaN where none is known."""
+        """The mean rms over the known frames (B,); NaN for clips without known frames."""
         known = self.known.cpu()
         return (self.rms * known).sum(dim=1) / known.sum(dim=1)
 
 
 def window_starts(length: int, frames: int, overlap: int) -> list[int]:
-    """The places of the windows' first frames in a video of `length` frames; the last window may reach beyond its end.
+    """The numbers of the windows' first frames in a video of `length` frames. The last window may reach beyond its end.
 
-    Raises UserError unless 1 <= overlap < frames; a video of one window may name any overlap of at least 1.
+    Raises UserError unless 1 <= overlap < frames; a video of a single window allows any overlap of at least 1.
     """
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise UserError(f"length is {length!r}; it must be a whole number of frames, at least 1")
@@ -81,28 +81,28 @@ def roll_out(
     how: Sampling | None = None,
     **options: Any,
 ) -> Iterator[Window]:
-    """Sample videos of `length` frames window by window; yields each `Window` as soon as it is at rest.
+    """Sample videos of `length` frames window by window; yields each `Window` as soon as it is sampled.
 
-    Every window descends by the one loop with its first `overlap` frames known: the last of the window before. The
-    others start from new noise and without momentum. The first window is the plain call with these seeds, from `clips`,
-    `start_gamma` and `known` where they are given (to continue a real video); window n of seed s draws its noise from
-    the seed fold("window", s, n). What of the last window lies beyond the end is left out.
+    The first `overlap` frames of a window are known: they are the last of the window before. The other frames start
+    from new noise, without momentum. The first window is the plain call with these seeds and, to continue a real video,
+    with `clips`, `start_gamma` and `known`. Window n of seed s draws its noise from the seed fold("window", s, n).
+    Frames of the last window beyond the end are left out.
 
-    num_frames: T, frames of a window; that of `clips`, or the model's own, by default. fps: of all windows, as of a
-    call. how: a `Sampling`, in place of its fields. options: everything else of a call: size, callback, and the fields
-    of `Sampling`, of which start_gamma acts in the first window, context_gamma and history_guidance where frames are
-    known.
+    num_frames: T, frames of a window; by default that of `clips`, or the model's own. fps: as in a call, the same in
+    all windows. how: a `Sampling`, in place of its fields. options: all other arguments of a call: size, callback, and
+    the fields of `Sampling`. start_gamma acts in the first window; context_gamma and history_guidance act in windows
+    with known frames.
 
     Raises:
-        UserError: as a call does, for a length or an overlap that windows cannot have, and for `generator`; at the
-            first window, for a generator function does nothing before.
+        UserError: as a call does, and for `generator` and an impossible length or overlap. It is raised when the first
+            window is asked for: a generator function does nothing before.
     """
     if output_type not in OUTPUT_TYPES:
         raise UserError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
     if options.get("generator") is not None:
         raise UserError("long videos draw the noise of every window from seeds: give seeds= instead of generator")
     how, options = Sampling.split(options, how)
-    check_context(how.context_gamma, told=pipeline.transformer.config.conditioned_on_gamma)
+    check_context(how.context_gamma, conditioned=pipeline.transformer.config.conditioned_on_gamma)
     if clips is not None:
         shape = (num_samples, num_frames, options.get("size"))
         num_samples, num_frames, _ = Clips.of(clips).agree(pipeline, labels, *shape)
@@ -110,23 +110,26 @@ def roll_out(
     starts = window_starts(length, frames, overlap)
     wanted = as_list(labels, num_samples, seeds, None)
     seeds = torch.randint(2**62, (len(wanted),)).tolist() if seeds is None else [int(seed) for seed in seeds]
-    held = known_frames(known, (len(wanted), frames))
-    first = {"clips": clips, "known": held}
-    plain = how if held is not None and held.any() else replace(how, context_gamma=1.0, history_guidance=1.0)
+    mask = known_frames(known, (len(wanted), frames))
+    first = {"clips": clips, "known": mask}
+    plain = how if mask is not None and mask.any() else replace(how, context_gamma=1.0, history_guidance=1.0)
     later = replace(how, start_gamma=0.0)
     timing = {"num_frames": frames, "fps": check_rates(fps, len(wanted))}
-    meter = pipeline.field(wanted, guidance_scale=1.0, **timing)  # guidance would move the places of rest
+    meter = pipeline.field(
+        wanted, guidance_scale=1.0, **timing
+    )  # without guidance, which would move the points of rest
     context: Tensor | None = None  # (B, k, C, h, w)
     for index, start in enumerate(starts):
         if context is None:
-            now, given = seeds, first
+            now, begin = seeds, first
         else:
             now = [fold("window", seed, index) for seed in seeds]
             ahead = context.new_zeros(len(wanted), frames - overlap, *context.shape[2:])
-            held = torch.arange(frames).expand(len(wanted), -1) < overlap
-            given = {"clips": torch.cat([context, ahead], dim=1), "known": held}
-        ways = plain if context is None else later
-        result = pipeline.sample(ways, wanted, seeds=now, output_type="latent", **timing, **given, **options)
+            mask = torch.arange(frames).expand(len(wanted), -1) < overlap
+            begin = {"clips": torch.cat([context, ahead], dim=1), "known": mask}
+        result = pipeline.sample(
+            plain if context is None else later, wanted, seeds=now, output_type="latent", **timing, **begin, **options
+        )
         latents: Tensor = result.frames
         new = slice(overlap if index else 0, min(frames, length - start))
         yield Window(
@@ -134,7 +137,7 @@ def roll_out(
             start=start + new.start,
             frames=pipeline.decode(latents[:, new], output_type, decode_chunk_size),
             latents=latents,
-            known=torch.zeros(latents.shape[:2], dtype=torch.bool) if held is None else held,
+            known=torch.zeros(latents.shape[:2], dtype=torch.bool) if mask is None else mask,
             rms=frame_rms(_at_data(meter, pipeline)(latents)).cpu(),
             nfe=result.nfe,
         )
@@ -142,5 +145,5 @@ def roll_out(
 
 
 def _at_data(field: GuidedField, pipeline: EqMPipeline) -> GuidedField:
-    """The field as it is at rest: a network that is told gamma is told 1."""
+    """The field at rest: a network that is conditioned on gamma gets gamma = 1."""
     return field.tell(1.0) if pipeline.transformer.config.conditioned_on_gamma else field

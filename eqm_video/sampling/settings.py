@@ -1,4 +1,4 @@
-"""`Sampling`: how samples are made. The pipeline's keywords, `eqm-video sample` and samples.json are made from it."""
+"""`Sampling`: the settings of a descent, declared once for the pipeline, `eqm-video sample` and samples.json."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from eqm_video.options import option
 from eqm_video.samplers import FRAME_SCHEDULES, SAMPLERS, SCHEDULES, Sampler, Schedule
 from eqm_video.sampling.arguments import default_steps
 
-IN_THE_RULE = ("step_size", "mu", "temperature")  # numbers that a sampler given as an object brings
+IN_THE_RULE = ("step_size", "mu", "temperature")  # numbers that belong to a sampler object
 
 
 def read_frame_schedule(text: str) -> str | int:
-    """A name of `FRAME_SCHEDULES`, or a number of steps; ValueError for anything else."""
+    """A name of `FRAME_SCHEDULES`, or a number of steps; ValueError for any other text."""
     return text if text in FRAME_SCHEDULES else int(text) if text.isdecimal() else int("")
 
 
 def read_term(text: str) -> tuple[str, float]:
-    """LABEL:WEIGHT, a label of any name and a number; without :WEIGHT the weight is 1."""
+    """(label, weight) of LABEL:WEIGHT; without :WEIGHT the weight is 1. ValueError for a weight that is no number."""
     label, colon, weight = text.rpartition(":")
     return (label, _finite(weight)) if colon else (text, 1.0)
 
@@ -38,17 +38,17 @@ def _finite(text: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How samples are made, whatever is sampled.
+    """The settings of a descent, the same for clips, images, predictions and long videos.
 
-    What is None comes from the model's own settings. steps: number of updates. sampler: a name in `samplers.SAMPLERS`,
-    or an object such as `NAG(0.003, 0.35)`, which brings its own numbers. step_size: eta, or "auto" where the model's
-    curvature was measured. mu: of nag. temperature: of langevin. step_schedule: "constant", "linear", "cosine", or
-    (step, steps) -> factor of eta. guidance_scale: 1 is the plain labelled field, 0 the unlabelled one.
-    guidance_interval, match_norm: see `GuidedField`. composition, plain_sum: terms instead of labels, see
-    `composed_field`. tolerance: a clip stops once the gradient's RMS is below it in every frame; with per_frame each
-    frame by itself. start_gamma, context_gamma, history_guidance: of clips and known frames, see `EqMPipeline`.
-    frame_schedule: "joint", "pyramid", "autoregressive", or the steps between the starts of two unknown frames; every
-    frame makes `steps` updates of its own.
+    Fields that are None take the model's own settings. steps: number of updates. sampler: a name in
+    `samplers.SAMPLERS`, or an object such as `NAG(0.003, 0.35)`, which brings its own numbers. step_size: eta, or
+    "auto" if the model's curvature was measured. mu: the look-ahead factor of nag. temperature: that of langevin.
+    step_schedule: "constant", "linear", "cosine", or (step, steps) -> factor of eta. guidance_scale: 1 is the plain
+    labelled field, 0 the unlabelled one. guidance_interval, match_norm: see `GuidedField`. composition, plain_sum:
+    terms instead of labels, see `composed_field`. tolerance: a clip stops once the gradient's RMS is below it in every
+    frame; with per_frame each frame stops by itself. start_gamma, context_gamma, history_guidance: for clips and known
+    frames, see `EqMPipeline`. frame_schedule: "joint", "pyramid", "autoregressive", or the steps between the starts of
+    two unknown frames; every frame makes `steps` updates of its own.
     """
 
     title: ClassVar[str] = "how to descend"
@@ -63,7 +63,12 @@ class Sampling:
         unset="the model's",
     )
     step_size: float | str | None = option(
-        None, above=0, words=("auto",), metavar="E", help="eta, or auto (curvature --write first)", unset="the model's"
+        None,
+        above=0,
+        words=("auto",),
+        metavar="E",
+        help="step size eta, or auto (run curvature --write first)",
+        unset="the model's",
     )
     mu: float | None = option(
         None, least=0, below=1, metavar="M", help="look-ahead of nag, in [0, 1)", unset="the model's"
@@ -82,7 +87,7 @@ class Sampling:
         read=read_term,
         kind="LABEL:WEIGHT, such as Disc:2",
         metavar="LABEL:WEIGHT",
-        help="all these labels at once, instead of --labels",
+        help="sample all these labels at once, instead of --labels",
     )
     plain_sum: bool = option(
         False, help="compose as the paper does: the fields' sum, without the unlabelled one", rare=True
@@ -97,7 +102,13 @@ class Sampling:
         read=read_frame_schedule,
         kind=f"one of {', '.join(FRAME_SCHEDULES)}, or a number of steps",
         metavar="KIND",
-        help="joint, pyramid, autoregressive, or a delay in steps",
+        help="order in which frames descend: joint, pyramid, autoregressive, or a delay in steps",
+    )
+    context_gamma: float = option(
+        1.0, above=0, most=1, metavar="G", help="gamma of the known frames that the network sees"
+    )
+    history_guidance: float = option(
+        1.0, metavar="S", help="guidance scale of the known frames; 1 = no history guidance"
     )
     context_gamma: float = option(
         1.0, above=0, most=1, metavar="G", help="show the network known frames this clean", rare=True
@@ -106,46 +117,52 @@ class Sampling:
 
     def __post_init__(self) -> None:
         options.check(self, prefix="")
-        for one in fields(self):  # numpy's numbers, which JSON and torch do not know
-            value = getattr(self, one.name)
+        for entry in fields(self):  # JSON and torch do not know numpy's numbers
+            value = getattr(self, entry.name)
             if isinstance(value, numbers.Real) and not isinstance(value, int | float):
                 plain = int(value) if isinstance(value, numbers.Integral) else float(value)
-                object.__setattr__(self, one.name, plain)
+                object.__setattr__(self, entry.name, plain)
 
     @classmethod
     def of(cls, chosen: Any, **others: Any) -> Sampling:
-        """The part of some options that says how samples are made, with `others` in place of theirs."""
-        return cls(**{one.name: getattr(chosen, one.name) for one in fields(cls) if hasattr(chosen, one.name)} | others)
+        """The fields of this class that `chosen` (the options of a command) has; `others` replace some of them."""
+        own = {entry.name: getattr(chosen, entry.name) for entry in fields(cls) if hasattr(chosen, entry.name)}
+        return cls(**own | others)
 
     @classmethod
     def split(cls, keywords: Mapping[str, Any], how: Sampling | None = None) -> tuple[Sampling, dict[str, Any]]:
-        """The keywords of a call that are of this class, as one (or `how` in their place), and the others."""
-        own = {one.name: keywords[one.name] for one in fields(cls) if one.name in keywords}
+        """(`Sampling`, other keywords) of a call.
+
+        `how` may stand in place of this class's fields; UserError for both.
+        """
+        own = {entry.name: keywords[entry.name] for entry in fields(cls) if entry.name in keywords}
         if how is not None and own:
             raise UserError(f"give how, or its fields, not both: {', '.join(own)}")
         others = {key: value for key, value in keywords.items() if key not in own}
         return (cls(**own) if how is None else how), others
 
     def call(self) -> Sampling:
-        """As a call takes it: a composition is its own guidance."""
+        """These settings for a pipeline call: without guidance beside a composition, whose weights take its place."""
         plain = {"guidance_scale": None, "guidance_interval": None, "match_norm": False}
         return self if self.composition is None else replace(self, **plain)
 
     @property
     def steepness(self) -> float | None:
-        """How steep the field is, in units of a labelled one: the guidance scale, or the weights of a composition."""
+        """Steepness of the field, in units of a labelled field: the guidance scale, or the sum of a composition's
+        |weights|.
+        """
         if self.composition is None:
             return self.guidance_scale
         return sum(abs(float(term[1])) for term in self.composition)
 
     @property
     def plain(self) -> list[float] | None:
-        """The weights of a plain sum of fields; None for guidance, and for a composition about the unlabelled field."""
+        """The weights of a plain sum of fields; None for guidance, and for a composition with an unlabelled field."""
         summed = self.plain_sum and self.composition is not None
         return [float(term[1]) for term in self.composition] if summed else None
 
     def on(self, pipeline: Any) -> Sampling:
-        """The same, of this model: its own settings filled in, the sampler an object. Does nothing a second time."""
+        """These settings with the model's own filled in and the sampler as an object. A second call changes nothing."""
         own = pipeline.config.sampler
         steps = default_steps(own, self.sampler) if self.steps is None else self.steps
         more = {"temperature": self.temperature, "steps": steps, "guidance_scale": self.steepness, "plain": self.plain}
@@ -154,12 +171,13 @@ class Sampling:
         return replace(self, steps=steps, sampler=rule, guidance_scale=float(scale), **dict.fromkeys(IN_THE_RULE))
 
     def record(self) -> dict[str, Any]:
-        """For samples.json, of what `on` returns: what is not used is left out."""
+        """The entries of samples.json, from what `on` returns. Fields that keep their defaults are left out."""
         kind = next(name for name, sampler in SAMPLERS.items() if type(self.sampler) is sampler)
         sampler = {"kind": kind, **asdict(self.sampler)}
-        given = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
+        values = ((entry, getattr(self, entry.name)) for entry in fields(self))
+        chosen = {entry.name: value for entry, value in values if value != entry.default}
         return {"steps": self.steps, "sampler": sampler, "guidance_scale": self.guidance_scale} | {
-            name: value for name, value in given.items() if name not in ("steps", "sampler", "guidance_scale")
+            name: value for name, value in chosen.items() if name not in ("steps", "sampler", "guidance_scale")
         }
 
 
@@ -167,7 +185,7 @@ def with_sampling(function: Callable) -> inspect.Signature:
     """The signature of a function (self, how, ...) with the fields of `Sampling` as keywords in place of `how`."""
     first, _, *others = inspect.signature(function).parameters.values()
     how = [
-        inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type)
-        for one in fields(Sampling)
+        inspect.Parameter(entry.name, inspect.Parameter.KEYWORD_ONLY, default=entry.default, annotation=entry.type)
+        for entry in fields(Sampling)
     ]
     return inspect.Signature([first, *others, *how], return_annotation=inspect.signature(function).return_annotation)

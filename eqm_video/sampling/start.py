@@ -1,4 +1,4 @@
-"""Where a descent starts: noise, clips partly noised, and frames that are known.
+"""The start of a descent: noise, or clips that are partly noised, with known frames.
 
 Shapes: B samples, T frames, C latent channels, H W pixels, h w latents.
 """
@@ -27,22 +27,25 @@ class Clips:
     latent: bool
 
     @classmethod
-    def of(cls, given: Any) -> Clips:
-        """Of uint8 (B, T, H, W, 3), or of a float tensor, which is latents; UserError for anything else."""
-        if not isinstance(given, Tensor) or not given.is_floating_point():
-            return cls(as_pixels(given), latent=False)
-        if given.ndim != 5 or not bool(given.isfinite().all()):
-            found = f"have the shape {tuple(given.shape)}" if given.ndim != 5 else "hold infinite or NaN values"
-            raise UserError(f"clips of floating point are latents, finite and (B, T, C, h, w), but these {found}")
-        return cls(given, latent=True)
+    def of(cls, clips: Any) -> Clips:
+        """The clips of a call: uint8 (B, T, H, W, 3), or a float tensor of latents. UserError for anything else."""
+        if not isinstance(clips, Tensor) or not clips.is_floating_point():
+            return cls(as_pixels(clips), latent=False)
+        if clips.ndim != 5 or not bool(clips.isfinite().all()):
+            fault = f"have the shape {tuple(clips.shape)}" if clips.ndim != 5 else "hold infinite or NaN values"
+            raise UserError(f"clips of floating point are latents, finite and (B, T, C, h, w), but these {fault}")
+        return cls(clips, latent=True)
 
     def size(self, codec: Codec) -> tuple[int, int]:
-        """(H, W) in pixels."""
+        """(H, W) in pixels; `codec` translates from latents."""
         scale = codec.downsampling if self.latent else 1
         return self.values.shape[-2] * scale, self.values.shape[-1] * scale
 
     def encode(self, codec: Codec, like: Tensor) -> Tensor:
-        """Their latents, on the device and in the precision of `like`, the noise of these samples."""
+        """The clips as latents, on the device and in the precision of `like`, the noise of these samples.
+
+        UserError where their shape differs from that of `like`.
+        """
         values = self.values.to(like.device)
         latents = (values if self.latent else codec.encode(values)).to(like.dtype)
         if latents.shape != like.shape:
@@ -55,13 +58,13 @@ class Clips:
     def agree(
         self, model: DiffusionPipeline, labels: Any, num_samples: int | None, num_frames: int | None, size: Any
     ) -> tuple[int | None, int, tuple[int, int]]:
-        """(num_samples, num_frames, size) of a call that starts from these; UserError where it says otherwise."""
+        """(num_samples, num_frames, size) of a call with these clips; UserError where its arguments differ."""
         (count, frames), own = self.values.shape[:2], self.size(model.codec)
-        asked = len(labels) if isinstance(labels, (list, tuple)) else num_samples
-        if asked not in (None, count) or num_frames not in (None, frames):
+        wanted_count = len(labels) if isinstance(labels, (list, tuple)) else num_samples
+        if wanted_count not in (None, count) or num_frames not in (None, frames):
             raise UserError(
-                f"the clips to start from are {count} of {frames} frames, but asked are {asked or count} samples of "
-                f"{num_frames or frames} frames: leave those out"
+                f"the clips to start from are {count} of {frames} frames, but asked are "
+                f"{wanted_count or count} samples of {num_frames or frames} frames: leave those out"
             )
         trained = model.config.size if size is None else size
         wanted = (trained, trained) if isinstance(trained, int) or trained is None else tuple(trained)
@@ -78,83 +81,83 @@ class Clips:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a descent starts; `finish` gives its end."""
+    """The start of a descent; `finish` puts the known frames back into its end."""
 
     latents: Tensor  # (B, T, C, h, w)
     noise: Tensor  # (B, T, C, h, w): the start noise of every frame, of known ones too
-    known: Tensor | None = None  # (B, T) bool: frames that stay as they start
-    clean: Tensor | None = None  # (B, T, C, h, w): the clips that were given
+    known: Tensor | None = None  # (B, T) bool: frames that stay as they are
+    clean: Tensor | None = None  # (B, T, C, h, w): the latents of the clips
 
     @classmethod
     def of(
         cls, noise: Tensor, codec: Codec, clips: Clips | None, *, gamma: float, known: Any, context_gamma: float
     ) -> Start:
-        """Clips mixed with their noise: known frames at `context_gamma`, the others at `gamma`; noise without clips.
+        """Clips mixed with their noise, known frames at `context_gamma`, the others at `gamma`.
 
-        The numbers are as `check_start` wants them. UserError for latents that are not this codec's.
+        Without clips: the noise. `check_start` checks the numbers before. UserError for latents of another codec.
         """
         if clips is None:
             return cls(noise, noise)
-        held = known_frames(known, tuple(noise.shape[:2]))
+        mask = known_frames(known, tuple(noise.shape[:2]))
         clean = clips.encode(codec, noise)
         gammas = torch.full(clean.shape[:2], float(gamma), dtype=noise.dtype, device=noise.device)
-        if held is not None:
-            held = held.to(noise.device)
-            gammas = gammas.masked_fill(held, float(context_gamma))
-        return cls(interpolate(clean, noise, gammas), noise, held, clean)
+        if mask is not None:
+            mask = mask.to(noise.device)
+            gammas = gammas.masked_fill(mask, float(context_gamma))
+        return cls(interpolate(clean, noise, gammas), noise, mask, clean)
 
     @property
     def unknown(self) -> Tensor:
-        """(B, T) bool: the frames that descend."""
+        """The mask (B, T) of the frames that descend."""
         shape = self.latents.shape[:2]
         return torch.ones(shape, dtype=torch.bool, device=self.latents.device) if self.known is None else ~self.known
 
     def finish(self, latents: Tensor) -> Tensor:
-        """The end of a descent (B, T, C, h, w), known frames as they were given."""
+        """The end of a descent (B, T, C, h, w) with the known frames of the clips in their places."""
         if self.known is None:
             return latents
         return torch.where(self.known[:, :, None, None, None], self.clean, latents)
 
 
 def check_start(
-    clips: Clips | None, gamma: float, known: Any, context_gamma: float, history_guidance: float, *, told: bool
+    clips: Clips | None, gamma: float, known: Any, context_gamma: float, history_guidance: float, *, conditioned: bool
 ) -> Tensor | None:
-    """The known frames (B, T) bool, None where there are none; UserError for what cannot be, or would not be heard.
+    """The mask (B, T) of known frames, None without any. UserError for a start that is impossible or has no effect.
 
     Args:
-        clips, gamma, known, context_gamma: of `Start.of`. history_guidance: of a call.
-        told: whether the network is told gamma.
+        clips, gamma, known, context_gamma: as for `Start.of`. history_guidance: as in a call.
+        conditioned: whether the network is conditioned on gamma.
     """
-    gamma, context_gamma = check_fraction("start_gamma", gamma), check_context(context_gamma, told=told)
+    gamma, context_gamma = check_fraction("start_gamma", gamma), check_context(context_gamma, conditioned=conditioned)
     if clips is None and (gamma or known is not None):
         raise UserError("start_gamma and known need clips to start from: give clips=")
-    held = None if known is None else known_frames(known, tuple(clips.values.shape[:2]))
-    if held is not None and bool(held.any()):
-        return held
+    mask = None if known is None else known_frames(known, tuple(clips.values.shape[:2]))
+    if mask is not None and bool(mask.any()):
+        return mask
     if context_gamma != 1 or history_guidance != 1:
         raise UserError("context_gamma and history_guidance are about known frames: give known= at least one frame")
     if clips is not None and gamma == 0:
         raise UserError(
-            "clips are given, but no frame of them is known and start_gamma is 0, so that nothing of them would be "
-            "seen: give known=, such as [0], or start_gamma= above 0, or leave clips out"
+            "clips are given, but no frame of them is known and start_gamma is 0, so that they would have "
+            "no effect: give known=, such as [0], or start_gamma= above 0, or leave clips out"
         )
     return None
 
 
-def check_context(value: Any, *, told: bool = False) -> float:
-    """A number in (0, 1]; for a network that is told gamma only 1."""
+def check_context(value: Any, *, conditioned: bool = False) -> float:
+    """A context_gamma as a float in (0, 1]; a network that is conditioned on gamma allows only 1. UserError else."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value <= 1:
         raise UserError(f"context_gamma is {value!r}; it must be a number above 0 and at most 1 (1 shows known frames)")
-    if told and value != 1:
+    if conditioned and value != 1:
         raise UserError(
-            f"context_gamma is {value!r}, but this network is told gamma, which is 1 on known frames: context_gamma "
-            "(--context-gamma) needs a network that is not told gamma, leave it out"
+            f"context_gamma is {value!r}, but this network is conditioned on gamma, which is 1 on known frames: "
+            "context_gamma (--context-gamma) needs a network without that condition, leave it out"
         )
     return float(value)
 
 
 def _check_latents(values: Tensor, codec: Codec, size: tuple[int, int]) -> None:
-    """UserError where latents (B, T, C, h, w) are not of the channels and the size that `codec` makes of `size`."""
+    """UserError unless latents (B, T, C, h, w) have the shape that `codec` makes of clips of `size` pixels."""
     theirs, own = tuple(values.shape[2:]), (codec.latent_channels, *(side // codec.downsampling for side in size))
     if theirs != own:
         raise UserError(

@@ -1,7 +1,7 @@
-"""What samples start from: `--start-from`, `--known`, `--keyframes` and `--start-gamma`, read and checked.
+"""The start of samples on the command line: `--start-from`, `--known`, `--keyframes`, `--start-gamma`.
 
 Known frames stay as they are in the clips; the others start as noise, or with `--start-gamma` between noise and clip.
-Sample k starts from clip k, and after the last clip from the first again. T frames, H W pixels.
+Sample k starts from clip k; after the last clip the first comes again. T frames, H W pixels.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from eqm_video.data.source import kind_of
 from eqm_video.errors import UserError
 from eqm_video.sampling.clips import (
     ArrayClip,
-    Asked,
-    Found,
+    ClipSpec,
     Opened,
+    OpenedPath,
     PictureClip,
     VideoClip,
     every,
@@ -37,13 +37,13 @@ from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.wording import counted
 
 ARRAYS = (".npz", ".npy")
-SAME = 1.001  # rates that differ by less are one: files round their frame times
-READING = ("at", "frame_interval", "split", "fold")  # options that say what is read of videos
+SAME = 1.001  # rates within this factor are equal: files round their frame times
+READING = ("at", "frame_interval", "split", "fold")  # options of reading videos
 
 
 @dataclass(frozen=True)
 class Start:
-    """Clips of T `frames` of `size` that samples start from, and the numbers of the frames that stay (none: [])."""
+    """The clips that samples start from, of T `frames` and (height, width) `size`, and the numbers of known frames."""
 
     clips: Sequence[Opened]
     frames: int
@@ -51,22 +51,22 @@ class Start:
     known: list[int]
     labels: (
         list[str | int | None] | None
-    )  # of every clip, None: it has none; None for all: they say nothing about labels
-    digest: str
-    said: str  # what was read, in a line
+    )  # the label of every clip, None: unlabelled; None for all: labels do not count
+    digest: str  # a hash of the clips
+    said: str  # a line about the files
 
     @property
     def rates(self) -> list[float]:
-        """Frames per second of every clip; [] where they go with any."""
+        """Frames per second of every clip; [] if clips fit any rate."""
         return [clip.rate for clip in self.clips if clip.rate is not None]
 
     @property
     def mixed(self) -> bool:
-        """Whether clips are at several rates."""
+        """Whether clips have different rates."""
         return bool(self.rates) and max(self.rates) > SAME * min(self.rates)
 
     def fps(self, otherwise: float) -> float:
-        """What all clips are at; `otherwise` where that is no single rate."""
+        """The rate of all clips in frames per second; `otherwise` if they have several rates, or none."""
         return otherwise if self.mixed or not self.rates else self.rates[0]
 
     def batch(self, samples: range) -> np.ndarray:
@@ -75,19 +75,19 @@ class Start:
 
     def call(self, samples: range) -> dict[str, Any]:
         """Keyword arguments of `EqMPipeline.__call__` for these samples."""
-        held = {"known": self.known} if self.known else {}
+        known = {"known": self.known} if self.known else {}
         rates = self.rates if self.mixed else []
-        told = {"fps": [rates[sample % len(rates)] for sample in samples]} if rates else {}
-        return {"clips": self.batch(samples), **held, **told}
+        timing = {"fps": [rates[sample % len(rates)] for sample in samples]} if rates else {}
+        return {"clips": self.batch(samples), **known, **timing}
 
     def settings(self) -> dict[str, Any]:
-        """For samples.json."""
-        held = {"known": self.known} if self.known else {}
-        return {"start_from": self.digest, **held, **({"clip_fps": self.rates} if self.mixed else {})}
+        """The entries of samples.json that describe the start."""
+        known = {"known": self.known} if self.known else {}
+        return {"start_from": self.digest, **known, **({"clip_fps": self.rates} if self.mixed else {})}
 
 
 def open_start(pipeline: EqMPipeline, options: argparse.Namespace) -> Start | None:
-    """What the command line says to start from; None for noise. UserError for what does not go together."""
+    """The start that the command line asks for; None for noise. UserError for options that exclude each other."""
     if options.length is not None:
         _check_first_window(options)
     if options.keyframes:
@@ -107,9 +107,9 @@ def open_start(pipeline: EqMPipeline, options: argparse.Namespace) -> Start | No
 
 
 def _from_keyframes(pipeline: EqMPipeline, options: argparse.Namespace) -> Start:
-    """One clip whose keyframes are pictures."""
-    given = ("start_from", "known", "start_gamma", *READING)
-    if clash := [f"--{name.replace('_', '-')}" for name in given if getattr(options, name) is not None]:
+    """A clip whose keyframes are pictures."""
+    others = ("start_from", "known", "start_gamma", *READING)
+    if clash := [f"--{name.replace('_', '-')}" for name in others if getattr(options, name) is not None]:
         raise UserError(
             f"--keyframes names the known frames and their pictures itself: leave {' and '.join(clash)} out"
         )
@@ -120,8 +120,8 @@ def _from_keyframes(pipeline: EqMPipeline, options: argparse.Namespace) -> Start
             raise UserError(f"--keyframes {frame}={path}: there is no such file; give a picture")
     for path in dict.fromkeys(pictures.values()):
         read_image(path)
-    asked = Asked(frames, size, 1.0, list(pictures))
-    clip = PictureClip(tuple(pictures.values()), None, asked)
+    spec = ClipSpec(frames, size, 1.0, list(pictures))
+    clip = PictureClip(tuple(pictures.values()), None, spec)
     named = ", ".join(f"{frame}={path}" for frame, path in pictures.items())
     said = f"known: {_of(list(pictures), frames)} ({named})"
     return Start([clip], frames, size, list(pictures), [None], digest([clip]), said)
@@ -132,7 +132,7 @@ def _from_arrays(pipeline: EqMPipeline, options: argparse.Namespace) -> Start:
     path = options.start_from
     if clash := [f"--{name.replace('_', '-')}" for name in READING if getattr(options, name) is not None]:
         raise UserError(
-            f"{' and '.join(clash)}: {path} holds finished clips, of which all frames are taken; leave it out"
+            f"{' and '.join(clash)}: {path} holds finished clips, whose frames are all used: leave that out"
         )
     pixels, numbers = read_npz(path)
     frames, size = pixels.shape[1], pixels.shape[2:4]
@@ -149,14 +149,14 @@ def _from_arrays(pipeline: EqMPipeline, options: argparse.Namespace) -> Start:
         numbers = [-1] * len(pixels) if numbers is None else numbers[: len(pixels)]
         names = [int(number) if 0 <= number < total else None for number in numbers]
     rates = [None] * len(pixels) if options.fps or frames == 1 else read_rates(path, len(pixels))
-    clips = [ArrayClip(one, None, frames, rate) for one, rate in zip(pixels, rates, strict=True)]
+    clips = [ArrayClip(clip, None, frames, rate) for clip, rate in zip(pixels, rates, strict=True)]
     said = f"starts from {counted(len(clips), 'clip')} of {path}" + (f"; known: {_of(known, frames)}" if known else "")
     whole = hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16).hexdigest()
     return Start(clips, frames, tuple(size), known, names, whole, said)
 
 
 def _from_files(pipeline: EqMPipeline, options: argparse.Namespace) -> Start:
-    """A video, an image, or a folder of either: one clip of every file, spread evenly where fewer are asked for."""
+    """The start from a video, an image, or a folder: a clip of every file, or of files spread evenly over it."""
     frames, size = pipeline.check_frames(options.frames), pipeline.check_size(options.size)
     path, fps = options.start_from, options.fps or pipeline.config.fps
     still = _shows_images(path)
@@ -164,31 +164,31 @@ def _from_files(pipeline: EqMPipeline, options: argparse.Namespace) -> Start:
     if known is None and options.start_gamma is None:
         if not still or frames == 1:
             raise UserError(_neither(path))
-        known = KnownFrames("first", ((0, 0),))  # what else should a picture be
-    held = known.of(frames) if known else []
-    needed = list(range(frames)) if options.start_gamma or not held else held
-    asked = Asked(frames, size, fps, needed, options.at or 0.0, options.frame_interval)
+        known = KnownFrames("first", ((0, 0),))  # a picture can be nothing else
+    kept = known.of(frames) if known else []
+    needed = list(range(frames)) if options.start_gamma or not kept else kept
+    spec = ClipSpec(frames, size, fps, needed, options.at or 0.0, options.frame_interval)
     split = None if options.split == "all" else options.split
     if options.fold and not split:
-        raise UserError("--fold is of a split: add --split train or --split test")
-    found = open_path(path, asked, split=split, fold=options.fold or 1, split_option="--split")
-    if found.kind == "image" and (clash := [name for name in ("at", "frame_interval") if getattr(options, name)]):
+        raise UserError("--fold belongs to a split: add --split train or --split test")
+    source = open_path(path, spec, split=split, fold=options.fold or 1, split_option="--split")
+    if source.kind == "image" and (clash := [name for name in ("at", "frame_interval") if getattr(options, name)]):
         raise UserError(f"--{clash[0].replace('_', '-')} is for videos, but {path} holds images: leave it out")
-    total = len(found.clips)
+    total = len(source.clips)
     count = min(total, options.num_samples or total)
-    clips = [found.clips[k * total // count] for k in range(count)]
+    clips = [source.clips[k * total // count] for k in range(count)]
     _check_interval(options, clips)
     ours = set(pipeline.labels.values())
     labels = [clip.label if clip.label in ours else None for clip in clips]
-    said = _describe(path, found, clips) + (f"; known: {_of(held, frames)}" if held else "")
-    return Start(clips, frames, size, held, labels, digest(clips), said)
+    said = _describe(path, source, clips) + (f"; known: {_of(kept, frames)}" if kept else "")
+    return Start(clips, frames, size, kept, labels, digest(clips), said)
 
 
 # Checks and words ---------------------------------------------------------------------------------------------------
 
 
 def _check_shape(pipeline: EqMPipeline, options: argparse.Namespace, frames: int, size: Sequence[int]) -> None:
-    """UserError where finished clips are not of the shape that is asked for, or, with known frames, the model's own."""
+    """UserError unless finished clips have the shape of the options or, with known frames, the model's own."""
     theirs = f"{frames} frames of {size[0]}x{size[1]} pixels"
     if (options.frames or frames) != frames or tuple(options.size or size) != tuple(size):
         raise UserError(
@@ -198,21 +198,21 @@ def _check_shape(pipeline: EqMPipeline, options: argparse.Namespace, frames: int
         return
     own_frames, own_size = pipeline.config.frames, pipeline.config.size
     own_size = tuple(pipeline.check_size(own_size)) if own_size is not None else tuple(size)
-    told = f"--frames {frames} --size {size[0]}x{size[1]}"
+    typed = f"--frames {frames} --size {size[0]}x{size[1]}"
     if (options.frames or own_frames) != frames or tuple(options.size or own_size) != tuple(size):
         raise UserError(
             f"{options.start_from} holds clips of {theirs}, but this model makes {own_frames} frames of "
             f"{own_size[0]}x{own_size[1]}: known frames must be of the shape that is sampled; give clips of that shape "
-            f"(of a video or an image they are made here), or type {told} to sample at theirs"
+            f"(of a video or an image they are made here), or type {typed} to sample at theirs"
         )
 
 
 def _check_interval(options: argparse.Namespace, clips: Sequence[Opened]) -> None:
-    """UserError where --fps and --frame-interval say two things of a video."""
+    """UserError where --fps and --frame-interval contradict each other for a video."""
     if options.fps is None or options.frame_interval is None:
         return
     for clip in clips:
-        if isinstance(clip, VideoClip) and clip.interval != (best := clip.asked.nearest_interval(clip.info)):
+        if isinstance(clip, VideoClip) and clip.interval != (best := clip.spec.nearest_interval(clip.info)):
             raise UserError(
                 f"--fps {options.fps:g} and --frame-interval {clip.interval} do not agree: {every(clip.interval)} of "
                 f"{clip.path} is {clip.rate:.4g} fps; leave one of the two out, or type --frame-interval {best}"
@@ -220,21 +220,21 @@ def _check_interval(options: argparse.Namespace, clips: Sequence[Opened]) -> Non
 
 
 def _check_first_window(options: argparse.Namespace) -> None:
-    """UserError where frames of a long video are counted from an end that is only its first window's."""
+    """UserError where known frames of a long video are counted from the end, which is only the first window's."""
     known = [number for part in options.known.parts for number in part] if options.known else []
     words = [f"--known {options.known}"] if any(number < 0 for number in known) else []
     words += [f"--keyframes {frame}={path}" for frame, path in options.keyframes or () if frame < 0]
     if words:
         raise UserError(
-            f"{words[0]}: with --length, known frames are of the first window and not of the video's end; count them "
+            f"{words[0]}: with --length, known frames lie in the first window and not at the video's end: count them "
             "from 0 within the first window, such as first:4 or 0-3"
         )
 
 
 def _neither(path: Path) -> str:
     return (
-        f"--start-from {path}: what of it shall stay? Type --known FRAMES (such as first, 0-3 or ends), or "
-        "--start-gamma G, such as 0.5, for how clean the clips start"
+        f"--start-from {path}: choose what to keep: --known FRAMES (such as first, 0-3 or ends), or --start-gamma G, "
+        "such as 0.5, for a start between noise and clip"
     )
 
 
@@ -248,13 +248,13 @@ def _shows_images(path: Path) -> bool:
     return path.name.lower().endswith(tuple(EXTENSIONS["images"]))
 
 
-def _describe(path: Path, found: Found, clips: Sequence[Opened]) -> str:
-    """Which files, which of their frames, when."""
-    if len(found.clips) == 1:
+def _describe(path: Path, source: OpenedPath, clips: Sequence[Opened]) -> str:
+    """The files, their frames and times in a line."""
+    if len(source.clips) == 1:
         words = [f"starts from {path}", clips[0].describe()]
     else:
-        of = f" of {len(found.clips)}" if len(clips) < len(found.clips) else ""
-        words = [f"starts from {counted(len(clips), found.kind)}{of} in {path}"]
+        of = f" of {len(source.clips)}" if len(clips) < len(source.clips) else ""
+        words = [f"starts from {counted(len(clips), source.kind)}{of} in {path}"]
         videos = [clip for clip in clips if isinstance(clip, VideoClip)]
         rates = [clip.rate for clip in videos if clip.rate is not None]
         if len({(clip.interval, clip.seconds, clip.info.fps) for clip in videos}) == 1:
@@ -263,11 +263,11 @@ def _describe(path: Path, found: Found, clips: Sequence[Opened]) -> str:
             intervals = sorted({clip.interval for clip in videos})
             low, high = f"{min(rates):.4g}", f"{max(rates):.4g}"
             words.append(f"{every(intervals[0], intervals[-1])}, {low if low == high else f'{low} to {high}'} fps")
-    return ": ".join(word for word in words if word) + "".join(f" ({note})" for note in found.notes)
+    return ": ".join(word for word in words if word) + "".join(f" ({note})" for note in source.notes)
 
 
 def digest(clips: Sequence[Opened]) -> str:
-    """A hash of all that the clips show: samples of two starts never mix."""
+    """A hash of the clips' contents: samples of two starts never mix."""
     whole = hashlib.blake2b(digest_size=16)
     for clip in clips:
         whole.update(clip.identity())

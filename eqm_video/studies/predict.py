@@ -21,7 +21,7 @@ from eqm_video.output import plots
 from eqm_video.output.tables import aligned
 from eqm_video.randomness import fold
 from eqm_video.sampling.known import KnownFrames, parse_known
-from eqm_video.sampling.option_groups import Batched, Descending, HeldOut, Known, Seeded, Shaped, ToldLabels
+from eqm_video.sampling.option_groups import Batched, ClipLabels, Descending, HeldOut, Known, Seeded, Shaped
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
 from eqm_video.studies.batches import batches, rebuild
@@ -32,7 +32,7 @@ from eqm_video.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(OneModel, HeldOut, Known, ToldLabels, Descending, Seeded, Batched, group="look"):
+class Predict(OneModel, HeldOut, Known, ClipLabels, Descending, Seeded, Batched, group="look"):
     """Hidden frames of real clips: predictions against what they were.
 
     Every choice of --known (image-to-video, continuation, in-betweening) shows the model the known frames of real clips

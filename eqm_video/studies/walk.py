@@ -18,7 +18,7 @@ from eqm_video.analysis.gamma_estimate import frame_rms
 from eqm_video.core.composition import ScheduledField
 from eqm_video.core.field import GradientField
 from eqm_video.samplers import Descent, DivergenceError, Sampler, Schedule, run
-from eqm_video.sampling.arguments import make_generators, told_gammas
+from eqm_video.sampling.arguments import make_generators, step_gammas
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.request import Request
 from eqm_video.system.machine import synchronise
@@ -90,7 +90,7 @@ def begin(
     field = pipeline.field(request.ids[batch], num_frames=request.frames, guidance_scale=request.guidance_scale)
     told = None
     if pipeline.transformer.config.conditioned_on_gamma:
-        told = told_gammas(pipeline.decay, sampler, steps, schedule, 0.0, None)
+        told = step_gammas(pipeline.decay, sampler, steps, schedule, 0.0, None)
     generators = make_generators(len(request.seeds[batch]), request.seeds[batch], None)
     start = pipeline.start_noise(generators, num_frames=request.frames, size=request.size)
     return ScheduledField(field, steps, told), start, generators

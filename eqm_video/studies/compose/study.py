@@ -24,7 +24,7 @@ from eqm_video.data.moving_shapes import DIRECTIONS, SHAPES, score_motion, write
 from eqm_video.errors import UserError
 from eqm_video.options import narrower, option
 from eqm_video.samplers import NAG, DivergenceError, GradientDescent, Sampler, knows_gamma, run
-from eqm_video.sampling.arguments import default_steps, make_generators, told_gammas
+from eqm_video.sampling.arguments import default_steps, make_generators, step_gammas
 from eqm_video.sampling.option_groups import Columns, Ruled, Stepping
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.compose import report
@@ -281,7 +281,7 @@ def network_gammas(models: Sequence[EqMPipeline], variant: Variant, sampler: Sam
         )
     if variant.kind == "plain sum" and isinstance(sampler, (GradientDescent, NAG)):
         sampler = replace(sampler, step_size=len(variant.terms) * sampler.step_size)
-    return told_gammas(pipelines[0].decay, sampler, steps, "constant", 0.0, None)
+    return step_gammas(pipelines[0].decay, sampler, steps, "constant", 0.0, None)
 
 
 def field_decay(models: Sequence[EqMPipeline], variant: Variant, sampler: Sampler) -> Decay | None:

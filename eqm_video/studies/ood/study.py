@@ -16,7 +16,7 @@ from eqm_video.data.source import Clips, Source
 from eqm_video.errors import UserError
 from eqm_video.metrics.ood import SCORES, auroc, auroc_error, frame_scores, largest_jump
 from eqm_video.options import narrower, option
-from eqm_video.sampling.option_groups import SPLIT, Batched, HeldOut, Seeded, ToldLabels
+from eqm_video.sampling.option_groups import SPLIT, Batched, ClipLabels, HeldOut, Seeded
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.batches import batches, encode
 from eqm_video.studies.ood import report
@@ -29,7 +29,7 @@ CUTS = ("spliced", "jump cut")  # sets that break at frame T // 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ood(OneModel, HeldOut, ToldLabels, Batched, Seeded, group="look"):
+class Ood(OneModel, HeldOut, ClipLabels, Batched, Seeded, group="look"):
     """Tell clips that are unlike the training data, frame by frame.
 
     Held-out clips of --data are in distribution. Beside them stand sets that are not: flat colours and noise, the same

@@ -24,8 +24,8 @@ from eqm_video.errors import UserError
 from eqm_video.metrics.psnr import psnr
 from eqm_video.options import narrower, option, same
 from eqm_video.samplers import DivergenceError, Sampler, knows_gamma, run
-from eqm_video.sampling.arguments import default_steps, make_generators, told_gammas
-from eqm_video.sampling.option_groups import SPLIT, Batched, Guided, HeldOut, Seeded, ToldLabels
+from eqm_video.sampling.arguments import default_steps, make_generators, step_gammas
+from eqm_video.sampling.option_groups import SPLIT, Batched, ClipLabels, Guided, HeldOut, Seeded
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
 from eqm_video.studies.batches import batches, encode
@@ -68,7 +68,7 @@ class Pairs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Partial(Opening, HeldOut, ToldLabels, Guided, Seeded, Batched, group="look"):
+class Partial(Opening, HeldOut, ClipLabels, Guided, Seeded, Batched, group="look"):
     """Denoise clips that start between noise and data.
 
     Held-out clips are mixed with noise, x = gamma·clip + (1 - gamma)·noise, and sampled from there. An equilibrium
@@ -206,7 +206,7 @@ def denoise(variant: Variant, pairs: Pairs, labels: Sequence[str | None], gamma:
     steps = options.steps or default_steps(pipeline.config.sampler, sampler)
     told, gammas = 0.0 if variant.told == "0" else gamma, None
     if pipeline.transformer.config.conditioned_on_gamma:
-        gammas = told_gammas(pipeline.decay, sampler, steps, "constant", told, None)
+        gammas = step_gammas(pipeline.decay, sampler, steps, "constant", told, None)
     for rows in batches(len(start), options.batch_size):
         field = pipeline.field(list(labels[rows]), num_frames=start.shape[1], guidance_scale=options.guidance_scale)
         scheduled = ScheduledField(field, steps, gammas)
