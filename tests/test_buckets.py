@@ -209,7 +209,7 @@ def test_the_notes_of_a_run_count_videos_that_its_shapes_leave_out_and_lengthen(
         return open_training_data(load_config(None, words), Accelerator(cpu=True)).notes[1:]
 
     left_out = "clips of 9x4 come from 2 of {} videos: the others are too short"
-    held = "too short for every shape: 1 of these videos; in clips of 6x3 their last frame is held"
+    held = "too short for every shape: 1 of these videos; in clips of 6x3 their last frame is repeated"
     assert notes("data.buckets=9x4,6x3") == [left_out.format(4), held]
     assert notes("data.buckets=9x4,6x3", "data.short=skip") == [left_out.format(3)]
     assert notes("data.buckets=4x3,2x1") == notes("frames=9", "data.frame_interval=4") == []

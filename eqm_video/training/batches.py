@@ -1,11 +1,11 @@
-"""Which clips an optimizer step trains on: computed from (seed, step) alone, so resuming has no position to restore.
+"""Batches of an optimizer step, computed from (seed, step) alone: resuming has no position in the data to restore.
 
-The data are walked in epochs, each a fresh permutation. Of `batch_size` samples in a step the first are clips and the
-others images, each kind on its own walk: position p of step s is clip number s x clips + p of an endless walk. A
-process takes a contiguous part of every micro-batch, so any number of processes and any accumulation train on the same
-samples with the same randomness. All clips of a step have one shape, drawn for the step: nothing is ever padded.
+The data are walked in epochs, each a fresh permutation. The `batch_size` samples of a step are first clips, then
+images, each kind on its own walk: position p of step s is clip number s x clips + p of an endless walk. A process takes
+a contiguous part of every micro-batch, so any number of processes and any accumulation train on the same samples with
+the same randomness. All clips of a step have the same shape, drawn for the step: nothing is ever padded.
 
-A step is made of forward passes. Those of images come first: they leave the temporal layers out, and gradients are
+A step is made of forward passes. Passes of images come first, because they skip the temporal layers: gradients are
 averaged over processes during the last pass, in which every weight must take part.
 """
 
@@ -29,21 +29,21 @@ from eqm_video.training.signals import NAMES
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The samples of one process; `batch_size` is the global number of samples in one optimizer step.
+    """The samples of a process; `batch_size` is the number of samples in an optimizer step over all processes.
 
-    A request is (view, index, seed): which shape of clips, or after these the images; which file; and the seed of its
-    random window.
+    A request is (view, index, seed). view: the number of a shape of clips, or, after the last shape, the images. index:
+    the file. seed: the seed of its random window.
     """
 
-    size: int  # videos in the set (or images, where all samples are)
+    size: int  # videos in the set (or images, if all samples are images)
     batch_size: int
     seed: int
     accumulation: int = 1
     rank: int = 0
     world: int = 1
-    weights: tuple[float, ...] = (1.0,)  # how often each shape of clips comes
-    images: int = 0  # of the samples of a step, beside its clips
-    image_size: int = 0  # images in their set
+    weights: tuple[float, ...] = (1.0,)  # relative frequency of each shape of clips
+    images: int = 0  # images among the samples of a step
+    image_size: int = 0  # images in the set of images
 
     def __post_init__(self) -> None:
         if self.size < 1 or (self.images and self.image_size < 1):
@@ -53,7 +53,7 @@ class BatchPlan:
         if self.batch_size % shares:
             raise UserError(f"train.batch_size={self.batch_size} is the global batch: it {divided}")
         if self.images % shares:
-            near = min(range(shares, self.batch_size, shares), key=lambda one: abs(one - self.images), default=None)
+            near = min(range(shares, self.batch_size, shares), key=lambda count: abs(count - self.images), default=None)
             advice = f"data.image_fraction={near / self.batch_size:g}" if near else "a larger train.batch_size"
             raise UserError(
                 f"data.image_fraction makes {self.images} of train.batch_size={self.batch_size} samples images: their "
@@ -62,28 +62,30 @@ class BatchPlan:
 
     @property
     def clips(self) -> int:
-        """Clips of one optimizer step, over all processes."""
+        """Clips of an optimizer step, over all processes."""
         return self.batch_size - self.images
 
     @property
     def micro_batch(self) -> int:
-        """Clips in one forward pass of one process."""
+        """Clips in a forward pass of a process."""
         return self.clips // (self.world * self.accumulation)
 
     @property
     def passes(self) -> int:
-        """Forward passes of one process in one optimizer step: those of images, then those of clips."""
+        """Forward passes of a process in an optimizer step: first of images, then of clips."""
         return self.accumulation * (2 if self.images else 1)
 
     def pieces(self, number: int) -> float:
-        """How many passes like pass `number` would make up this process's part of a step.
+        """This process's part of a step in units of pass `number`.
 
-        The mean loss of a pass counts one over this in the step's, which is the mean over its samples.
+        The loss of a step is the mean over its samples: the mean loss of a pass enters it divided by this number.
         """
         return self.batch_size / (self.world * len(self.positions(number)))
 
     def view(self, step: int, number: int) -> int:
-        """Which set pass `number` of a step takes its samples from: the shape drawn for the step, or images."""
+        """The number of the set for pass `number` of a step: the shape drawn for the step, or the images after all
+        shapes.
+        """
         if self._of_images(number):
             return len(self.weights)
         drawn = float(torch.rand((), generator=generator(self.seed, "shape", step))) * sum(self.weights)
@@ -97,7 +99,7 @@ class BatchPlan:
         return range(start, start + count)
 
     def requests(self, step: int, number: int) -> list[tuple[int, int, int]]:
-        """(view, index, seed) of every sample of one forward pass; `step` counts from 0."""
+        """The requests (view, index, seed) of a forward pass; `step` counts from 0."""
         view, requests = self.view(step, number), []
         for position in self.positions(number):
             if self._of_images(number):
@@ -134,10 +136,10 @@ class Requests:
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of one process, decoded ahead of time in `workers` processes.
+    """The batches of a training process, decoded ahead of time in `workers` processes.
 
-    `sets` are one for each shape of clips, and the images after them: `set[(index, seed)]` is a clip. `collate(clips)`
-    is a mapping with `labels` (B,), -1 for none, `times` (B, T) in seconds, `names`, and either `pixels`
+    `sets`: a set for each shape of clips, then the set of images; `set[(index, seed)]` is a clip. `collate(clips)` is a
+    mapping with `labels` (B,), -1 for none, `times` (B, T) in seconds, `names`, and either `pixels`
     (B, T, 3, H, W) uint8 or `moments` (B, T, 2C, h, w).
     """
 
@@ -150,12 +152,12 @@ class Batches:
     def between(self, start: int, stop: int, stopping: Callable[[], bool] = lambda: False) -> Iterator[dict[str, Any]]:
         """The batches of steps [start, stop) in order, `plan.passes` of them for every step.
 
-        `stopping` ends a wait for data with Stopped. See `Reader` for what else can end it.
+        A wait for data ends with Stopped once `stopping()` is true. `Reader` lists its other ends.
         """
         return Reader(self.loader, self.requested, start * self.plan.passes, stop * self.plan.passes, stopping)
 
     def loader(self, first: int, stop: int) -> Iterator[dict[str, Any]]:
-        """The batches [first, stop), counted in forward passes from the start of the run, made ahead by the workers."""
+        """The batches [first, stop), counted in forward passes from the start of the run, made ahead by workers."""
         loader = DataLoader(
             Views(self.sets),
             batch_sampler=Requests(self.plan, first, stop),
@@ -170,18 +172,18 @@ class Batches:
         return iter(loader)
 
     def requested(self, number: int) -> list[str]:
-        """Names of the files that batch `number` asks for; none where the sets have no names."""
+        """Names of the files of batch `number`; empty if the sets have no names."""
         step, part = divmod(number, self.plan.passes)
-        found = []
+        names = []
         for view, index, _ in self.plan.requests(step, part):
             data = self.sets[view]
             files = getattr(data, "files", None) or getattr(getattr(data, "data", None), "files", None)
-            found += [str(files[index][0])] if isinstance(files, list) else []
-        return found
+            names += [str(files[index][0])] if isinstance(files, list) else []
+        return names
 
 
 def _ignore_signals(worker: int) -> None:
-    """Ctrl-C, a scheduler's SIGTERM and a closed terminal reach all processes; only the trainer may answer them."""
+    """Ignore Ctrl-C, SIGTERM and SIGHUP in a worker: they reach all processes, and only the trainer may answer them."""
     import signal
 
     for name in NAMES:

@@ -1,4 +1,4 @@
-"""From a configuration to its parts: accelerator, codec, network; `run.py` composes them."""
+"""The parts of a run, made from its configuration: accelerator, codec shape, network. `run.py` composes them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from eqm_video.system.reading import read_json
 from eqm_video.training import launcher as launch
 from eqm_video.training.config import Config
 
-# Shapes of codecs without a folder, so that a dry run needs no download: (downsampling, latent channels).
+# (downsampling, latent channels) of codecs on the hub, so that a dry run needs no download.
 KNOWN_CODECS = {
     PIXELS: (1, 3),
     "stabilityai/sd-vae-ft-ema": (8, 4),
@@ -44,17 +44,19 @@ KNOWN_CODECS = {
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """Accelerate's view of the machine, with the precision and the trackers of the recipe."""
-    # With one frame the temporal weights of a video network take no part in the loss.
+    """The Accelerator of a run, with the precision and the trackers of the recipe. UserError for a precision that the
+    device does not have.
+    """
+    # With a single frame the temporal weights of a video network take no part in the loss.
     idle = config.model.temporal and config.data.frames == 1
     wrapper = DistributedDataParallelKwargs(find_unused_parameters=idle)
-    # One process looks at all files of the data before the others go on: a large set on a slow disk takes hours. One
-    # that hangs is noticed much earlier, by the heartbeat.
+    # The others wait while one process scans all files, for hours if a large set lies on a slow disk. The heartbeat
+    # notices a process that hangs much earlier.
     patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
     launch.check_environment()
     try:
         accelerator = Accelerator(
-            # A plugin, since Accelerate lets ACCELERATE_GRADIENT_ACCUMULATION_STEPS overrule the argument.
+            # A plugin: ACCELERATE_GRADIENT_ACCUMULATION_STEPS would overrule the plain argument.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             mixed_precision=config.train.mixed_precision,
             log_with=list(config.track.to) or None,
@@ -69,13 +71,13 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def note_precision(config: Config, device: torch.device) -> list[str]:
-    """A note where the recipe's precision is one that the device emulates."""
+    """A note if the device only emulates the recipe's precision; else an empty list."""
     precision = config.train.mixed_precision
     return machine.note_bf16(device, "train.mixed_precision=bf16", "train.mixed_precision=no") * (precision == "bf16")
 
 
 def codec_shape(name: str) -> tuple[int, int]:
-    """(downsampling, latent channels) of a codec, from its configuration file alone."""
+    """(downsampling, latent channels) of a codec, from its configuration file alone; UserError if there is none."""
     if name in KNOWN_CODECS:
         return KNOWN_CODECS[name]
     folder = BUNDLED_FOLDER if name == BUNDLED else Path(name).expanduser()
@@ -94,18 +96,18 @@ def codec_shape(name: str) -> tuple[int, int]:
 
 
 def _hub_configs(name: str) -> list[Path]:
-    """The configuration files that the hub, or its cache on this machine, has of an autoencoder (small files)."""
-    found = []
+    """The configuration files (small) of an autoencoder on the hub, or in its cache on this machine."""
+    paths = []
     for file in ("config.json", "vae/config.json") if name.count("/") == 1 else ():
         try:
-            found.append(Path(hf_hub_download(name, file)))
-        except (OSError, EntryNotFoundError, HFValidationError):  # no network, repository or file: the caller says so
+            paths.append(Path(hf_hub_download(name, file)))
+        except (OSError, EntryNotFoundError, HFValidationError):  # no network, repository or file: the caller raises
             continue
-    return found
+    return paths
 
 
 def check_size(config: Config, downsampling: int, patch_size: int) -> int:
-    """The latents' height and width; UserError unless the image size fits codec and patches."""
+    """The height and width of the latents; UserError unless codec and patches divide the image size."""
     size, unit = config.data.size, downsampling * patch_size
     if size % unit:
         near = max(unit, round(size / unit) * unit)
@@ -117,7 +119,7 @@ def check_size(config: Config, downsampling: int, patch_size: int) -> int:
 
 
 def make_network(config: Config, num_labels: int, channels: int) -> nn.Module:
-    """The network at its initialization, which depends on `train.seed` alone."""
+    """The network with its initial weights, which depend on `train.seed` alone. UserError for an impossible preset."""
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold(config.train.seed, "weights"))
@@ -129,7 +131,7 @@ def make_network(config: Config, num_labels: int, channels: int) -> nn.Module:
                 energy=config.model.energy,
                 in_channels=channels,
             )
-            # Drawn again: their scale is a choice of the training, not a part of the architecture.
+            # Drawn again: their scale is a setting of the training, not a part of the architecture.
             nn.init.normal_(network.label_embed.weight, std=config.model.label_std)
             return network
     except ValueError as error:
@@ -137,12 +139,14 @@ def make_network(config: Config, num_labels: int, channels: int) -> nn.Module:
 
 
 def start_from(network: EqMTransformer | EqMUNet, source: str, labels: Sequence[str] = ()) -> list[str]:
-    """Load weights of a run, an export, a checkpoint's `ema` or a converted network; returns notes on what starts anew.
+    """Load weights of a run, an export, a checkpoint's `ema` or a converted network; returns notes on parts that are
+    new.
 
-    Three things may differ: the source may be without temporal layers (an image network), may know other labels, and
-    its output may mean another energy. `labels` are the names of this run's; where the source has names too, a label
-    keeps what it learned wherever it stands now, and one that the source does not know starts anew. Without names the
-    labels are taken over by number, with a note, and start anew where their numbers differ.
+    Three things may differ: the source may lack temporal layers (an image network), may have other labels, and its
+    output may mean another energy. `labels` are the names of this run's labels. If the source has names too, a label
+    keeps its embedding under its new number, and a label that is unknown to the source gets a new one. Without names,
+    embeddings are taken over by number, with a note, if both have the same number of labels; else all are new.
+    Raises UserError for another architecture.
     """
     folder, settings = find_start(source)
     other = load_transformer(folder, torch.float32)
@@ -156,7 +160,7 @@ def start_from(network: EqMTransformer | EqMUNet, source: str, labels: Sequence[
         raise UserError(f"train.init_from={source} is another architecture: {'; '.join(wrong)}")
     weights, notes = other.state_dict(), []
     known, count = label_names(settings), network.config.num_labels
-    nameless = source if not known else "this run" if not labels else None  # then by number
+    nameless = source if not known else "this run" if not labels else None  # embeddings then go by number
     if other.config.num_labels == count and nameless and count:
         notes.append(f"{nameless} names no labels: the {count} label embeddings are taken over by number")
     elif other.config.num_labels != count or (not nameless and known != list(labels)):
@@ -181,10 +185,10 @@ def start_from(network: EqMTransformer | EqMUNet, source: str, labels: Sequence[
 
 
 def find_start(source: str) -> tuple[Path, dict[str, Any]]:
-    """The folder of the network that `train.init_from` names, and how it was trained: {} where nothing says so.
+    """(folder of the network that `train.init_from` names, settings of its pipeline, {} if there are none).
 
-    The network is the source itself, or that of the export or of the newest checkpoint that it is or holds. The
-    settings are the pipeline's, with `codec`: its name, or the folder of an export's own.
+    source: a network, an export, a checkpoint, or a run, which stands for its export or newest checkpoint. `codec` in
+    the settings is a codec's name, or the folder of the export's own codec. UserError if there is no network.
     """
     top = Path(source).expanduser()
     top = newest_of_run(top) if (top / "checkpoints").is_dir() or (top / "export").is_dir() else top
@@ -203,15 +207,15 @@ def find_start(source: str) -> tuple[Path, dict[str, Any]]:
 
 
 def label_names(settings: Mapping[str, Any]) -> list[str]:
-    """The labels that the settings of an export or a checkpoint name, by number; none where they do not."""
+    """The label names in the settings of an export or a checkpoint, by number; empty if there are none."""
     names = settings.get("id2label") or {}
     return [as_label(names[key]) for key in sorted(names, key=int)]
 
 
 def check_start(network: EqMTransformer | EqMUNet) -> None:
-    """UserError where training could never leave its start: `l2` with a head that is zero, as at initialization.
+    """UserError where training cannot begin: energy `l2` with a head of zeros, as at initialization.
 
-    There f = 0, so that |f|^2 / 2 has no slope, and with f entering twice no weight moves it. (`dot` does move.)
+    There f = 0, so that |f|^2 / 2 and its derivatives by every weight vanish. (Energy `dot` does begin.)
     """
     last = network.conv_out if isinstance(network, EqMUNet) else network.head.linear
     zero = not any(bool(parameter.any()) for parameter in last.parameters())
@@ -224,12 +228,12 @@ def check_start(network: EqMTransformer | EqMUNet) -> None:
 
 
 def note_sampler(config: Config) -> list[str]:
-    """A note where a velocity is to be sampled by a rule of descent, which does not stop at the data."""
+    """A note if a velocity field is to be sampled by gradient descent, which does not stop at the data."""
     if not isinstance(config.objective.decay, ConstantDecay) or knows_gamma(config.sampler.rule):
         return []
     return [
-        "note: under a constant decay the field carries noise to data in a total step of 1, and on beyond: "
-        "sampler.kind=multistep, euler, heun or dopri5 stop there"
+        "note: with a constant decay (flow matching) gradient descent does not stop at the data: use "
+        "sampler.kind=multistep, euler, heun or dopri5"
     ]
 
 
@@ -245,7 +249,7 @@ def count_labels(config: Config, labels: list[str]) -> int:
 
 
 def make_encode(codec: Codec, device: torch.device) -> Callable[[dict[str, Any], Any], Tensor]:
-    """Clean latents of a batch: of its pixels now, or of the moments that were computed before."""
+    """The function encode(batch, generators) -> clean latents (B, T, C, h, w), from pixels or from cached moments."""
 
     def encode(batch: dict[str, Any], generators: list[torch.Generator] | None) -> Tensor:
         if "moments" in batch:
@@ -259,9 +263,9 @@ def make_encode(codec: Codec, device: torch.device) -> Callable[[dict[str, Any],
 
 
 def measure(network: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """Parameters, and the operations of one evaluation of the field on latents of this shape (multiply-add: 2).
+    """Parameters, and floating-point operations of an evaluation of the field on latents of `shape` (multiply-add: 2).
 
-    That is one forward, and with an explicit energy its derivative by the latents too.
+    An evaluation is a forward pass; with an explicit energy also its derivative by the latents.
     """
     latents = torch.zeros(shape, device="meta")
     gamma = torch.zeros(shape[:2], device="meta")

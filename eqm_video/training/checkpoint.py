@@ -1,13 +1,14 @@
-"""Checkpoints to resume from: whole or absent, whatever happens while one is written.
+"""Checkpoints to resume from. A checkpoint is whole or absent, whatever happens while it is written.
 
-A checkpoint is a folder `step_00005000`. It is filled under another name, flushed to disk, and renamed; the name is
-what makes it count, so a crash leaves the older ones untouched and at worst a leftover that the next start removes.
+A checkpoint is a folder such as `step_00005000`. It is filled under another name, flushed to disk, and renamed. Only
+the final name makes it a checkpoint: a crash leaves older ones untouched, and at worst a leftover that the next start
+removes.
 
     checkpoint.json      step, configuration, data, versions, number of processes, hashes of the files; written last
     model.safetensors    the trained weights
     ema/                 the averaged network, as `save_pretrained` writes it
     optimizer.pt         optimizer, gradient scaler and running means (tensors and numbers only: read with weights_only)
-    pipeline.json        how to sample from the averaged network
+    pipeline.json        settings of the pipeline that samples from the averaged network
 """
 
 from __future__ import annotations
@@ -40,21 +41,21 @@ from eqm_video.training.ema import Ema
 if os.name == "posix":
     import fcntl
 else:
-    fcntl = None  # no locks there: two runs in one folder are not noticed
+    fcntl = None  # no locks: two runs in the same folder go unnoticed
 
 __all__ = ["Checkpoints", "is_checkpoint", "load_state", "lock_run", "read_record", "replace_folder", "save_state"]
 
 LOCK = ".lock"
-_LEFTOVER = ".incomplete-"  # being written, or being deleted
+_LEFTOVER = ".incomplete-"  # prefix of folders that are being written or deleted
 _OURS = re.compile(rf"{re.escape(_LEFTOVER)}(deleting-)?(step_\d{{8,}}|export)")
-_WRITTEN = re.compile(  # in checkpoints of earlier versions, whose records name no files
+_WRITTEN = re.compile(  # the files of earlier versions' checkpoints, whose records do not list them
     r"(model\.safetensors|optimizer\.pt|pipeline\.json|ema/(config\.json|.*\.safetensors(\.index\.json)?))"
 )
-_ASIDE = "damaged-"  # a checkpoint that was set aside, so that the run goes on from an older one
+_ASIDE = "damaged-"  # prefix of checkpoints that were set aside to resume from an older one
 
 
 class Checkpoints:
-    """The checkpoints of one run; only the main process writes."""
+    """The checkpoints of a run, in `folder`. Only the main process writes; the newest `keep` are kept, None: all."""
 
     def __init__(self, folder: str | Path, keep: int | None = 3) -> None:
         self.folder = Path(folder)
@@ -62,19 +63,19 @@ class Checkpoints:
 
     def named(self) -> list[Path]:
         """Every folder with a checkpoint's name, oldest first, whole or not."""
-        found = self.folder.glob("step_*") if self.folder.is_dir() else ()
-        return sorted((path for path in found if NAME.fullmatch(path.name) and path.is_dir()), key=step_of)
+        paths = self.folder.glob("step_*") if self.folder.is_dir() else ()
+        return sorted((path for path in paths if NAME.fullmatch(path.name) and path.is_dir()), key=step_of)
 
     def all(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
         return [path for path in self.named() if is_checkpoint(path)]
 
     def newest(self) -> Path | None:
-        """The whole checkpoint of the highest step, or None. Whether its files were damaged later: see `damage`."""
+        """The whole checkpoint of the highest step, or None. `damage` tells whether its files were damaged later."""
         return next((path for path in reversed(self.named()) if is_checkpoint(path)), None)
 
     def newest_intact(self) -> tuple[Path | None, dict[Path, str]]:
-        """The newest checkpoint whose files are as they were written, and what is wrong with newer ones."""
+        """The newest checkpoint with intact files (or None), and the faults of newer ones, by path."""
         wrong: dict[Path, str] = {}
         for path in reversed(self.named()):
             fault = damage(path)
@@ -88,13 +89,16 @@ class Checkpoints:
         return [_rename_aside(path) for path in self.named() if step_of(path) > step]
 
     def remove_leftovers(self) -> None:
-        """Delete what a crash left half-written or half-deleted; what we did not write stays."""
+        """Delete folders that a crash left half-written or half-deleted. Files of others stay."""
         for path in self.folder.glob(f"{_LEFTOVER}*"):
             if _OURS.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
 
     def write(self, step: int, fill: Callable[[Path], None], record: dict[str, Any], *, prune: bool = True) -> Path:
-        """Write checkpoint `step`: `fill` puts the files into the folder that it is given. Then prune the oldest."""
+        """Write checkpoint `step` and delete the oldest; returns its folder. UserError where it cannot be written.
+
+        fill: puts the files into the folder that it gets. record: the entries of checkpoint.json.
+        """
         final = self.folder / f"step_{step:08d}"
 
         def seal(folder: Path) -> None:
@@ -116,17 +120,17 @@ class Checkpoints:
         for path in self.all()[: -self.keep] if self.keep else ():
             try:
                 remove_folder(path)
-            except OSError as error:  # the new one is there: an old one that stays costs room, no more
+            except OSError as error:  # the new one is written: an old one only costs room
                 warnings.warn(f"cannot delete the old checkpoint {path} ({error.strerror})", stacklevel=2)
 
 
 @contextmanager
 def lock_run(folder: Path, named: str = "", doing: str = "training in") -> Iterator[None]:
-    """Make a run's folder and keep it for this process; UserError where it cannot, or another trains there.
+    """Make a run's folder and lock it for this process; UserError if that fails, or another process trains there.
 
-    The system ends the lock with the process, however that ends. It is the process's own (lockf; flock's would live on
-    in the workers that decode the data, for a while after their process was killed). `named` and `doing` are for
-    messages: the option that names the folder, and what is done there.
+    The system ends the lock with the process, however the process ends. lockf locks belong to a single process; flock
+    locks would live on in the workers that decode data, for a while after their process was killed. `named` (the option
+    of the folder) and `doing` (the work there) are for messages.
     """
     named = named or f"run.dir={folder}"
     option = named.partition("=")[0].partition(" ")[0]
@@ -153,9 +157,9 @@ def lock_run(folder: Path, named: str = "", doing: str = "training in") -> Itera
 
 
 def replace_folder(final: Path, fill: Callable[[Path], None], seal: Callable[[Path], None] | None = None) -> None:
-    """Fill a folder so that it appears under its name whole or not at all; one that is there is replaced.
+    """Make the folder `final`, whole or not at all; a folder of that name is replaced. `seal` runs after `fill`.
 
-    `files.writing_folder` is for folders in which others may have files: it replaces files of the same names alone.
+    `files.writing_folder` is for folders with files of others: it replaces only files of the same names.
     """
     partial = _free(final.parent / f"{_LEFTOVER}{final.name}")
     partial.mkdir(parents=True)
@@ -172,9 +176,9 @@ def replace_folder(final: Path, fill: Callable[[Path], None], seal: Callable[[Pa
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder; it loses its name first, so that a crash never leaves half of it looking whole.
+    """Delete a folder. It is renamed first, so that a crash never leaves half of it looking whole.
 
-    Where somebody put files of their own beside ours, only ours go, the record first: the rest is no checkpoint.
+    If somebody put their own files into it, only ours are deleted, the record first: the rest is no checkpoint.
     """
     if not path.is_symlink() and (ours := _own_files(path)) is not None:
         for file in ours:
@@ -182,14 +186,14 @@ def remove_folder(path: Path) -> None:
         return
     doomed = _free(path.parent / f"{_LEFTOVER}deleting-{path.name}")
     os.rename(path, doomed)
-    if doomed.is_symlink():  # to a checkpoint that was moved elsewhere: that one is not ours any more
+    if doomed.is_symlink():  # a link to a checkpoint that was moved elsewhere: leave its target alone
         doomed.unlink()
     else:
         shutil.rmtree(doomed)
 
 
 def _own_files(path: Path) -> list[Path] | None:
-    """Our files in a checkpoint that holds others too, the record first; None where all of them are ours."""
+    """Our files in a checkpoint that also holds files of others, the record first; None if all files are ours."""
     if NAME.fullmatch(path.name) is None or not is_checkpoint(path):
         return None
     inside = {str(file.relative_to(path).as_posix()) for file in path.rglob("*") if not file.is_dir()}
@@ -199,7 +203,7 @@ def _own_files(path: Path) -> list[Path] | None:
 
 
 def _rename_aside(path: Path) -> Path:
-    """Give a folder that is no checkpoint to go on from a name that says so; returns it."""
+    """Rename a folder that is no checkpoint to resume from to a free name `damaged-...`; returns the new path."""
     names = (f"{_ASIDE}{path.name}{end}" for end in ("", *(f"-{k}" for k in range(2, 10_000))))
     target = next(path.parent / name for name in names if not os.path.lexists(path.parent / name))
     os.rename(path, target)
@@ -207,14 +211,14 @@ def _rename_aside(path: Path) -> Path:
 
 
 def _free(path: Path) -> Path:
-    """The path, once a leftover folder of ours is gone; another name where something else lies there."""
+    """A free path: `path` after deleting a leftover folder there, or another name if it cannot be deleted."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     return path if not os.path.lexists(path) else path.with_name(f"{path.name}.{os.getpid()}")
 
 
 def step_of(path: Path) -> int:
-    """The optimizer steps that a checkpoint folder's name states."""
+    """The step in the name of a checkpoint's folder."""
     return int(NAME.fullmatch(path.name).group(1))
 
 
@@ -235,9 +239,9 @@ def save_state(
 
 
 def load_state(folder: Path, *, network: nn.Module, ema: Ema, optimizer: Any, scaler: Any) -> dict[str, Any]:
-    """Put back what `save_state` wrote, bit for bit, and return its `extra`.
+    """Restore the state that `save_state` wrote, bit for bit, and return its `extra`.
 
-    UserError for another architecture, and for a file that differs from what was written.
+    UserError for another architecture, and for files that changed since they were written.
     """
     fault = damage(folder)
     if fault is not None:
@@ -271,7 +275,7 @@ def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str,
         state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
     except OSError as error:
         raise _damaged(folder, f"optimizer.pt cannot be read ({error.strerror or _first_line(error)})") from error
-    # Torch's own words are kept out: they advise to load the file in a way that runs what is in it.
+    # Torch's own message is left out: it advises a way of loading that runs code from the file.
     except (EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         raise _damaged(folder, "optimizer.pt is cut short or damaged, and nothing of it was used") from error
     fault = _fault_of(state)
@@ -281,7 +285,7 @@ def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str,
 
 
 def _fault_of(state: Any) -> str | None:
-    """What `save_state` cannot have written; None where there is nothing such."""
+    """The fault of a state that `save_state` cannot have written, in words; None for a good state."""
     if not isinstance(state, dict) or not {"optimizer", "scaler", "ema_updates", "extra"} <= state.keys():
         return "it lacks parts"
     updates, extra = state["ema_updates"], state["extra"]

@@ -1,10 +1,11 @@
 """Training of the small autoencoder that ships with the package.
 
 A KL autoencoder (diffusers' `AutoencoderKL`, downsampling 4, four channels, 1.6 M parameters) learns to reconstruct
-procedural still images (`data/dead_leaves.py`). No photograph is involved, so the only licence of the weights is ours.
+procedural still images (`data/dead_leaves.py`). No photograph is involved, so the weights carry this project's licence
+alone.
 
-loss = mean |x - y| + mean (x - y)^2 + kl_weight · KL / (values per image); an L1 on horizontal and vertical
-differences, which keeps edges crisp without a perceptual network; and an L1 on 4×4 averages, without which colour is
+loss = mean |x - y| + mean (x - y)^2 + kl_weight · KL / (values per image), plus an L1 on horizontal and vertical
+differences, which keeps edges crisp without a perceptual network, plus an L1 on 4×4 averages, without which colour is
 learned last.
 """
 
@@ -59,7 +60,7 @@ def difference_loss(a: Tensor, b: Tensor) -> Tensor:
 
 
 def reconstruction_loss(a: Tensor, b: Tensor) -> Tensor:
-    """The distance between two batches (B, C, H, W): of values, of edges, and of means over 4×4 pixels."""
+    """The distance between two batches (B, C, H, W): in values, in edges, and in means over 4×4 pixels."""
     means = l1_loss(avg_pool2d(a, 4), avg_pool2d(b, 4))
     return l1_loss(a, b) + mse_loss(a, b) + difference_loss(a, b) + 4 * means
 
@@ -70,7 +71,7 @@ def to_pixels(pictures: np.ndarray) -> Tensor:
 
 
 class CanvasPool:
-    """A pool of procedural canvases, the oldest replaced every few steps, from which random crops are cut."""
+    """A pool of procedural canvases for random crops. Every few batches the oldest canvas is replaced."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -80,7 +81,7 @@ class CanvasPool:
     def batch(self) -> Tensor:
         """Random crops of one random size, randomly mirrored and transposed: float (B, 3, H, W) in [-1, 1]."""
         self.drawn += 1
-        if self.drawn % REPLACE_EVERY == 0:  # drawing one costs about as much as half a training step
+        if self.drawn % REPLACE_EVERY == 0:  # drawing a canvas costs about half a training step
             oldest = self.drawn // REPLACE_EVERY % len(self.canvases)
             self.canvases[oldest] = dead_leaves(self.rng, CANVAS, CANVAS)
         size = int(self.rng.choice(CROP_SIZES))
@@ -111,7 +112,7 @@ class CodecTraining:
     def run(self, out: Path) -> dict[str, float]:
         """Train and write the averaged weights to `out` in float16; returns the numbers of `evaluate`."""
         torch.manual_seed(self.seed)
-        model = new_autoencoder()  # always: its draws come before those of the latents
+        model = new_autoencoder()  # also with init: its draws come before those of the latents
         if self.init is not None:
             model = Codec.load(str(self.init)).vae
         model.train().requires_grad_(True).to(memory_format=torch.channels_last)
@@ -146,7 +147,7 @@ class CodecTraining:
         return numbers
 
     def rate(self, step: int, progress: float) -> float:
-        """The learning rate after `step` updates: 200 of warm-up, then a cosine over `progress`, from 0 to 1."""
+        """The learning rate after `step` updates: 200 updates of warm-up, and a cosine over `progress` from 0 to 1."""
         return self.lr * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def loss(self, model: AutoencoderKL, pixels: Tensor) -> Tensor:

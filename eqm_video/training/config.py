@@ -1,6 +1,6 @@
-"""The configuration of a training run: a tree of frozen dataclasses, and the ranges of its values, each on its field.
+"""The configuration of a training run: a tree of frozen dataclasses. Each field states the range of its values.
 
-`recipe.py` reads YAML recipes and overrides into it, strictly.
+`strict_yaml.py` reads YAML recipes and overrides into it, strictly.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from eqm_video.training import strict_yaml as recipe
 from eqm_video.training.strict_yaml import choice, to_tree
 
 LATENTS = ("online", "memory")
-ALIASES = {"frames": "data.frames"}  # names that may be given as an override without their section
+ALIASES = {"frames": "data.frames"}  # overrides that need no section
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class ModelConfig:
     preset: str = "EqM-B/2"
     temporal: bool = True  # false: no temporal weights, exactly the image model
     conditioned_on_gamma: bool = False
-    # What the output f means: the gradient itself, or the energy x.f(x) (dot) or |f(x)|^2 / 2 (l2), whose true gradient
-    # is then trained and descended; l2 starts from a trained network (train.init_from).
+    # Meaning of the output f: the gradient itself (implicit), or an energy, x.f(x) (dot) or |f(x)|^2 / 2 (l2), whose
+    # true gradient is then trained and descended. l2 starts from a trained network (train.init_from).
     energy: Literal["implicit", "dot", "l2"] = "implicit"
     num_labels: int | None = option(None, least=1, most=MOST_LABELS)
-    # Of the label embeddings at the start; 1 makes short runs listen to labels much sooner.
+    # Standard deviation of the initial label embeddings; with 1, short runs learn to use labels much sooner.
     label_std: float = option(0.02, least=0)
 
 
@@ -54,7 +54,7 @@ class CodecConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is read, and how a clip is cut out of a video."""
+    """The data, and how clips are cut out of videos."""
 
     kind: Literal["videos", "images"] = "videos"
     root: str | None = None
@@ -62,19 +62,19 @@ class DataConfig:
     fold: int = option(1, least=1, most=1000)
     frames: int = option(16, least=1, most=MOST_FRAMES)  # 1: image mode
     frame_interval: int = option(3, least=1, most=MOST_FRAMES)  # source frames between two frames of a clip
-    # Shapes of training clips, one of which is drawn for each step: FRAMESxINTERVAL, and :WEIGHT for how often, such as
-    # [16x3, 16x1, 32x3:0.5]. None: frames x frame_interval, which previews, held-out loss and the export have anyway.
+    # Shapes of training clips, FRAMESxINTERVAL or FRAMESxINTERVAL:WEIGHT, such as [16x3, 16x1, 32x3:0.5]. Every step
+    # draws one, by weight. Empty: frames x frame_interval, which previews, held-out loss and the export always use.
     buckets: tuple[str, ...] = ()
     images: str | None = None  # a folder of images to train on beside the videos
-    # Of the samples of a step that are images; without a folder, frames of the videos.
+    # Share of images among the samples of a step; without a folder `images` they are frames of the videos.
     image_fraction: float = option(0.0, least=0, below=1)
     size: int = option(256, least=1, most=LARGEST_SIDE)  # pixels
     flip: bool = False
-    upright: bool = False  # images are turned as their EXIF data ask for; of videos the rotation is always applied
-    labelled: bool = True  # false: labels that the data have are forgotten
-    # Videos shorter than a clip (with buckets: than every one): hold the last frame, leave them out, or stop.
+    upright: bool = False  # turn images as their EXIF mark says; the rotation of videos is always applied
+    labelled: bool = True  # false: ignore the labels of the data
+    # Videos shorter than a clip (with buckets: than every bucket): repeat the last frame, skip them, or stop.
     short: Literal["repeat", "skip", "error"] = "repeat"
-    verify: Literal["header", "size"] = "header"  # size: images are not opened at the start, for sets of a million
+    verify: Literal["header", "size"] = "header"  # size: do not open images at the start, for sets of a million
     # The network's unit of time is 1 / reference_fps seconds.
     reference_fps: float = option(8.0, above=0, most=HIGHEST_RATE)
     workers: int = option(4, least=0, most=1024)  # decoding processes of each training process
@@ -90,7 +90,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The training target (noise - clean) c(gamma); `objective: eqm`, `flow` and `forcing` are short for whole ones.
+    """The training target (noise - clean) c(gamma); `objective: eqm`, `flow` and `forcing` stand for whole sections.
 
     Flow matching and Equilibrium Forcing have the constant decay 1, a velocity. The network of flow matching is
     conditioned on gamma (add model.conditioned_on_gamma), that of Equilibrium Forcing is not.
@@ -99,8 +99,8 @@ class ObjectiveConfig:
     _VELOCITY: ClassVar = {"kind": "constant", "gain": 1.0}
     SHORT: ClassVar = {"eqm": {}, "flow": {"decay": _VELOCITY}, "forcing": {"name": "forcing", "decay": _VELOCITY}}
     decay: Any = choice(DECAYS, TruncatedDecay(a=0.8, gain=4.0))  # noqa: RUF009 (choice makes a field)
-    # Of the dispersive loss, over the clips of one forward pass in all processes: with train.accumulation its parts are
-    # separate batches, so that this term (and no other) depends on their number.
+    # Weight of the dispersive loss, over the clips of a forward pass in all processes. With train.accumulation every
+    # pass is a batch of its own, so that this term (and no other) depends on the number of passes.
     dispersion_weight: float = option(0.0, least=0)
     # What decay and network must then be: a falling decay (eqm), a constant one and a network that is conditioned on
     # gamma (flow) or is not (forcing). Null: the name follows from them.
@@ -111,12 +111,12 @@ class ObjectiveConfig:
 class TrainConfig:
     """The optimization; `batch_size` counts the samples of one optimizer step over all processes.
 
-    A sample is a clip, or with `data.image_fraction` an image: that share of the samples are images, the others clips.
+    A sample is a clip, or an image: with `data.image_fraction` that share of the samples are images.
     """
 
     steps: int = option(100_000, least=1)
     batch_size: int = option(64, least=1, most=MOST_ITEMS)
-    accumulation: int = option(1, least=1)  # forward passes of each process in one optimizer step
+    accumulation: int = option(1, least=1)  # forward passes of each process in an optimizer step
     seed: int = option(0, least=-(2**63), most=2**63)
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = option(1e-4, above=0)
@@ -125,7 +125,7 @@ class TrainConfig:
     weight_decay: float = option(0.0, least=0)  # on matrices only
     warmup: int = option(0, least=0)  # steps
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    min_lr_factor: float = option(0.0, least=0, most=1)  # of lr, at the last step
+    min_lr_factor: float = option(0.0, least=0, most=1)  # fraction of lr at the last step
     clip_norm: float | None = option(1.0, above=0)
     ema: float = option(0.9999, least=0, most=1)
     label_dropout: float = option(0.1, least=0, most=1)
@@ -140,20 +140,24 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class HeldOutConfig:
-    """Loss on clips that are not trained on: an official list, a share of the files, or a folder; none of them: off."""
+    """Loss on clips that are not trained on: an official list, a share of the files, or a folder; off without any of
+    these.
+    """
 
     _SOURCES: ClassVar = ("split", "fraction", "root")
     split: Literal["train", "test"] | None = None
-    fraction: float | None = option(None, above=0, below=1)  # of the files, by name and train.seed; not trained on
+    fraction: float | None = option(
+        None, above=0, below=1
+    )  # share of the files, chosen by name and train.seed; not trained on
     root: str | None = None  # a folder with the same class folders as data.root
     every: int = option(1000, least=1)
     clips: int = option(64, least=1, most=MOST_ITEMS)
     gammas: tuple[float, ...] = option((0.1, 0.3, 0.5, 0.7, 0.9), least=0, below=1)
 
     def __post_init__(self) -> None:
-        given = [f"held_out.{key}={getattr(self, key)}" for key in self._SOURCES if getattr(self, key) is not None]
-        if len(given) > 1:
-            raise UserError(f"{' and '.join(given)} exclude each other: keep one, and set the others to null")
+        named = [f"held_out.{key}={getattr(self, key)}" for key in self._SOURCES if getattr(self, key) is not None]
+        if len(named) > 1:
+            raise UserError(f"{' and '.join(named)} exclude each other: keep one, and set the others to null")
 
     @property
     def wanted(self) -> bool:
@@ -171,7 +175,7 @@ class PreviewConfig:
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """The sampler of previews, and the one recommended by the export."""
+    """The sampler of previews, which the export recommends."""
 
     rule: Any = choice(SAMPLERS, NAG(step_size=0.003, mu=0.35), flat=True)  # noqa: RUF009
     steps: int = option(250, least=1, most=MOST_UPDATES)
@@ -189,7 +193,7 @@ class TrackConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where everything that a run writes goes."""
+    """The folder of a run: everything that it writes goes there."""
 
     dir: str = "runs/default"
 
@@ -201,7 +205,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One training run."""
+    """The configuration of a training run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
@@ -227,7 +231,7 @@ class Config:
 
     @property
     def images(self) -> int:
-        """How many of the samples of an optimizer step are images, over all processes."""
+        """The number of images among the samples of an optimizer step, over all processes."""
         return round(self.data.image_fraction * self.train.batch_size)
 
 
@@ -250,7 +254,7 @@ def to_yaml(config: Config) -> str:
 
 
 def _check_ranges(config: Config) -> None:
-    """Refuse values that no run could use; None was let through where the type allows it."""
+    """Raise UserError for values that no run could use. None has passed before where the type allows it."""
     data, train = config.data, config.train
     for entry in fields(config):
         if is_dataclass(section := getattr(config, entry.name)) and "kinds" not in entry.metadata:
@@ -297,7 +301,7 @@ def _check_objective(config: Config) -> None:
 
 
 def _check_samples(config: Config) -> None:
-    """Refuse shapes of clips, and shares of images, that no step could be made of."""
+    """Raise UserError for shapes of clips and shares of images of which no step can be made."""
     data, train = config.data, config.train
     for place, text in enumerate(data.buckets):
         try:
@@ -310,8 +314,8 @@ def _check_samples(config: Config) -> None:
             )
         if shape.frames < 2:
             raise UserError(
-                f"data.buckets has {text}, clips of one frame: leave it out, and add data.image_fraction=0.25 for the "
-                "share of the samples that are to be single frames"
+                f"data.buckets has {text}, clips of one frame: leave it out, and add data.image_fraction=0.25 for "
+                "a share of samples that are single frames"
             )
     if data.frames == 1 and (data.buckets or data.images or data.image_fraction):
         key = "buckets" if data.buckets else "images" if data.images else "image_fraction"
@@ -325,7 +329,7 @@ def _check_samples(config: Config) -> None:
         if data.buckets:
             where, more = f"the 2 frames of data.buckets={','.join(data.buckets)}", "3 frames or more in every bucket"
         raise UserError(
-            f"gamma.patterns has 'ends' alone, where the first and the last frame are given: with {where} none is left "
+            f"gamma.patterns has 'ends' alone, where the first and the last frame are known: with {where} none is left "
             f"to learn; add gamma.patterns=prefix,ends, or {more}"
         )
     if data.images is not None and data.image_fraction == 0:

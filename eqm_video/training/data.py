@@ -1,4 +1,4 @@
-"""What a run trains on: its videos and images, the labels of both, and the batches that are drawn from them."""
+"""The training data of a run: its videos and images, the labels of both, and the batches drawn from them."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ INDEX = "data_index.json"  # in each of them: what the first look at the files f
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The sets of a run, whose labels are numbered alike.
+    """The sets of a run, with a common numbering of labels.
 
-    `labels` are those of the videos, then further ones that only images have; the first `video_labels` are the videos'.
-    `images` is None where there is no folder of images.
+    `labels`: the labels of the videos, `video_labels` of them, then those that only images have. `images` is None
+    without a folder of images.
     """
 
     config: Config
@@ -59,7 +59,9 @@ class TrainingData:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What must stay the same for a run to go on: the order of the samples and the rows of labels hang on it."""
+        """The record of the data in a checkpoint. A run resumes only on equal data: the order of samples and the rows
+        of labels depend on them.
+        """
         record = {"size": len(self.videos), "labels": self.labels, "identity": identity(self.videos)}
         if self.images is not None:
             record |= {"images": len(self.images), "images_identity": identity(self.images)}
@@ -67,7 +69,7 @@ class TrainingData:
 
     @property
     def notes(self) -> list[str]:
-        """What became of the files, which of them the buckets leave out, and which are too short for all of these."""
+        """Lines about the data: the scan of the files, labels, and videos too short for some or all buckets."""
         notes = [self.videos.report.summary()]
         if (stated := self.config.model.num_labels) is not None and stated > len(self.labels):
             notes.append(
@@ -83,16 +85,16 @@ class TrainingData:
             few = len(self.videos.view(shape).members())
             if few < len(self.videos):
                 notes.append(f"clips of {shape} come from {few} of {len(self.videos)} videos: the others are too short")
-        held = len(self.videos.report.short) if shapes and self.config.data.short == "repeat" else 0
-        if held:
+        padded = len(self.videos.report.short) if shapes and self.config.data.short == "repeat" else 0
+        if padded:
             least = min(shapes, key=lambda shape: shape.span)
             notes.append(
-                f"too short for every shape: {held} of these videos; in clips of {least} their last frame is held"
+                f"too short for every shape: {padded} of these videos; in clips of {least} their last frame is repeated"
             )
         return notes
 
     def batches(self, accelerator: Accelerator, codec: Codec) -> Batches:
-        """The batches of this process; with `data.latents=memory` everything is encoded first, once."""
+        """The batches of this process. With `data.latents=memory` the whole data set is encoded first, once."""
         config, data = self.config, self.config.data
         plan = BatchPlan(
             size=len(self.videos),
@@ -111,9 +113,9 @@ class TrainingData:
             self._check_shared_memory(plan, accelerator, 2 * math.prod(shape))
             return Batches(self._views(*self.on_disk), collate_latents, plan, workers=data.workers, pin_memory=pin)
         if data.latents == "online":
-            for one in (self.videos, self.images):
-                if one is not None:
-                    one.substitutes = patient(one) or one.substitutes
+            for data_set in (self.videos, self.images):
+                if data_set is not None:
+                    data_set.substitutes = patient(data_set) or data_set.substitutes
             self._check_shared_memory(plan, accelerator, 3 * data.size**2)
             return Batches(self._views(self.videos, self.images), collate, plan, workers=data.workers, pin_memory=pin)
         quiet = not accelerator.is_local_main_process
@@ -132,7 +134,7 @@ class TrainingData:
         check_shared_memory(largest, data.workers, processes)
 
     def _views(self, videos: Any, images: Any | None) -> list[Any]:
-        """One set for each shape of clips, then that of single frames where the plan has any."""
+        """A set for each shape of clips, then the set of single frames if the plan has any."""
         if self.config.data.kind == "images":
             return [videos]
         stills = [videos.view(STILL) if images is None else images] if self.config.images else []
@@ -184,7 +186,10 @@ def cache_folder(config: Config) -> Path | None:
 
 
 def open_training_data(config: Config, accelerator: Accelerator) -> TrainingData:
-    """The videos (or the images of an image model) of `data.root`, and the images of `data.images` beside them."""
+    """The videos (or the images of an image model) of `data.root`, and the images of `data.images`.
+
+    UserError where one of the two cannot be used.
+    """
     folder = config.run.folder
     fraction = config.held_out.fraction
     share = None if fraction is None else Share(fraction, config.train.seed)
@@ -212,9 +217,9 @@ def open_training_data(config: Config, accelerator: Accelerator) -> TrainingData
 
 
 def open_held_out(config: Config, accelerator: Accelerator, labels: list[str]) -> Any | None:
-    """The clips of the held-out loss, numbered as `labels`, those of the videos trained on; None where there are none.
+    """The clips of the held-out loss, or None. Their labels have the numbers of `labels`, those of the training videos.
 
-    UserError where their classes are others.
+    UserError where they have other labels.
     """
     held_out, data = config.held_out, config.data
     if held_out.fraction is not None:
@@ -231,7 +236,10 @@ def open_held_out(config: Config, accelerator: Accelerator, labels: list[str]) -
 
 
 def _open_held_out_root(config: Config, accelerator: Accelerator, labels: list[str]) -> Any:
-    """The clips of `held_out.root`."""
+    """The clips of `held_out.root`, with the numbers of `labels`.
+
+    UserError for other labels, and for data.root itself.
+    """
     root, trained = (Path(path).expanduser() for path in (config.held_out.root, config.data.root))
     if os.path.realpath(root) == os.path.realpath(trained):
         raise UserError(
@@ -267,7 +275,7 @@ def open_split(
 ) -> Any:
     """The set of a split, or a share of it.
 
-    Every file is looked at by the main process alone; the others believe what it found.
+    The main process alone scans the files; the others use its record. UserError where there are no data.
     """
     if not config.data.root:
         raise UserError("data.root is not set: add data.root=FOLDER, the folder of your videos or images")
@@ -288,7 +296,7 @@ def _index(config: Config, path: Path, part: str, main: bool) -> Path:
 
 
 def _open(data: Any, index: Path, report: Path | None, **settings: Any) -> Any:
-    """`open_data` with the settings of a `DataConfig`; `index` remembers the files, `report` names unreadable ones."""
+    """`open_data` with the settings of a `DataConfig`; `index` records the scan, `report` names unreadable files."""
     return open_data(
         data.kind,
         Path(data.root).expanduser(),

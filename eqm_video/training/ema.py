@@ -1,4 +1,4 @@
-"""The exponential moving average of a network's weights: what previews, held-out losses and exports use."""
+"""The exponential moving average of a network's weights. Previews, held-out losses and exports use it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 class Ema:
     """A float32 twin of a network whose weights follow the trained ones.
 
-    `average` maps every parameter's name to its float32 average: the twin's own parameters, so that evaluating the
-    average needs no copy. The decay warms up as min(decay, (1 + n) / (10 + n)) after n updates; without it a run
-    shorter than 1 / (1 - decay) steps would average mostly its random initialization.
+    `average` maps every parameter's name to its float32 average. These are the twin's own parameters, so that
+    evaluating the average needs no copy. After n updates the decay is min(decay, (1 + n) / (10 + n)). Without this
+    warm-up a run shorter than 1 / (1 - decay) steps would average mostly its random initialization.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -23,12 +23,12 @@ class Ema:
         self.updates = 0
 
     def current_decay(self) -> float:
-        """The decay that the next update uses."""
+        """The decay of the next update."""
         return min(self.decay, (1 + self.updates) / (10 + self.updates))
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Move the average towards the network's weights; call it once for each optimizer step that was taken."""
+        """Move the average towards the network's weights; call it once after each optimizer step."""
         trained = dict(network.named_parameters())
         if trained.keys() != self.average.keys():
             raise ValueError(f"the parameters' names changed: {sorted(trained.keys() ^ self.average.keys())[:3]} ...")
@@ -38,7 +38,10 @@ class Ema:
 
     @torch.no_grad()
     def load(self, weights: dict[str, Tensor], updates: int) -> None:
-        """Continue from a saved average, exactly; `weights` may hold buffers too, which are left alone."""
+        """Continue from a saved average, exactly; `weights` may hold buffers too, which are ignored.
+
+        ValueError for missing parameters.
+        """
         missing = self.average.keys() - weights.keys()
         if missing:
             raise ValueError(f"the saved average lacks {len(missing)} parameters, {sorted(missing)[0]} among them")

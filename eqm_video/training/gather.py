@@ -14,20 +14,19 @@ from torch.autograd.function import once_differentiable
 
 
 def gather_clips(tensor: Tensor, accelerator: Accelerator) -> Tensor:
-    """(B, ...) of every process, put together in their order: (P B, ...), the same in all of them.
+    """The tensors (B, ...) of all processes, joined in their order: (P B, ...), the same in every process.
 
-    For a loss that every process then computes alike, from the whole, and that is differentiated through a module whose
-    gradients the processes average (DDP): the averaged gradient is that of the loss. Processes must hold equally many
-    clips. With one process the tensor itself.
+    Every process computes the same loss from the result. If DDP averages the gradients of the processes, the average is
+    the gradient of that loss. All processes must have the same number of clips. A single process gets `tensor` itself.
     """
     return tensor if accelerator.num_processes == 1 else _Gather.apply(tensor, accelerator)
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather, whose backward needs no communication.
+    """An all-gather whose backward pass needs no communication.
 
-    Every process has the loss's gradient by the whole tensor, so its own part of that is already exact. A process adds
-    only its own clips' share to the gradient of the weights, which DDP then divides by P: hence the factor P.
+    Every process has the gradient of the loss by the whole tensor, so that the part of its own clips is exact. Only
+    that part enters its gradient of the weights, which DDP divides by P: hence the factor P.
     """
 
     @staticmethod

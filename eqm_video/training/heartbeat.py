@@ -1,8 +1,8 @@
-"""Signs of life between the processes of a run: one that hangs, dies or fails is named, and the others end.
+"""Signs of life between the processes of a run. A process that hangs, dies or fails is named, and the others end.
 
-Collectives wait for the slowest process, for ever if it hangs. So every process has a thread that tells the others,
-over a small server in process 0, that it lives and what it is doing. A long look at the data may take hours while that
-thread beats; a process whose thread is silent was stopped, or its machine is gone.
+Collectives wait for the slowest process, for ever if it hangs. So every process has a thread that reports, through a
+small server in process 0, that it lives and what it is doing. A scan of the data may take hours while that thread
+beats. A process whose thread is silent was stopped, or its machine is gone.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ GRACE = 60.0  # seconds that a failed process waits for process 0 to save
 
 
 class Heartbeat:
-    """A `with` block with a thread in each of several processes; in a single process nothing.
+    """A `with` block that runs the thread; with a single process it does nothing.
 
-    `beat(doing)` tells that this process comes further. Outside `working()` it may take any time, as the first look at
-    the data does. `save()`, of process 0, keeps the last whole step and returns a part of a sentence about it.
+    `beat(doing)` reports progress of this process. Outside of `working()` progress may take any time, as the scan of
+    the data does. `save()` in process 0 keeps the last whole step and returns a part of a sentence about it.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -46,7 +46,7 @@ class Heartbeat:
         if self.world > 1:
             self._store = self._connect()
             self._tell(0)
-            dist.barrier()  # every process has told something
+            dist.barrier()  # every process has reported once
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
         return self
@@ -60,13 +60,13 @@ class Heartbeat:
         self._thread.join(LOOK)
 
     def beat(self, doing: str | None = None) -> None:
-        """This process comes further; `doing` says with what."""
+        """Report progress of this process; `doing` says what it is working on."""
         self._steps += 1
         self._doing = doing or self._doing
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """A block in which a process must come further within `STUCK` seconds."""
+        """A block in which some process must make progress within `STUCK` seconds."""
         self._limited = True
         try:
             yield
@@ -74,7 +74,7 @@ class Heartbeat:
             self._limited = False
 
     def report(self, sentence: str) -> str:
-        """Tell the other processes that this one failed; what process 0 then kept, as a part of a sentence."""
+        """Tell the other processes that this one failed; returns what process 0 kept, as a part of a sentence."""
         if self._store is None:
             return ""
         with contextlib.suppress(RuntimeError):  # process 0 is gone
@@ -85,13 +85,13 @@ class Heartbeat:
         return self._await_kept()
 
     def kept(self, sentence: str) -> None:
-        """Tell the other processes, from process 0, what is kept of the run."""
+        """Tell the other processes, from process 0, what was kept of the run."""
         self._kept = sentence
         if self._store is not None:
             self._store.set("kept", sentence)
 
     def _connect(self) -> dist.TCPStore:
-        """A server of its own, so that nothing else that uses one waits on this."""
+        """Connect to a server of its own: other users of torch's server must not wait for this one."""
         host, options = os.environ.get("MASTER_ADDR", "localhost"), {"wait_for_workers": False}
         store = dist.TCPStore(host, 0, is_master=True, **options) if self.rank == 0 else None
         port = [store.port if store is not None else 0]
@@ -103,7 +103,7 @@ class Heartbeat:
         self._store.set(f"state/{self.rank}", json.dumps(state))
 
     def _watch(self) -> None:
-        """The thread: beat, and look at the others."""
+        """The thread: beat, and check the other processes."""
         beats, lives, steps = 0, _Changes(self.world), _Changes(self.world)
         pause = min(LOOK, self._silent / 8)
         while not self._ended.wait(pause):
@@ -111,11 +111,11 @@ class Heartbeat:
             try:
                 self._tell(beats)
                 failed = self._store.get("failed").decode() if self._store.check(["failed"]) else None
-                grace = 2 * LOOK  # the main thread may fail of the same, and says it better
+                grace = 2 * LOOK  # the main thread may fail of the same cause, with a better message
                 names = [f"state/{rank}" for rank in range(self.world)]
                 states = [json.loads(text) for text in self._store.multi_get(names)]
-            except RuntimeError:  # of the store: its server, which is in process 0, is gone
-                failed, states, grace = "process 0 is gone", [], 10 * LOOK  # perhaps since the run is over
+            except RuntimeError:  # from the store: its server, in process 0, is gone
+                failed, states, grace = "process 0 is gone", [], 10 * LOOK  # perhaps because the run is over
             if self._ended.is_set():
                 return
             if failed is not None:
@@ -124,7 +124,7 @@ class Heartbeat:
                 self._end(trouble, 0)
 
     def _trouble(self, states: list[dict[str, Any]], lives: _Changes, steps: _Changes) -> str | None:
-        """The sentence about processes that do not go on; None where all do."""
+        """A sentence about processes that are silent or stuck; None if all are well."""
         silent = lives.since([state["beats"] for state in states])
         quiet = [rank for rank, seconds in enumerate(silent) if seconds > self._silent]
         doing = [state["doing"] for state in states]
@@ -133,14 +133,14 @@ class Heartbeat:
             return f"no sign of life for {self._silent:g} s from {named}: it was stopped, or its machine is gone"
         waited = min(steps.since([state["steps"] for state in states]))
         if waited > self._stuck and all(state["limited"] for state in states):
-            told = ", ".join(f"process {rank} at {text}" for rank, text in enumerate(doing))
-            return f"no process came further for {waited:.0f} s: {told}"
+            places = ", ".join(f"process {rank} at {text}" for rank, text in enumerate(doing))
+            return f"no process came further for {waited:.0f} s: {places}"
         return None
 
     def _end(self, sentence: str, grace: float) -> None:
-        """Keep what can be kept, say why, and end the process: its main thread hangs in a collective.
+        """Save the last whole step, print `sentence`, and end this process, whose main thread hangs in a collective.
 
-        It has `grace` seconds to end by itself.
+        The main thread has `grace` seconds to end by itself.
         """
         if self.rank == 0:
             kept = self.save()
@@ -167,14 +167,14 @@ class Heartbeat:
 
 
 class _Changes:
-    """For how long each of some values has stayed the same."""
+    """Tells how long each of several values has stayed the same."""
 
     def __init__(self, count: int) -> None:
         self.values: list[Any] = [None] * count
         self.times = [time.monotonic()] * count
 
     def since(self, values: list[Any]) -> list[float]:
-        """Seconds since each value changed last."""
+        """Seconds since the last change of each value."""
         now = time.monotonic()
         for place, value in enumerate(values):
             if value != self.values[place]:

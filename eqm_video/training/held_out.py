@@ -1,4 +1,4 @@
-"""Loss on clips that are not trained on, at fixed gammas with fixed noise: it tells learning from memorizing.
+"""The loss on held-out clips, at fixed gammas with fixed noise. It tells learning from memorizing.
 
 Legend: B clips, T frames, C channels, H W height and width of the latents.
 """
@@ -22,12 +22,12 @@ from eqm_video.training.signals import Stopped
 
 
 class HeldOut:
-    """A hook for the trainer: `{"held_out": {"0.1": loss, ..., "mean": loss}}` of the network that it is given.
+    """A hook for the trainer. It returns `{"held_out": {"0.1": loss, ..., "mean": loss}}` for a network.
 
-    `clips` deterministic windows spread evenly over the set, encoded once (the posterior's mean) and kept in CPU
-    memory; every process takes its share. Clip k meets the same noise at every evaluation, on any number of processes.
-    Where its file does not decode, another one takes its place, always the same, with a warning. `pulse()` is called
-    before each clip; where it raises Stopped there are no losses this time.
+    `clips` windows are spread evenly over the set, always the same. They are encoded once (the posterior's mean) and
+    kept in CPU memory; every process takes its share. Clip k gets the same noise at every evaluation, on any number of
+    processes. A file that does not decode is replaced by another, always the same, with a warning. `pulse()` is called
+    before each clip; if it raises Stopped, there are no losses this time.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class HeldOut:
 
     @torch.no_grad()
     def __call__(self, step: int, network: nn.Module) -> dict[str, Any]:
-        """Mean loss at every gamma, {} where a signal stopped it; the step changes nothing."""
+        """Mean loss at every gamma; {} if a signal stopped the evaluation. `step` is not used."""
         sums, stopped = torch.zeros(len(self.gammas), device=self.accelerator.device), 0.0
         try:
             for k in self.mine:
@@ -63,7 +63,7 @@ class HeldOut:
                 sums += self._losses(self._clip(k, network.null_label), k, network)
         except Stopped:
             stopped = 1.0
-        if self.accelerator.num_processes > 1:  # the others come here too, so this process does not leave before
+        if self.accelerator.num_processes > 1:  # the others wait here: this process must come even if it was stopped
             both = self.accelerator.reduce(torch.cat([sums, sums.new_tensor([stopped])]), reduction="sum")
             sums, stopped = both[:-1], float(both[-1])
         if stopped:
@@ -73,10 +73,10 @@ class HeldOut:
         return {"held_out": {**named, "mean": sum(losses) / len(losses)}}
 
     def _losses(self, clip: dict[str, Tensor], k: int, network: nn.Module) -> Tensor:
-        """The loss of clip k at every gamma, which make one batch: (gammas,)."""
+        """The loss of clip k at every gamma (gammas,), computed as a single batch."""
         device, count = self.accelerator.device, len(self.gammas)
         clean = clip["clean"].to(device).expand(count, -1, -1, -1, -1)
-        # The generators live on the CPU: the number does not depend on the device that a run happens to use.
+        # Generators on the CPU: the noise must not depend on the device of a run.
         generators = [generator(self.seed, "held out", k, f"{gamma:g}") for gamma in self.gammas]
         noise = normal(tuple(clean.shape[1:]), generators, device=device)
         gammas = torch.tensor(self.gammas, device=device)[:, None].expand(count, clean.shape[1])
@@ -98,7 +98,7 @@ class HeldOut:
         return self._clips[k]
 
     def _encoded(self, index: int) -> tuple[dict[str, Any], Tensor]:
-        """A file's clip as a batch, and its latents; VideoDecodeError where these are not finite."""
+        """The clip of a file as a batch, and its latents; VideoDecodeError if these are not finite."""
         batch = self.collate([self.dataset.clip(index, None)])
         clean = self.encode(batch, None).cpu()
         if not torch.isfinite(clean).all():

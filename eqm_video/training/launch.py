@@ -1,4 +1,4 @@
-"""`eqm-video train`: train from a recipe, resume, or only print what a recipe comes to (`--dry-run`)."""
+"""`eqm-video train`: train from a recipe, resume, or only print the resolved recipe and its cost (`--dry-run`)."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from eqm_video.wording import counted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status. Raises UserError for a mistake of the user."""
+    """Run the command; returns its exit status. Raises UserError for a user's mistake."""
     options = parse(arguments)
     config = options.config_of_run()
     return dry_run(config) if options.dry_run else train(config, options.resume, options.from_older)
 
 
 def dry_run(config: Config) -> int:
-    """Print the resolved recipe, then one line of JSON: parameters, and the operations of one clip's forward.
+    """Print the resolved recipe, then a line of JSON: parameters, and operations of a forward pass of a clip.
 
-    That is a clip of `data.frames` frames; with `data.buckets` there are those of a clip of each shape beside it.
+    The clip has `data.frames` frames. With `data.buckets` the line also has the operations of a clip of each shape.
     """
     downsampling, channels = build.codec_shape(config.codec.name)
     labels = config.model.num_labels
@@ -44,7 +44,9 @@ def dry_run(config: Config) -> int:
         labels = 0
     elif labels is None:
         labels = 1000 if config.data.kind == "images" else 101
-        print(f"note: model.num_labels is null, it comes from the data; counted here with {labels}", file=sys.stderr)
+        print(
+            f"note: model.num_labels is null and will come from the data; counted here with {labels}", file=sys.stderr
+        )
     with torch.device("meta"):
         network = build.make_network(config, labels, channels)
     size = build.check_size(config, downsampling, network.config.patch_size)
@@ -65,13 +67,13 @@ def train(config: Config, resume: str | None, from_older: bool = False) -> int:
     accelerator = build.make_accelerator(config)
     launch.check_launch(accelerator)
     if accelerator.device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, for the codec and what else computes in float32
-    starting_point(config, resume)  # refuses before anything is touched
+        torch.set_float32_matmul_precision("high")  # TF32, for the codec and other float32 computations
+    starting_point(config, resume)  # raises before anything is touched
     main_process = accelerator.is_main_process
     claim_output(config.run.folder, "train", option="run.dir", probe=main_process)
     with claimed_run(config.run.folder) if main_process else nullcontext(), Heartbeat(accelerator) as heartbeat:
         accelerator.wait_for_everyone()
-        start = starting_point(config, resume, from_older)  # again, now that nobody else writes there
+        start = starting_point(config, resume, from_older)  # again, now that no other process writes there
         checkpoint, notes = start.checkpoint, start.notes
         notes += compare(checkpoint, config, accelerator.num_processes) if checkpoint is not None else []
         accelerator.wait_for_everyone()
@@ -87,7 +89,7 @@ def train(config: Config, resume: str | None, from_older: bool = False) -> int:
 
 @contextmanager
 def claimed_run(folder: Path) -> Iterator[None]:
-    """Lock a run's folder; one that was made for that goes again where the run fails before it writes anything."""
+    """Lock a run's folder. A new folder is removed if the run fails before it writes anything."""
     with removed_if_empty(folder, LOCK), lock_run(folder):
         yield
 
@@ -100,7 +102,7 @@ def _train(
     accelerator: Any,
     heartbeat: Heartbeat,
 ) -> None:
-    """The training itself, in a folder that is this process's."""
+    """The training itself, in a folder that is locked for this run."""
     from eqm_video.training.run import Run
 
     say, folder = accelerator.print, config.run.folder
@@ -133,7 +135,7 @@ def _train(
 
 
 def summary(run: Any) -> str:
-    """The run in one paragraph."""
+    """A description of the run in a paragraph."""
     config, train, data = run.config, run.config.train, run.config.data
     count = sum(parameter.numel() for parameter in run.trainer.network.parameters())
     plan = run.trainer.batches.plan
@@ -146,12 +148,12 @@ def summary(run: Any) -> str:
     if plan.images:
         clips, images = counted(plan.clips, "clip"), counted(plan.images, "image")
         samples = f"{counted(plan.batch_size, 'sample')} ({clips}, {images})"
-    found = f"{counted(run.data_record['size'], data.kind[:-1])} with {counted(len(run.video_labels), 'label')}"
+    data_line = f"{counted(run.data_record['size'], data.kind[:-1])} with {counted(len(run.video_labels), 'label')}"
     if "images" in run.data_record:
         further = counted(len(run.labels) - len(run.video_labels), "further label")
-        found += f" and {counted(run.data_record['images'], 'image')} beside them with {further}"
+        data_line += f" and {counted(run.data_record['images'], 'image')} beside them with {further}"
     return (
-        f"{config.model.preset}, {count / 1e6:.1f} M parameters; {found}; "
+        f"{config.model.preset}, {count / 1e6:.1f} M parameters; {data_line}; "
         f"{what}, {data.size} px{'' if only_images else f', {run.fps:g} fps'}\n"
         f"step {run.trainer.step} of {train.steps}; {samples} a step = {counted(plan.world, 'process')} x "
         f"{plan.accumulation} accumulated x {plan.batch_size // plan.world // plan.accumulation}; "

@@ -1,4 +1,4 @@
-"""Launchers: what `accelerate launch` and torchrun may ask for, and what would silently train another run."""
+"""Checks of launchers: settings of `accelerate launch` and torchrun that would silently train another run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHARDED = (
     "train.gradient_checkpointing=true"
 )
 OFF = ("", "0", "no", "false")
-# Settings of a launcher that would train another run than the recipe says: (variable, values without effect, advice).
+# Variables of a launcher that would overrule the recipe: (variable, values without effect, advice).
 LAUNCHER = (
     ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ("", "1"), "type train.accumulation=N instead"),
     ("ACCELERATE_DYNAMO_BACKEND", ("", "no"), "type train.compile=true instead"),
@@ -30,7 +30,7 @@ LAUNCHER = (
 
 
 def check_environment() -> None:
-    """UserError where a launcher's settings, which come as variables, would silently train another run."""
+    """UserError where a launcher's environment variables would silently train another run."""
     for name, harmless, advice in LAUNCHER:
         value = os.environ.get(name, "").strip()
         if value.lower() not in harmless:
@@ -41,29 +41,29 @@ def check_environment() -> None:
 
 
 def note_precision(config: Config) -> list[str]:
-    """A note where a launcher asks for another precision than the recipe, which decides."""
-    asked, used = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower(), config.train.mixed_precision
-    if asked in ("", "no", used):  # `accelerate launch` says no where nobody asked
+    """A note if the launcher asks for another precision than the recipe, which decides; else an empty list."""
+    wanted, used = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower(), config.train.mixed_precision
+    if wanted in ("", "no", used):  # "no" is the default of `accelerate launch`
         return []
-    return [f"note: the launcher's mixed precision {asked} is not used: train.mixed_precision={used}"]
+    return [f"note: the launcher's mixed precision {wanted} is not used: train.mixed_precision={used}"]
 
 
 def check_launch(accelerator: Accelerator) -> None:
-    """UserError where processes would not train together, each as the only one, or share weights in parts."""
+    """UserError where every process would train alone, and where processes would hold parts of the weights."""
     if accelerator.distributed_type not in PLAIN:
         raise UserError(f"{accelerator.distributed_type.value} was asked of the launcher: {SHARDED}")
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    # `accelerate launch --cpu --num_processes 2` names an address for its processes to meet at, and starts only one.
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    # `accelerate launch --cpu --num_processes 2` names an address for its processes, and then starts a single one.
     lonely = "WORLD_SIZE" not in os.environ and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= os.environ.keys()
-    if asked > accelerator.num_processes:
-        given = f"the launcher started {asked} processes, but Accelerate sees {accelerator.num_processes} here"
+    if launched > accelerator.num_processes:
+        fault = f"the launcher started {launched} processes, but Accelerate sees {accelerator.num_processes} here"
     elif lonely and accelerator.num_processes == 1:
-        given = "`accelerate launch` was asked for several processes on the CPU, and starts a single one"
+        fault = "`accelerate launch` was asked for several processes on the CPU, and starts a single one"
     else:
         return
-    count = max(2, asked)
+    count = max(2, launched)
     raise UserError(
-        f"{given}: they would not train together. On CPUs type\n  ACCELERATE_USE_CPU=1 torchrun --standalone "
+        f"{fault}: they would not train together. On CPUs type\n  ACCELERATE_USE_CPU=1 torchrun --standalone "
         f"--nproc_per_node {count} -m eqm_video train --config ...\nand on GPUs\n  accelerate launch --multi_gpu "
-        f"--num_processes {count} -m eqm_video train --config ..."
+        f"--num_processes {count} eqm-video train --config ..."
     )

@@ -1,4 +1,4 @@
-"""Optimizer and learning rate: both need nothing but the network and the step."""
+"""Optimizers and learning-rate schedules. They depend on the network and the step alone."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from eqm_video.errors import UserError
 from eqm_video.system.machine import has_bf16
 
-STACKED = 1 << 26  # numbers of the matrices that are orthogonalized together, which bounds the memory for it
+STACKED = 1 << 26  # entries of matrices that are orthogonalized together: a bound on memory
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A learning rate that is a pure function of the step, so that it has no state to save.
+    """A learning rate as a pure function of the step: there is no state to save.
 
-    `steps` optimizer steps in all: a linear warm-up over the first `warmup`, then `kind` (constant, linear or cosine)
+    Of `steps` optimizer steps the first `warmup` are a linear warm-up, then `kind` (constant, linear or cosine)
     down to `floor` x `lr` at the last step.
     """
 
@@ -28,7 +28,7 @@ class Schedule:
     steps: int
     warmup: int = 0
     kind: str = "constant"
-    floor: float = 0.0  # fraction of lr
+    floor: float = 0.0  # fraction of lr at the last step
 
     def __call__(self, step: int) -> float:
         """The learning rate of optimizer step `step`, counted from 1."""
@@ -47,7 +47,7 @@ class Schedule:
 def adamw(
     network: nn.Module, *, lr: float, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0
 ) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, fused where the device has such a kernel; weight decay on matrices only."""
+    """AdamW over the trainable parameters, fused if the device has such a kernel; weight decay on matrices only."""
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
@@ -59,14 +59,14 @@ def adamw(
 
 @torch.no_grad()
 def orthogonalize(matrices: Tensor, steps: int, coefficients: Sequence[float], eps: float) -> Tensor:
-    """Each matrix of (N, rows, columns) with its singular values drawn to about 1, in [0.5, 1.5].
+    """The matrices (N, rows, columns) with their singular values moved to about 1, into [0.5, 1.5].
 
-    `steps` Newton-Schulz iterations of the odd polynomial a x + b x^3 + c x^5, in the precision of `matrices`; the
-    singular vectors stay. `eps` is the least norm to divide by, so that a matrix of zeros stays one.
+    `steps` Newton-Schulz iterations of the odd polynomial a x + b x^3 + c x^5, in the precision of `matrices`, keep the
+    singular vectors. `eps` is the smallest norm to divide by, so that a matrix of zeros stays zero.
     """
     a, b, c = coefficients
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices  # the product with its transpose is the smaller of the two
+    x = matrices.mT if tall else matrices  # so that x xᵀ is the smaller of the two products
     x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=eps)  # no singular value is above 1
     for _ in range(steps):
         gram = torch.bmm(x, x.mT)
@@ -83,11 +83,11 @@ def _loss_of(closure: Callable[[], float] | None) -> float | None:
 
 
 class MatrixMuon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for matrices: momentum, orthogonalized before it is a step.
+    """Muon (Jordan et al. 2024) for matrices: a step is the orthogonalized momentum.
 
-    The formula, the groups and the state are those of `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"` (its
-    state_dict loads here and ours there), in another precision: bfloat16 only on GPUs that compute in it. On a CPU a
-    product in bfloat16 takes up to 60 times as long as in float32. Matrices of one shape go through together.
+    Formula, groups and state are those of `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"` (its state_dict
+    loads here and ours there), except for the precision: bfloat16 only on GPUs that compute in it. On a CPU a product
+    in bfloat16 takes up to 60 times as long as in float32. Matrices of the same shape are handled together.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, lr: float, weight_decay: float) -> None:
@@ -105,7 +105,7 @@ class MatrixMuon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step of every matrix that has a gradient."""
+        """Update every matrix that has a gradient; returns the loss of `closure`, if any."""
         loss = _loss_of(closure)
         for group in self.param_groups:
             matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
@@ -114,7 +114,7 @@ class MatrixMuon(torch.optim.Optimizer):
         return loss
 
     def _step(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
-        """One step of matrices of one shape, dtype and device."""
+        """Update matrices of the same shape, dtype and device."""
         for matrix in matrices:
             if "momentum_buffer" not in self.state[matrix]:
                 self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix.grad)
@@ -124,13 +124,13 @@ class MatrixMuon(torch.optim.Optimizer):
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
         stack = torch.stack(ahead).to(_precision(matrices[0]))
         stack = orthogonalize(stack, group["ns_steps"], group["ns_coefficients"], group["eps"]).to(matrices[0].dtype)
-        rms = 0.2 * math.sqrt(max(matrices[0].shape))  # that of AdamW's steps (Moonshot, arXiv 2502.16982)
+        rms = 0.2 * math.sqrt(max(matrices[0].shape))  # the RMS of AdamW's steps (Moonshot, arXiv 2502.16982)
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(matrices, list(stack.unbind()), alpha=-group["lr"] * rms)
 
 
 def _stacks(matrices: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The matrices in lists of one shape, dtype and device, none with more than `STACKED` numbers if it can be."""
+    """The matrices in lists of equal shape, dtype and device, with at most `STACKED` entries (or a single matrix)."""
     alike: dict[Any, list[Tensor]] = {}
     for matrix in matrices:
         alike.setdefault((matrix.shape, matrix.dtype, matrix.device), []).append(matrix)
@@ -151,9 +151,9 @@ def _precision(matrix: Tensor) -> torch.dtype:
 class Muon(torch.optim.Optimizer):
     """Muon for the matrices of the blocks, AdamW for everything else, as one optimizer.
 
-    Muon's steps are as large as AdamW's, so both can share one learning rate; `matrix_scale` is that of the matrices
-    in units of it. Modulations, embeddings and the head, which start at zero or are no maps between hidden widths, stay
-    with AdamW.
+    Muon's steps are as large as AdamW's, so both share a learning rate; `matrix_scale` is the learning rate of the
+    matrices in units of it. Modulations, embeddings and the head stay with AdamW: they start at zero, or do not map
+    between hidden widths.
     """
 
     def __init__(
@@ -184,19 +184,19 @@ class Muon(torch.optim.Optimizer):
         self._share_groups()
 
     def _share_groups(self) -> None:
-        """One list of the parts' own groups: who sets a learning rate here sets it there."""
+        """Make `param_groups` the parts' own groups: a learning rate that is set here is set there."""
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step of both."""
+        """Update all parameters by both optimizers; returns the loss of `closure`, if any."""
         loss = _loss_of(closure)
         for part in self.parts:
             part.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of both."""
+        """The states of both optimizers."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -210,6 +210,6 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Use this learning rate for the next step of every parameter group, times the group's own `lr_scale`."""
+    """Set the learning rate of every parameter group to `lr` times the group's `lr_scale` (1 by default)."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)

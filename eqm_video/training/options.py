@@ -1,4 +1,4 @@
-"""The command line of `eqm-video train`: its options, a class, and the recipe that they come to."""
+"""The command line of `eqm-video train`: its options as a class, and the configuration that they lead to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TrainOptions(Recipe, Dry):
     resume: str | None = option(
         None,
         metavar="[PATH]",
-        help="continue exactly from a checkpoint: PATH, or, without PATH, the newest whole one of run.dir",
+        help="continue exactly from a checkpoint: PATH, or, without PATH, the newest whole checkpoint of run.dir",
     )
     from_older: bool = option(
         False, help="with --resume: pass over damaged checkpoints, or go back to an older PATH; later ones are renamed"
@@ -36,7 +36,7 @@ class TrainOptions(Recipe, Dry):
             raise UserError("--from-older says where --resume goes on: type --resume --from-older")
 
     def config_of_run(self) -> Config:
-        """The recipe with its overrides; `--resume` without a recipe takes the one in the checkpoint."""
+        """The configuration: the recipe with its overrides. `--resume` without a recipe uses the checkpoint's."""
         config = load_config(self.config, self.overrides)
         if self.resume is None or self.config is not None:
             return config
@@ -48,15 +48,16 @@ class TrainOptions(Recipe, Dry):
 
 
 def parse(arguments: Sequence[str] | None = None) -> TrainOptions:
-    """The options in the words of a command line; UserError, in one sentence, for what cannot be."""
+    """The options of a command line (by default the process's); UserError for words that make no sense."""
     words = separate_resume(sys.argv[1:] if arguments is None else arguments)
     return options.parse(TrainOptions, words, prog="eqm-video train", epilog=EXAMPLE)
 
 
 def separate_resume(words: Sequence[str]) -> list[str]:
-    """`--resume` without a path as `--resume=newest`: at the end, before an option, or before an override.
+    """The words with `--resume` spelled `--resume=newest` where no path follows.
 
-    `--resume train.steps=9` means the newest checkpoint, unless there is a file of that name.
+    No path follows at the end, before an option, and before an override: `--resume train.steps=9` means the newest
+    checkpoint, unless there is a file of that name.
     """
     words = list(words)
     for place, word in enumerate(words):

@@ -1,8 +1,8 @@
-"""YAML without its surprises: what a recipe says is what a reader sees in it, or it is refused in a sentence.
+"""YAML without surprises: a recipe means what a reader sees in it, or it is refused in a sentence.
 
-A plain scalar stays the text that was written (`Plain`) until the type it is for is known, so that neither `0100` nor
-`1:30` nor `no` turns into something else on the way. Keys are text, and none may stand twice. The size of a document
-is bounded before anything is built of it; aliases (`*name`) and merges (`<<`) count as what they stand for.
+A plain scalar stays the text that was written (`Plain`) until its type is known, so that neither `0100` nor `1:30` nor
+`no` turns into something else on the way. Keys are text, and none may stand twice. The size of a document is bounded
+before anything is built of it; aliases (`*name`) and merges (`<<`) count as the values that they stand for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from eqm_video.limits import WHOLE_NUMBERS
 
 MOST_TEXT = 2**18  # bytes of a document
 MOST_VALUES = 10_000  # mappings, lists and scalars, with aliases spelled out
-LONGEST_TEXT = 4096  # characters of one text, which is what the path of a file may have
+LONGEST_TEXT = 4096  # characters of a text, the longest path of a file
 DEEPEST = 20  # mappings and lists inside each other
 
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
@@ -39,7 +39,7 @@ def parse(text: str, name: str) -> Any:
     """Mappings, lists, quoted scalars (str) and others (`Plain`) of a YAML document; None where it is empty.
 
     Raises UserError for invalid YAML, more than one document, a key that stands twice, tags that build objects, and
-    documents beyond the bounds above; `name` says in the message what could not be read.
+    documents beyond the bounds above. `name`: the document, in messages.
     """
     if len(text) > MOST_TEXT:
         raise UserError(f"{name} has {len(text):,} characters; the most is {MOST_TEXT:,}")
@@ -65,17 +65,17 @@ def meaning(value: Any) -> Any:
 
 
 def is_null(value: Any) -> bool:
-    """Whether a value is null, or a scalar that says so."""
+    """Whether a value is None, or a plain scalar that means null."""
     return value is None or (isinstance(value, Plain) and value in _NULLS)
 
 
 def truth_of(text: str) -> bool | None:
-    """The truth value that a word stands for: true, yes and on; false, no and off; None for other text."""
+    """True for true, yes and on, False for false, no and off; None for other text."""
     return True if text in _TRUE else False if text in _FALSE else None
 
 
 def whole_of(text: str) -> int | None:
-    """The whole number that a text spells, exactly (`1e3` is 1000); None where it spells none of 64 bits."""
+    """The whole number of 64 bits that a text spells, exactly (`1e3` is 1000); None for other text."""
     exact = _exact(text)
     if exact is None or exact.denominator != 1 or abs(exact.numerator) > WHOLE_NUMBERS:
         return None
@@ -83,7 +83,7 @@ def whole_of(text: str) -> int | None:
 
 
 def number_of(text: str) -> float | None:
-    """The number that a text spells; None where it spells none, or one beyond the range of floating point."""
+    """The number that a text spells; None for other text, and for numbers beyond the range of floating point."""
     exact = _exact(text)
     if exact is None:
         return None
@@ -95,7 +95,7 @@ def number_of(text: str) -> float | None:
 
 
 def advice_on(text: str) -> str:
-    """What to write in place of a number that YAML would read in another way than a reader; "" for other text."""
+    """Advice on a number that YAML reads differently from a reader, such as 0100; "" for other text."""
     if re.fullmatch(r"[+-]?0[0-9_]+", text):
         return "; leave out the 0 in front, which in YAML means a number of base 8"
     if re.fullmatch(r"[+-]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9]*)?", text):
@@ -104,9 +104,9 @@ def advice_on(text: str) -> str:
 
 
 def flaw_of(text: str) -> str | None:
-    """What keeps a text from being a name or a path; None where nothing does.
+    """The flaw of a text that can be no name or path, in words; None for a good text.
 
-    Bytes of a file's name that are no UTF-8 may stand in it, in the form in which Python keeps them.
+    File names that are not UTF-8 are good, in the form in which Python keeps them.
     """
     if len(text) > LONGEST_TEXT:
         return f"a text of {len(text):,} characters, of which {LONGEST_TEXT:,} may be given"
@@ -130,7 +130,7 @@ def _exact(text: str) -> Fraction | None:
 
 
 def _check_events(text: str, name: str) -> None:
-    """UserError for a document too deep or too long to be built, or with a tag; nothing is built here."""
+    """UserError for a document that is too deep or too long, or has a tag. Nothing is built here."""
     depth = count = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.CollectionEndEvent):
@@ -150,14 +150,14 @@ def _check_events(text: str, name: str) -> None:
 
 
 class _Builder:
-    """Plain values of a document's nodes."""
+    """Builds plain values from a document's nodes."""
 
     def __init__(self, name: str) -> None:
         self.name, self.count = name, 0
-        self.open: list[yaml.Node] = []  # the nodes that the one being built lies in
+        self.open: list[yaml.Node] = []  # the nodes around the node that is being built
 
     def build(self, node: yaml.Node) -> Any:
-        """The value of a node; UserError where aliases make it endless, or spell out to too many values."""
+        """The value of a node; UserError if aliases make it endless, or stand for too many values."""
         line, self.count = node.start_mark.line + 1, self.count + 1
         if any(node is outer for outer in self.open):
             raise UserError(f"{self.name} has an alias (*name) inside the value that it stands for (line {line})")
@@ -168,7 +168,7 @@ class _Builder:
         if isinstance(node, yaml.ScalarNode):
             return Plain(node.value) if node.style is None else str(node.value)
         self.open.append(node)
-        built = self._mapping(node) if isinstance(node, yaml.MappingNode) else [self.build(one) for one in node.value]
+        built = self._mapping(node) if isinstance(node, yaml.MappingNode) else [self.build(item) for item in node.value]
         self.open.pop()
         return built
 
@@ -191,7 +191,7 @@ class _Builder:
                 merged = self._merged(value_node, line)
             else:
                 own[key] = self.build(value_node)
-        for mapping in merged:  # a key of its own goes before that of a merged mapping, an earlier one before a later
+        for mapping in merged:  # own keys win over merged ones, earlier mappings over later
             own = {**mapping, **own}
         return own
 
@@ -207,7 +207,7 @@ class _Builder:
 
 
 def _reason(error: yaml.YAMLError) -> str:
-    """The first thing that is wrong, in one line."""
+    """The first fault of a document, in a line."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     if "'\\t'" in problem:

@@ -1,4 +1,4 @@
-"""The time that a run will take, told early: while it is still cheap to change one's mind."""
+"""A forecast of the time that a run will take, early enough to change plans."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 from tqdm.auto import tqdm
 
-STEPS = 20  # of this start of the run, before its speed is told
-SLOWEST = 3  # of them left out, beside the first: what is compiled or fetched once is no part of the speed
+STEPS = 20  # steps after a start, before the forecast
+SLOWEST = 3  # steps left out, beside the first: compiling and fetching happen once
 
 
 class Forecast:
-    """Tells once, after the first `STEPS` steps of a start, how long the steps up to `last` will take.
+    """Prints once, after the first `STEPS` steps of a start, the time that the steps up to `last` will take.
 
-    One line on stdout, on a terminal above the progress bar. Held-out losses, previews and checkpoints come on top.
+    It is a line on stdout, on a terminal above the progress bar. Held-out losses, previews and checkpoints take more.
     """
 
     def __init__(self, last: int, *, silent: bool = False, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -23,7 +23,7 @@ class Forecast:
         self._ends: list[float] = []
 
     def count(self, step: int) -> None:
-        """Step `step` has ended."""
+        """Count the end of step `step`."""
         if len(self._ends) == STEPS:
             return
         self._ends.append(self.clock())
@@ -40,7 +40,7 @@ class Forecast:
 
 
 def duration(seconds: float) -> str:
-    """A time in words for people, with two units at most: `40 s`, `7 min`, `3 h 20 min`, `2 d 5 h`."""
+    """A time in words, in two units at most: `40 s`, `7 min`, `3 h 20 min`, `2 d 5 h`."""
     minutes = round(seconds / 60)
     if seconds < 120:
         return f"{seconds:.0f} s"

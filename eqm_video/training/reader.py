@@ -1,4 +1,4 @@
-"""The wait for the next batch: it has a limit, it ends at a stop signal, and killed workers are started again."""
+"""The wait for the next batch. It has a limit and ends at a stop signal; killed workers are started again."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from eqm_video.errors import UserError
 from eqm_video.system.patience import DATA, patience
 from eqm_video.training.signals import Stopped
 
-POLL = 0.2  # seconds between two looks at the stop signal
-SAY = 60.0  # seconds between two messages
-RESTARTS = 3  # of killed workers, in a row without a batch between them
+POLL = 0.2  # seconds between two checks of the stop signal
+SAY = 60.0  # seconds between two warnings
+RESTARTS = 3  # restarts of killed workers in a row, without a batch between them
 
 
 class Reader:
     """The batches [first, stop) of `load(first, stop)`, in order.
 
-    Each is fetched in a thread of its own, so that the wait for it can end: at a stop signal (`stopping()`) with
-    Stopped, after `DATA` seconds with a UserError that names the files (`names(batch)`). Workers that were killed are
-    started again with the same batch: which clips it has depends on its number alone.
+    Batches are fetched in a thread, so that a wait can end: at a stop signal (`stopping()`) with Stopped, after `DATA`
+    seconds with a UserError that names the files (`names(batch)`). Killed workers are started again with the same
+    batch: its clips depend on its number alone.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Reader:
         self.load, self.names, self.number, self.stop, self.stopping = load, names, first, stop, stopping
         self._restarts = 0
         self._wanted: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._fetched: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._batches: Any = None
         self._thread: threading.Thread | None = None
 
@@ -66,16 +66,16 @@ class Reader:
                 return batch
 
     def close(self) -> None:
-        """Let the thread and the workers end."""
+        """Tell the thread to end; its workers end with it."""
         self._wanted.put(False)
 
     def _start(self) -> None:
-        """Begin with the batch whose turn it is."""
+        """Start the workers and the thread at the next batch."""
         with _keep_child_handler():
             self._batches = self.load(self.number, self.stop)
-        self._wanted, self._found = queue.SimpleQueue(), queue.SimpleQueue()
-        # A daemon: it may hang in a decoder, and must not keep the process alive then.
-        self._thread = threading.Thread(target=_serve, args=(self._batches, self._wanted, self._found), daemon=True)
+        self._wanted, self._fetched = queue.SimpleQueue(), queue.SimpleQueue()
+        # A daemon: if it hangs in a decoder, the process must still be able to end.
+        self._thread = threading.Thread(target=_serve, args=(self._batches, self._wanted, self._fetched), daemon=True)
         self._thread.start()
 
     def _start_again(self, killed: str) -> None:
@@ -91,14 +91,17 @@ class Reader:
         self._start()
 
     def _wait(self) -> tuple[Any, Exception | None, str | None]:
-        """What the thread found, looking at the stop signal and the clock."""
+        """(batch, error, signal of a killed worker) from the thread.
+
+        Stopped at a stop signal, UserError after the limit.
+        """
         began, said, limit = time.monotonic(), 0, patience(DATA)
         while True:
             try:
-                return self._found.get(timeout=min(POLL, limit / 4))
+                return self._fetched.get(timeout=min(POLL, limit / 4))
             except queue.Empty:
                 waited = time.monotonic() - began
-            killed = _killed(self._batches)  # the thread would see it too, some seconds later
+            killed = _killed(self._batches)  # the thread would notice some seconds later
             if killed is not None:
                 return None, None, killed
             if self.stopping():
@@ -116,29 +119,29 @@ class Reader:
         return quote(self.names(self.number)) or f"batch {self.number}"
 
 
-def _serve(batches: Iterator[Any], wanted: queue.SimpleQueue, found: queue.SimpleQueue) -> None:
-    """The thread: one batch for each request; every failure is handed over, none ends it silently."""
-    with _hand_over(batches, found):
+def _serve(batches: Iterator[Any], wanted: queue.SimpleQueue, fetched: queue.SimpleQueue) -> None:
+    """The thread: a batch for each request. It hands every failure over, so that none goes unnoticed."""
+    with _hand_over(batches, fetched):
         while wanted.get():
-            found.put((next(batches), None, None))
+            fetched.put((next(batches), None, None))
 
 
 class _hand_over:  # noqa: N801 (used like a function)
-    """Whatever ends the block goes to the queue: as the exception, or as the signal that killed a worker."""
+    """A block whose end goes to the queue: as the exception, or as the signal that killed a worker."""
 
-    def __init__(self, batches: Iterator[Any], found: queue.SimpleQueue) -> None:
-        self.batches, self.found = batches, found
+    def __init__(self, batches: Iterator[Any], fetched: queue.SimpleQueue) -> None:
+        self.batches, self.fetched = batches, fetched
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        self.found.put((None, error, _killed(self.batches) if isinstance(error, RuntimeError) else None))
+        self.fetched.put((None, error, _killed(self.batches) if isinstance(error, RuntimeError) else None))
         return True
 
 
 def _killed(batches: Any) -> str | None:
-    """How a worker of a DataLoader's iterator died; None where all live or ended by themselves."""
+    """The signal or exit code that ended a worker of a DataLoader's iterator; None if none died."""
     for worker in getattr(batches, "_workers", ()):
         if worker.exitcode not in (None, 0):
             number = -worker.exitcode
@@ -150,13 +153,13 @@ def _killed(batches: Any) -> str | None:
 
 @contextlib.contextmanager
 def _keep_child_handler() -> Iterator[None]:
-    """Undo torch's SIGCHLD handler: it raises in the middle of whatever runs, an optimizer step for instance.
+    """Undo torch's SIGCHLD handler, which would raise anywhere, in the middle of an optimizer step for instance.
 
-    The death of a worker is noticed by the wait for its batch.
+    The wait for a batch notices the death of its worker.
     """
     number = getattr(signal, "SIGCHLD", None)
     before = signal.getsignal(number) if number is not None else None
-    if getattr(before, "__module__", "").startswith("torch.utils.data"):  # of a loader that was made elsewhere before
+    if getattr(before, "__module__", "").startswith("torch.utils.data"):  # from a loader that was made elsewhere
         before = signal.SIG_DFL
     yield
     if before is not None and threading.current_thread() is threading.main_thread():
@@ -164,7 +167,7 @@ def _keep_child_handler() -> Iterator[None]:
 
 
 def _plain(error: BaseException) -> BaseException:
-    """A worker's UserError comes back with the worker's traceback around it; keep the sentence."""
+    """The error without the worker's traceback, which a UserError from a worker carries in its text."""
     if not isinstance(error, UserError):
         return error
     sentence = str(error).strip().splitlines()[-1]

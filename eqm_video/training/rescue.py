@@ -1,4 +1,4 @@
-"""Failures between steps: the last whole step is saved before the run ends."""
+"""The answer to failures between steps: the last whole step is saved before the run ends."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from eqm_video.errors import UserError
 
 
 class Whole:
-    """A lock around what makes a step: between, weights, average and optimizer belong to one step.
+    """A lock around the update of a step. Outside of it weights, average and optimizer belong to the same step.
 
-    `now` is False for good once a failure came in the middle of it.
+    `now` says so. It stays False after a failure inside the update.
     """
 
     def __init__(self) -> None:
         self.now = True
-        self.done: torch.cuda.Event | None = None  # of several processes on GPUs: after the last update
+        self.done: torch.cuda.Event | None = None  # with several processes on GPUs: recorded after the last update
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:
@@ -32,7 +32,7 @@ class Whole:
         self._lock.release()
 
     def hold(self, seconds: float) -> bool:
-        """Keep a step from beginning its update, from another thread; whether that succeeded."""
+        """Block the next update, from another thread; returns whether that succeeded within `seconds`."""
         return self._lock.acquire(timeout=seconds)
 
     def release(self) -> None:
@@ -41,10 +41,10 @@ class Whole:
 
 
 class Rescue:
-    """A `with` block: where an error leaves it, `save()` is called first and the error says what is kept.
+    """A `with` block: when an error leaves it, `save()` is called first, and the error then says what was kept.
 
-    `save()` returns that as a part of a sentence. A UserError or OSError becomes one sentence; for any other exception,
-    whose traceback follows, the part is printed.
+    `save()` returns that as a part of a sentence. A UserError or OSError becomes a UserError with it; for any other
+    exception, whose traceback follows, it is printed.
     """
 
     def __init__(self, save: Callable[[], str]) -> None:
@@ -54,7 +54,7 @@ class Rescue:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, Exception):  # none, or an exit that was asked for
+        if not isinstance(error, Exception):  # no error, or an exit on purpose
             return
         kept = self.save()
         if isinstance(error, torch.OutOfMemoryError):
@@ -77,7 +77,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _lost_peer(error: Exception) -> bool:
-    """Whether a collective failed since a process went away; gloo has no exception of its own for that."""
+    """Whether a collective failed because a process is gone. gloo has no exception type of its own for that."""
     text = str(error)
     named = "gloo" in text and ("Connection" in text or "closed" in text or "Timed out" in text)
     return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and named)

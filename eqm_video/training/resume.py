@@ -17,9 +17,9 @@ from eqm_video.training.optim import Schedule
 from eqm_video.training.strict_yaml import flatten
 from eqm_video.wording import counted
 
-NEWEST = "newest"  # what `--resume` without a path stands for
+NEWEST = "newest"  # the meaning of `--resume` without a path
 
-# May not change when a run continues: with another value the checkpoint would belong to another run.
+# Keys that may not change when a run continues: with another value it would be another run.
 FIXED = (
     *("model", "codec.name", "objective", "gamma", "data.kind", "data.split", "data.fold", "data.frames", "data.size"),
     *("data.frame_interval", "data.buckets", "data.image_fraction", "data.flip", "data.upright", "data.short"),
@@ -27,7 +27,7 @@ FIXED = (
     *("train.batch_size", "train.seed", "train.optimizer", "train.ema", "train.label_dropout", "train.init_from"),
     "held_out.fraction",  # it takes files from the training
 )
-# May change without a note: the weights depend on train.steps alone among these, by the learning rate (`note_rates`).
+# Keys that may change without a note. Only train.steps affects the weights, by the learning rate (`note_rates`).
 FREE = (
     *("train.steps", "train.log_every", "train.save_every", "train.keep", "held_out", "preview", "sampler", "track"),
     *("run", "data.workers", "data.root", "data.images", "data.verify"),
@@ -50,7 +50,7 @@ class StartingPoint:
 
 
 def starting_point(config: Config, resume: str | None, from_older: bool = False) -> StartingPoint:
-    """The checkpoint to continue from; UserError rather than overwriting a run. Changes nothing.
+    """The checkpoint to continue from; UserError where a run would be overwritten. Nothing is changed.
 
     `resume` is None, `NEWEST` or a path. `from_older` passes over checkpoints whose files are damaged.
     """
@@ -71,17 +71,17 @@ def starting_point(config: Config, resume: str | None, from_older: bool = False)
     else:
         later = [path for path in named if newest is None or step_of(path) > step_of(newest)]
         faults = {path: damage(path) for path in later}
-    told = [f"{path.name}: {fault}" for path, fault in faults.items()]
+    damaged = [f"{path.name}: {fault}" for path, fault in faults.items()]
     if newest is None and named:
         raise UserError(
-            f"run.dir={folder} holds no whole checkpoint ({'; '.join(told[:3])}), and nothing was changed: give "
+            f"run.dir={folder} holds no whole checkpoint ({'; '.join(damaged[:3])}), and nothing was changed: give "
             "another run.dir=FOLDER to start anew"
         )
-    return StartingPoint(newest, from_older, [f"note: passed over the damaged checkpoint {text}" for text in told])
+    return StartingPoint(newest, from_older, [f"note: passed over the damaged checkpoint {text}" for text in damaged])
 
 
 def _chosen(folder: Path, newest: Path | None, chosen: Path, from_older: bool) -> StartingPoint:
-    """The starting point where a checkpoint was named."""
+    """The starting point if `chosen` was named; UserError if the run has a newer checkpoint."""
     own = chosen.resolve().parent == (folder / "checkpoints").resolve()
     if newest is not None and newest.resolve() != chosen.resolve() and not (own and from_older):
         back = "add --from-older to go back to it (later ones are set aside), " if own else ""
@@ -93,7 +93,7 @@ def _chosen(folder: Path, newest: Path | None, chosen: Path, from_older: bool) -
 
 
 def find_checkpoint(path: Path) -> Path:
-    """A checkpoint folder, or the newest one of a run's folder."""
+    """`path` itself if it is a checkpoint, or the newest checkpoint of a run; UserError if there is none."""
     newest = Checkpoints(path / "checkpoints").newest()
     chosen = path if is_checkpoint(path) or newest is None else newest
     read_record(chosen)  # raises where it is no checkpoint
@@ -101,12 +101,12 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def recorded_config(checkpoint: Path, overrides: Any = ()) -> Config:
-    """The recipe in a checkpoint; a key that it does not have yet has its default."""
+    """The configuration in a checkpoint, with `overrides`. Keys that it lacks have their defaults."""
     return parse_config(read_record(checkpoint, "config")["config"], overrides)
 
 
 def note_rates(step: int, then: TrainConfig, now: TrainConfig) -> list[str]:
-    """A note with both learning rates where the next step's differs, as when a schedule is stretched."""
+    """A note if the learning rate of the next step differs from before, as when a schedule is stretched."""
     rates = [_schedule(train)(step + 1) for train in (then, now)]
     if rates[0] == rates[1]:
         return []
@@ -126,7 +126,7 @@ def _schedule(train: TrainConfig) -> Schedule:
 
 
 def compare(checkpoint: Path, config: Config, processes: int) -> list[str]:
-    """Notes on differences with which a run continues, but not bit for bit; UserError where it would be another run."""
+    """Notes on changes after which a run continues, though not bit for bit; UserError if it would be another run."""
     record, recorded = read_record(checkpoint, "config", "world_size"), recorded_config(checkpoint)
     old = to_tree(recorded)
     then, now = dict(flatten(old)), dict(flatten(to_tree(config)))
@@ -149,15 +149,15 @@ def compare(checkpoint: Path, config: Config, processes: int) -> list[str]:
 
 
 def compare_data(checkpoint: Path, data: dict[str, Any]) -> None:
-    """UserError where the data changed: their order is computed from their number, and labels are rows of weights.
+    """UserError if the data changed: their order depends on their number, and labels are rows of weights.
 
-    A record that does not name the files themselves yet is compared by their number and labels.
+    A record of an earlier version, which does not name the files, is compared by their number and labels.
     """
     old = read_record(checkpoint, "data")["data"]
     if isinstance(old.get("labels"), list):
         old = {**old, "labels": [as_label(str(label)) for label in old["labels"]]}
     advice = f"resume with the same data, or start a new run from its weights with train.init_from={checkpoint}"
-    plain = [{key: value for key, value in one.items() if not key.endswith("identity")} for one in (old, data)]
+    plain = [{key: value for key, value in record.items() if not key.endswith("identity")} for record in (old, data)]
     if plain[0] != plain[1]:
         raise UserError(f"the data changed: {_items(old)} when {checkpoint} was written, {_items(data)} now; {advice}")
     for key in ("identity", "images_identity"):

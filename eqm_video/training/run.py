@@ -1,4 +1,4 @@
-"""One training run: its parts put together, its previews and its export."""
+"""A training run: its parts put together, its previews and its export."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ EXPORTED = r"model_index\.json|(transformer|vae)/(config\.json|diffusion_pytorch
 
 
 class Run:
-    """Everything of one training run, made from its configuration: `trainer.run()` trains, `export()` ends it."""
+    """All parts of a training run, made from its configuration: `trainer.run()` trains, `export()` ends it."""
 
     def __init__(
         self, config: Config, accelerator: Accelerator, resuming: bool = False, heartbeat: Heartbeat | None = None
@@ -130,7 +130,7 @@ class Run:
         )
 
     def pulse(self, *unused: object) -> None:
-        """The run comes further, inside a task that takes long; Stopped where a signal has come."""
+        """Report progress inside a long task; raises Stopped after a stop signal."""
         self.heartbeat.beat()
         self.signals.check()
 
@@ -158,7 +158,7 @@ class Run:
         return [Hook(held_out.every, evaluation)]
 
     def pipeline_settings(self) -> dict[str, Any]:
-        """What a pipeline must know beside the network and the codec."""
+        """The settings of the run's pipeline: everything beside the network and the codec."""
         tree = to_tree(self.config)
         return {
             "id2label": dict(enumerate(self.labels)),
@@ -178,36 +178,36 @@ class Run:
         return EqMPipeline(transformer=self.ema.network, vae=self.codec.vae, **self.pipeline_settings())
 
     def _describe(self, folder: Path) -> None:
-        """Let a checkpoint say how to sample from it."""
+        """Write pipeline.json into a checkpoint: the settings to sample from it."""
         settings = {**self.pipeline_settings(), "codec": self.config.codec.name}
         (folder / "pipeline.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
     def preview(self, step: int, network: nn.Module) -> None:
-        """Sample clips from the averaged network into `previews/`: the same noise and labels at every step.
+        """Sample clips from the averaged network into `previews/`, with the same noise and labels at every step.
 
-        Every process makes its share: were one to make all, the others would wait until their communication times out.
+        Every process makes its share: if one made all, the others would wait until their communication times out.
         """
         accelerator, count = self.accelerator, self.config.preview.samples
         self.heartbeat.beat(f"sampling the preview of step {step}")
-        labels = spread(count, len(self.video_labels))  # a label that only images have shows in no clip
+        labels = spread(count, len(self.video_labels))  # clips have no labels that only images have
         mine = list(range(accelerator.process_index, count, accelerator.num_processes))
         parts = [self._sample(mine, [labels[k] for k in mine] if labels else None)]
         if accelerator.num_processes > 1:
             parts = gather_object(parts)
         problem = next((part for part in parts if isinstance(part, str)), None)
-        if problem is not None:  # a young network may diverge under the recipe's sampler; training goes on
+        if problem is not None:  # early in training the recipe's sampler may diverge; training goes on
             accelerator.print(f"no preview of step {step}: {problem}")
         elif accelerator.is_main_process:
             clips = {k: clip for part in parts for k, clip in part.items()}
             names = [self.labels[label] for label in labels] or None
             try:
                 self.log.video("preview", self._write_preview(step, clips, names), step)
-            except (UserError, OSError, ValueError) as error:  # a picture beside the run cannot end it
+            except (UserError, OSError, ValueError) as error:  # a failed picture must not end the run
                 warnings.warn(f"no preview of step {step}: {error}", stacklevel=2)
         accelerator.wait_for_everyone()
 
     def _sample(self, seeds: list[int], labels: list[int] | None) -> dict[int, Any] | str:
-        """Clips uint8 (T, H, W, 3) by seed, or the sentence that says why there are none."""
+        """Clips uint8 (T, H, W, 3) by seed, or a sentence on why there are none."""
         if not seeds:
             return {}
         pipeline = self.pipeline()
@@ -222,7 +222,7 @@ class Run:
         return dict(zip(seeds, made.frames, strict=True))
 
     def make_up_preview(self) -> None:
-        """Sample the preview of the step that the run resumes from, where it ended between checkpoint and preview."""
+        """Sample the preview of the step that the run resumes from, if it ended between checkpoint and preview."""
         step, every = self.trainer.step, self.config.preview.every
         due = every > 0 and step > 0 and (step % every == 0 or step == self.config.train.steps)
         there = any((self.folder / "previews" / f"step_{step:08d}.{kind}").exists() for kind in ("gif", "png"))
@@ -244,7 +244,7 @@ class Run:
         return path
 
     def export(self) -> Path:
-        """Write the folder that `EqMPipeline.from_pretrained` loads; it appears whole or not at all."""
+        """Write the folder that `EqMPipeline.from_pretrained` loads, whole or not at all; returns it."""
         final = self.folder / "export"
         if self.accelerator.is_main_process:
             try:
@@ -257,13 +257,13 @@ class Run:
         return final
 
     def _fill_export(self, folder: Path) -> None:
-        """The pipeline, and what a user put into the export of before, such as a model card."""
+        """Write the pipeline, and copy a user's own files from the export of before, such as a model card."""
         self.pipeline().save_pretrained(folder)
         carry_over(self.folder / "export", folder, EXPORTED)
 
 
 def note_start(source: str, config: Config, codec: Codec) -> list[str]:
-    """Notes where the weights of `train.init_from` come from training with another codec, unit of time or decay."""
+    """Notes if the weights of `train.init_from` were trained with another codec, unit of time or decay."""
     folder, settings = build.find_start(source)
     notes, tree = [], to_tree(config)
     name = settings.get("codec")
@@ -274,21 +274,24 @@ def note_start(source: str, config: Config, codec: Codec) -> list[str]:
         notes.append(f"{source} has the reference_fps {theirs:g}, this run {ours:g}: the same times are other seconds")
     theirs, ours = settings.get("decay"), tree["objective"]["decay"]
     if theirs not in (None, ours):
-        spelled = [", ".join(f"{key} {one[key]}" for key in sorted(one)) for one in (theirs, ours)]
+        spelled = [", ".join(f"{key} {decay[key]}" for key in sorted(decay)) for decay in (theirs, ours)]
         notes.append(f"{source} was trained with another decay: {spelled[0]} there; {spelled[1]} here")
     return notes
 
 
 @torch.no_grad()
 def same_codec(name: str, codec: Codec) -> bool:
-    """Whether a codec gives the latents that `codec` gives. One that would have to be fetched is told by its name."""
+    """Whether the codec `name` gives the same latents as `codec`.
+
+    One that must be fetched is compared by name alone.
+    """
     if name == codec.name:
         return True
     if name not in (BUNDLED, PIXELS) and not Path(name).expanduser().is_dir():
         return False
     pixels = 2 * torch.rand(1, 1, 3, 64, 64, generator=generator("same codec")) - 1
-    theirs, ours = (one.encode(pixels).cpu() for one in (Codec.load(name), codec))
-    return theirs.shape == ours.shape and float((theirs - ours).abs().mean()) < 0.02  # of about 1; TF32 rounds
+    theirs, ours = (coder.encode(pixels).cpu() for coder in (Codec.load(name), codec))
+    return theirs.shape == ours.shape and float((theirs - ours).abs().mean()) < 0.02  # latents are about 1; TF32 rounds
 
 
 def make_optimizer(network: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
@@ -300,14 +303,14 @@ def make_optimizer(network: nn.Module, train: TrainConfig) -> torch.optim.Optimi
 
 
 def spread(count: int, num_labels: int) -> list[int]:
-    """Labels for `count` samples: all in turn, or evenly chosen ones where there are fewer samples than labels."""
+    """Labels for `count` samples: all in turn, or evenly chosen ones if samples are fewer than labels."""
     if num_labels == 0:
         return []
     return [k * num_labels // count if count < num_labels else k % num_labels for k in range(count)]
 
 
 def playback_fps(data: Any, reference_fps: float) -> float:
-    """Frames a second at which a clip of the data plays in real time."""
-    # Through the rule that replaces files which stop decoding.
+    """Frames per second at which a clip of the data plays in real time; `reference_fps` for single frames."""
+    # `substitutes` replaces a file that no longer decodes.
     seconds = data.substitutes.take(0, 0, data.clip).times
     return round(1 / float(seconds.diff().median()), 3) if len(seconds) > 1 else reference_fps

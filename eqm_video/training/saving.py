@@ -1,4 +1,4 @@
-"""When a checkpoint is written, and what happens where that is not possible."""
+"""The writing of checkpoints, with new tries where a disk is full or away."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from eqm_video.training.checkpoint import Checkpoints, step_of
 from eqm_video.training.rescue import Whole
 from eqm_video.training.signals import StopSignals
 
-RETRY = 60.0  # seconds of training between two tries to write a checkpoint that could not be written
+RETRY = 60.0  # seconds of training between two tries of a failed checkpoint
 
 
 class Saving:
-    """The main process's checkpoints: `write(prune)` writes the one of the trainer's present step."""
+    """The main process's saving: `write(prune)` writes the checkpoint of the trainer's present step."""
 
     def __init__(self, checkpoints: Checkpoints, write: Callable[[bool], Path], signals: StopSignals) -> None:
         self.checkpoints, self.write, self.signals = checkpoints, write, signals
         self.whole = Whole()
         self._disk = threading.Lock()
-        self._failed: float | None = None  # when a checkpoint could not be written, for the first time
+        self._failed: float | None = None  # time of the first failure; None: the last checkpoint was written
         self._tried, self._lost = 0.0, False
 
     @property
     def overdue(self) -> bool:
-        """Whether a checkpoint that could not be written is to be tried again now."""
+        """Whether it is time to try a failed checkpoint again."""
         return self._failed is not None and time.monotonic() - self._tried > patience(RETRY)
 
     def save(self, must: bool) -> bool:
         """Write a checkpoint; returns whether it was written.
 
-        Where that is not possible the training goes on, and it is tried again for `DATA` seconds in all; where it
-        `must` be now, for `FULL` seconds. UserError after that.
+        If that fails, training goes on, and later calls try again, for `DATA` seconds in all. If it `must` be written
+        now, this call tries for `FULL` seconds. UserError after that.
         """
         end = time.monotonic() + patience(FULL)
         with self.signals.writing():
@@ -79,7 +79,7 @@ class Saving:
                 return f"the failure came in the middle of an update; the newest checkpoint is {newest or 'none'}"
             if step == 0:
                 return "no step was done, so there is nothing to keep"
-            if self._lost:  # this very checkpoint is what could not be written
+            if self._lost:  # this very checkpoint could not be written
                 return "the steps after that are lost"
             if newest is None or step_of(newest) != step:
                 with _beside(next(network.parameters()).device, self.whole.done):
@@ -88,7 +88,7 @@ class Saving:
                     with self._disk, self.signals.writing():
                         newest = self.write(False)
             return f"step {step}, the last whole one, is in {newest}: add --resume to go on from it"
-        # What goes wrong here must not hide the failure that ends the run.
+        # A fault here must not hide the failure that ends the run.
         except (UserError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             return f"step {step} could not be kept ({error})"
         finally:
@@ -97,7 +97,7 @@ class Saving:
 
 @contextmanager
 def _beside(device: torch.device, done: torch.cuda.Event | None) -> Iterator[None]:
-    """Read a GPU's weights past its main stream, in which a collective may hang; `done` came after their update."""
+    """Read a GPU's weights beside its main stream, in which a collective may hang. `done`: the end of their update."""
     if device.type != "cuda" or done is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Room in /dev/shm: workers hand their batches over in it, and a batch that does not fit is lost without an error."""
+"""The room in /dev/shm, through which workers pass batches. A batch that does not fit is lost without an error."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ AHEAD = 2  # batches that a DataLoader keeps for each worker
 
 
 def check_shared_memory(batch_bytes: int, workers: int, processes: int = 1) -> None:
-    """UserError where the batches made ahead do not fit into what is free of /dev/shm (Linux alone has it).
+    """UserError if the batches made ahead do not fit into the free part of /dev/shm (on Linux; elsewhere nothing).
 
-    `batch_bytes` is the largest batch of one of `processes` training processes on this machine, which has `workers`.
+    `batch_bytes`: the largest batch of a training process. This machine has `processes` of them, with `workers` each.
     """
     if workers == 0 or sys.platform != "linux" or not PLACE.is_dir():
         return
     status = os.statvfs(PLACE)
     free = status.f_bavail * status.f_frsize
-    batches = (AHEAD * workers + 1) * processes  # and the one that is being trained on
+    batches = (AHEAD * workers + 1) * processes  # and the batch that is being trained on
     if batches * batch_bytes <= free:
         return
     fewer = (free // max(1, batch_bytes * processes) - 1) // AHEAD

@@ -1,4 +1,4 @@
-"""Signals that end a run: it stops after the step, with a checkpoint, and says so at the first one."""
+"""Signals that end a run: after the first it finishes the step, writes a checkpoint, and stops."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 
 class Stopped(Exception):  # noqa: N818 (a request, not an error)
-    """A stop signal has come; raised where a wait or a side task ends for it."""
+    """Raised by a wait or a side task that ends because of a stop signal."""
 
 
 class StopSignals:
-    """Turns the first SIGINT, SIGTERM or SIGHUP into a flag that the loop reads; a second one ends the process at once.
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a flag that the loop reads.
 
-    Launchers forward what the terminal has already sent to the whole process group: a repetition within a second counts
-    as the same signal. A signal while a checkpoint is written waits for it; one more throws it away. SIGHUP stays
-    ignored where it is, as under nohup. `newest()` names the newest checkpoint; only `speaks` prints.
+    A second signal ends the process at once. Launchers repeat signals that the terminal has already sent to all
+    processes: a repetition within a second counts as the same signal. While a checkpoint is written a second signal
+    waits for it; a third throws it away. SIGHUP stays ignored where it was, as under nohup. `newest()` gives the newest
+    checkpoint for messages, printed if `speaks`.
     """
 
     def __init__(self, newest: Callable[[], Any] = lambda: None, speaks: bool = True) -> None:
@@ -49,7 +50,7 @@ class StopSignals:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """While a checkpoint is written: a second signal is answered, and does not end the process yet."""
+        """A block in which a checkpoint is written: a second signal is answered, but does not end the process yet."""
         self._writing = True
         try:
             yield
@@ -57,7 +58,7 @@ class StopSignals:
             self._writing = self._warned = False
 
     def check(self, *unused: object) -> None:
-        """Raise Stopped where a signal has come: a callback for tasks that take long."""
+        """Raise Stopped if a signal has come: a callback for long tasks."""
         if self.received:
             raise Stopped
 
@@ -78,7 +79,7 @@ class StopSignals:
             raise SystemExit(128 + number)
 
     def _say(self, sentence: str) -> None:
-        """Write past Python's buffers: those may be in use where the signal came, and the terminal may be gone."""
+        """Write past Python's buffers, which may be in use when the signal comes. The terminal may be gone."""
         if self.speaks:
             try:
                 os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{sentence}\n".encode())

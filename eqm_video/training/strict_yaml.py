@@ -2,8 +2,8 @@
 
 An unknown key is an error that names the nearest legal one. A *choice* (a decay, a draw of gamma, a sampler) is a
 mapping with a `kind`; its other legal keys are the fields of the class that the kind names, so a new class needs no
-line here. A section's class may name whole mappings in `SHORT`: `objective: flow`. A key may stand once in a recipe; of
-overrides of one key the last counts, as with all options of a command line.
+line here. A section's class may name whole mappings in `SHORT`: `objective: flow`. A key may stand once in a recipe. Of
+several overrides of a key the last counts, as on any command line.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from eqm_video.training import plain_yaml
 from eqm_video.training.plain_yaml import Plain
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-MOST_ITEMS = 1000  # of a list
-# Folders of configs/ whose recipes may name a base: they compare one choice each.
+MOST_ITEMS = 1000  # values in a list
+# Folders of configs/ whose recipes may name a base: each of them changes a single choice.
 BASED = ("ablations", "forcing", "gamma")
 _LARGEST = {int: WHOLE_NUMBERS, float: sys.float_info.max}
 
 
 def choice(kinds: Mapping[str, type], default: Any, flat: bool = False) -> Any:
-    """A field whose class is picked by `kind`; `flat` puts the class's fields beside those of the section it is in."""
+    """A field whose class the key `kind` picks. `flat` puts the class's keys beside those of its section."""
     return dataclasses.field(default=default, metadata={"kinds": kinds, "flat": flat})
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; UserError where there is none."""
+    """The mapping in a YAML file; UserError if the file cannot be read or holds no mapping."""
     text = read_text(
         path,
         plain_yaml.MOST_TEXT,
@@ -51,10 +51,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def read_recipe(cls: type, path: str | Path) -> dict[str, Any]:
-    """The mapping of a recipe, for dataclass `cls`; a recipe with `base: FILE.yaml` changes that recipe's values.
+    """The mapping of a recipe, for dataclass `cls`. A recipe with `base: FILE.yaml` changes values of that recipe.
 
-    A change counts as an override does: another `kind` drops the keys of the old one. Raises UserError where a recipe
-    outside of `BASED` names a base, where the base is no recipe of the same folder, and where it names a base itself.
+    A change acts like an override: another `kind` drops the keys of the old kind. Raises UserError if a recipe outside
+    of `BASED` names a base, if the base is no recipe of the same folder, or if it names a base itself.
     """
     tree = read_yaml(path)
     if "base" not in tree:
@@ -64,7 +64,7 @@ def read_recipe(cls: type, path: str | Path) -> dict[str, Any]:
         *others, last = (f"configs/{name}" for name in BASED)
         allowed = f"{', '.join(others)} and {last}"
         raise UserError(f"{path} names a base, which only recipes in {allowed} may: write all sections out")
-    names = sorted(one.name for one in folder.glob("*.yaml"))
+    names = sorted(recipe.name for recipe in folder.glob("*.yaml"))
     if named not in names:
         raise UserError(f"{path}: base is {short(named)}: it must be one of {', '.join(names)}, beside it")
     below = read_yaml(folder / named)
@@ -128,7 +128,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 class _Text(str):
-    """The right-hand side of an override, which is read as YAML where the key is not for text."""
+    """The right-hand side of an override. It is read as YAML unless the key is for text."""
 
 
 def _split(override: str, aliases: Mapping[str, str]) -> tuple[str, _Text]:
@@ -148,13 +148,13 @@ def _override(cls: type, tree: dict[str, Any], path: str, text: Any) -> None:
     if key == "kind":
         kinds, fixed = _kinds_of(place)
         legal = fixed | _field_names(kinds.get(str(text)))
-        for stale in [name for name in node if name not in legal]:  # they belong to the kind that the recipe chose
+        for stale in [name for name in node if name not in legal]:  # they belong to the old kind
             del node[stale]
     node[key] = text
 
 
 def _opened(place: Any, value: Any, path: str) -> dict[str, Any]:
-    """The value at a place, spelled out so that an override can change a part of it."""
+    """The value at a place as a mapping, of which an override can change a part."""
     value = plain_yaml.meaning(_yaml(value, path))
     if isinstance(value, str):  # `gamma: shared` is short for `gamma: {kind: shared}`
         value = _spell_out(place, value, path) if hasattr(place, "SHORT") else {"kind": value}
@@ -192,7 +192,7 @@ def _kinds_of(place: Any) -> tuple[Mapping[str, type], set[str]]:
 
 
 def _section(cls: type, tree: Any, path: str, keys: Sequence[str]) -> Any:
-    """Build one dataclass from a mapping; `keys` are all keys there are, for the hint in an error."""
+    """Build a dataclass from a mapping. `keys`: all keys of the configuration, for the hint in an error."""
     tree = plain_yaml.meaning(_yaml(tree, path))
     if isinstance(tree, str) and hasattr(cls, "SHORT"):
         tree = _spell_out(cls, tree, path)
@@ -219,7 +219,7 @@ def _section(cls: type, tree: Any, path: str, keys: Sequence[str]) -> Any:
 
 
 def _choice(entry: dataclasses.Field, node: Any, path: str) -> Any:
-    """Build the class that `kind` names; of the default's own kind, keys start from the default's values."""
+    """Build the class that `kind` names. If it is the default's kind, missing keys have the default's values."""
     node = plain_yaml.meaning(_yaml(node, path))
     if not isinstance(node, Mapping | str | None):
         raise UserError(f"{path} must be a kind or a mapping with a kind, got {short(node)}")
@@ -246,7 +246,9 @@ def _choice(entry: dataclasses.Field, node: Any, path: str) -> Any:
 
 
 def _coerce(hint: Any, value: Any, path: str) -> Any:
-    """Turn a YAML value or an override's text into the declared type, or say what was expected."""
+    """Turn a YAML value or an override's text into the declared type; UserError, with the expected type, if it cannot
+    be.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if plain_yaml.is_null(value) or (isinstance(value, str) and value.lower() in ("null", "none", "~")):
@@ -259,20 +261,22 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
     if isinstance(value, _Text) and hint is not str:
         return _coerce(hint, _yaml(value, path), path)
     if hint is str:
-        found = None if plain_yaml.is_null(value) else _text(value, path)
+        result = None if plain_yaml.is_null(value) else _text(value, path)
     elif hint is bool:
-        found = plain_yaml.truth_of(value) if isinstance(value, Plain) else value if isinstance(value, bool) else None
+        result = plain_yaml.truth_of(value) if isinstance(value, Plain) else value if isinstance(value, bool) else None
     else:
-        found = _number(hint, value)
-    if found is None:
+        result = _number(hint, value)
+    if result is None:
         advice = plain_yaml.advice_on(value) if isinstance(value, str) and hint in (int, float) else ""
         raise UserError(f"{path}: expected {NAMES.get(hint, hint)}, got {short(plain_yaml.meaning(value))}{advice}")
-    return found
+    return result
 
 
 def _coerce_word(words: tuple[str, ...], value: Any, path: str) -> str:
     truth = plain_yaml.truth_of(value) if isinstance(value, Plain) and value not in words else value
-    text = {True: "yes", False: "no"}[truth] if isinstance(truth, bool) else value  # other readers take `no` for false
+    text = (
+        {True: "yes", False: "no"}[truth] if isinstance(truth, bool) else value
+    )  # many YAML readers take `no` for false
     if not isinstance(text, str) or text not in words:
         raise UserError(f"{path}: {short(text)} is not one of {', '.join(words)}; {_nearest(text, words)}")
     return str(text)
@@ -280,7 +284,7 @@ def _coerce_word(words: tuple[str, ...], value: Any, path: str) -> str:
 
 def _coerce_tuple(args: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
     if isinstance(value, _Text):
-        parsed = _yaml(value, path)  # null and nothing at all are no values, as null is in a recipe
+        parsed = _yaml(value, path)  # null and an empty text mean no values, as null does in a recipe
         value = parsed if isinstance(parsed, list) or plain_yaml.is_null(parsed) else str(value).split(",")
     if not isinstance(value, list | tuple):
         value = [] if plain_yaml.is_null(value) else [value]
@@ -292,7 +296,7 @@ def _coerce_tuple(args: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ..
 
 
 def _text(value: Any, path: str) -> str | None:
-    """Text as it was written, or None for what is no text."""
+    """Text as it was written; None for a value that is no text."""
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         return None
     text = str(value)
@@ -302,7 +306,7 @@ def _text(value: Any, path: str) -> str | None:
 
 
 def _number(hint: type, value: Any) -> float | int | None:
-    """The number of type `hint` that a value is, or a text spells; None for what is not a finite number of 64 bits."""
+    """The number of type `hint` that a value is or a text spells; None unless it is a finite number of 64 bits."""
     if isinstance(value, str):
         return plain_yaml.whole_of(value) if hint is int else plain_yaml.number_of(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST[hint]:
@@ -311,7 +315,7 @@ def _number(hint: type, value: Any) -> float | int | None:
 
 
 def _yaml(value: Any, path: str) -> Any:
-    """The value of an override's text; other values as they are."""
+    """The YAML value of an override's text; other values unchanged."""
     return (
         plain_yaml.parse(str(value), f"{path}: cannot read {short(value)}, which")
         if isinstance(value, _Text)
@@ -331,12 +335,12 @@ def _kind_of(kinds: Mapping[str, type], value: Any) -> str:
 
 
 def _nearest(name: Any, names: Iterable[str]) -> str:
-    found = difflib.get_close_matches(cut(str(name)), list(names), n=1, cutoff=0.4) if isinstance(name, str) else []
-    return f"did you mean {found[0]!r}?" if found else "see the recipes in configs/"
+    near = difflib.get_close_matches(cut(str(name)), list(names), n=1, cutoff=0.4) if isinstance(name, str) else []
+    return f"did you mean {near[0]!r}?" if near else "see the recipes in configs/"
 
 
 def _unknown(path: str, keys: Sequence[str]) -> UserError:
-    """The nearest name is looked for in the whole tree, by the last part of the path first."""
+    """The error for an unknown key. It names the nearest key of the whole tree, by the last part of the path first."""
     leaf = path.rsplit(".", 1)[-1]
     same = [key for key in keys if key.rsplit(".", 1)[-1] == leaf]
     sections = [key.split(".")[0] for key in keys]

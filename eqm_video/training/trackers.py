@@ -1,4 +1,4 @@
-"""Experiment trackers, wandb and TensorBoard: opening them, and what they need beside Accelerate."""
+"""The experiment trackers wandb and TensorBoard: opening them, and their needs beyond Accelerate."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def start_trackers(
     name: str | None = None,
     step: int = 0,
 ) -> None:
-    """Open the trackers that the accelerator was made with, for the steps after `step`.
+    """Open the trackers of the accelerator, for the steps after `step`.
 
-    A resumed run continues its wandb run, which keeps the first value of a step, and hides what TensorBoard has of the
-    steps that come again; one from step 0 begins another wandb run.
+    A resumed run continues its wandb run, which keeps the first value of a step, and hides the values that TensorBoard
+    has for repeated steps. A run from step 0 begins another wandb run.
     """
     id_file = folder / "wandb_id"
     if "wandb" in trackers and step == 0 and accelerator.is_main_process:
@@ -40,15 +40,15 @@ def start_trackers(
             id_file.write_text(os.urandom(4).hex())
         options["id"] = id_file.read_text().strip()
     flat = {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in config.items()}
-    # The project of the environment is wandb's alone: Accelerate would name TensorBoard's folder with it too.
-    accelerator.log_with = [WandBTracker(**options) if str(one) == "wandb" else one for one in accelerator.log_with]
-    # The purge hides events of these steps and later ones that stand in the folder already.
+    # WANDB_PROJECT is for wandb alone: Accelerate would name TensorBoard's folder with it too.
+    accelerator.log_with = [WandBTracker(**options) if str(kind) == "wandb" else kind for kind in accelerator.log_with]
+    # purge_step hides events of this and later steps that the folder already has.
     options = {"tensorboard": {"purge_step": step + 1}}
     accelerator.init_trackers(project or "eqm-video", config=flat, init_kwargs=options)
 
 
 def check_trackers(trackers: tuple[str, ...]) -> None:
-    """Honour the reference's WANDB_KEY, ENTITY and PROJECT; UserError where a tracker cannot work."""
+    """Accept the reference code's variables WANDB_KEY, ENTITY and PROJECT; UserError if a tracker cannot work."""
     for theirs, name in (("WANDB_KEY", "WANDB_API_KEY"), ("ENTITY", "WANDB_ENTITY"), ("PROJECT", "WANDB_PROJECT")):
         if theirs in os.environ:
             os.environ.setdefault(name, os.environ[theirs])
@@ -62,7 +62,7 @@ def check_trackers(trackers: tuple[str, ...]) -> None:
 
 
 def tracker_errors(trackers: tuple[str, ...]) -> tuple[type[Exception], ...]:
-    """The exceptions that wandb has for itself."""
+    """The exception types of the trackers' own clients."""
     if "wandb" not in trackers:
         return ()
     import wandb

@@ -1,4 +1,4 @@
-"""The log of a run: a JSONL file always, Accelerate's trackers on request, running means in between."""
+"""The log of a run: a JSONL file, Accelerate's trackers on request, and running means between lines."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from eqm_video.system.files import write_file
 from eqm_video.training.trackers import to_tensorboard, tracker_errors
 
 BINS = 11  # gamma in [0, 0.1), ... [0.9, 1), and the clean frames at exactly 1
-KINDS = (*MODES, "image")  # of clips, in the log: how their gammas look, or that they are single frames
+KINDS = (*MODES, "image")  # kinds of clips in the log: by the pattern of their gammas, or single frames
 
 
 class Meter:
     """Means since the last line of the log, kept on the device so that a step does not wait for them.
 
-    Every process adds its own part; `read` sums over processes. `state` makes a resumed run log what the uninterrupted
-    one logs.
+    Every process adds its own part; `read` sums over processes. With `state` a resumed run logs the same means as an
+    uninterrupted run.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -42,9 +42,9 @@ class Meter:
 
     @torch.no_grad()
     def add_loss(self, loss: Tensor, losses: Tensor, gamma: Tensor, weight: float = 1.0) -> None:
-        """One forward pass: its scalar loss, and per frame the losses and gammas, both (B, T).
+        """Add a forward pass: its scalar loss, and the losses and gammas of its frames, both (B, T).
 
-        `weight` of the pass in the mean loss: where passes differ in their number of clips.
+        weight: the weight of the pass in the mean loss, as passes may have different numbers of clips.
         """
         bins = (gamma.flatten() * (BINS - 1)).long().clamp(0, BINS - 1)
         self.sums[0] += loss.detach() * weight
@@ -64,7 +64,7 @@ class Meter:
     def read(self, accelerator: Accelerator) -> dict[str, Any]:
         """Loss, gradient norm, loss by gamma (lower edge of each bin) and by kind of clip since the last reading.
 
-        Then it starts afresh. A clip's loss is the mean over its frames, the given ones among them.
+        All sums start again from 0. A clip's loss is the mean over its frames, clean ones included.
         """
         self.gather(accelerator)
         values, kinds = self.sums.tolist(), zip(KINDS, *self.kinds.tolist(), strict=True)
@@ -85,11 +85,11 @@ class Meter:
         self._marked = self.sums.clone(), self.kinds.clone(), len(self.norms)
 
     def keep(self) -> None:
-        """The step is done: `back` has nothing to undo."""
+        """Keep what was added since `mark`: the step is done."""
         self._marked = None
 
     def back(self) -> None:
-        """Take back what was added since `mark` by a step that did not come to its end."""
+        """Undo what was added since `mark` by a step that was not finished."""
         if self._marked is not None:
             sums, kinds, count = self._marked
             self.sums.copy_(sums)
@@ -98,11 +98,14 @@ class Meter:
             self._marked = None
 
     def state(self) -> dict[str, list]:
-        """What `load` continues from."""
+        """The sums as plain numbers, for a checkpoint; `load` takes them."""
         return {"sums": self.sums.tolist(), "norms": list(self.norms), "kinds": self.kinds.tolist()}
 
     def load(self, state: Mapping[str, list], main_process: bool) -> None:
-        """Continue; the sums are the main process's. A checkpoint from before kinds were counted starts them at 0."""
+        """Continue from `state()`. The main process takes the sums.
+
+        Earlier checkpoints lack the kinds: these start at 0.
+        """
         self.norms = list(state["norms"])
         if main_process:
             self.sums.copy_(torch.tensor(state["sums"], dtype=self.sums.dtype))
@@ -133,7 +136,7 @@ class Stopwatch:
 
 
 class RunLog:
-    """`metrics.jsonl` and the trackers; only the main process writes. Nothing that goes wrong here ends a run.
+    """`metrics.jsonl` and the trackers; only the main process writes. No failure here ends a run.
 
     Lines that cannot be written are kept in `waiting`, which is part of a checkpoint, and written later.
     """
@@ -146,9 +149,9 @@ class RunLog:
         self._said: set[str] = set()
 
     def truncate(self, step: int, waiting: Sequence[str] = ()) -> None:
-        """Forget the lines after `step`, which a resumed run writes again, and what a crash or a disk damaged.
+        """Delete lines after `step`, which a resumed run writes again, and damaged lines.
 
-        `waiting` are lines up to `step` that could not be written before it.
+        waiting: lines up to `step` that could not be written then.
         """
         if not self.accelerator.is_main_process:
             return
@@ -156,8 +159,8 @@ class RunLog:
         try:
             lines = self.file.read_bytes().split(b"\n") if self.file.is_file() else []
             steps = [_step_of(line) for line in lines]
-            kept = [line for line, found in zip(lines, steps, strict=True) if found is not None and found <= step]
-            broken = sum(found is None and bool(line) for line, found in zip(lines[:-1], steps[:-1], strict=True))
+            kept = [line for line, number in zip(lines, steps, strict=True) if number is not None and number <= step]
+            broken = sum(number is None and bool(line) for line, number in zip(lines[:-1], steps[:-1], strict=True))
             if broken:
                 self._warn(f"{self.file}: {_lines(broken)} could not be read and are left out")
             if kept != lines[:-1] or lines[-1:] not in ([], [b""]):
@@ -167,7 +170,7 @@ class RunLog:
             self._warn(f"steps after {step} may stand in {self.file} twice: {error}")
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """One line of numbers for one step."""
+        """Write a line of numbers for a step."""
         if self.accelerator.is_main_process:
             self.waiting.append(json.dumps({"step": step, **_finite(metrics)}) + "\n")
             self.flush()
@@ -177,7 +180,7 @@ class RunLog:
                 self.accelerator.log(scalars, step=step)
 
     def flush(self) -> None:
-        """Write the lines that wait; where that is not possible they go on waiting, which is said once."""
+        """Write the lines that wait. If that fails they go on waiting, with a single warning."""
         if not self.waiting:
             return
         size = None
@@ -196,7 +199,7 @@ class RunLog:
 
     @contextlib.contextmanager
     def _optional(self, what: str) -> Iterator[None]:
-        """Trackers are beside the run: a full disk, a lost connection or a client's own error costs what they show."""
+        """A block for trackers, which must not end a run: a full disk, a lost connection or their own error warns."""
         try:
             yield
         except (OSError, RuntimeError, ValueError, *tracker_errors(self.trackers)) as error:
@@ -208,7 +211,10 @@ class RunLog:
             warnings.warn(sentence, stacklevel=3)
 
     def video(self, name: str, path: Path, step: int) -> None:
-        """Show a GIF or PNG file in the trackers (TensorBoard takes its bytes; it would need moviepy to make them)."""
+        """Show a GIF or PNG file in the trackers.
+
+        TensorBoard gets its bytes: it would need moviepy to make them itself.
+        """
         if not self.accelerator.is_main_process:
             return
         with self._optional("pictures"):
@@ -221,7 +227,7 @@ class RunLog:
                 to_tensorboard(self.accelerator.get_tracker("tensorboard", unwrap=True), name, path, step)
 
     def close(self) -> None:
-        """Try for the last time to write what waits, and end the trackers."""
+        """Try once more to write the lines that wait, and end the trackers."""
         if self.accelerator.is_main_process:
             self.flush()
         with self._optional("end of the run"):
@@ -229,7 +235,7 @@ class RunLog:
 
 
 def _step_of(line: bytes) -> int | None:
-    """The step of a line of the log; None where it is no such line."""
+    """The step of a line of the log; None for any other line."""
     try:
         value = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -243,7 +249,7 @@ def _lines(count: int) -> str:
 
 
 def _scalars(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """{"held_out": {"0.1": 2}} -> ("held_out/0.1", 2): trackers take flat names."""
+    """(name, value) pairs with flat names for trackers: {"held_out": {"0.1": 2}} gives ("held_out/0.1", 2)."""
     flat = []
     for key, value in metrics.items():
         flat += _scalars(value, f"{prefix}{key}/") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
@@ -251,7 +257,7 @@ def _scalars(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, fl
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: null."""
+    """The value with None for numbers that are not finite, which JSON cannot hold."""
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

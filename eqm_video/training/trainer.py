@@ -1,8 +1,8 @@
-"""The training loop: composed of a field, an objective, a draw of gamma and batches; it knows no files and no sampler.
+"""The training loop, composed of a field, an objective, a draw of gamma and batches. It knows no files and no sampler.
 
 Legend: B clips, T frames, C channels, H W height and width of the latents. Steps count from 1: step s is update s.
-Everything random is drawn from (seed, step, position in the global batch), so that neither resuming nor the number of
-processes changes which numbers a clip meets.
+Everything random is drawn from (seed, step, position in the global batch): neither resuming nor the number of processes
+changes the numbers that a clip gets.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from eqm_video.training.saving import Saving
 from eqm_video.training.signals import Stopped, StopSignals
 from eqm_video.training.tracking import Meter, RunLog, Stopwatch
 
-MAX_SKIPPED = 50  # fp16: consecutive steps without an update before the run gives up
+MAX_SKIPPED = 50  # fp16: consecutive skipped steps after which the run gives up
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Hook:
-    """`run(step, network)` gets the averaged network every so many steps, and at the last; 0 never."""
+    """A function run(step, network) that gets the averaged network every `every` steps and at the last; 0: never."""
 
     every: int
     run: Callable[[int, nn.Module], dict[str, Any] | None]
@@ -66,11 +66,11 @@ class Hook:
 
 
 class Trainer:
-    """Trains a field; `run` is the loop.
+    """The training of a field; `run` is the loop.
 
     `encode(batch, generators)` gives clean latents (B, T, C, H, W); `evaluations` are hooks whose numbers enter the
     log, `hooks` run after the checkpoint (previews); `record` and `describe(folder)` go into every checkpoint.
-    `signals` end the run after a step; `heartbeat` tells the other processes that this one goes on.
+    `signals` end the run after a step; `heartbeat` reports progress to the other processes.
     """
 
     def __init__(
@@ -108,10 +108,10 @@ class Trainer:
         self.heartbeat = heartbeat or Heartbeat(accelerator)
         self.heartbeat.save = self.keep
         self.saving = Saving(checkpoints, self._write, self.signals)
-        self._spoiled: list[Tensor] = []  # for each clip of a step, whether its latents are not finite
+        self._spoiled: list[Tensor] = []  # for each clip of a step: True if its latents are not finite
 
     def run(self) -> bool:
-        """Train from where the trainer stands to the last step; False where a signal ended it early."""
+        """Train from the present step to the last; returns False if a signal ended the run early."""
         steps, every = self.settings.steps, self.settings
         batches = self.batches.between(self.step, steps, self._may_leave)
         forecast = Forecast(steps, silent=not self.accelerator.is_main_process)
@@ -134,21 +134,21 @@ class Trainer:
                     bar.set_postfix(self._write_log(step, evaluations), refresh=False)
                 bar.update()
                 forecast.count(step)
-                stop = stop or self._agree_on_stop(asked=bool(evaluations))
+                stop = stop or self._agree_on_stop(synchronized=bool(evaluations))
                 if step % every.save_every == 0 or last or stop or self._retries:
                     self.save() if last or stop else self.save(must=False)
                 hooks = [hook for hook in self.hooks if hook.due(step, last) and not stop]
                 for hook in hooks:
                     hook.run(step, self.ema.network)
-                if (stop or self._agree_on_stop(asked=bool(hooks))) and not last:
+                if (stop or self._agree_on_stop(synchronized=bool(hooks))) and not last:
                     return self._leave()
         return True
 
     def _update(self, step: int) -> None:
-        """The update itself; after it the step is whole."""
+        """Update weights and average; then the step is whole."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        # A fused optimizer skips by itself, which Accelerate's `step_was_skipped` does not see.
+        # A fused optimizer skips steps by itself, which Accelerate's `step_was_skipped` does not notice.
         if self.skipped == 0:
             self.ema.update(self.network)
         self.meter.keep()
@@ -162,11 +162,11 @@ class Trainer:
         for number in range(plan.passes):
             batch = next(batches)
             names += [str(name) for name in batch.get("names", ())]
-            # Dropout draws from torch's global generator, for a whole forward pass: a resumed run draws the same (and
-            # another number of processes others).
+            # Dropout draws from torch's global generator. Its seed makes a resumed run draw the same numbers (another
+            # number of processes draws others).
             torch.manual_seed(fold(self.settings.seed, "layers", step, number, plan.rank))
-            # Gradients of all passes are averaged over processes in the last one. It is one of clips, so that every
-            # weight takes part: a single frame skips the temporal layers, and their average would be waited for.
+            # Processes average the gradients of all passes in the last pass. That is a pass of clips, in which every
+            # weight takes part: images skip the temporal layers, and the average of these would be waited for.
             synchronize = number == plan.passes - 1 or self.accelerator.num_processes == 1
             with nullcontext() if synchronize else self.accelerator.no_sync(self.field):
                 loss = self._loss(batch, step, plan.positions(number), plan.accumulation / plan.pieces(number))
@@ -174,9 +174,9 @@ class Trainer:
         return names
 
     def _loss(self, batch: dict[str, Any], step: int, positions: Sequence[int], weight: float) -> Tensor:
-        """The training loss of some clips, with the noise, gamma and label dropout of their places in the batch.
+        """The training loss of a pass, with noise, gamma and label dropout drawn for `positions` in the global batch.
 
-        `weight` is that of the forward pass in the logged mean.
+        weight: the weight of the pass in the logged mean.
         """
         device, seed = self.accelerator.device, self.settings.seed
         small = [generator(seed, "gamma", step, position) for position in positions]  # on the CPU: no synchronization
@@ -184,7 +184,7 @@ class Trainer:
         clean = self.encode(batch, large)
         self._spoiled.append(~torch.isfinite(clean).flatten(1).all(dim=1))
         noise = normal(tuple(clean.shape[1:]), large, device=device)
-        dropped = torch.stack([torch.rand((), generator=one) < self.settings.label_dropout for one in small])
+        dropped = torch.stack([torch.rand((), generator=source) < self.settings.label_dropout for source in small])
         gamma = _moved(draw_gamma(self.gamma, clean.shape[1], small), device)
         labels = batch["labels"].cpu()
         labels = _moved(labels.masked_fill(dropped | (labels < 0), self.network.null_label), device)
@@ -193,7 +193,7 @@ class Trainer:
         losses = self.objective.loss(output.sample, clean, noise, gamma)
         loss = losses.mean()
         if self.objective.dispersion_weight:
-            # Of the clips of this forward pass in all processes; accumulated passes are separate batches.
+            # Over the clips of this pass in all processes; accumulated passes are separate batches.
             hidden = gather_clips(output.hidden, self.accelerator)
             loss = loss + self.objective.dispersion_weight * dispersive_loss(hidden)
         self.meter.add_loss(loss, losses, gamma, weight)
@@ -205,15 +205,15 @@ class Trainer:
         return self.accelerator.clip_grad_norm_(self.network.parameters(), limit)
 
     def _judge(self, step: int, names: list[str]) -> bool:
-        """Whether any process was told to stop; raises in all where latents or the gradient are not finite.
+        """Whether any process got a stop signal. All raise UserError if latents or the gradient are not finite.
 
-        The step's one wait for the device: everything that the host must know of it comes in one tensor.
+        A step waits for the device only here: all values that the host needs come in a single tensor.
         """
         spoiled = torch.cat(self._spoiled) if self._spoiled else torch.zeros(0, dtype=torch.bool)
         self._spoiled = []
         norm = torch.as_tensor(self._clip())
-        told = _moved(torch.tensor(float(self.signals.received)), norm.device)
-        flags = torch.stack([told, (~norm.isfinite()).float(), spoiled.any().to(norm.device).float()])
+        stopping = _moved(torch.tensor(float(self.signals.received)), norm.device)
+        flags = torch.stack([stopping, (~norm.isfinite()).float(), spoiled.any().to(norm.device).float()])
         if self.accelerator.num_processes > 1:
             flags = self.accelerator.reduce(flags, reduction="sum")
         values = torch.cat([norm[None], flags, spoiled.to(norm.device).float()]).tolist()
@@ -223,7 +223,7 @@ class Trainer:
         scaled = self.accelerator.scaler is not None  # fp16 skips steps that overflow, and lowers its scale
         self.skipped = self.skipped + 1 if infinite else 0
         if bad:
-            clips = [name for name, one in zip(names, mine, strict=False) if one]
+            clips = [name for name, faulty in zip(names, mine, strict=False) if faulty]
             raise UserError(self._spoiled_by(step, clips))
         if infinite and (not scaled or self.skipped > MAX_SKIPPED):
             raise UserError(self._not_finite(step, norm, names))
@@ -245,18 +245,18 @@ class Trainer:
         )
 
     def _may_leave(self) -> bool:
-        """Whether a signal ends the wait for data: with several processes the others would wait for this one."""
+        """Whether a signal may end the wait for data. It may not with several processes: the others would wait."""
         self.heartbeat.beat()
         return self.signals.received and self.accelerator.num_processes == 1
 
-    def _agree_on_stop(self, asked: bool) -> bool:
-        """Whether any process was told to stop; several processes ask each other only where all know that they do."""
+    def _agree_on_stop(self, synchronized: bool) -> bool:
+        """Whether any process got a stop signal. Several processes ask each other only if all do: `synchronized`."""
         if self.accelerator.num_processes == 1:
             return self.signals.received
-        if not asked:
+        if not synchronized:
             return False
-        told = torch.tensor(float(self.signals.received), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(told, reduction="sum") > 0)
+        stopping = torch.tensor(float(self.signals.received), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(stopping, reduction="sum") > 0)
 
     def _leave(self) -> bool:
         """End early, with a checkpoint of the last whole step."""
@@ -275,7 +275,7 @@ class Trainer:
         try:
             for hook in evaluations:
                 metrics |= hook.run(step, self.ema.network) or {}
-        finally:  # an evaluation that fails ends the run, but takes no line of the log with it
+        finally:  # an evaluation that fails ends the run, but its step is still logged
             self.log.write(step, metrics)
         return {"loss": f"{metrics['loss']:.4f}" if metrics["loss"] is not None else "-", "clips/s": f"{speed:.1f}"}
 
@@ -290,7 +290,7 @@ class Trainer:
         self.meter.gather(self.accelerator)
         written = self.saving.save(must) if self.accelerator.is_main_process else must
         self.accelerator.wait_for_everyone()
-        # Several processes must think alike, and only the main one knows whether it was written.
+        # Processes must agree, and only the main one knows whether it was written.
         if written if self.accelerator.num_processes == 1 else must:
             self.saved = self.step
 
@@ -308,19 +308,22 @@ class Trainer:
 
     @property
     def _retries(self) -> bool:
-        """Whether a checkpoint is to be tried again; several processes, which save together, do so at the next one."""
+        """Whether to try a failed checkpoint again.
+
+        Several processes save together: they wait for the next checkpoint.
+        """
         return self.accelerator.num_processes == 1 and self.saving.overdue
 
     def keep(self) -> str:
-        """Keep the last whole step from this process alone, after a failure; returns a part of a sentence about it.
+        """Save the last whole step after a failure, from this process alone; returns a part of a sentence about it.
 
-        No other process takes part, so that the running means of the log are those of this process.
+        No other process takes part: the running means of the log are those of this process.
         """
         self.meter.back()
         return self.saving.keep(self.step, self.network)
 
     def _keep_and_tell(self) -> str:
-        """`keep` in process 0, which tells the others; they ask it."""
+        """`keep` in process 0, which tells the others; the others wait for its sentence."""
         if not self.accelerator.is_main_process:
             return self.heartbeat.report("see its own message")
         kept = self.keep()
@@ -328,7 +331,7 @@ class Trainer:
         return kept
 
     def resume(self, checkpoint: Path) -> None:
-        """Continue from a checkpoint exactly: the next step is the one after it."""
+        """Continue exactly from a checkpoint: the next step is the step after it."""
         record = read_record(checkpoint)
         extra = load_state(checkpoint, **self._state())
         self.step, self.saved, self.skipped = record["step"], record["step"], extra["skipped"]
@@ -346,5 +349,5 @@ class Trainer:
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the CPU on the device, without a wait: a copy from pageable memory waits for all before it."""
+    """A small CPU tensor on the device, from pinned memory: a copy from pageable memory would wait for the device."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
