@@ -271,7 +271,7 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
         "--context 8": "--context 8: clips of 8 frames leave 1 to 7",
         "--context-gamma 0": "--context-gamma is 0: it must be a number above 0",
         "--best nobody": "--best nobody: the models are shared, ",
-        "--parts ways": "--parts ways is of one model: add long, or --best",
+        "--parts ways": "--parts ways is for a single model: add long, or --best",
     }.items():
         with pytest.raises(UserError, match=says):
             parsed("--out", tmp_path, "--runs", tmp_path, "--data", tmp_path / "d", *words.split()).exports()

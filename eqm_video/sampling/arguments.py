@@ -283,11 +283,11 @@ def step_gammas(
 ) -> Tensor | None:
     """Gamma at each step (steps,), the input of a network that is conditioned on gamma.
 
-    None for samplers that know gamma, such as ODE solvers, which pass their own. pull: the speed of a plain sum of fields, in units of a
-    single field's. With NAG this is the gamma of the latents, while the field is evaluated at the look-ahead, mu steps
-    further on: the network's input lags behind by at most 0.0036 (mu 0.3, 249 steps of 0.003). UserError where a
-    descent has no single gamma (known frames, frames that stop or start by themselves), and for rules or models whose
-    gamma is unknown.
+    None for samplers that know gamma, such as ODE solvers, which pass their own. pull: the speed of a plain sum of
+    fields, in units of a single field's. With NAG this is the gamma of the latents, while the field is evaluated at the
+    look-ahead, mu steps further on: the network's input lags behind by at most 0.0036 (mu 0.3, 249 steps of 0.003).
+    UserError where a descent has no single gamma (known frames, frames that stop or start by themselves), and for rules
+    or models whose gamma is unknown.
     """
     if knows_gamma(sampler):
         return None

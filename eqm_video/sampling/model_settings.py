@@ -107,7 +107,7 @@ def curvature_settings(curvature: Any) -> dict[str, Any] | None:
 
 
 def objective_settings(objective: Any) -> dict[str, Any] | None:
-    """The training objective of a model as a dict: name, of `core.objective.OBJECTIVES`, and gamma, the draw's settings.
+    """The training objective of a model as a dict: name (of `core.objective.OBJECTIVES`) and gamma, the draw.
 
     UserError for an unknown name.
     """

@@ -1,4 +1,4 @@
-"""Adaptive compute: descents that stop where clips are at rest, and what that saves (the paper's Figure 8)."""
+"""Adaptive compute: descents that stop once clips are at rest, and their savings (the paper's Figure 8)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from eqm_video.system import machine
 
 
 def read_fixed(text: str) -> tuple[int, float]:
-    """STEPS:STEP_SIZE; ValueError for anything else."""
+    """(steps, step size) of STEPS:STEP_SIZE; ValueError for any other text."""
     steps, _, size = text.partition(":")
     if not re.fullmatch(r"0*[1-9]\d{0,8}", steps) or not 0 < float(size) <= 1e9:
         raise ValueError(text)
@@ -37,20 +37,22 @@ def read_fixed(text: str) -> tuple[int, float]:
 class Adaptive(Sampled, Ruled, PerFrame, Data, group="look"):
     """Stop clips when they rest: evaluations, time and quality.
 
-    A clip stops once the gradient of every frame has a root mean square below the tolerance, and leaves the batch; with
-    --per-frame each frame comes to rest by itself. For each fixed setting STEPS:STEP_SIZE, all steps are compared with
-    the same setting that may stop at each of the tolerances: evaluations, time, quality, and how far the clips are from
-    those of all steps (root mean squared difference of pixels, of 0 to 255, from the same noise). Beside it stands a
-    descent that takes for every clip the mean number of steps that the adaptive one took. With --data quality is also a
-    Fréchet distance from real clips.
+    A clip stops, and leaves the batch, once the gradient of every frame has a root mean square below the tolerance;
+    with --per-frame each frame stops by itself. For each fixed setting STEPS:STEP_SIZE, the descent with all steps is
+    compared with descents that may stop at each of the tolerances: evaluations, time, quality, and the distance from
+    the clips of all steps (root mean squared difference of pixels, of 0 to 255, from the same noise). For comparison
+    another descent takes the same number of steps for every clip: the mean number of the adaptive descent. With --data
+    quality is also a Fréchet distance from real clips.
 
-    Times are of the descents alone. All runs of a fixed setting alternate, --repeats times, in this one process;
-    reported are medians. CPU seconds are this process's own, which other work on the machine lengthens less.
+    Times are of the descents alone. All runs of a fixed setting alternate, --repeats times, in a single process; the
+    medians are reported. CPU seconds are this process's own: other work on the machine lengthens them less.
     """
 
     num_samples: int = 64
     sampler: str | None = narrower(None, choices=SIZED)
-    tolerances: tuple[float, ...] = option((0.1, 0.2, 0.4, 0.8), above=0, metavar="R", help="of the gradient's RMS")
+    tolerances: tuple[float, ...] = option(
+        (0.1, 0.2, 0.4, 0.8), above=0, metavar="R", help="tolerances of the gradient's RMS"
+    )
     fixed: tuple[tuple[int, float], ...] | None = option(
         None,
         read=read_fixed,
@@ -59,17 +61,17 @@ class Adaptive(Sampled, Ruled, PerFrame, Data, group="look"):
         help="descents to compare",
         unset="the model's own setting, and four times its steps at a quarter of its step size",
     )
-    repeats: int = option(3, least=1, metavar="K", help="of everything that is timed")
+    repeats: int = option(3, least=1, metavar="K", help="repetitions of everything that is timed")
 
     def run(self, pipeline: EqMPipeline) -> Report:
-        """Every fixed setting in turn."""
+        """Compare every fixed setting with its adaptive descents."""
         request = self.request(pipeline)
         self.check_sampler(pipeline)
         fixed = self.fixed or own_settings(pipeline)
         judge = Judge.of(pipeline, request, self.data)
         runs = len(fixed) * (1 + len(self.tolerances)) * self.repeats
         with tqdm(total=runs, unit="run", disable=None) as bar:
-            results = [self.compare(pipeline, request, judge, one, bar) for one in fixed]
+            results = [self.compare(pipeline, request, judge, setting, bar) for setting in fixed]
         numbers = {
             "settings": {**request.settings(), "repeats": self.repeats, "per_frame": self.per_frame},
             "machine": machine.describe(pipeline.device),
@@ -80,10 +82,12 @@ class Adaptive(Sampled, Ruled, PerFrame, Data, group="look"):
         return Report(numbers, as_table(results, judge.headline), draw)
 
     def check_sampler(self, pipeline: EqMPipeline) -> None:
-        """UserError where a model's own sampler is a solver, which has nothing to stop at."""
+        """UserError if the model's own sampler is a solver: a solver has no point of rest to stop at."""
         kind = self.sampler or pipeline.config.sampler["kind"]
         if kind not in SIZED:
-            raise UserError(f"the model's own sampler {kind!r} goes all the way: type --sampler {' or '.join(SIZED)}")
+            raise UserError(
+                f"the model's own sampler {kind!r} cannot stop at rest: type --sampler {' or '.join(SIZED)}"
+            )
 
     def compare(
         self,
@@ -93,14 +97,14 @@ class Adaptive(Sampled, Ruled, PerFrame, Data, group="look"):
         fixed: tuple[int, float],
         bar: tqdm,
     ) -> dict[str, Any]:
-        """All steps, then the same descent with each tolerance, and fixed descents of as many evaluations."""
+        """The record of a fixed setting: all steps, then each tolerance beside a fixed descent of equal cost."""
         steps, step_size = fixed
         rule = pipeline.rule(self.sampler, step_size, self.mu)
         walk(pipeline, request, rule, steps=1)  # the first evaluation of a process is slower than all others
         tolerances: list[float | None] = [None, *sorted(self.tolerances)]
         walks: dict[float | None, list[Walk]] = {tolerance: [] for tolerance in tolerances}
         for repeat in range(self.repeats):
-            # Every second time backwards, so that what slows the machine down for a while is shared.
+            # Every second time backwards, so that all runs share what slows the machine down for a while.
             for tolerance in tolerances if repeat % 2 == 0 else tolerances[::-1]:
                 how = {} if tolerance is None else {"tolerance": tolerance, "per_frame": self.per_frame}
                 walks[tolerance].append(walk(pipeline, request, rule, steps=steps, **how))
@@ -122,7 +126,7 @@ class Adaptive(Sampled, Ruled, PerFrame, Data, group="look"):
 
 
 def own_settings(pipeline: EqMPipeline) -> list[tuple[int, float]]:
-    """The model's own steps and step size, and a finer descent of the same length; UserError where it has none."""
+    """The model's own steps and step size, and a finer descent of the same length; UserError if it has no step size."""
     own = pipeline.config.sampler
     if "step_size" not in own:
         raise UserError(
@@ -135,30 +139,30 @@ def own_settings(pipeline: EqMPipeline) -> list[tuple[int, float]]:
 def summary(
     pipeline: EqMPipeline, request: Request, judge: Judge, walks: Sequence[Walk], reference: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """What repeated walks took and made; the walks are equal but for their times."""
-    one = walks[0]
-    clips, kept = decode(pipeline, one.latents), one.rms.amax(1)[~one.diverged]
-    found = {
-        "nfe": float(one.nfe.double().mean()),
-        "nfe_of_clips": one.nfe.tolist(),
-        "nfe_of_frames": float(one.frame_nfe.double().mean()),
+    """The cost and the quality of repeated walks, which are equal except for their times."""
+    first = walks[0]
+    clips, kept = decode(pipeline, first.latents), first.rms.amax(1)[~first.diverged]
+    numbers = {
+        "nfe": float(first.nfe.double().mean()),
+        "nfe_of_clips": first.nfe.tolist(),
+        "nfe_of_frames": float(first.frame_nfe.double().mean()),
         "seconds": statistics.median(each.seconds for each in walks),
         "cpu_seconds": statistics.median(each.cpu_seconds for each in walks),
         "all_seconds": [each.seconds for each in walks],
         "gradient_rms": float(kept.mean()) if len(kept) else None,
-        "diverged": float(one.diverged.double().mean()),
+        "diverged": float(first.diverged.double().mean()),
         **judge(clips, request.names),
     }
     if reference is not None:
         difference = clips.astype(np.float32) - reference
-        found["pixels_from_all_steps"] = float(np.sqrt(np.square(difference).mean()))
-    return found
+        numbers["pixels_from_all_steps"] = float(np.sqrt(np.square(difference).mean()))
+    return numbers
 
 
 def as_table(results: Sequence[dict[str, Any]], headline: str | None) -> str:
-    """The results for the screen; shares are of all steps."""
+    """The results as a table for the screen; shares are relative to all steps."""
     lines = []
-    for one in results:
+    for result in results:
         names = [
             "tolerance",
             "nfe",
@@ -169,10 +173,10 @@ def as_table(results: Sequence[dict[str, Any]], headline: str | None) -> str:
             "of CPU",
             *([headline] if headline else []),
         ]
-        lines.append(f"{one['sampler']}, {one['steps']} steps of {one['step_size']:g}")
+        lines.append(f"{result['sampler']}, {result['steps']} steps of {result['step_size']:g}")
         lines.append("  ".join(f"{name:>9}" for name in names))
-        lines.append(_line("-", one["all steps"], headline))
-        lines += [_line(f"{row['tolerance']:g}", row, headline) for row in one["adaptive"]]
+        lines.append(_line("-", result["all steps"], headline))
+        lines += [_line(f"{row['tolerance']:g}", row, headline) for row in result["adaptive"]]
     return "\n".join(lines)
 
 
@@ -190,16 +194,16 @@ def _line(name: str, row: dict[str, Any], headline: str | None) -> str:
 
 
 def draw_adaptive(path: Path, results: Sequence[Mapping[str, Any]], headline: str | None) -> None:
-    """For each fixed setting a histogram of the steps at each tolerance; below, quality and distance over evaluations.
+    """Draw a histogram of steps for each fixed setting, and below it quality and distance over evaluations.
 
-    `headline`: the measure of quality, None where there is none.
+    `headline`: the measure of quality, or None.
     """
     measures = [*([headline] if headline else []), "pixels_from_all_steps"]
     rows = len(results) + len(measures)
     figure = plots.figure(6.5, 2.3 * rows)
-    for place, one in enumerate(results, start=1):
+    for place, result in enumerate(results, start=1):
         axes = plots.axes(figure, rows, 1, place, xlabel="evaluations of a clip", ylabel="clips")
-        histogram(axes, one)
+        histogram(axes, result)
     for place, measure in enumerate(measures, start=len(results) + 1):
         label = NAMES.get(measure, measure)
         axes = plots.axes(figure, rows, 1, place, xlabel="mean evaluations of a clip", ylabel=label)
@@ -207,30 +211,31 @@ def draw_adaptive(path: Path, results: Sequence[Mapping[str, Any]], headline: st
     plots.save(figure, path)
 
 
-def histogram(axes: Any, one: Mapping[str, Any]) -> None:
-    """How many clips took how many evaluations, for each tolerance of one fixed setting."""
-    limit = one["steps"]
+def histogram(axes: Any, result: Mapping[str, Any]) -> None:
+    """Draw the distribution of evaluations over clips, for each tolerance of a fixed setting."""
+    limit = result["steps"]
     width = max(1, limit // 50)
     edges = np.arange(0, limit + 2 * width, width) + 0.5
-    for index, row in enumerate(one["adaptive"]):
+    for index, row in enumerate(result["adaptive"]):
         colour = plots.PALETTE[index % len(plots.PALETTE)]
         label = f"tolerance {row['tolerance']:g}\n({row['nfe_ratio']:.0%} of all steps)"
         axes.hist(row["nfe_of_clips"], edges, color=colour, alpha=0.75, label=label)
     axes.axvline(limit, color=plots.GREY, linestyle=":", label=f"all {limit} steps")
     axes.set_xlim(0, limit * 1.02)
-    axes.set_title(f"{one['sampler']}, step size {one['step_size']:g}", fontsize=10)
+    axes.set_title(f"{result['sampler']}, step size {result['step_size']:g}", fontsize=10)
     plots.legend(axes, beside=True)
 
 
 def over_evaluations(axes: Any, results: Sequence[Mapping[str, Any]], measure: str) -> None:
-    """Adaptive descents (filled), and fixed ones of as many steps for every clip (open), for each fixed setting."""
-    for index, one in enumerate(results):
+    """Draw adaptive descents (filled), and descents with as many steps for every clip (open), for each setting."""
+    for index, result in enumerate(results):
         look = plots.style(index)
-        name = f"step size {one['step_size']:g}:"
-        stops = [(row["nfe"], row[measure]) for row in one["adaptive"]]
-        fixed = [(row["fixed with as many"]["steps"], row["fixed with as many"][measure]) for row in one["adaptive"]]
-        if measure in one["all steps"]:
-            stops.append((one["all steps"]["nfe"], one["all steps"][measure]))
+        name = f"step size {result['step_size']:g}:"
+        rows, whole = result["adaptive"], result["all steps"]
+        stops = [(row["nfe"], row[measure]) for row in rows]
+        fixed = [(row["fixed with as many"]["steps"], row["fixed with as many"][measure]) for row in rows]
+        if measure in whole:
+            stops.append((whole["nfe"], whole[measure]))
         axes.plot(*zip(*sorted(stops), strict=True), markersize=6, label=f"{name}\nstops at rest", **look)
         axes.plot(
             *zip(*sorted(fixed), strict=True),
@@ -240,7 +245,7 @@ def over_evaluations(axes: Any, results: Sequence[Mapping[str, Any]], measure: s
             label=f"{name}\nas many for all clips",
             **look,
         )
-    axes.set_xlim(0, 1.02 * max(one["steps"] for one in results))
+    axes.set_xlim(0, 1.02 * max(result["steps"] for result in results))
     if measure == "both_accuracy":
         axes.set_ylim(0, 1.05)
     plots.legend(axes, beside=True)

@@ -1,4 +1,4 @@
-"""Clips that go through a network or a codec in batches.
+"""Passing clips through a network or a codec in batches.
 
 Legend: N clips, T frames, C latent channels, H W pixels, h w latents.
 """
@@ -19,11 +19,11 @@ def batches(count: int, size: int) -> list[slice]:
 
 
 def encode(pipeline: EqMPipeline, clips: NDArray[np.uint8], batch_size: int) -> Tensor:
-    """Clips (N, T, H, W, 3) as the codec's latents (N, T, C, h, w)."""
+    """The codec's latents (N, T, C, h, w) of clips uint8 (N, T, H, W, 3)."""
     return torch.cat([pipeline.encode(clips[part]) for part in batches(len(clips), batch_size)])
 
 
 def rebuild(pipeline: EqMPipeline, clips: NDArray[np.uint8], batch_size: int) -> NDArray[np.uint8]:
-    """Clips (N, T, H, W, 3) through the codec and back: the best that a prediction can be."""
+    """Clips uint8 (N, T, H, W, 3) after the codec and back: no prediction can be closer to the truth."""
     parts = batches(len(clips), batch_size)
     return np.concatenate([pipeline.decode(pipeline.encode(clips[part])) for part in parts])

@@ -1,4 +1,4 @@
-"""The main job from end to end, on clips that the package draws itself."""
+"""The demo: moving shapes are written as videos, a model learns them, samples, and is measured."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ RECIPE = "demo"
 SHAPES = ("Disc", "Square")
 SAMPLES = 64
 VIDEOS, HELD_OUT = 88, 8  # of each label
-VISIBLE = 64  # distance of a pixel's colour from the ground's, of 442; shapes have 150 and more after the codec
-SMALLEST = 0.03  # of the picture; the smallest disc covers twice as much
-INTACT = 0.8  # overlap with the best shape; that of videos after the codec is 0.9 and more
-ENDLESS_FRAMES = 24  # of an endless video: windows of it begin at many places
+VISIBLE = 64  # a visible pixel's distance from the ground's colour, of 442; shapes have 150 and more after the codec
+SMALLEST = 0.03  # share of the picture that a shape covers at least; the smallest disc covers twice as much
+INTACT = 0.8  # overlap of an intact shape with the best fit; videos have 0.9 and more after the codec
+ENDLESS_FRAMES = 24  # frames of an endless video: its windows begin at many places
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Study, Many, Data, Overridden, group="use", record="numbers.json"):
     """Write moving shapes, train on them, sample, measure.
 
-    Moving shapes are written as real videos; a model is trained on them from the recipe `configs/demo.yaml`, and
-    samples a GIF grid. How many of the sampled clips move the way their label says is measured in closed form.
+    Moving shapes are written as real videos. A model is trained on them from the recipe `configs/demo.yaml`, and
+    samples a GIF grid. The share of sampled clips that move as their label says is measured in closed form.
     """
 
     data: Path | None = Path("data/demo_shapes")
@@ -50,7 +50,7 @@ class Demo(Study, Many, Data, Overridden, group="use", record="numbers.json"):
     num_samples: int = SAMPLES
 
     def run(self) -> Report:
-        """Write the videos, train, sample and measure; what is there already is not made again."""
+        """Write the videos, train, sample and measure. Videos and runs that are there already are used."""
         claim_output(self.run_dir, "train", option="--run")
         write_videos(self.data, centred=True)
         seconds = {"training": self.train(), "sampling": self.sample()}
@@ -61,7 +61,7 @@ class Demo(Study, Many, Data, Overridden, group="use", record="numbers.json"):
         return Report(numbers, self.table(numbers), curve)
 
     def train(self) -> float:
-        """Train, or continue, or find the run finished; returns the seconds of all its steps, over all calls."""
+        """Train, or continue the run, unless it is finished; returns the seconds of all its steps, over all calls."""
         words = ["--config", RECIPE, "--resume", f"data.root={self.data}", f"run.dir={self.run_dir}"]
         if training.main([*words, *self.overrides]) != 0 or not (self.run_dir / "export").is_dir():
             raise UserError(f"training did not finish; type the same command again to continue {self.run_dir}")
@@ -69,7 +69,7 @@ class Demo(Study, Many, Data, Overridden, group="use", record="numbers.json"):
         return json.loads(last)["seconds"]
 
     def sample(self) -> float:
-        """Sample all labels in turn; returns the seconds it took."""
+        """Sample all labels in turn; returns the seconds taken."""
         start = time.monotonic()
         words = [str(self.run_dir / "export"), "--out", str(self.out), "--labels", "all", "--overwrite"]
         words += ["--num-samples", str(self.num_samples), "--batch-size", "32", "--columns", "8"]
@@ -78,7 +78,7 @@ class Demo(Study, Many, Data, Overridden, group="use", record="numbers.json"):
         return time.monotonic() - start
 
     def table(self, numbers: dict[str, Any]) -> str:
-        """The measures in words, and the places to look."""
+        """The measures in words, and where the files are."""
         seconds = numbers["seconds"]
         return (
             f"\n{numbers['samples']} sampled clips, judged in closed form:\n"
@@ -94,7 +94,7 @@ class Demo(Study, Many, Data, Overridden, group="use", record="numbers.json"):
 
 
 def write_videos(root: Path, *, endless: bool = False, centred: bool = False) -> None:
-    """Write moving shapes, unless they are there: those of the demo are `centred`, see `render_clip`."""
+    """Write moving shapes unless the folder exists. `centred`, as in the demo: see `render_clip`."""
     check_place(root, f"--data {root}")
     if not root.exists():
         print(f"writing moving shapes as videos to {root}")
@@ -103,7 +103,7 @@ def write_videos(root: Path, *, endless: bool = False, centred: bool = False) ->
 
 
 def measure(samples: Path, record: Path) -> dict[str, Any]:
-    """Shares of the samples that move the way, and show the shape, of their labels, beside those of chance."""
+    """Shares of samples with the motion and the shape of their labels, shares by chance, and counts of flaws."""
     with np.load(samples) as arrays:
         clips = arrays["arr_0"]
     labels = json.loads(record.read_text(encoding="utf-8"))["labels"]
@@ -111,20 +111,20 @@ def measure(samples: Path, record: Path) -> dict[str, Any]:
 
 
 def count_flaws(clips: NDArray[np.uint8]) -> dict[str, int]:
-    """Counts of clips (N, T, H, W, 3) that are wrong at first sight, whatever their label.
+    """Counts of clips (N, T, H, W, 3) that are wrong whatever their label.
 
-    empty: some frame shows hardly anything on its ground; broken: the clip is like no shape of the set.
+    empty: a frame shows hardly anything on its ground; broken: the clip resembles no shape of the set.
     """
-    found = {"empty": 0, "broken": 0}
+    flaws = {"empty": 0, "broken": 0}
     for clip in clips:
         pixels = clip.astype(np.float32)
         ground = np.median(pixels, axis=(0, 1, 2))
         visible = (np.linalg.norm(pixels - ground, axis=-1) > VISIBLE).mean(axis=(1, 2))  # share of each frame
         if visible.min() < SMALLEST:
-            found["empty"] += 1
+            flaws["empty"] += 1
         elif measure_motion(clip, SHAPES).fit < INTACT:
-            found["broken"] += 1
-    return found
+            flaws["broken"] += 1
+    return flaws
 
 
 def draw_curve(metrics: Path, out: Path) -> None:

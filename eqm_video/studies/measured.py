@@ -1,4 +1,4 @@
-"""Measurements that are kept, a file each, so that an interrupted study goes on where it stopped."""
+"""Measurements kept on disk, a file each: an interrupted study continues with those that are missing."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Clips = tuple[NDArray[np.uint8], NDArray[np.integer]]  # (N, T, H, W, 3), and th
 
 @dataclass(frozen=True)
 class Measured:
-    """The folder `measured` in a study's own folder; with `again`, nothing that lies there is used."""
+    """The folder `measured` in a study's folder `out`. With `again` its files are measured anew."""
 
     out: Path
     again: bool = False
 
     def file(self, name: str) -> Path:
-        """The record of a measurement; its clips are beside it, as .npz."""
+        """The path of a measurement's record. Its clips lie beside it, as .npz."""
         return self.out / "measured" / f"{name}.json"
 
     def clips(self, name: str) -> NDArray[np.uint8]:
@@ -38,12 +38,12 @@ class Measured:
     def keep(
         self, name: str, asked: Mapping[str, Any], measure: Callable[[], tuple[Mapping[str, Any], Clips | None]]
     ) -> dict[str, Any]:
-        """An earlier measurement with the same settings `asked`, or that of `measure`, which is then kept.
+        """The record of a measurement: an earlier one with equal settings `asked`, or else the result of `measure`.
 
-        `measure` returns the numbers, and clips to keep beside them or None. UserError for a record that is damaged.
+        `measure` returns numbers, and clips to keep beside them or None. UserError for a damaged record.
         """
         file = self.file(name)
-        asked = json.loads(json.dumps(asked))  # as it is read
+        asked = json.loads(json.dumps(asked))  # in the form in which it will be read
         record = _read(file) if file.is_file() and not self.again else {}
         if record.get("asked") != asked:
             numbers, clips = measure()
@@ -57,7 +57,7 @@ class Measured:
 def _read(file: Path) -> dict[str, Any]:
     advice = "; type --again to measure it again"
     try:
-        record = json.loads(read_text(file, MOST_JSON, advice=advice))  # with NaN, where every clip has diverged
+        record = json.loads(read_text(file, MOST_JSON, advice=advice))  # has NaN if every clip diverged
     except json.JSONDecodeError as error:
         raise UserError(f"{file} is damaged ({error}){advice}") from error
     if not isinstance(record, dict):

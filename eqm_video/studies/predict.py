@@ -35,11 +35,11 @@ from eqm_video.wording import counted
 class Predict(OneModel, HeldOut, Known, ClipLabels, Descending, Seeded, Batched, group="look"):
     """Hidden frames of real clips: predictions against what they were.
 
-    Every choice of --known (image-to-video, continuation, in-betweening) shows the model the known frames of real clips
+    Every choice of --known (image-to-video, continuation, in-betweening) gives the model the known frames of real clips
     and samples the others. The error of a frame is the root mean square difference of its pixel values from the true
-    frame's. Two predictions that need no network stand beside it: the nearest known frame held, and the known frames
-    faded into each other. A video has many futures, so with several --samples of each clip the best one counts too.
-    Motion is the mean change from frame to frame in units of the true clips' own: it shows whether predictions move.
+    frame's. Two predictions need no network: "held" repeats the nearest known frame, "faded" blends the known frames
+    around it. A video has many futures, so the best of several --samples of a clip is reported too. Motion is the mean
+    change from frame to frame in units of the true clips' own: it shows whether predictions move.
 
     Example: eqm-video predict runs/actions --data FOLDER --split test --known first:4 ends --out
     samples/predict
@@ -49,16 +49,16 @@ class Predict(OneModel, HeldOut, Known, ClipLabels, Descending, Seeded, Batched,
     known: tuple[KnownFrames, ...] = tuple(parse_known(text) for text in ("first", "first:4", "ends"))
     frames: int | None = same(Shaped, "frames", least=2)
     clips: int = 16
-    samples: int = option(1, least=1, metavar="S", help="predictions of each clip")
+    samples: int = option(1, least=1, metavar="S", help="predictions for each clip")
     labels: str | None = narrower("own", choices=("none", "own"))
     steps: int | None = narrower(None, least=1)
-    predictions_only: bool = option(False, help="pictures without true and known frames, to show to others")
+    predictions_only: bool = option(False, help="leave true and known frames out of the pictures")
     batch_size: int = 16
 
     def run(self, pipeline: EqMPipeline) -> Report:
-        """Sample the hidden frames for each choice of known ones, and compare them with the truth."""
+        """Sample the hidden frames for each choice of known frames, and compare them with the truth."""
         frames, source = pipeline.check_frames(self.frames), self.source(pipeline)
-        choices = {str(choice): choice.of(frames) for choice in self.known}  # all, before any is sampled
+        choices = {str(choice): choice.of(frames) for choice in self.known}  # all are checked before any is sampled
         clips = source.read()
         truth = rebuild(pipeline, clips.pixels, self.batch_size)
         known_labels = pipeline.labels.values() if self.labels == "own" else ()
@@ -85,7 +85,7 @@ class Predict(OneModel, HeldOut, Known, ClipLabels, Descending, Seeded, Batched,
         return Report(numbers, table(numbers), pictures)
 
     def source(self, pipeline: EqMPipeline) -> Source:
-        """The videos of --data at the model's size and rate; UserError where --data holds images."""
+        """The videos of --data at the model's size and rate; UserError if --data holds images."""
         source = Source(
             self.data,
             frames=pipeline.check_frames(self.frames),
@@ -127,10 +127,10 @@ class Predict(OneModel, HeldOut, Known, ClipLabels, Descending, Seeded, Batched,
 
 
 def compare(samples: NDArray[np.uint8], truth: NDArray[np.uint8], known: Sequence[int]) -> dict[str, Any]:
-    """Errors of samples (S, N, T, H, W, 3) against the truth (N, T, H, W, 3): of each frame, and of the unknown ones.
+    """Errors of samples (S, N, T, H, W, 3) against the truth (N, T, H, W, 3): of each frame, and over unknown frames.
 
-    mean is the error of all samples, best that of each clip's best sample; held and faded need no network. motion is
-    that of the samples in units of the truth's.
+    mean: over all samples; best: of each clip's best sample; held and faded: of the predictions without a network.
+    motion: of the samples, in units of the truth's.
     """
     unknown = [frame for frame in range(truth.shape[1]) if frame not in known]
     errors = np.stack([rms(clips, truth) for clips in samples])  # (S, N, T)
@@ -148,25 +148,28 @@ def compare(samples: NDArray[np.uint8], truth: NDArray[np.uint8], known: Sequenc
 
 
 def rms(clips: NDArray, truth: NDArray) -> NDArray[np.float64]:
-    """Root mean square difference of pixel values of 255: (N, T, H, W, 3) twice -> (N, T)."""
+    """Root mean square difference of pixels (0 to 255) of each frame: two arrays (N, T, H, W, 3) -> (N, T)."""
     return np.sqrt(
         np.square(clips.astype(np.float32) - truth.astype(np.float32)).mean(axis=(2, 3, 4), dtype=np.float64)
     )
 
 
 def motion(clips: NDArray[np.uint8]) -> float:
-    """Mean absolute change from frame to frame of clips (N, T, H, W, 3), of 255."""
+    """Mean absolute change of pixels (0 to 255) from frame to frame of clips (N, T, H, W, 3)."""
     return float(np.abs(np.diff(clips.astype(np.float32), axis=1)).mean())
 
 
 def hold(clips: NDArray[np.uint8], known: Sequence[int]) -> NDArray[np.uint8]:
-    """Each frame replaced by the nearest known one; of two equally near ones the earlier."""
+    """Clips (N, T, H, W, 3) with each frame replaced by the nearest known frame, the earlier of two equally near."""
     nearest = [min(known, key=lambda frame: (abs(frame - place), frame)) for place in range(clips.shape[1])]
     return clips[:, nearest]
 
 
 def fade(clips: NDArray[np.uint8], known: Sequence[int]) -> NDArray[np.uint8]:
-    """Each frame mixed from the known frames around it, by distance; before and after all known ones, the nearest."""
+    """Clips (N, T, H, W, 3) with each frame blended, by distance, from the known frames around it.
+
+    Before the first and after the last known frame it is the nearest known frame.
+    """
     every = np.arange(clips.shape[1])
     place = np.interp(every, known, np.arange(len(known)))
     before, after = np.floor(place).astype(int), np.ceil(place).astype(int)
@@ -191,7 +194,7 @@ def table(numbers: dict[str, Any]) -> str:
 
 
 def draw(measured: dict[str, Any], path: Path) -> Path:
-    """Error by frame, in one panel for each choice of known frames."""
+    """Draw the error by frame, a panel for each choice of known frames; returns `path`."""
     figure = plots.figure(3.2 * len(measured), 3.2)
     for place, (name, result) in enumerate(measured.items(), 1):
         axes = plots.axes(

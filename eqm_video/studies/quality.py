@@ -1,8 +1,8 @@
-"""How good sampled clips are, for tables over many settings.
+"""Measures of the quality of sampled clips, for tables over many settings.
 
-Where the labels are those of moving shapes, in closed form: the share of clips that show what their label says. With a
-folder of data, the Fréchet distance in a few random projections of the pixels, as `compare` has it: it compares means
-and covariances of pixels, and says little beyond such low-order statistics.
+For labels of moving shapes there is a measure in closed form: the share of clips that move, and look, as their label
+says. With a folder of data there is the Fréchet distance in a few random projections of the pixels, as in `compare`. It
+compares means and covariances of pixels, and says little beyond such low-order statistics.
 
 Legend: N samples, M clips of data, T frames, H W pixels, D dimensions; pixels uint8, channels last.
 """
@@ -28,8 +28,8 @@ from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.request import Request
 
 MOST_DIMENSIONS = 32
-MOST_CLIPS = 1024  # of data
-NAMES = {  # of the measures in plots
+MOST_CLIPS = 1024  # clips of the data, at most
+NAMES = {  # the measures in plots
     "both_accuracy": "share of clips\nthat show their label",
     "frechet": "Fréchet distance of pixels",
     "gradient_rms": "gradient at the end, RMS",
@@ -39,16 +39,19 @@ NAMES = {  # of the measures in plots
 
 @dataclass(frozen=True)
 class Judge:
-    """What is measured of clips: motion where there are `shapes`, a Fréchet distance where there is `data` (M, D)."""
+    """The measures of some clips: motion if there are `shapes`, a Fréchet distance if there is `data` (M, D)."""
 
     shapes: tuple[str, ...]
     data: Tensor | None
     projection: Tensor | None
-    clips: int  # N, of which D must be less
+    clips: int  # N, which must exceed D
 
     @classmethod
     def of(cls, pipeline: EqMPipeline, request: Request, data: Path | None) -> Judge:
-        """For the requested samples; reads the folder `data` once, where there is one."""
+        """The judge of the requested samples. It reads the folder `data`, if any, once.
+
+        UserError for too few samples.
+        """
         named = set(pipeline.labels.values())
         shapes = tuple(shape for shape in SHAPES if any(name.startswith(shape) for name in named))
         if not set(request.names) <= set(label_names(shapes)):
@@ -66,12 +69,12 @@ class Judge:
 
     @property
     def headline(self) -> str | None:
-        """The measure to draw: motion where it is known, else the Fréchet distance, else none."""
+        """The measure to draw: motion if it is measured, else the Fréchet distance, else None."""
         return "both_accuracy" if self.shapes else "frechet" if self.data is not None else None
 
     @property
     def scale(self) -> dict[str, float | int]:
-        """What real clips reach: as many of them as there are samples, against the other ones."""
+        """The distance of as many real clips as samples from the other real clips; {} if there are too few."""
         if self.data is None or len(self.data) < 2 * self.clips:
             return {}
         chosen = torch.zeros(len(self.data), dtype=torch.bool)
@@ -81,14 +84,14 @@ class Judge:
 
     def __call__(self, clips: np.ndarray, names: Sequence[str]) -> dict[str, float]:
         """Measures of clips (N,T,H,W,3): a subset of direction_, shape_, both_accuracy, shape_overlap, frechet."""
-        found: dict[str, float] = {}
+        measures: dict[str, float] = {}
         if self.shapes:
             scores = score_motion(clips, names, self.shapes)
             keys = ("direction_accuracy", "shape_accuracy", "both_accuracy", "shape_overlap")
-            found = {key: float(scores[key]) for key in keys}
+            measures = {key: float(scores[key]) for key in keys}
         if self.data is not None:
-            found["frechet"] = _frechet(_project(clips, self.projection), self.data)
-        return found
+            measures["frechet"] = _frechet(_project(clips, self.projection), self.data)
+        return measures
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +105,6 @@ def _project(clips: np.ndarray, projection: Tensor) -> Tensor:
     return torch.cat([(part.flatten(1).float() / 127.5 - 1) @ projection for part in parts])
 
 
-def _frechet(one: Tensor, other: Tensor) -> float:
-    """Between Gaussians of features (N, D) and (M, D)."""
-    return frechet_distance(*gaussian_of(one), *gaussian_of(other))
+def _frechet(features: Tensor, other: Tensor) -> float:
+    """The Fréchet distance between Gaussians of features (N, D) and (M, D)."""
+    return frechet_distance(*gaussian_of(features), *gaussian_of(other))

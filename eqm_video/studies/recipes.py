@@ -1,4 +1,4 @@
-"""Recipes of one folder that differ in one choice each: trained once, found again, continued where interrupted."""
+"""Recipes of a folder that differ in a single choice. Each is trained once; a run is reused, or continued."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from eqm_video.training import recipes, resume
 from eqm_video.training.config import Config, load_config, to_tree
 from eqm_video.training.strict_yaml import flatten
 
-FREE = tuple(key for key in resume.FREE if key != "train.steps")  # what may differ in a run that is found
+FREE = tuple(key for key in resume.FREE if key != "train.steps")  # keys that may differ in a run that is reused
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained(Data, Overridden, Written):
-    """--only, --again, --data and section.key=value, of studies that train the recipes of a folder."""
+    """The options of studies that train recipes: --only, --again, --data and section.key=value."""
 
-    only: tuple[str, ...] | None = option(None, metavar="NAME", help="train and measure these recipes", unset="all")
-    again: bool = option(False, help="measure again what was measured before")
+    only: tuple[str, ...] | None = option(
+        None, metavar="NAME", help="train and measure only these recipes", unset="all"
+    )
+    again: bool = option(False, help="repeat measurements that are already there")
 
     @property
     def runs(self) -> Path:
@@ -32,12 +34,12 @@ class Trained(Data, Overridden, Written):
 
     @property
     def chosen(self) -> tuple[str, ...] | None:
-        """The names behind --only, without the overrides that stand behind them; None for all recipes."""
+        """The names after --only, without the overrides among them; None for all recipes."""
         return None if self.only is None else tuple(word for word in self.only if "=" not in word)
 
     @property
     def all_overrides(self) -> list[str]:
-        """The overrides, those that stand behind --only included."""
+        """All overrides, with those after --only."""
         return [*self.overrides, *(word for word in self.only or () if "=" in word)]
 
 
@@ -62,18 +64,18 @@ class Recipes:
         return recipes.folder() / self.group
 
     def names(self) -> list[str]:
-        """Names of the recipes, the first first."""
+        """The names of the recipes, `first` first."""
         return sorted((path.stem for path in self.folder.glob("*.yaml")), key=lambda name: (name != self.first, name))
 
     def chosen(self, only: Sequence[str] | None) -> list[str]:
-        """The names in `only`, or all, in the order of `names`; UserError where one of them is unknown."""
+        """The names in `only`, or all, in the order of `names`; UserError for an unknown name."""
         names = self.names()
         if unknown := sorted(set(only or ()) - set(names)):
             raise UserError(f"--only {unknown[0]}: the recipes are {', '.join(names)}")
         return [name for name in names if only is None or name in only]
 
     def config(self, name: str, given: Trained, variant: Variant | None = None) -> Config:
-        """A recipe with the values that the command line, or a variant of it, replaces."""
+        """The configuration of a recipe, or of a variant of it, with the overrides of the command line."""
         return load_config(self.folder / f"{name}.yaml", self.replaced(name, given, variant))
 
     def replaced(self, name: str, given: Trained, variant: Variant | None = None) -> list[str]:
@@ -84,17 +86,20 @@ class Recipes:
         return words if source is None else [*words, f"train.init_from={given.runs / source / 'export'}"]
 
     def origin(self, name: str) -> str | None:
-        """The recipe whose run this one starts from."""
+        """The name of the recipe from whose run this recipe starts, or None."""
         source = load_config(self.folder / f"{name}.yaml").train.init_from  # runs/ablations/base/export
         return None if source is None else Path(source).parent.name
 
     def claim(self, names: Sequence[str], given: Trained) -> None:
-        """UserError where the folder of a run holds something else; before any of them is trained."""
+        """Claim the folders of all runs, before any of them is trained.
+
+        UserError where files of others are in the way.
+        """
         for name in {*names, *filter(None, map(self.origin, names))}:
             claim_output(given.runs / name, "train", option="the run's folder")
 
     def train(self, name: str, given: Trained, variant: Variant | None = None) -> None:
-        """Train a recipe, or a variant of it, or continue, or find its run finished; first the run it starts from."""
+        """Train a recipe or a variant, or continue its run, unless it is finished; first the run that it starts from."""
         recipe, source, config = self.folder / f"{name}.yaml", self.origin(name), self.config(name, given, variant)
         if (config.run.folder / "export").is_dir():
             check_same(config, recipe)
@@ -108,8 +113,8 @@ class Recipes:
 
 
 def check_same(config: Config, recipe: Path) -> None:
-    """Raise UserError where a finished run was trained from other settings than its recipe has now."""
-    then, now = (dict(flatten(to_tree(one))) for one in (load_config(config.run.folder / "config.yaml"), config))
+    """UserError where a finished run was trained with other settings than its recipe has now."""
+    then, now = (dict(flatten(to_tree(tree))) for tree in (load_config(config.run.folder / "config.yaml"), config))
     paths = ("train.init_from",)  # the same run, from another working folder
     changed = [
         f"{key} ({then.get(key)} there)"

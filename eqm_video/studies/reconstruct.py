@@ -1,4 +1,4 @@
-"""A codec and back: what the autoencoder alone loses of a data set."""
+"""The loss of an autoencoder alone on a data set: clips are encoded and decoded."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ SHOWN = 16  # pairs in the picture, at most
 class Reconstruct(Opening, Shaped, Cut, Kind, group="use", record="numbers.json"):
     """Put your data through a codec and back, before any training.
 
-    A model can give back nothing that its codec loses: look at the pairs, and at the PSNR of each clip, first. The
-    standard deviation of the latents should be near 1, because the noise that training mixes in has 1.
+    A model cannot restore details that its codec loses: first look at the pairs, and at the PSNR of each clip. The
+    standard deviation of the latents should be near 1, that of the noise in training.
     """
 
     root: Path = option(positional=True, metavar="ROOT", help="folder of videos or images, as for training")
@@ -37,7 +37,7 @@ class Reconstruct(Opening, Shaped, Cut, Kind, group="use", record="numbers.json"
     frames: int | None = narrower(None, unset="16, for images 1")
     size: tuple[int, int] = (64, 64)
     frame_interval: int | None = 3
-    count: int = option(8, least=0, metavar="N", help="files, spread evenly over the set; 0 = all")
+    count: int = option(8, least=0, metavar="N", help="number of files, spread evenly over the set; 0 = all")
 
     def run(self) -> Report:
         """Open the data and the codec, and compare each clip with its reconstruction."""
@@ -69,9 +69,9 @@ class Reconstruct(Opening, Shaped, Cut, Kind, group="use", record="numbers.json"
 
 
 def reconstruct(data: ClipSet, codec: Codec, count: int) -> tuple[list[dict], list[np.ndarray]]:
-    """Numbers of the central clips of `count` files, and the first pairs.
+    """(numbers, pairs) of the central clips of `count` files; at most `SHOWN` pairs.
 
-    A pair is the original above its reconstruction, uint8 (T, 2H, W, 3).
+    A pair is a clip above its reconstruction, uint8 (T, 2H, W, 3).
     """
     numbers, pairs = [], []
     indices = dict.fromkeys(k * len(data) // count for k in range(count))
@@ -88,7 +88,7 @@ def reconstruct(data: ClipSet, codec: Codec, count: int) -> tuple[list[dict], li
 
 
 def draw_pairs(path: Path, pairs: list[np.ndarray], data: ClipSet) -> None:
-    """Write the pairs as one picture: a PNG, or a GIF at the speed of the first clip."""
+    """Write the pairs as a picture: a PNG, or a GIF at the speed of the first clip."""
     grid = media.grid(np.stack(pairs), columns=min(8, len(pairs)), scale=max(1, 128 // data.size[1]))
     if path.suffix == ".png":
         media.write_png(path, grid[0])

@@ -1,4 +1,4 @@
-"""Options of a study turned into what it works on: the opened model, the requested samples, the lists of its data."""
+"""The model, the samples and the lists of data that a study's options ask for."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from eqm_video.system.devices import open_device
 SPLITS = ("train", "test", "all")
 
 
-def split_of(given: str | None, root: Path, default: str = "all") -> str:
-    """The split: what is `given`, else `default`, or all files, with a note, where there are no lists."""
-    if given is None and default != "all" and root.is_dir() and find_lists(root) is None and find_cifar(root) is None:
+def split_of(split: str | None, root: Path, default: str = "all") -> str:
+    """`split`, or by default `default`; "all", with a printed note, if `root` has no official lists."""
+    if split is None and default != "all" and root.is_dir() and find_lists(root) is None and find_cifar(root) is None:
         print(f"note: {root} has no official list of {default} files, so all files are used (--split all)")
         return "all"
-    return given or default
+    return split or default
 
 
 def lists_of(split: str, fold: int | None) -> dict[str, Any]:
-    """Settings for `open_data`: which of a folder's official lists."""
+    """Settings of `open_data` that choose a folder's official list."""
     return {"split": None if split == "all" else split, "fold": fold or 1, "split_option": "--split"}
 
 
 def open_model(options: Any, path: str | Path | None = None) -> EqMPipeline:
-    """The model `path` (default: `options.model`) on `options.device`, silent while it loads and samples."""
+    """The model `path` (default: `options.model`) on `options.device`, without progress bars."""
     diffusers_logging.disable_progress_bar()
     pipeline, _ = load_pipeline(options.model if path is None else path, codec=options.codec)
     pipeline.set_progress_bar_config(disable=True)
@@ -43,10 +43,10 @@ def open_model(options: Any, path: str | Path | None = None) -> EqMPipeline:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a model: N samples in batches.
+    """N samples that a model shall make, in batches.
 
-    ids: numbers of the labels (None: no label), names: their captions, seeds: one for each sample; frames and pixels
-    of a clip, guidance, and how many samples go at once.
+    ids: the number of each sample's label (None: no label); names: its caption; seeds: its seed. frames, size (height,
+    width): of a clip. batch_size: samples in a pass through the network.
     """
 
     ids: list[int | None]
@@ -59,7 +59,10 @@ class Request:
 
     @classmethod
     def of(cls, pipeline: EqMPipeline, options: Any) -> Request:
-        """The samples that a study's options ask for, completed by the model; UserError for what cannot be."""
+        """The samples that a study's options ask for; the model's settings fill gaps.
+
+        UserError for impossible samples.
+        """
         ids = choose_labels(pipeline, options.labels, options.num_samples, options.seed)
         scale = options.guidance_scale
         return cls(
@@ -73,16 +76,16 @@ class Request:
         )
 
     def batches(self) -> list[slice]:
-        """Consecutive samples that go through the network together."""
+        """Slices of consecutive samples, of at most `batch_size`."""
         return batches(len(self.ids), self.batch_size)
 
     def settings(self) -> dict[str, Any]:
-        """For the record beside the pictures."""
+        """The entries of a record that describe the samples."""
         labels = list(dict.fromkeys(self.names))
         shared = {"num_samples": len(self.ids), "labels": labels, "seeds": [self.seeds[0], self.seeds[-1]]}
         return {**shared, "frames": self.frames, "size": list(self.size), "guidance_scale": self.guidance_scale}
 
 
 def describe_rule(rule: Any) -> dict[str, Any]:
-    """A rule or solver with its numbers, for the record."""
+    """The entries of a record that describe a rule or solver: its class and its numbers."""
     return {"kind": type(rule).__name__, **asdict(rule)}

@@ -1,7 +1,7 @@
 """A study: a class whose docstring is the help, whose fields are the options, and whose `run` returns a `Report`.
 
 `class Adaptive(Sampled, group="look")` in studies/adaptive.py is the command `adaptive`: nothing else has to name it.
-Options that commands share are declared once, in `sampling/option_groups.py`.
+Options that several commands share are declared once, in `sampling/option_groups.py`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from eqm_video.system import files, machine
 class Report:
     """The outcome of a study.
 
-    numbers: what NAME.json says; None where the study keeps its own records. table: text for the screen. pictures: by
-    file name, a function that draws one at a path. files: by file name, text, or a mapping for a further JSON record.
+    numbers: the content of NAME.json; None if the study writes its own records. table: text for the screen. pictures:
+    by file name, a function that draws the picture at a path. files: by file name, text, or a mapping for another JSON
+    record.
     """
 
     numbers: Mapping[str, Any] | None
@@ -39,18 +40,18 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Study(groups.Written, ABC):
-    """The base of all studies: `run`, given the opened models of `paths`, measures; `main` does all the rest.
+    """The base of all studies: `run` gets the opened models of `paths` and measures; `main` does the rest.
 
-    The files that a study writes have a line in `cli/outputs.py`, by which its folder is claimed.
+    The files of a study have a line in `output/outputs.py`, by which its folder is claimed.
     """
 
     name: ClassVar[str]
     group: ClassVar[str]
-    record: ClassVar[str]  # the file of the numbers
+    record: ClassVar[str]  # name of the file of the numbers
     sections: ClassVar[tuple[str, ...]] = ()  # where `section.key=value` means `--key value`
 
     def __init_subclass__(cls, group: str = "", record: str = "", **rest: Any) -> None:
-        """`group`: of `eqm_video.cli.GROUPS`, for a class that is a command. `record`: default NAME.json."""
+        """Make the class a command if it has a `group` of `eqm_video.cli.GROUPS`. `record`: by default NAME.json."""
         super().__init_subclass__(**rest)
         if group:
             name = cls.__module__.removeprefix("eqm_video.studies.").partition(".")[0]
@@ -61,20 +62,20 @@ class Study(groups.Written, ABC):
         self.check()
 
     def check(self) -> None:
-        """Raise UserError for options that do not go together; called before anything is opened or written."""
+        """Raise UserError for options that exclude each other. Called before anything is opened or written."""
 
     @property
     def folder(self) -> Path:
-        """The folder that is written into: --out, or a default that goes by other options."""
+        """The folder of the results: --out, or a default that depends on other options."""
         return self.out
 
     def paths(self) -> Sequence[str | Path]:
-        """The models that `run` is given, opened, in this order."""
+        """The models that `run` gets, opened, in this order."""
         return ()
 
     @abstractmethod
     def run(self, *models: EqMPipeline) -> Report:
-        """Measure. UserError for what the models or the data cannot do."""
+        """Measure. UserError where the models or the data do not allow it."""
 
     @classmethod
     def views(cls, numbers: Mapping[str, Any]) -> dict[str, str]:
@@ -83,7 +84,7 @@ class Study(groups.Written, ABC):
 
     @classmethod
     def main(cls, arguments: Sequence[str] | None = None) -> int:
-        """The command: parse, open the models, run, write the record, draw, and say where to look."""
+        """The command: parse, open the models, run, write the record, draw, and print where the files are."""
         words = list(sys.argv[1:] if arguments is None else arguments)
         study = options.parse(cls, words, prog=f"eqm-video {cls.name}", sections=cls.sections)
         option = "" if options.declared(cls)["out"].option.positional else "--out"
@@ -105,11 +106,11 @@ class Study(groups.Written, ABC):
         return 0
 
     def about(self, words: Sequence[str], models: Sequence[EqMPipeline]) -> dict[str, Any]:
-        """What every record ends with: the command, its options in full, the commit and the machine."""
-        given = {name: getattr(self, name) for name in options.declared(type(self))}
+        """The end of every record: the command, all its options, the commit and the machine."""
+        chosen = {name: getattr(self, name) for name in options.declared(type(self))}
         return {
             "command": shlex.join(["eqm-video", self.name, *map(str, words)]),
-            "options": json.loads(json.dumps(given, default=str)),
+            "options": json.loads(json.dumps(chosen, default=str)),
             "commit": machine.commit(),
             "machine": machine.describe(models[0].device if models else "cpu"),
         }
@@ -122,10 +123,10 @@ class Opening(Study, groups.Opened):
 
 @dataclass(frozen=True, kw_only=True)
 class OneModel(Opening, groups.Modelled):
-    """A study of one model."""
+    """A study of a single model."""
 
     def paths(self) -> Sequence[str | Path]:
-        """The one model."""
+        """The model."""
         return (self.model,)
 
 
@@ -134,7 +135,7 @@ class Sampled(OneModel, groups.Labelled, groups.Many, groups.Shaped, groups.Guid
     """A study that samples clips from noise."""
 
     def request(self, pipeline: EqMPipeline) -> Request:
-        """The samples that the options ask for; UserError for what this model cannot make."""
+        """The samples that the options ask for; UserError for samples that the model cannot make."""
         return Request.of(pipeline, self)
 
 

@@ -1,4 +1,4 @@
-"""The small autoencoder that ships with the package, trained again."""
+"""Training of the small autoencoder that ships with the package."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from eqm_video.training.codec import CodecTraining
 class TrainCodec(Study, Seeded, group="use", record="numbers.json"):
     """Train the small autoencoder that ships with the package.
 
-    It learns to reconstruct procedural pictures ("dead leaves"); no photograph is involved. DIR becomes a folder that
-    --codec takes, with the PSNR of held-out pictures in numbers.json.
+    It learns to reconstruct procedural pictures ("dead leaves"); no photograph is involved. DIR becomes a folder for
+    --codec, with the PSNR of held-out pictures in numbers.json.
     """
 
     out: Path = narrower(positional=True)
     steps: int = option(15_000, least=1, metavar="N", help="updates of the weights")
-    seconds: float | None = option(None, above=0, metavar="S", help="stop by the clock instead", unset="by --steps")
+    seconds: float | None = option(None, above=0, metavar="S", help="stop after S seconds instead", unset="by --steps")
     lr: float = option(1e-3, above=0, metavar="RATE", help="the highest learning rate")
-    kl_weight: float = option(1e-4, least=0, metavar="W", help="of the KL divergence in the loss")
+    kl_weight: float = option(1e-4, least=0, metavar="W", help="weight of the KL divergence in the loss")
     bf16: bool = option(False, help="bfloat16 autocast")
     init: Path | None = option(None, metavar="FOLDER", help="continue from the weights in this folder")
 
     def run(self) -> Report:
-        """Train; the folder, its numbers.json included, is replaced as a whole whenever it is saved."""
+        """Train. The folder with its numbers.json is replaced as a whole at every save."""
         names = ("steps", "seed", "lr", "kl_weight", "bf16", "seconds", "init")
         numbers = CodecTraining(**{name: getattr(self, name) for name in names}).run(self.out)
         return Report(None, f"held-out PSNR {numbers['psnr']:.2f} dB; use it with --codec {self.out}")

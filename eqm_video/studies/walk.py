@@ -1,6 +1,6 @@
-"""Descents that are looked at while they run: every evaluation seen, clips that run away contained, time measured.
+"""Descents that are watched: every evaluation can be seen, clips that diverge are contained, time is measured.
 
-Legend: B clips of a batch, N clips in all, T frames, b clips that still move.
+Legend: B clips of a batch, N clips in all, T frames, b active clips.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.request import Request
 from eqm_video.system.machine import synchronise
 
-FAR = 5.0  # root mean square of a clip's latents that counts as diverged: noise has 1, data about 1
+FAR = 5.0  # a clip whose latents have this root mean square has diverged: noise has 1, data about 1
 
 
 class Watched(GradientField):
-    """A gradient with an onlooker: `look(watched, latents, gradient) -> gradient` at every evaluation.
+    """A field with an observer: `look(watched, latents, gradient) -> gradient` at every evaluation.
 
-    `watched.rows` (b,) are the places, in the whole batch, of the clips that are evaluated, `watched.field` is the
-    field of this step; latents and gradient (b,T,C,H,W) are those of the point where the rule evaluates (for NAG the
-    look-ahead), and the result is what the sampler is given.
+    `watched.rows` (b,) are the places of the evaluated clips in the whole batch, `watched.field` is the field of this
+    step. latents and gradient (b,T,C,H,W) belong to the point where the rule evaluates (for NAG the look-ahead). The
+    sampler gets the result of `look`.
     """
 
     def __init__(self, field: Any, rows: Tensor, look: Callable[[Watched, Tensor, Tensor], Tensor]) -> None:
         self.field, self.rows, self.look = field, rows, look
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """The gradient at latents, after the onlooker has seen it."""
+        """The gradient at latents, after the observer."""
         return self.look(self, latents, self.field(latents))
 
     @property
@@ -61,13 +61,13 @@ class Watched(GradientField):
 
 @dataclass(frozen=True)
 class Walk:
-    """What N descents came to.
+    """The results of N descents.
 
-    latents (N,T,C,h,w); nfe (N,) and frame_nfe (N,T) int64; rms (N,T), of the gradient where each clip ended (an
-    evaluation that nfe does not count); diverged (N,) bool: not finite, or beyond `FAR`, and held where that was seen;
-    latents that become infinite end their whole batch, all of it diverged, its latents and rms NaN; seconds of the
-    descents alone, on the clock and (cpu_seconds) of this process's processors, which other work on the machine does
-    not lengthen; forwards: network calls.
+    latents (N,T,C,h,w). nfe (N,) and frame_nfe (N,T) int64. rms (N,T): of the gradient at the end of each clip, an
+    evaluation that nfe does not count. diverged (N,) bool: not finite, or beyond `FAR`; such clips are stopped there.
+    Latents that become infinite in a single step end their whole batch: all its clips count as diverged, with latents
+    and rms NaN. seconds: of the descents alone; cpu_seconds: of this process's processors, which other work on the
+    machine does not lengthen. forwards: network calls.
     """
 
     latents: Tensor
@@ -83,22 +83,22 @@ class Walk:
 def begin(
     pipeline: EqMPipeline, request: Request, batch: slice, sampler: Sampler, steps: int, schedule: Schedule = "constant"
 ) -> tuple[ScheduledField, Tensor, list[Generator]]:
-    """Of some of the samples: field, start noise (B,T,C,h,w) and generators (whose next numbers are the sampler's).
+    """(field, start noise (B,T,C,h,w), generators) of a batch of samples. The sampler draws on from the generators.
 
-    A network that is conditioned on gamma is told the closed form of a rule's descent; a solver tells its own time.
+    A network that is conditioned on gamma gets the closed form of a rule's descent; a solver passes its own time.
     """
     field = pipeline.field(request.ids[batch], num_frames=request.frames, guidance_scale=request.guidance_scale)
-    told = None
+    gammas = None
     if pipeline.transformer.config.conditioned_on_gamma:
-        told = step_gammas(pipeline.decay, sampler, steps, schedule, 0.0, None)
+        gammas = step_gammas(pipeline.decay, sampler, steps, schedule, 0.0, None)
     generators = make_generators(len(request.seeds[batch]), request.seeds[batch], None)
     start = pipeline.start_noise(generators, num_frames=request.frames, size=request.size)
-    return ScheduledField(field, steps, told), start, generators
+    return ScheduledField(field, steps, gammas), start, generators
 
 
 @torch.no_grad()
 def walk(pipeline: EqMPipeline, request: Request, sampler: Sampler, *, steps: int, **how: Any) -> Walk:
-    """Sample all that is requested, batch by batch; `how` is handed to `samplers.run` (tolerance, per_frame ...)."""
+    """Sample the requested clips, batch by batch. `how`: keywords of `samplers.run` (tolerance, per_frame ...)."""
     parts = [_walk(pipeline, request, batch, sampler, steps, how) for batch in request.batches()]
     joined = {name: torch.cat([getattr(part, name).cpu() for part in parts]) for name in _PER_CLIP}
     totals = {name: sum(getattr(part, name) for part in parts) for name in ("seconds", "cpu_seconds", "forwards")}
@@ -116,7 +116,7 @@ def _walk(
     taken = torch.zeros(len(start), dtype=torch.long, device=start.device)
 
     def contain(watched: Watched, latents: Tensor, gradient: Tensor) -> Tensor:
-        """Hold the clips that have left: one that diverges must not end the descent of the others."""
+        """Stop clips that diverge, so that they do not end the descent of the others."""
         rows = watched.rows
         taken[rows] += 1
         diverged[rows] |= ~_within(latents) | ~gradient.isfinite().flatten(1).all(1)
@@ -127,7 +127,7 @@ def _walk(
     begun, begun_cpu = time.perf_counter(), time.process_time()
     try:
         result = run(watched, start, sampler, steps=steps, generators=generators, decay=pipeline.decay, **how)
-    except DivergenceError:  # infinite after a single step: too late to hold a clip
+    except DivergenceError:  # infinite after a single step: too late to stop a clip
         frame_nfe = taken[:, None].expand(start.shape[:2])
         result = Descent(latents=torch.full_like(start, torch.nan), nfe=taken, frame_nfe=frame_nfe)
     synchronise(start.device)
@@ -146,6 +146,6 @@ def _within(latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode(pipeline: EqMPipeline, latents: Tensor, at_once: int = 32) -> np.ndarray:
-    """Latents (N,T,C,h,w) as clips (N,T,H,W,3) of uint8; what is not finite, or beyond 1e4, shows grey."""
+    """Latents (N,T,C,h,w) as clips (N,T,H,W,3) of uint8; values that are not finite, or beyond 1e4, become grey."""
     safe = latents.where(latents.abs() < 1e4, 0).to(pipeline.device)  # a codec overflows far from its latents
     return np.concatenate([pipeline.decode(part) for part in safe.split(at_once)])

@@ -51,7 +51,7 @@ def find(given: str | Path, launch_files: bool = False) -> Path:
 
 
 def heading(path: Path) -> str:
-    """What a recipe is for: the first sentence of the comment at its head, without the full stop."""
+    """The purpose of a recipe: the first sentence of the comment at its head, without the full stop."""
     lines = path.read_text(encoding="utf-8").splitlines()
     comment = " ".join(line.lstrip("# ") for line in lines[: next(i for i, x in enumerate(lines) if x[:1] != "#")])
     return comment.partition(". ")[0].rstrip(".")

@@ -1,1 +1,1 @@
-"""The study `ablate`: recipes that differ in one choice each."""
+"""The study `ablate`: recipes that differ in a single choice."""

@@ -1,4 +1,4 @@
-"""The tables of the ablations as Markdown, and ablations.png, one dot for each way to sample."""
+"""The tables of the ablations as Markdown, and ablations.png with a dot for each model and sampler."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from eqm_video.output.tables import aligned
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-QUANTILE = 1.959964  # of the standard normal: intervals of 95 %
+QUANTILE = 1.959964  # of the standard normal distribution: intervals of 95 %
 CHANCE = 1 / 8  # two shapes, four directions
-# title: {name in the table: recipe}; a recipe may stand in several
+# title: {name in the table: recipe}; a recipe may be in several tables
 TABLES: dict[str, dict[str, str]] = {
     "objective and sampler": {
         "EqM, gain 4": "base",
@@ -40,14 +40,14 @@ TABLES: dict[str, dict[str, str]] = {
     "noise conditioning": {"not told gamma": "base", "told gamma": "told"},
     "energy": {"implicit": "base", "dot": "energy_dot", "l2": "energy_l2"},
 }
-DESCENTS = ("nag", "gd")  # the samplers of all tables but the first
+DESCENTS = ("nag", "gd")  # the samplers of all tables except the first
 HEADS = ("", "sampler", "direction", "shape", "both (95 %)", "Fréchet", "rest", "error .1", "error .9", "nfe")
-GAMMAS = ("0.1", "0.9")  # whose held-out errors the tables show
+GAMMAS = ("0.1", "0.9")  # the gammas whose held-out errors the tables show
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of one table."""
+    """A line of a table."""
 
     title: str
     name: str
@@ -55,21 +55,21 @@ class Row:
 
 
 def rows(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """All rows of all tables that compare something; recipes that stand in none of these come last, under "others"."""
-    first, found = next(iter(TABLES)), []
+    """The rows of all tables with at least two names; recipes in none of these come last, under "others"."""
+    first, listed = next(iter(TABLES)), []
     for title, table in TABLES.items():
         samplers = None if title == first else DESCENTS
         part = [row for name, recipe in table.items() for row in _rows(title, name, recipe, lines, samplers)]
-        found += part if len({row.name for row in part}) > 1 else []
-    shown = {row.line["recipe"] for row in found}
+        listed += part if len({row.name for row in part}) > 1 else []
+    shown = {row.line["recipe"] for row in listed}
     others = dict.fromkeys(line["recipe"] for line in lines if line["recipe"] not in shown)
-    return found + [row for recipe in others for row in _rows("others", recipe, recipe, lines)]
+    return listed + [row for recipe in others for row in _rows("others", recipe, recipe, lines)]
 
 
 def _rows(
     title: str, name: str, recipe: str, lines: Sequence[Mapping[str, Any]], samplers: Sequence[str] | None = None
 ) -> list[Row]:
-    """The rows of one recipe in one table, by these samplers (None: by all)."""
+    """The rows of a recipe in a table, for `samplers` (None: all)."""
     chosen = [line for line in lines if line["recipe"] == recipe and (samplers is None or line["sampler"] in samplers)]
     return [Row(title, name, line) for line in chosen]
 
@@ -83,31 +83,31 @@ def interval(share: float, count: int) -> tuple[float, float]:
 
 
 def tables(summary: Mapping[str, Any]) -> str:
-    """The tables as Markdown, their columns aligned for the screen, below a legend."""
-    found, parts = rows(summary["lines"]), [legend(summary)]
-    for title in dict.fromkeys(row.title for row in found):
-        cells = [(title, *HEADS[1:]), *(_cells(row, summary["samples"]) for row in found if row.title == title)]
+    """The tables as Markdown, with columns aligned for the screen, below a legend."""
+    listed, parts = rows(summary["lines"]), [legend(summary)]
+    for title in dict.fromkeys(row.title for row in listed):
+        cells = [(title, *HEADS[1:]), *(_cells(row, summary["samples"]) for row in listed if row.title == title)]
         parts.append(aligned(cells, left=2))
     return "\n\n".join(parts) + "\n"
 
 
 def legend(summary: Mapping[str, Any]) -> str:
-    """The legend of the columns."""
+    """The legend of the tables' columns."""
     real = summary["reference"].get("frechet of real clips")
     scale = "" if real is None else f" (as many real clips: {real:.0f})"
     return (
         f"{summary['samples']} samples a line, from the same noise; one training run of each recipe. direction, shape, "
-        f"both: clips that show what their label says (chance 25, 50, 12 %), with Wilson's interval. Fréchet: distance "
-        f"to the data{scale}. rest: RMS gradient where the samples ended, over the gain. error: of the field on "
+        f"both: clips that agree with their label (chance 25, 50, 12 %), with Wilson's interval. Fréchet: distance "
+        f"to the data{scale}. rest: RMS gradient at the end of the descents, over the gain. error: of the field on "
         "unseen clips at gamma 0.1 and 0.9, over c². nfe: evaluations of the field."
     )
 
 
 def draw(summary: Mapping[str, Any], path: Path) -> None:
-    """One line for each model of each table, one dot for each sampler: clips that show their label, and distance."""
-    found = rows(summary["lines"])
-    titles = list(dict.fromkeys(row.title for row in found))
-    groups = [list(dict.fromkeys(row.name for row in found if row.title == title)) for title in titles]
+    """Draw a line for each model of each table, with a dot for each sampler: label accuracy, and distance."""
+    listed = rows(summary["lines"])
+    titles = list(dict.fromkeys(row.title for row in listed))
+    groups = [list(dict.fromkeys(row.name for row in listed if row.title == title)) for title in titles]
     heights, marks, place = {}, [], 0.0
     for title, names in zip(titles, groups, strict=True):
         marks.append((place, title, True))
@@ -119,7 +119,7 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
     figure = plots.figure(8, 0.9 + 0.27 * place)
     left = plots.axes(figure, 1, 2, 1, xlabel="clips that show their label (%)", xlim=(-2, 102))
     right = plots.axes(figure, 1, 2, 2, xlabel="Fréchet distance of pixels", xscale="log")
-    _dots(left, right, found, heights, summary["samples"])
+    _dots(left, right, listed, heights, summary["samples"])
     left.axvline(100 * CHANCE, color=plots.GREY, linestyle=":", label="chance")
     if (real := summary["reference"].get("frechet of real clips")) is not None:
         right.axvline(real, color=plots.GREY, linestyle="--", label="real clips")
@@ -137,12 +137,12 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
 
 
 def _dots(
-    left: Axes, right: Axes, found: Sequence[Row], heights: Mapping[tuple[str, str], float], samples: int
+    left: Axes, right: Axes, listed: Sequence[Row], heights: Mapping[tuple[str, str], float], samples: int
 ) -> None:
-    """Every row's accuracy with its interval, and its distance, in the colour and marker of its sampler."""
-    samplers = list(dict.fromkeys(row.line["sampler"] for row in found))
-    for row in found:
-        mates = [one.line["sampler"] for one in found if (one.title, one.name) == (row.title, row.name)]
+    """Draw the accuracy of every row with its interval, and its distance, in the style of its sampler."""
+    samplers = list(dict.fromkeys(row.line["sampler"] for row in listed))
+    for row in listed:
+        mates = [mate.line["sampler"] for mate in listed if (mate.title, mate.name) == (row.title, row.name)]
         sampler = row.line["sampler"]
         height = heights[row.title, row.name] + 0.22 * (mates.index(sampler) - (len(mates) - 1) / 2)
         look = {**plots.style(samplers.index(sampler)), "markersize": 5, "linestyle": "none", "label": sampler}

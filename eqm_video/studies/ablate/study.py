@@ -33,7 +33,7 @@ from eqm_video.training.config import Config
 
 BASE = "base"
 RECIPES = Recipes("ablations", BASE)
-STRIDE = 0.08  # step_size * gain of all recipes: how far a step goes while the decay is at its full height
+STRIDE = 0.08  # step_size * gain of all recipes: the length of a step while the decay is at its maximum
 ADAM = {"step_size": 0.05, "beta1": 0.9, "beta2": 0.999}  # the best of eight tried on the base, with 48 samples
 
 
@@ -43,22 +43,21 @@ class Ablate(
 ):
     """Train and compare objectives, decays and samplers on moving shapes.
 
-    The recipes of configs/ablations differ from base.yaml in one choice each. All of them are trained, and sampled from
-    the same noise with the samplers that fit them. Measured are the share of clips that show the motion and the shape
-    of their labels (in closed form), the distance from the data (Fréchet distance in random projections of the pixels),
-    the gradient where the descents ended, and the error of the field on held-out clips. Finished runs and measurements
-    are found and kept, interrupted runs continue. Every recipe is trained once: a difference of a few clips means
-    nothing.
+    The recipes of ablations/ differ from base in a single choice each. All of them are trained, and sampled from the
+    same noise with the samplers that fit them. Measured are the share of clips with the motion and the shape of their
+    labels (in closed form), the distance from the data (Fréchet distance in random projections of the pixels), the
+    gradient at the end of the descents, and the error of the field on held-out clips. Finished runs and measurements
+    are reused, interrupted runs continue. Every recipe is trained once: a difference of a few clips means nothing.
 
-    The runs lie in --out, and the videos are written where --data has none. Words such as train.steps=100 replace
-    values in all recipes.
+    The runs lie in --out. The videos are written if --data does not exist. Words such as train.steps=100 replace values
+    in all recipes.
     """
 
     data: Path = Path("data/moving_shapes")
     num_samples: int = 128
 
     def run(self) -> Report:
-        """Train what is missing, and measure what is missing."""
+        """Train missing runs, and make missing measurements."""
         names = RECIPES.chosen(self.chosen)
         RECIPES.claim(names, self)
         write_videos(self.data)
@@ -78,12 +77,12 @@ class Ablate(
         return Report(numbers, tables, pictures, {"ablations.md": tables})
 
     def measure(self, name: str) -> list[dict[str, Any]]:
-        """Sample one model in all its ways, a line of the table for each. Earlier measurements are read."""
+        """The lines of a model, one for each way to sample it. Earlier measurements are reused."""
         config = RECIPES.config(name, self)
         pipeline = open_model(self, config.run.folder / "export")
         request = Request.of(pipeline, self)
         asked = {"weights": fingerprint(pipeline), **request.settings(), "data": str(self.data)}
-        judge = cache(lambda: Judge.of(pipeline, request, self.data))  # reads the data: only where one is needed
+        judge = cache(lambda: Judge.of(pipeline, request, self.data))  # reads the data, so only if it is needed
         measured, lines = Measured(self.out, self.again), []
         for way in ways(name, config):
 
@@ -105,7 +104,7 @@ class Ablate(
 
 @dataclass(frozen=True)
 class Way:
-    """One way to sample a model: a sampler of `SAMPLERS`, its number of steps, and its own numbers."""
+    """A way to sample a model: a sampler of `SAMPLERS`, its number of steps, and its own numbers."""
 
     sampler: str
     steps: int
@@ -115,15 +114,15 @@ class Way:
 def ways(name: str, config: Config) -> list[Way]:
     """The samplers that fit a model, at equal evaluations of the field.
 
-    Equilibria are descended. Flows end at gamma = 1, so they are integrated up to there. Descent has no such end; it is
-    tried, with the base's stride, where the network is not conditioned on gamma.
+    Equilibria are descended. Flows are integrated up to gamma = 1, their end. Descent along a flow has no such end; it
+    is tried, with the base's stride, if the network is not conditioned on gamma.
     """
     steps, rule, decay = config.sampler.steps, config.sampler.rule, config.objective.decay
     if isinstance(decay, ConstantDecay) and decay.gain != 1:
         # The field is not a velocity, which solvers need: descent by 1 / (steps gain) is Euler's method.
         return [Way("gd", steps, {"step_size": 1 / (steps * decay.gain)})]
     if isinstance(decay, ConstantDecay):
-        half = max(1, steps // 2)  # these evaluate twice a step
+        half = max(1, steps // 2)  # heun and sde evaluate twice a step
         solved = [Way("euler", steps), Way("heun", half), Way("sde", half)]
         endless = Way("gd", steps, {"step_size": STRIDE / decay.gain})
         return solved if config.model.conditioned_on_gamma else [*solved, endless]
@@ -135,8 +134,8 @@ def ways(name: str, config: Config) -> list[Way]:
 def sample(pipeline: EqMPipeline, way: Way, request: Request) -> tuple[np.ndarray, dict[str, Any]]:
     """Clips (N, T, H, W, 3), and numbers of their descents.
 
-    diverged: clips; rms: mean over the clips of the gradient where they ended, at gamma = 1 for a network that is
-    conditioned on gamma; nfe: mean evaluations of a clip; seconds.
+    diverged: number of clips; rms: of the gradient at their ends (at gamma = 1 for a network that is conditioned on
+    gamma), mean over clips; nfe: mean evaluations of a clip; seconds: of all descents.
     """
     sampler = SAMPLERS[way.sampler](**way.numbers)
     result = walk(pipeline, request, sampler, steps=way.steps)
@@ -151,8 +150,8 @@ def sample(pipeline: EqMPipeline, way: Way, request: Request) -> tuple[np.ndarra
 def training_log(config: Config) -> dict[str, Any]:
     """The end of a run's log: steps, seconds of training, and the loss on held-out clips over the decay squared.
 
-    The loss at gamma is the mean of (f - (noise - clean) c)²; over c² it is that of f / c as a prediction of
-    noise - clean, whatever the decay and its gain. One number for each gamma of the recipe.
+    The loss at gamma is the mean of (f - (noise - clean) c)². Divided by c² it is the loss of f / c as a prediction of
+    noise - clean, comparable between decays and gains. It has a number for each gamma of the recipe.
     """
     text = (config.run.folder / "metrics.jsonl").read_text(encoding="utf-8")
     log = [json.loads(line) for line in text.splitlines()]

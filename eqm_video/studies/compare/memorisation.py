@@ -1,9 +1,9 @@
 """Does the model copy? Distances to the nearest training clip, and to the runner-up from another file.
 
-A sample that is a copy lies much nearer to one training clip than to any other. The criterion of the literature on
-diffusion models: a sample is memorised where the distance to its nearest training clip is below a third of that to its
-second-nearest (Yoon et al. 2023, "Diffusion probabilistic models generalize when they fail to memorize"; Gu et al.
-2025, "On memorization in diffusion models", arXiv 2310.02664). Here the second is of another file, since windows of one
+A copy lies much nearer to a single training clip than to all others. The literature on diffusion models calls a sample
+memorised if the distance to its nearest training clip is below a third of the distance to its second-nearest (Yoon et
+al. 2023, "Diffusion probabilistic models generalize when they fail to memorize"; Gu et al. 2025, "On memorization in
+diffusion models", arXiv 2310.02664). Here the second-nearest clip is from another file, because windows of the same
 file resemble each other. Real clips give the scale: the criterion calls some of them copies, too.
 
 Legend: N clips.
@@ -21,11 +21,15 @@ from eqm_video.metrics.nearest import NearestClips
 from eqm_video.output import plots
 
 THRESHOLD = 1 / 3
-SHOWN = ("samples", "held-out clips", "real clips to another file")  # curves of the picture, where they are there
+SHOWN = (
+    "samples",
+    "held-out clips",
+    "real clips to another file",
+)  # the curves of the picture, if there are such clips
 
 
 def open_held_out(data: ClipSet, root: Path, fold: int | None) -> ClipSet | None:
-    """Test clips beside the training clips `data` of `root`; None, with the reason printed, where there are none."""
+    """Test clips beside the training clips `data` of `root`; None, with a printed reason, if there are none."""
     kind = "images" if isinstance(data, ImageSet) else "videos"
     settings = {"frames": data.frames, "frame_interval": data.frame_interval, "size": data.size}
     try:
@@ -36,7 +40,7 @@ def open_held_out(data: ClipSet, root: Path, fold: int | None) -> ClipSet | None
 
 
 def summarise(searches: Mapping[str, NearestClips]) -> dict[str, Any]:
-    """The criterion, and for each set of clips the share below it; clips without a second source are left out."""
+    """The criterion, and the share of each set of clips that meets it. Clips without a second source are left out."""
     shares = {}
     for name, search in searches.items():
         ratio = search.ratio[search.ratio.isfinite()]
@@ -49,7 +53,7 @@ def summarise(searches: Mapping[str, NearestClips]) -> dict[str, Any]:
 
 
 def table(summary: Mapping[str, Any]) -> list[str]:
-    """The summary for the screen."""
+    """The summary as lines for the screen."""
     rows = {name: share for name, share in summary.items() if isinstance(share, dict)}
     return [
         "memorised: nearer to one training clip than a third of the way to the next file's",
@@ -58,9 +62,9 @@ def table(summary: Mapping[str, Any]) -> list[str]:
 
 
 def draw(searches: Mapping[str, NearestClips], summary: Mapping[str, Any], path: Path) -> None:
-    """Cumulative shares of clips: over the distance to the nearest training clip, and over the ratio of the two.
+    """Draw cumulative shares of clips over the distance to the nearest training clip, and over the ratio of the two.
 
-    The first axis ends a little beyond the farthest real clip; samples that lie beyond keep their curve below 1.
+    The first axis ends a little beyond the farthest real clip: if samples lie beyond, their curve stays below 1.
     """
     figure = plots.figure(6.4, 3.4)
     left = plots.axes(figure, 1, 2, 1, xlabel="RMS pixel difference (of 255)", title="to the nearest training clip")

@@ -35,17 +35,17 @@ class Samples:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """T, H, W."""
+        """(T, H, W) of the samples."""
         return tuple(self.pixels.shape[1:4])
 
 
 def spread(values: Sequence[float]) -> dict[str, float | int]:
-    """Median and extremes."""
+    """Median, extremes and count of some values, for a record."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "count": len(values)}
 
 
 def summarise_nearest(searches: Mapping[str, NearestClips]) -> dict[str, Any]:
-    """RMS of the samples and of real clips: held-out ones, and training clips to another file or group."""
+    """RMS to the nearest training clip: of samples, of held-out clips, of training clips to another file or group."""
     closest = float(searches["real clips to another file"].rms.min())
     return {
         "unit": "root mean squared difference of pixels 0 to 255",
@@ -55,7 +55,7 @@ def summarise_nearest(searches: Mapping[str, NearestClips]) -> dict[str, Any]:
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """The summary for the screen."""
+    """The summary as text for the screen."""
     clips, data, nearest, distance = (summary[key] for key in ("clips", "data", "nearest", "frechet"))
     count, (few, half) = summary["samples"]["count"], distance["clips"]
     spreads = {name: value for name, value in nearest.items() if isinstance(value, dict)}
@@ -82,7 +82,7 @@ def table(summary: Mapping[str, Any]) -> str:
 
 
 def nearest_rows(samples: Samples, windows: Windows, nearest: NearestClips) -> list[dict[str, Any]]:
-    """One row for each sample: its label, its nearest window and that window's label, and the distances (RMS)."""
+    """A row for each sample: its label, its nearest window with its label, and the distances (RMS)."""
     rms, second, rows = nearest.rms.tolist(), nearest.second_rms.tolist(), []
     for index, (label, number) in enumerate(zip(samples.labels, nearest.indices.tolist(), strict=True)):
         name, start, named = windows.place(number)
@@ -96,7 +96,7 @@ def nearest_rows(samples: Samples, windows: Windows, nearest: NearestClips) -> l
 def draw_pairs(
     samples: Samples, nearest: NearestClips, rows: Sequence[Mapping[str, Any]], columns: int | None, path: Path
 ) -> None:
-    """A GIF, or a PNG of images: the `SHOWN` samples nearest to a training clip, each beside that clip."""
+    """Draw a GIF (a PNG of images): the `SHOWN` samples nearest to a training clip, each beside that clip."""
     chosen = sorted(sorted(range(len(rows)), key=lambda k: rows[k]["rms"])[:SHOWN])
     pictures = pairs(samples.pixels[chosen].numpy(), nearest.clips[chosen].numpy())
     captions = [caption(rows[k]["label"], rows[k]["name"]) for k in chosen]
@@ -117,7 +117,7 @@ def pairs(samples: np.ndarray, clips: np.ndarray) -> np.ndarray:
 
 
 def caption(label: str | None, name: str) -> str:
-    """Sample's label | file, without repeating the label: (Run, Run/v_Run_g01_c01.avi) -> Run | g01_c01."""
+    """The caption of a pair, label | file, the label once: (Run, Run/v_Run_g01_c01.avi) -> Run | g01_c01."""
     stem = PurePosixPath(name).stem.removeprefix("v_")
     return f"{label or 'sample'} | {stem.removeprefix(f'{label}_')}"
 

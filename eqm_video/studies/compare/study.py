@@ -39,31 +39,31 @@ MOST_DIMENSIONS = 32
 class Compare(Study, Data, Kind, Cut, Seeded, Columns, group="look"):
     """Samples against data: nearest clips, and a Fréchet distance.
 
-    Two measures on pixels, for small sets, each beside the same measure between real clips:
+    There are two measures on pixels, for small sets, each beside the same measure between real clips:
 
     * The training clip nearest to each sample, by root mean squared pixel difference (RMS, of 0 to 255). A copy of a
-      training clip has an RMS near 0. The scale is the RMS of a real clip to the nearest one of another file. A small
+      training clip has an RMS near 0. The scale is the RMS of a real clip to the nearest clip of another file. A small
       RMS alone proves no copy (a still, dark or blurred sample is near to everything): look at the pairs in
       nearest.gif. Fast motion makes windows two source frames apart as different as two people, so --stride above 1
-      misses copies. Windows are not mirrored. A sample counts as memorised where that RMS is below a third of the RMS
-      to the nearest clip of any other file; held-out clips show how often the criterion is wrong, since no model made
-      them. See memorisation.png.
+      misses copies. Windows are not mirrored. A sample counts as memorised if that RMS is below a third of the RMS to
+      the nearest clip of any other file. Held-out clips, which no model made, show how often this criterion is wrong.
+      See memorisation.png.
     * The Fréchet distance in a few random projections of the pixels, between Gaussians. It uses no learned features: it
       compares means and covariances of pixels, and says little about quality beyond such low-order statistics. It grows
-      as points get fewer, so every row of the table compares equally many of them. Its scale is one half of the data
-      against the other, halved by group (UCF names, v_Class_gXX_cYY), or else by file.
+      as points get fewer, so every row of the table compares equal numbers of them. Its scale is the distance between
+      two halves of the data, split by group (UCF names, v_Class_gXX_cYY), or else by file.
 
-    `data.split=null` is the same as --split all, and `data.frame_interval=3` the same as --frame-interval 3.
+    `data.split=null` means --split all, and `data.frame_interval=3` means --frame-interval 3.
     """
 
     sections: ClassVar[tuple[str, ...]] = ("data",)
 
     samples: Path = option(positional=True, metavar="SAMPLES", help="a folder that `eqm-video sample` wrote")
     data: Path = required()
-    split: str | None = narrower(None, unset="train, and all where there are no lists")
-    frame_interval: int | None = narrower(None, unset="by the fps of data and samples")
-    stride: int = option(1, least=1, metavar="S", help="source frames from window to window")
-    dimensions: int = option(32, least=1, most=MOST_DIMENSIONS, metavar="D", help="of the projection")
+    split: str | None = narrower(None, unset="train, or all if there are no lists")
+    frame_interval: int | None = narrower(None, unset="from the fps of data and samples")
+    stride: int = option(1, least=1, metavar="S", help="take a window every S source frames")
+    dimensions: int = option(32, least=1, most=MOST_DIMENSIONS, metavar="D", help="dimensions of the projection")
     columns: int | None = narrower(None, unset="about as wide as high")
     out: Path | None = narrower(None, unset="SAMPLES/compare")
 
@@ -73,7 +73,7 @@ class Compare(Study, Data, Kind, Cut, Seeded, Columns, group="look"):
         return self.out or self.samples / "compare"
 
     def run(self) -> Report:
-        """Look for the nearest windows of every sample, and compare means and covariances."""
+        """Find the nearest windows of every sample, and compare means and covariances."""
         samples = read_samples(self.samples)
         split = split_of(self.split, self.data, "train")
         windows = Windows(self.open_set(samples, split), self.stride)
@@ -112,7 +112,7 @@ class Compare(Study, Data, Kind, Cut, Seeded, Columns, group="look"):
         return Report(numbers, report.table(numbers), pictures, {"nearest.json": {**scale, "samples": rows}})
 
     def open_set(self, samples: Samples, split: str) -> ClipSet:
-        """The data as clips of the samples' frames and size; unless given, both frame rates set the frame interval."""
+        """The data as clips of the samples' frames and size. Frame rates set the frame interval if no option does."""
         frames, height, width = samples.shape
         kind = self.kind or ("images" if frames == 1 else "videos")
         if kind == "images" and frames > 1:
@@ -127,7 +127,7 @@ class Compare(Study, Data, Kind, Cut, Seeded, Columns, group="look"):
         data = opened(self.frame_interval or 1)
         if len(data) < 2:
             raise UserError(
-                f"{data.root} has a single usable file, and real clips are compared with those of another: add some"
+                f"{data.root} has a single usable file, and real clips are compared with those of another: add files"
             )
         if self.frame_interval is None and kind == "videos" and frames > 1:
             rate = statistics.median(info.fps for _, _, info in data.files)
@@ -135,7 +135,7 @@ class Compare(Study, Data, Kind, Cut, Seeded, Columns, group="look"):
         return data
 
     def searches(self, samples: Samples, windows: Windows, split: str) -> dict[str, Search]:
-        """Searches for the nearest windows of the samples, of held-out clips where there are any, and of real clips."""
+        """Searches for the nearest windows: of the samples, of held-out clips if there are any, and of real clips."""
         values = samples.pixels[0].numel()
         searches = {"samples": Search(NearestClips(samples.pixels), windows.files)}
         held_out = memorisation.open_held_out(windows.data, self.data, self.fold) if split == "train" else None
@@ -145,7 +145,7 @@ class Compare(Study, Data, Kind, Cut, Seeded, Columns, group="look"):
         return searches | real_searches(windows, values)
 
     def describe(self, windows: Windows, split: str) -> dict[str, Any]:
-        """The data, for the record."""
+        """The entries of the record that describe the data."""
         return {
             "root": str(self.data),
             "split": split,
@@ -162,7 +162,7 @@ class Compare(Study, Data, Kind, Cut, Seeded, Columns, group="look"):
 
 
 def read_samples(folder: Path) -> Samples:
-    """samples.npz and samples.json of a folder by `eqm-video sample`; images are clips of one frame."""
+    """The samples of a folder by `eqm-video sample`; images are clips of a single frame. UserError if it has none."""
     npz, record = folder / "samples.npz", folder / "samples.json"
     for file in (npz, record):
         if not file.is_file():
@@ -190,7 +190,7 @@ def read_samples(folder: Path) -> Samples:
 
 
 def choose_counts(samples: int, splits: Sequence[tuple[Tensor, Tensor]], dimensions: int) -> tuple[int, int]:
-    """Numbers of clips on either side of each comparison. UserError where covariances would be singular."""
+    """Numbers of clips on both sides of each comparison. UserError where covariances would be singular."""
     half = min(len(part) for split in splits for part in split)
     fewest = min(samples, half)
     if dimensions < fewest:
@@ -208,14 +208,14 @@ def choose_counts(samples: int, splits: Sequence[tuple[Tensor, Tensor]], dimensi
 
 
 def by_label(labels: Sequence[str | None]) -> list[int]:
-    """Numbers of the samples in the order of their labels, so that `thin` keeps each label's share."""
+    """The numbers of the samples in the order of their labels, so that `thin` keeps each label's share."""
     return sorted(range(len(labels)), key=lambda index: labels[index] or "")
 
 
 def distances(
     samples: Tensor, features: Tensor, splits: Sequence[tuple[Tensor, Tensor]], counts: tuple[int, int]
 ) -> dict[str, Any]:
-    """Fréchet distances of samples (N, D) to windows (W, D), and of one half of the windows to the other."""
+    """Fréchet distances of samples (N, D) from windows (W, D), and between halves of the windows."""
     fewest, half = counts
     pairs = [(thin(features[left], fewest), thin(features[right], half)) for left, right in splits]
     real = spread([frechet(left, right) for left, right in pairs])

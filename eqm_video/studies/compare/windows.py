@@ -1,4 +1,4 @@
-"""The clips that samples are compared with: every window of a data set, read file by file.
+"""Every window of a data set, read file by file: the clips that samples are compared with.
 
 Legend: W windows, M windows of a chunk, N queries, T frames, H W pixels, D dimensions; pixels uint8, channels last.
 """
@@ -18,11 +18,11 @@ from tqdm import tqdm
 from eqm_video.data.datasets import ClipSet
 from eqm_video.metrics.nearest import NearestClips
 
-CHUNK = 2**24  # pixel values of one chunk, of samples or of windows
-KEPT = 2**28  # pixel values of the windows that are kept as queries, at most
-QUERIES = 256  # real clips whose own nearest clip is looked for
+CHUNK = 2**24  # pixel values of a chunk of samples or windows
+KEPT = 2**28  # pixel values of windows that are kept as queries, at most
+QUERIES = 256  # real clips whose own nearest clip is searched for
 SPLITS = 10  # ways to halve the data
-GROUP = re.compile(r"v_.+_g(\d+)_c\d+")  # UCF-101's names: the clips of one group show one person, or one place
+GROUP = re.compile(r"v_.+_g(\d+)_c\d+")  # UCF-101's names: the clips of a group show the same person, or the same place
 
 
 class Windows:
@@ -41,21 +41,22 @@ class Windows:
         self.grouped = all(keys) and len(set(keys)) > 1
         order = {key: number for number, key in enumerate(sorted(set(keys)))}
         by_file = torch.tensor([order[key] for key in keys]) if self.grouped else torch.arange(len(data))
-        self.groups = by_file[self.files]  # of each window, numbers; the files' own, where names carry no group
+        self.groups = by_file[self.files]  # the group (or file) number of each window
 
     def __len__(self) -> int:
         return len(self.places)
 
     def place(self, number: int) -> tuple[str, int, str | None]:
-        """File name, first source frame and label of one window."""
+        """(file name, first source frame, label or None) of a window."""
         index, start = self.places[number]
         name, label, _ = self.data.files[index]
         return name, start, self.data.labels[label] if label >= 0 else None
 
     def read(self, numbers: Tensor | None = None, what: str = "files") -> Iterator[tuple[Tensor, Tensor]]:
-        """Window numbers (M,) and their pixels (M,T,H,W,3), of all windows or of `numbers` (ascending).
+        """Chunks (window numbers (M,), pixels (M,T,H,W,3)) of all windows, or of `numbers` (ascending).
 
-        Holds one file's frames and one chunk. UserError (VideoDecodeError) where a file cannot be decoded any more.
+        Memory holds the frames of a single file and a chunk. VideoDecodeError, a UserError, if a file no longer
+        decodes.
         """
         numbers = torch.arange(len(self)) if numbers is None else numbers
         files = self.files[numbers]
@@ -69,13 +70,13 @@ class Windows:
 
 
 def thin(numbers: Tensor, count: int) -> Tensor:
-    """`count` of the numbers (W,), evenly spaced; all of them where there are no more."""
+    """`count` of the numbers (W,), evenly spaced; all of them if there are no more."""
     count = min(count, len(numbers))
     return numbers[torch.arange(count) * len(numbers) // count]
 
 
 def halves(groups: Tensor, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-    """Up to `SPLITS` different ways to put the groups (W,) into two halves, as the window numbers of each half."""
+    """Up to `SPLITS` ways to split the groups (W,) into two halves, as the window numbers of each half."""
     names = groups.unique()
     ways: dict[frozenset[frozenset[int]], tuple[Tensor, Tensor]] = {}
     for _ in range(5 * SPLITS):
@@ -96,23 +97,26 @@ def project(clips: Tensor, projection: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Search:
-    """The nearest windows of `nearest.queries`; where those are windows themselves, of other files (or groups) only."""
+    """A search for the nearest windows of `nearest.queries`.
+
+    Queries that are windows search other files (or groups).
+    """
 
     nearest: NearestClips
-    files: Tensor  # (W,) file of every window: the second-nearest window is of another file than the nearest
+    files: Tensor  # (W,) file of every window: the second-nearest is from another file than the nearest
     numbers: Tensor | None = None  # (N,) the queries' own window numbers
     keys: Tensor | None = None  # (W,) file or group of every window
 
     def update(self, clips: Tensor, numbers: Tensor) -> None:
-        """Look at windows (M,T,H,W,3) of these numbers (M,)."""
+        """Compare the queries with windows (M,T,H,W,3) of the numbers (M,)."""
         allowed = None if self.numbers is None else self.keys[self.numbers][:, None] != self.keys[numbers]
         self.nearest.update(clips, numbers, allowed, self.files[numbers])
 
 
 def real_searches(windows: Windows, values: int) -> dict[str, Search]:
-    """Searches for the clip of "another file" nearest to real ones, and of "another group", where names carry groups.
+    """Searches for the clip of "another file" nearest to real clips, and of "another group", if names have groups.
 
-    At most `QUERIES` real clips, evenly spaced, look among all; `values` is T·H·W·3.
+    The queries are at most `QUERIES` real clips, evenly spaced; `values` is T·H·W·3.
     """
     numbers, queries = some_windows(windows, values)
     keys = {"another file": windows.files} | ({"another group": windows.groups} if windows.grouped else {})

@@ -1,4 +1,4 @@
-"""The table and the pictures of `compose`: shares of samples that show their attributes, and the clips side by side.
+"""The table and the pictures of `compose`: shares of samples with the right attributes, and clips side by side.
 
 Legend: N samples, T frames, H W pixels; pixels uint8, channels last.
 """
@@ -25,9 +25,9 @@ SHARES = {
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples of one variant of a composition: clips (N, T, H, W, 3), judged by `target` (None: not judged).
+    """Samples of a variant of a composition: clips (N, T, H, W, 3), judged by the label `target` (None: not judged).
 
-    diverged: the number of clips that diverged, which are grey.
+    diverged: the number of clips that diverged; these are grey.
     """
 
     kind: str
@@ -38,7 +38,7 @@ class Samples:
 
 
 def is_alone(samples: Samples) -> bool:
-    """Whether a variant is one of the terms by itself."""
+    """Whether a variant is a single term."""
     return samples.kind.endswith("alone")
 
 
@@ -53,10 +53,10 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """All judged rows, and their means; a sentence where none was judged."""
+    """All judged rows and their means as text; a sentence if no row was judged."""
     judged = [row for row in rows if row["target"] is not None]
     if not judged:
-        return "the terms name no shape and direction that samples could be judged by"
+        return "samples are not judged: the terms name no shape and direction"
     width = max(len(row["composition"]) for row in judged)
     lines = [f"{'':{width}}  {'kind':15}  shape  direction  both   (chance {judged[0]['both_chance']:.0%})"]
     for row in judged:
@@ -72,7 +72,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def draw_grid(path: Path, every: Sequence[Samples], fps: float, columns: int) -> None:
-    """A row for each composition: some samples of every variant, captioned."""
+    """Draw a row for each composition, with some samples of every variant under captions."""
     rows: list[list[Samples]] = []
     for samples in every:
         if rows and (not is_alone(samples) or is_alone(rows[-1][-1])):
@@ -98,7 +98,7 @@ def draw_grid(path: Path, every: Sequence[Samples], fps: float, columns: int) ->
 
 
 def draw_shares(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Shares of the samples with the shape, the direction, and both; at least one row must be judged."""
+    """Draw shares of samples with the right shape, the right direction, and both; a row at least must be judged."""
     shares = means(rows)
     figure = plots.figure(6.4, 3.6)
     axes = plots.axes(figure, ylabel="share of samples", ylim=(0, 1.02), title="Attributes in composed samples")

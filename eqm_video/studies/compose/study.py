@@ -41,7 +41,7 @@ WRITE_DATA = "--write-data"
 
 @dataclass(frozen=True)
 class Term:
-    """One summand: a label (None: unlabelled) of model number `model` (0 is MODEL), and its weight."""
+    """A summand: a label (None: unlabelled) of model number `model` (0 is MODEL), and its weight."""
 
     label: str | None
     weight: float
@@ -49,7 +49,7 @@ class Term:
 
     @property
     def name(self) -> str:
-        """The label as it is shown, with its model's number where there are several."""
+        """The label as shown, with the number of its model unless that is MODEL."""
         label = "unlabelled" if self.label is None else self.label
         return f"{self.model + 1}/{label}" if self.model else label
 
@@ -58,9 +58,9 @@ class Term:
 
 
 def read_term(text: str) -> Term:
-    """The term that `Disc:2`, `2/DiscLeft:1` or `none:-1` stands for; ValueError for any other form."""
+    """The term of a text such as `Disc:2`, `2/DiscLeft:1` or `none:-1`; ValueError for any other form."""
     place, slash, rest = text.partition("/")
-    if not slash or not place.isdecimal():  # a label may hold a slash
+    if not slash or not place.isdecimal():  # a label may contain a slash
         place, rest = "1", text
     label, colon, weight = rest.rpartition(":")
     if not colon or not math.isfinite(float(weight)):
@@ -70,20 +70,20 @@ def read_term(text: str) -> Term:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to sample a composition: `kind` is "composed", "mean", "plain sum" or "alone"."""
+    """A way to sample a composition: `kind` is "composed", "mean", "plain sum" or "alone"."""
 
     kind: str
     terms: tuple[Term, ...]
 
     @property
     def name(self) -> str:
-        """The terms' names."""
+        """The names of the terms, joined by +."""
         return " + ".join(term.name for term in self.terms if term.label is not None or self.kind == "alone")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataToWrite:
-    """Write moving shapes filed under single attributes, which configs/attributes.yaml learns."""
+    """Write moving shapes filed under single attributes, the data of the recipe attributes."""
 
     write_data: Path = option(metavar="FOLDER", help="a new folder for the videos")
 
@@ -92,17 +92,17 @@ class DataToWrite:
 class Compose(Sampled, Ruled, Stepping, Columns, group="look"):
     """Several labels, or several models, in one sample.
 
-    Fields can be added: f_null + sum of w (f_label - f_null) pulls a sample towards every label at once (the paper's
+    Fields can be added: f_null + sum of w (f_label - f_null) pulls a sample towards all labels at once (the paper's
     Figure 11 adds plain fields, f_1 + f_2). --terms LABEL:WEIGHT ... names the summands; `2/LABEL:WEIGHT` takes the
-    label from the first model of --with, and `none` is a model's unlabelled field. Weights that sum to 1 are used as
-    they are; otherwise MODEL's unlabelled field fills them up to 1.
+    label from the first model of --with, and `none` is a model's unlabelled field. Weights that sum to 1 are used
+    unchanged; otherwise MODEL's unlabelled field gets the rest.
 
     Without --terms all pairs of a model of single attributes are measured (Disc, Square and Right, Left, Down, Up, as
     configs/attributes.yaml learns them): how many samples of Disc + Left are discs that move left, although no clip was
     ever labelled so. `compose --write-data FOLDER` writes the videos to train such a model.
 
-    Each composition stands beside its terms alone, their mean, and their plain sum. The gradient of a plain sum is as
-    many times larger as there are terms, so the same step size makes a larger step.
+    Each composition is compared with its terms alone, their mean, and their plain sum. The gradient of a plain sum of n
+    terms is n times larger, so the same step size makes a larger step.
     """
 
     num_samples: int = 64
@@ -117,7 +117,7 @@ class Compose(Sampled, Ruled, Stepping, Columns, group="look"):
         help="labels to compose, each with its weight",
         unset="all pairs of attributes",
     )
-    others: tuple[str, ...] = option((), flag="--with", metavar="MODEL2", help="models 2, 3 ... of the terms")
+    others: tuple[str, ...] = option((), flag="--with", metavar="MODEL2", help="the models 2, 3 ... that terms name")
     weight: float | None = option(
         None, metavar="W", help="weight of each attribute of a pair", unset="the model's guidance scale"
     )
@@ -125,18 +125,20 @@ class Compose(Sampled, Ruled, Stepping, Columns, group="look"):
 
     @classmethod
     def main(cls, arguments: Sequence[str] | None = None) -> int:
-        """The command; `compose --write-data FOLDER` writes data and needs no model."""
+        """Run the command. `compose --write-data FOLDER` writes data and needs no model."""
         words = list(sys.argv[1:] if arguments is None else arguments)
         if words[:1] and words[0].partition("=")[0] == WRITE_DATA:
             return write_data(words)
         return super().main(words)
 
     def check(self) -> None:
-        """Labels come from --terms, and so do weights where there are terms."""
+        """UserError for --labels, and for --weight beside --terms: terms have labels and weights."""
         if self.labels != ("none",):
             raise UserError("compose takes its labels from --terms: leave --labels out")
         if self.weight is not None and self.terms:
-            raise UserError("--weight is for the pairs of attributes; a term brings its own, LABEL:WEIGHT")
+            raise UserError(
+                "--weight is for the pairs of attributes; a term has its own weight, LABEL:WEIGHT: leave --weight out"
+            )
 
     def paths(self) -> Sequence[str | Path]:
         """MODEL, and the models of --with."""
@@ -173,12 +175,12 @@ class Compose(Sampled, Ruled, Stepping, Columns, group="look"):
         return Report(numbers, report.table(rows), pictures)
 
     def rule(self, pipeline: EqMPipeline) -> Sampler:
-        """The sampler of the options, the model's own numbers filled in."""
+        """The sampler of the options; the model's own numbers fill gaps."""
         return pipeline.rule(self.sampler, self.step_size, self.mu)
 
     @torch.no_grad()
     def sample(self, models: Sequence[EqMPipeline], request: Request, variant: Variant) -> tuple[np.ndarray, int]:
-        """Clips (N, T, H, W, 3) of one variant, and how many of them diverged (those are grey)."""
+        """Clips (N, T, H, W, 3) of a variant, and the number of clips that diverged, which are grey."""
         first, clips, lost = models[0], [], 0
         sampler = self.rule(first)
         steps = self.steps or default_steps(first.config.sampler, sampler)
@@ -223,14 +225,14 @@ def check_terms(terms: tuple[Term, ...], models: Sequence[EqMPipeline]) -> tuple
 
 
 def attribute_pairs(pipeline: EqMPipeline, weight: float | None, request: Request) -> list[tuple[Term, ...]]:
-    """Every shape with every direction that the model has as labels of their own; UserError where it has none."""
+    """All pairs of a shape and a direction that are labels of the model; UserError if there are none."""
     names = set(pipeline.labels.values())
     weight = request.guidance_scale if weight is None else weight
     pairs = [(shape, way) for shape in SHAPES for way in DIRECTIONS if {shape, way} <= names]
     if not pairs:
         raise UserError(
-            "this model has no labels of single attributes (such as Disc and Left): say what to compose, for instance "
-            f"--terms {' '.join(f'{name}:1' for name in sorted(names)[:2]) or '0:1 1:1'}"
+            "this model has no labels of single attributes (such as Disc and Left): give the terms, for "
+            f"instance --terms {' '.join(f'{name}:1' for name in sorted(names)[:2]) or '0:1 1:1'}"
         )
     return [tuple(Term(label, weight) for label in pair) for pair in pairs]
 
@@ -248,14 +250,16 @@ def variants(terms: tuple[Term, ...], models: Sequence[EqMPipeline], request: Re
 
 
 def kind_of(variant: Variant) -> str:
-    """A variant's kind as tables show it: a single attribute is a "shape alone" or a "direction alone"."""
+    """The kind of a variant in tables: a single attribute is a "shape alone" or a "direction alone"."""
     if variant.kind != "alone" or variant.terms[0].label not in (*SHAPES, *DIRECTIONS):
         return variant.kind
     return "shape alone" if variant.terms[0].label in SHAPES else "direction alone"
 
 
 def target(terms: Sequence[Term]) -> str | None:
-    """The label that samples should show, such as DiscLeft; None unless the terms name one shape and one direction."""
+    """The label that samples should show, such as DiscLeft; None unless the terms name a single shape and a single
+    direction.
+    """
     labels = [term.label for term in terms if term.label is not None and term.weight > 0]
     shapes = {shape for shape in SHAPES for label in labels if label.startswith(shape)}
     ways = {way for way in DIRECTIONS for label in labels if label.endswith(way)}
@@ -268,16 +272,16 @@ def target(terms: Sequence[Term]) -> str | None:
 def network_gammas(models: Sequence[EqMPipeline], variant: Variant, sampler: Sampler, steps: int) -> Tensor | None:
     """Gamma at each step (steps,), the input of networks conditioned on gamma; None for other networks and for solvers.
 
-    Gamma follows the closed form of one decay, along which a plain sum of fields moves as many times faster as it has
-    terms. UserError where composed models have different decays, or for a sampler without a closed form.
+    Gamma follows the closed form of the decay; a plain sum of n terms moves n times faster along it. UserError for
+    models with different decays, and for a sampler without a closed form.
     """
     pipelines = _networks(models, variant)
     if knows_gamma(sampler) or not any(each.transformer.config.conditioned_on_gamma for each in pipelines):
         return None
     if any(each.config.decay != pipelines[0].config.decay for each in pipelines):
         raise UserError(
-            "a model that is conditioned on gamma cannot be descended together with one of another decay: type "
-            "--sampler euler, or compose models of one decay"
+            "a model that is conditioned on gamma cannot be descended together with a model of another decay: type "
+            "--sampler euler, or compose models of the same decay"
         )
     if variant.kind == "plain sum" and isinstance(sampler, (GradientDescent, NAG)):
         sampler = replace(sampler, step_size=len(variant.terms) * sampler.step_size)
@@ -310,7 +314,7 @@ def _networks(models: Sequence[EqMPipeline], variant: Variant) -> list[EqMPipeli
 
 
 def field(models: Sequence[EqMPipeline], request: Request, variant: Variant, count: int) -> Any:
-    """The gradient of a variant for `count` samples."""
+    """The field of a variant for `count` samples."""
     if variant.kind == "alone":
         (term,) = variant.terms
         return models[term.model].field(
@@ -321,7 +325,7 @@ def field(models: Sequence[EqMPipeline], request: Request, variant: Variant, cou
 
 
 def row(samples: Samples, models: Sequence[EqMPipeline]) -> dict[str, Any]:
-    """One line of the table; it has shares only where the samples have a target."""
+    """A line of the table. It has shares only if the samples have a target."""
     named = {name for model in models for name in model.labels.values()}
     shapes = tuple(shape for shape in SHAPES if any(name.startswith(shape) for name in named))
     result: dict[str, Any] = {"kind": samples.kind, "target": samples.target, "diverged": samples.diverged}

@@ -18,12 +18,12 @@ from eqm_video.core.decay import ConstantDecay, Decay
 from eqm_video.output import plots
 from eqm_video.sampling.pipeline import EqMPipeline
 
-TRUE_GRADIENT, NEARLY = 1e-3, 0.1  # of the curl: below the first it is rounding
+TRUE_GRADIENT, NEARLY = 1e-3, 0.1  # bounds of the curl; below the first it is rounding
 
 
 @dataclass
 class Stages:
-    """Measurements at one guidance scale: curvature (S, B); curl and its standard error (S, B), or None."""
+    """Measurements at a guidance scale: curvature (S, B); curl and its standard error (S, B), or None."""
 
     guidance_scale: float
     curvature: Tensor
@@ -46,7 +46,7 @@ def numbers(stages: Stages) -> dict[str, Any]:
         result["curl_mean"] = stages.asymmetry.mean(dim=1).tolist()
         result["curl_lowest"] = stages.asymmetry.amin(dim=1).tolist()
         result["curl_highest"] = stages.asymmetry.amax(dim=1).tolist()
-        result["curl_standard_error"] = stages.error.square().mean(dim=1).sqrt().tolist()  # of one clip
+        result["curl_standard_error"] = stages.error.square().mean(dim=1).sqrt().tolist()  # of a single clip
     return result
 
 
@@ -55,14 +55,14 @@ def verdict(asymmetry: float) -> str:
     if asymmetry < TRUE_GRADIENT:
         return "the field is the gradient of an energy, up to rounding"
     if asymmetry < NEARLY:
-        return "nearly the gradient of an energy, but not one: energies along a path depend on the path a little"
+        return "nearly the gradient of an energy, but not quite: energies along a path depend on the path a little"
     return "not the gradient of any energy: read its x.f and |f|^2 as scores, not as energies"
 
 
 def verdicts(
     pipeline: EqMPipeline, curvature: dict[str, Any], own: Stages, progress: Sequence[float], on_data: bool
 ) -> str:
-    """The measurements and what follows from them, in words."""
+    """The measurements and their consequences, in words."""
     turns, mu = curvature["curl"], curvature["mu"]
     place = progress[int(own.curvature.mean(dim=1).argmax())]
     unit = "of the way from noise to data" if on_data else "of the descent"
@@ -81,7 +81,7 @@ def verdicts(
 
 
 def own_steps(pipeline: EqMPipeline, curvature: dict[str, Any], mu: float) -> list[str]:
-    """The model's own step size beside its limit, and the automatic one; nothing for a sampler without a limit."""
+    """Lines on the model's own step size, its limit, and the automatic step size; [] for a sampler without a limit."""
     sampler, decay = pipeline.config.sampler, pipeline.decay
     kind, steps = sampler["kind"], sampler["steps"]
     if kind not in ("gd", "nag"):
@@ -98,17 +98,17 @@ def own_steps(pipeline: EqMPipeline, curvature: dict[str, Any], mu: float) -> li
 
 
 def draw(
-    path: Path, found: Sequence[Stages], own: Stages, progress: Sequence[float], on_data: bool, decay: Decay | None
+    path: Path, measured: Sequence[Stages], own: Stages, progress: Sequence[float], on_data: bool, decay: Decay | None
 ) -> None:
-    """Curvature and curl along the stages; at data beside the curvature around one point, c(gamma) / (1 - gamma)."""
+    """Draw curvature and curl along the stages. At data the curvature around a single data point is drawn too."""
     figure = plots.figure(6.0, 5.4)
     where = "gamma" if on_data else "share of the descent"
     above = plots.axes(figure, 2, 1, 1, ylabel="curvature", title="Largest curvature of the field (mean clip)")
-    for index, one in enumerate(found):
+    for index, stages in enumerate(measured):
         above.plot(
             progress,
-            one.curvature.mean(dim=1),
-            label=f"guidance {one.guidance_scale:g}",
+            stages.curvature.mean(dim=1),
+            label=f"guidance {stages.guidance_scale:g}",
             markersize=4,
             **plots.style(index),
         )
@@ -118,7 +118,7 @@ def draw(
     above.set_ylim(bottom=0)
     plots.legend(above)
     below = plots.axes(figure, 2, 1, 2, xlabel=where, ylabel="|J - J$^T$| / |J|", title="Curl: 0 for a true gradient")
-    place = list(found).index(own)
+    place = list(measured).index(own)
     below.fill_between(
         progress,
         own.asymmetry.amin(dim=1),
@@ -138,6 +138,6 @@ def draw(
     if float(own.asymmetry.max()) > TRUE_GRADIENT:
         below.set_ylim(bottom=0)
     else:
-        below.set(yscale="log", ylim=(1e-8, 2))  # rounding, against what 2 would be: a rotation
+        below.set(yscale="log", ylim=(1e-8, 2))  # shows rounding; a rotation has 2
     plots.legend(below)
     plots.save(figure, path)

@@ -40,30 +40,35 @@ Points = Callable[[float], Tensor]  # guidance scale -> latents (S, B, T, C, h, 
 class Curvature(Sampled, Ruled, Stepping, Data, group="look"):
     """Curl and largest curvature of a field, and the steps that it bears.
 
-    At several stages of the model's own descents, from noise to rest, or with --data at real clips mixed with noise:
+    Two properties are measured at several stages of the model's own descents, from noise to rest, or with --data at
+    real clips mixed with noise:
 
-    * the curl, |J - J^T| / |J| of the field's Jacobian J. Where it is 0 the field is the gradient of an energy, and
-      "energy" is a true word for it; an implicit field is one only as far as training has made it so.
-    * the largest curvature, the eigenvalue of J that binds the step: gradient descent is stable for step sizes below
-      2 / curvature, NAG below 2 / (curvature (1 + 2 mu)); larger ones overshoot, and end where no data are. Each clip
+    * the curl, |J - J^T| / |J| of the field's Jacobian J. If it is 0, the field is the gradient of an energy. The curl
+      of an implicit field is only as small as training has made it.
+    * the largest curvature, the eigenvalue of J that limits the step: gradient descent is stable for step sizes below
+      2 / curvature, NAG below 2 / (curvature (1 + 2 mu)). Larger steps overshoot, and end away from the data. Each clip
       counts with its stiffest stage, and the limit is that of the mean clip. It is measured for the guided field that
-      is sampled, at several guidance scales, since guidance makes the field stiffer.
+      is sampled, at several guidance scales, because guidance makes the field stiffer.
 
-    --write keeps the result in the export, where `step_size="auto"` (--step-size auto) finds it.
+    --write keeps the result in the export, for `step_size="auto"` (--step-size auto).
     """
 
     num_samples: int = 8
-    step_size: float | None = narrower(None, words=())  # auto is what this command measures
+    step_size: float | None = narrower(None, words=())  # auto needs the result of this command
     guidance_scales: tuple[float, ...] | None = option(
-        None, least=0, metavar="S", help="measured beside the model's own", unset="1, and twice the model's own"
+        None,
+        least=0,
+        metavar="S",
+        help="guidance scales to measure beside the model's own",
+        unset="1, and twice the model's own",
     )
     stages: int = option(17, least=2, most=1000, metavar="S", help="points of a descent, from noise to rest")
-    iterations: int = option(12, least=1, most=1000, metavar="M", help="of the eigenvalues")
+    iterations: int = option(12, least=1, most=1000, metavar="M", help="iterations for an eigenvalue")
     probes: int = option(8, least=1, most=1000, metavar="P", help="random directions in which the curl is measured")
     write: bool = option(False, help="keep the result in the export, for --step-size auto")
 
     def run(self, pipeline: EqMPipeline) -> Report:
-        """Measure at every guidance scale, and keep the result in the export if asked to."""
+        """Measure at every guidance scale, and with --write keep the result in the export."""
         folder = find_model(self.model)
         if self.write and not (Path(folder) / "model_index.json").is_file():
             raise UserError(
@@ -71,7 +76,8 @@ class Curvature(Sampled, Ruled, Stepping, Data, group="look"):
             )
         if pipeline.transformer.config.conditioned_on_gamma:
             raise UserError(
-                "this network is conditioned on gamma: its field is another one at every step, and has no curvature"
+                "this network is conditioned on gamma, so its field changes at every step and has no single curvature: "
+                "give a model that is not"
             )
         request = self.request(pipeline)
         if self.data is not None:
@@ -79,14 +85,16 @@ class Curvature(Sampled, Ruled, Stepping, Data, group="look"):
         else:
             where, progress = self.points_of_descents(pipeline, request)
         scales = choose_scales(request, self.guidance_scales)
-        found = [self.measure(pipeline, request, where(one), one) for one in tqdm(scales, desc="guidance scales")]
-        own = next(one for one in found if one.guidance_scale == request.guidance_scale)
-        curvature = self.summarise(pipeline, found, own)
+        measured = [
+            self.measure(pipeline, request, where(scale), scale) for scale in tqdm(scales, desc="guidance scales")
+        ]
+        own = next(stages for stages in measured if stages.guidance_scale == request.guidance_scale)
+        curvature = self.summarise(pipeline, measured, own)
         record = {
             "settings": {"model": folder, **request.settings(), "machine": machine.describe(pipeline.device)},
             "curvature": curvature,
             "progress": progress,
-            "stages": [{"guidance_scale": one.guidance_scale, **numbers(one)} for one in found],
+            "stages": [{"guidance_scale": stages.guidance_scale, **numbers(stages)} for stages in measured],
         }
         said = verdicts(pipeline, curvature, own, progress, self.data is not None)
         if self.write:
@@ -94,11 +102,11 @@ class Curvature(Sampled, Ruled, Stepping, Data, group="look"):
             said += f"\n  kept in {Path(folder) / 'model_index.json'}, for --step-size auto"
         else:
             said += "\n  --write keeps it in the export, for --step-size auto"
-        picture = lambda path: draw(path, found, own, progress, self.data is not None, pipeline.decay)  # noqa: E731
+        picture = lambda path: draw(path, measured, own, progress, self.data is not None, pipeline.decay)  # noqa: E731
         return Report(record, said, {"curvature.png": picture})
 
     def points_of_descents(self, pipeline: EqMPipeline, request: Request) -> tuple[Points, list[float]]:
-        """The latents of the model's own descents at each stage, and the share of their steps taken by then, 0 to 1."""
+        """The latents of the model's own descents at each stage, and the share of steps taken by then, 0 to 1."""
         steps = self.steps or default_steps(pipeline.config.sampler, self.sampler)
         kept = sorted({round(k * steps / (self.stages - 1)) for k in range(self.stages)})
         sampler = pipeline.rule(self.sampler, self.step_size, self.mu)
@@ -126,7 +134,7 @@ class Curvature(Sampled, Ruled, Stepping, Data, group="look"):
     def points_at_data(self, pipeline: EqMPipeline, request: Request) -> tuple[Request, Points, list[float]]:
         """Real clips at the model's frame rate, with their own labels, mixed with noise at each stage's gamma.
 
-        Returns the request for these clips, at most as many as the given one has, their latents, and the gammas.
+        Returns (request for these clips, at most as many as before, their latents, gammas). UserError without clips.
         """
         fps = float(pipeline.config.fps)
         source = Source(self.data, frames=request.frames, size=request.size, fps=fps, count=len(request.ids))
@@ -145,7 +153,7 @@ class Curvature(Sampled, Ruled, Stepping, Data, group="look"):
         return request, lambda scale: mixed, shares
 
     def measure(self, pipeline: EqMPipeline, request: Request, points: Tensor, scale: float) -> Stages:
-        """Curvature at all points (S, B, T, C, h, w), and the curl where the guidance is the model's own."""
+        """Curvature at all points (S, B, T, C, h, w), and the curl if the guidance is the model's own."""
         values, odd, errors = [], [], []
         with_curl = scale == request.guidance_scale
         for stage, latents in enumerate(tqdm(points, desc=f"guidance {scale:g}", unit="stage", leave=False)):
@@ -158,23 +166,23 @@ class Curvature(Sampled, Ruled, Stepping, Data, group="look"):
                 )
                 if with_curl:
                     generators = chosen_generators("curl", self.seed, stage, rows)
-                    found = curl(field, latents[rows], probes=self.probes, generators=generators)
-                    odd.append(found.asymmetry.cpu())
-                    errors.append(found.standard_error.cpu())
+                    measured = curl(field, latents[rows], probes=self.probes, generators=generators)
+                    odd.append(measured.asymmetry.cpu())
+                    errors.append(measured.standard_error.cpu())
         shape = points.shape[:2]
-        tables = [torch.cat(one).reshape(shape) if one else None for one in (values, odd, errors)]
+        tables = [torch.cat(parts).reshape(shape) if parts else None for parts in (values, odd, errors)]
         return Stages(scale, *tables)
 
-    def summarise(self, pipeline: EqMPipeline, found: Sequence[Stages], own: Stages) -> dict[str, Any]:
+    def summarise(self, pipeline: EqMPipeline, measured: Sequence[Stages], own: Stages) -> dict[str, Any]:
         """The result that --write keeps: the largest curvatures, the limits that follow, the curl, and the settings.
 
-        A clip passes its stiffest stage in a few steps, so the mean over clips says when samples begin to suffer.
+        A clip passes its stiffest stage in a few steps, so samples begin to suffer at the limit of the mean clip.
         """
         mu = float(pipeline.config.sampler.get("mu", 0.35) if self.mu is None else self.mu)
         core: dict[str, Any] = {
             "largest": float(stiffest(own).mean()),
             "guidance_scale": own.guidance_scale,
-            "by_guidance": [[one.guidance_scale, float(stiffest(one).mean())] for one in found],
+            "by_guidance": [[each.guidance_scale, float(stiffest(each).mean())] for each in measured],
             "mu": mu,
         }
         stages, clips = own.curvature.shape
@@ -197,9 +205,9 @@ class Curvature(Sampled, Ruled, Stepping, Data, group="look"):
 
 
 def choose_scales(request: Request, wanted: Sequence[float] | None) -> list[float]:
-    """Guidance scales in order, the model's own among them; that one alone where no sample has a label."""
+    """Guidance scales in order, with the model's own; only that if no sample has a label."""
     own = request.guidance_scale
-    if all(one is None for one in request.ids):
+    if all(label is None for label in request.ids):
         return [own]
     return sorted({own, *(wanted if wanted is not None else (1.0, 2 * max(own, 1.0)))})
 
@@ -210,6 +218,6 @@ def chosen_generators(name: str, seed: int, stage: int, rows: slice) -> list[Gen
 
 
 def keep(index: Path, curvature: dict[str, Any]) -> None:
-    """Keep the result in an export's `model_index.json`, which is replaced as a whole."""
+    """Write the result into an export's `model_index.json`, which is replaced as a whole."""
     settings = {**read_json(index), "curvature": curvature}
     files.write_text(index, json.dumps(settings, indent=2, sort_keys=True) + "\n")

@@ -1,4 +1,4 @@
-"""Recorded descents: gradient, energy and gamma at every evaluation, of one model or of two from the same noise."""
+"""Recorded descents: gradient, energy and gamma at every evaluation, for a model or for two from the same noise."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from eqm_video.system import machine
 class Descent(Compared, Ruled, Stepping, group="look"):
     """Gradient, energy and frames along a descent, of one model or two.
 
-    From the same start noise: the gradient's root mean square, the energy and the gamma of every frame along the
-    descent (descent.png, the paper's Figure 12), the samples while they form (strip.png, its Figure 4), and the same as
-    a film, with a bar below every frame that shows its gamma (descent.gif). MODEL2, such as a flow model, starts from
-    the same noise. All samples are one batch, whatever --batch-size says: everything along the descent is kept.
+    descent.png shows the gradient's root mean square, the energy and the gamma of every frame along the descent (the
+    paper's Figure 12). strip.png shows the samples while they form (its Figure 4), and descent.gif shows them as a
+    film, with a bar of gamma below every frame. MODEL2, such as a flow model, starts from the same noise. All samples
+    are a single batch, whatever --batch-size says: the whole descent is kept.
 
-    The energy of a model that learned one (dot, l2) is its own. An implicit model has none: its curve is the score x.f,
+    A model with an explicit energy (dot, l2) shows that energy. An implicit model has none: its curve is the score x.f,
     the mean of latents times gradient, which need not fall at every step. Gamma is estimated from the unguided gradient
     of a model that is not conditioned on gamma; for a flow model it is the solver's time.
     """
@@ -40,13 +40,13 @@ class Descent(Compared, Ruled, Stepping, group="look"):
     against: str | None = narrower(None, positional=True)
     against_sampler: str | None = narrower(None, unset="euler for a flow model, else the model's own")
     names: tuple[str, ...] | None = option(
-        None, metavar="NAME", help="names of the models in the pictures", unset="their folders'"
+        None, metavar="NAME", help="names of the models in the pictures", unset="names of their folders"
     )
-    clips: int = option(3, least=1, metavar="M", help="clips that are shown, of each model")
-    columns: int = option(8, least=2, most=100, metavar="S", help="states in the strip")
+    clips: int = option(3, least=1, metavar="M", help="show M clips of each model")
+    columns: int = option(8, least=2, most=100, metavar="S", help="number of states in the strip")
 
     def check(self) -> None:
-        """--names names each model."""
+        """UserError unless --names has a name for each model."""
         count = len(self.paths())
         if self.names is not None and len(self.names) != count:
             raise UserError(f"--names gives {len(self.names)} names for {count} models; give one for each")
@@ -62,7 +62,7 @@ class Descent(Compared, Ruled, Stepping, group="look"):
         captions, shown = request.names, range(min(self.clips, self.num_samples))
         record = {
             "settings": {**request.settings(), "machine": machine.describe(models[-1].device)},
-            "models": [{"model": str(path), **numbers(one)} for path, one in zip(self.paths(), traces, strict=True)],
+            "models": [{"model": str(path), **numbers(each)} for path, each in zip(self.paths(), traces, strict=True)],
         }
         pictures = {
             "descent.png": lambda path: draw_curves(path, traces),
@@ -72,9 +72,9 @@ class Descent(Compared, Ruled, Stepping, group="look"):
         return Report(record, as_table(traces), pictures)
 
     def choose_sampler(self, pipeline: EqMPipeline, steps: int, *, against: bool) -> Sampler:
-        """The sampler of a model; --step-size and --mu are also those of MODEL2 where it is sampled by a rule.
+        """The sampler of a model. --step-size and --mu are for MODEL2 too if a rule samples it.
 
-        UserError for dopri5: its steps differ from clip to clip, so clips share no evaluation.
+        UserError for dopri5: its steps differ from clip to clip, so clips share no evaluations.
         """
         kind = (self.against_sampler if against else self.sampler) or ("euler" if is_flow(pipeline) else None)
         if against and kind is not None and kind not in SIZED:
@@ -84,27 +84,29 @@ class Descent(Compared, Ruled, Stepping, group="look"):
             sampler = pipeline.rule(kind, self.step_size, self.mu, **more)
         if isinstance(sampler, Dopri5):
             flag = "--against-sampler" if against else "--sampler"
-            raise UserError(f"dopri5 solves clip after clip, with no evaluations in common: type {flag} euler or heun")
+            raise UserError(
+                f"dopri5 takes other steps for every clip, so clips share no evaluations: type {flag} euler or heun"
+            )
         return sampler
 
 
 def default_names(models: Sequence[str | Path]) -> list[str]:
-    """The folders' own names; for an export that of its run."""
+    """The names of the models' folders; for an export the name of its run."""
     folders = [Path(model) for model in models]
     return [folder.parent.name if folder.name == "export" else folder.name or str(folder) for folder in folders]
 
 
-def numbers(one: Trace) -> dict[str, Any]:
+def numbers(trace: Trace) -> dict[str, Any]:
     """The record of a trace: mean and spread over clips and frames, at every evaluation and every kept state."""
-    curves = {"gradient_rms": one.rms, "energy": one.energy, "gamma": one.gamma}
+    curves = {"gradient_rms": trace.rms, "energy": trace.energy, "gamma": trace.gamma}
     return {
-        "name": one.name,
-        **one.settings,
-        "energy_is": f"{one.measure}, mean over the values of a frame",
-        "states": one.states,
+        "name": trace.name,
+        **trace.settings,
+        "energy_is": f"{trace.measure}, mean over the values of a frame",
+        "states": trace.states,
         **{name: spread(values) for name, values in curves.items() if values is not None},
-        "expected_for_one_data_point": {name: values.tolist() for name, values in one.expected.items()},
-        "share_of_steps_that_lower_the_energy": lowered(one.energy),
+        "expected_for_one_data_point": {name: values.tolist() for name, values in trace.expected.items()},
+        "share_of_steps_that_lower_the_energy": lowered(trace.energy),
     }
 
 
@@ -124,11 +126,11 @@ def lowered(energy: Tensor) -> float:
 def as_table(traces: Sequence[Trace]) -> str:
     """A line for each model: evaluations, and gradient and energy at the first and the last of them."""
     lines = []
-    for one in traces:
-        first, last = float(one.rms[0].mean()), float(one.rms[-1].mean())
-        start, end = float(one.energy[0].mean()), float(one.energy[-1].mean())
+    for record in traces:
+        first, last = float(record.rms[0].mean()), float(record.rms[-1].mean())
+        start, end = float(record.energy[0].mean()), float(record.energy[-1].mean())
         lines.append(
-            f"{one.name}: {one.settings['nfe']} evaluations; gradient RMS {first:.3g} -> {last:.3g}, {one.measure} "
-            f"{start:.3g} -> {end:.3g}, lower after {lowered(one.energy):.0%} of the steps"
+            f"{record.name}: {record.settings['nfe']} evaluations; gradient RMS {first:.3g} -> {last:.3g}, "
+            f"{record.measure} {start:.3g} -> {end:.3g}, lower after {lowered(record.energy):.0%} of the steps"
         )
     return "\n".join(lines)

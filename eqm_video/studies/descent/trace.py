@@ -1,6 +1,6 @@
-"""One model's descents from noise, recorded: the gradient, the energy and the gamma of every frame at every evaluation.
+"""A record of a model's descents from noise: gradient, energy and gamma of every frame at every evaluation.
 
-Legend: E evaluations, S kept states, B clips, M clips that are shown, T frames, C latent channels, h w latents.
+Legend: E evaluations, S kept states, B clips, M shown clips, T frames, C latent channels, h w latents.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.request import Request, describe_rule
 from eqm_video.studies.walk import Watched, begin, decode
 
-STATES = 60  # steps of a descent after which its clips are kept, at most
+STATES = 60  # states of a descent that are kept, at most
 FOLLOWERS = (GradientDescent, NAG)  # rules that follow the gradient: their gamma has a closed form
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One model's descents.
+    """The record of a model's descents.
 
-    settings: the sampler, its steps and evaluations. rms, energy: (E, B, T), of the guided field at each evaluation;
-    measure: the name of the energy. states: numbers of updates after which clips were kept. pixels: these clips, the
-    first M, uint8 (S, M, T, H, W, 3). gamma: of all clips in these states, (S, B, T); None for a model without a decay.
-    expected: rms, energy and gamma in closed form for one data point, (E,) each, where there is a closed form.
+    settings: the sampler, its steps and evaluations. rms, energy (E, B, T): of the guided field at each evaluation.
+    measure: the name of the energy. states: the numbers of updates after which clips were kept. pixels uint8
+    (S, M, T, H, W, 3): the first M clips in these states. gamma (S, B, T): of all clips in these states; None for a
+    model without a decay. expected: rms, energy and gamma (E,) in closed form for a single data point, if there is one.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Trace:
 
 
 def is_flow(pipeline: EqMPipeline) -> bool:
-    """Whether a model is a flow: the target of its training does not vanish at the data."""
+    """Whether a model is a flow, whose training target does not vanish at the data."""
     return isinstance(pipeline.decay, ConstantDecay)
 
 
@@ -54,7 +54,7 @@ def is_flow(pipeline: EqMPipeline) -> bool:
 def trace(pipeline: EqMPipeline, request: Request, name: str, sampler: Sampler, steps: int, shown: int = 3) -> Trace:
     """Descend all samples in one batch and record every evaluation; the first `shown` clips are decoded.
 
-    UserError where the descent diverges.
+    UserError if the descent diverges.
     """
     scheduled, start, generators = begin(pipeline, request, slice(None), sampler, steps)
     explicit = pipeline.transformer.config.energy != "implicit"
@@ -121,10 +121,10 @@ def read_gamma(
 
 
 def expectation(pipeline: EqMPipeline, sampler: Sampler, steps: int, scale: float, explicit: bool) -> dict[str, Tensor]:
-    """The closed form for one data point x, (E,) each: gamma, rms S c and score c (1 - gamma S²).
+    """The closed form for a single data point x, (E,) each: gamma, rms S c and score c (1 - gamma S²).
 
-    Here c = c(gamma), S² = 1 + E x², and `scale` is S. Empty without a decay, or where the sampler does not follow the
-    gradient; no score for a model with an `explicit` energy.
+    Here c = c(gamma), S² = 1 + E x², and `scale` is S. Empty without a decay, and for a sampler that does not follow
+    the gradient. There is no score for a model with an `explicit` energy.
     """
     if pipeline.decay is None or not isinstance(sampler, FOLLOWERS):
         return {}

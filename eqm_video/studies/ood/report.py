@@ -1,4 +1,4 @@
-"""What the out-of-distribution command shows: a table, AUROC as dots, the sets, and scores frame by frame.
+"""The report of the study `ood`: a table, AUROC as dots, the sets, and scores frame by frame.
 
 Legend: N clips, T frames; pixels uint8, channels last.
 """
@@ -15,12 +15,12 @@ from torch import Tensor
 from eqm_video.output import media, plots
 
 TITLES = {"gradient_norm": "gradient's RMS", "energy": "energy"}
-MODES = {"none": "no label told", "given": "label told"}
+MODES = {"none": "without label", "given": "with label"}
 SHOWN = 6  # clips of a set in the picture of the sets
 
 
 def table(numbers: Mapping[str, Any]) -> str:
-    """AUROC of every set for the screen, a column for each score and label mode, then where cuts were found."""
+    """AUROC of every set for the screen, a column for each score and label mode, then how often cuts were found."""
     columns = [(mode, key) for key in TITLES for mode in numbers["auroc"]]
     names = list(dict.fromkeys(name for by_score in numbers["auroc"].values() for name in by_score["energy"]))
     names.append(names.pop(names.index("average")))
@@ -36,7 +36,7 @@ def table(numbers: Mapping[str, Any]) -> str:
 
 
 def draw_areas(areas: Mapping[str, Any], out: Path) -> None:
-    """AUROC of each set as dots with their standard errors, a panel for each score, chance as a line."""
+    """Draw the AUROC of each set as a dot with its standard error, a panel for each score; chance is a line."""
     names = list(dict.fromkeys(name for by_score in areas.values() for name in by_score["energy"] if name != "average"))
     places = {name: len(names) - k for k, name in enumerate(names)}
     figure = plots.figure(6.4, 1.5 + 0.24 * len(names))
@@ -44,11 +44,11 @@ def draw_areas(areas: Mapping[str, Any], out: Path) -> None:
         axes = plots.axes(figure, 1, 2, panel + 1, title=title, xlabel="AUROC", xlim=(-0.04, 1.04))
         axes.axvline(0.5, color=plots.GREY, linewidth=1)
         for index, (mode, by_score) in enumerate(areas.items()):
-            found = {name: one for name, one in by_score[key].items() if name in places}
+            cells = {name: cell for name, cell in by_score[key].items() if name in places}
             axes.errorbar(
-                [one["auroc"] for one in found.values()],
-                [places[name] + 0.14 * (len(areas) - 1) * (1 - 2 * index) for name in found],
-                xerr=[one["error"] for one in found.values()],
+                [cell["auroc"] for cell in cells.values()],
+                [places[name] + 0.14 * (len(areas) - 1) * (1 - 2 * index) for name in cells],
+                xerr=[cell["error"] for cell in cells.values()],
                 label=MODES[mode],
                 linestyle="none",
                 markersize=5,
@@ -64,7 +64,7 @@ def draw_areas(areas: Mapping[str, Any], out: Path) -> None:
 
 
 def draw_examples(sets: Mapping[str, np.ndarray], out: Path) -> None:
-    """The first clips of every set: pictures of images, and filmstrips of one clip."""
+    """Draw the first pictures of every set of images, or a filmstrip of its first clip."""
     frames = next(iter(sets.values())).shape[1]
     tiles, captions = [], []
     for name, pixels in sets.items():
@@ -77,7 +77,7 @@ def draw_examples(sets: Mapping[str, np.ndarray], out: Path) -> None:
 
 
 def draw_frames(scores: Mapping[str, Mapping[str, Mapping[str, Tensor]]], out: Path, cuts: Sequence[str]) -> None:
-    """Frame scores of clips with a cut and of intact ones: median and middle half of the clips, the cut marked."""
+    """Draw frame scores of clips with a cut and of intact clips: median and middle half, with the cut marked."""
     figure = plots.figure(6.4, 3.2)
     mode = next(iter(scores))
     for panel, (key, title) in enumerate(TITLES.items()):
@@ -96,11 +96,11 @@ def draw_frames(scores: Mapping[str, Mapping[str, Mapping[str, Tensor]]], out: P
 
 
 def _breaks(breaks: Mapping[str, Any], columns: Sequence[tuple[str, str]]) -> list[str]:
-    """How often the scores find the cut; the same frame of intact clips is the comparison."""
-    one, lines = next(iter(breaks.values())), []
+    """Lines on how often the scores find the cut; the same frame of intact clips is the comparison."""
+    first, lines = next(iter(breaks.values())), []
     for kind, text in (("jump", "largest jump"), ("peak", "highest score")):
-        lines += ["", f"{text} at the cut before frame {one['frame']} (chance {one['chance'][kind]:.0%})"]
-        for name in one[kind]:
+        lines += ["", f"{text} at the cut before frame {first['frame']} (chance {first['chance'][kind]:.0%})"]
+        for name in first[kind]:
             lines.append(_row(f"  {name}", *(f"{breaks[mode][kind][name][key]:.0%}" for mode, key in columns)))
     return lines
 

@@ -1,7 +1,7 @@
-"""Clips that a model was not trained on, made one for one from held-out clips.
+"""Clips unlike the training data, each made from a held-out clip.
 
-What is made keeps everything but one thing: a reversed clip has the frames of the clip, in another order. So a score
-that tells the two apart has seen that one thing.
+Every set changes a single property: a reversed clip has the frames of the clip, in another order. A score that
+separates the two depends on that property.
 
 Legend: N clips, T frames, H W pixels; pixels uint8 RGB, channels last.
 """
@@ -21,11 +21,11 @@ MOVING_SHAPES = frozenset(label_names())
 
 
 def made_sets(clips: Clips, source: Source, seed: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Sets of as many clips as `clips`, by name, and the names of those that the files are too short for.
+    """(sets by name, each of as many clips as `clips`; names of sets for which the files are too short).
 
-    Pictures: one random colour; uniform noise; Gaussian noise of the clips' own mean and deviation. Clips of several
-    frames: frozen on the first frame, reversed, shuffled, there and back, with a jump cut, at double speed, spliced
-    with another clip; and moving shapes on diagonal paths.
+    Pictures: a random colour; uniform noise; Gaussian noise with the clips' mean and deviation. Clips of at least four
+    frames, too: frozen on the first frame, reversed, shuffled, there and back, with a jump cut, at double speed,
+    spliced with another clip; and moving shapes on diagonal paths.
     """
     rng = {name: np.random.default_rng(fold("ood", name, seed)) for name in ("colour", "noise", "order", "drift")}
     pixels, shape = clips.pixels, clips.pixels.shape
@@ -53,17 +53,18 @@ def made_sets(clips: Clips, source: Source, seed: int) -> tuple[dict[str, np.nda
     }
     if MOVING_SHAPES.issuperset(clips.labels):
         sets["diagonal"] = diagonal(pixels, rng["drift"])
-    return {name: one for name, one in sets.items() if one is not None}, [k for k, one in sets.items() if one is None]
+    left_out = [name for name, made in sets.items() if made is None]
+    return {name: made for name, made in sets.items() if made is not None}, left_out
 
 
 def orders(shape: Sequence[int], rng: np.random.Generator) -> list[np.ndarray]:
-    """A random order of the frames for each clip, neither the order itself nor its reverse."""
-    forward, found = np.arange(shape[1]), []
-    while len(found) < shape[0]:
+    """A random order of the frames for each clip, neither forward nor backward."""
+    forward, shuffled = np.arange(shape[1]), []
+    while len(shuffled) < shape[0]:
         order = rng.permutation(shape[1])
         if (order != forward).any() and (order != forward[::-1]).any():
-            found.append(order)
-    return found
+            shuffled.append(order)
+    return shuffled
 
 
 def splice(clips: Clips, seed: int) -> np.ndarray:
@@ -74,9 +75,9 @@ def splice(clips: Clips, seed: int) -> np.ndarray:
 
 
 def diagonal(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Moving shapes that also move across, as fast as along: each frame is shifted by whole pixels, its rim repeated.
+    """Moving shapes that also move sideways, at equal speed: frames are shifted by whole pixels, with repeated rims.
 
-    On a plain ground the shift shows as motion only. At mid-clip the shape is where it was.
+    On a plain ground the shift shows as motion only. In mid-clip the shape keeps its place.
     """
     frames, height, width = pixels.shape[1:4]
     drifted = np.empty_like(pixels)
@@ -92,7 +93,7 @@ def diagonal(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def other_labels(labels: Sequence[str], seed: int) -> list[str]:
-    """A wrong label for each clip, one of the others among these. UserError where there is one label only."""
+    """A wrong label for each clip, drawn from the other labels. UserError if all clips have the same label."""
     names, rng = sorted(set(labels)), np.random.default_rng(fold("ood", "labels", seed))
     if len(names) < 2:
         raise UserError(f"every clip has the label {names[0]!r}: wrong labels need a second one")

@@ -1,4 +1,4 @@
-"""Out-of-distribution scores: clips unlike the training data, told from held-out ones by the field itself."""
+"""Out-of-distribution scores: the field itself separates clips unlike the training data from held-out clips."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from eqm_video.studies.request import lists_of, split_of
 from eqm_video.studies.study import OneModel, Report
 
 Scores = dict[str, Tensor]  # score -> (N, T)
-CUTS = ("spliced", "jump cut")  # sets that break at frame T // 2
+CUTS = ("spliced", "jump cut")  # sets with a cut before frame T // 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ood(OneModel, HeldOut, ClipLabels, Batched, Seeded, group="look"):
     """Tell clips that are unlike the training data, frame by frame.
 
-    Held-out clips of --data are in distribution. Beside them stand sets that are not: flat colours and noise, the same
-    clips with their frames frozen, reversed, shuffled, cut or spliced, and the clips of other folders (--also). Each
+    Held-out clips of --data are in distribution. They are compared with sets that are not: flat colours and noise, the
+    same clips with frames frozen, reversed, shuffled, cut or spliced, and the clips of other folders (--also). Each
     clip has two scores, taken at the clip itself without noise: the RMS of the gradient, and the energy
-    (`metrics/ood.py` says why higher means more out of distribution). The AUROC of a set is the chance that one of its
-    clips scores higher than a held-out one: 1 is always, 0.5 tells nothing, below 0.5 the set looks more at home than
-    the data.
+    (`metrics/ood.py` explains why higher means more out of distribution). The AUROC of a set is the chance that one of
+    its clips scores higher than a held-out clip: 1 means always, 0.5 means no separation, and below 0.5 the set scores
+    lower than the data.
 
-    Scores are of single frames first, so a spliced clip shows where it breaks: how often is the largest jump of the
-    score, or its peak, at the splice?
+    Scores are computed for single frames, so that a spliced clip shows its cut: the report says how often the largest
+    jump of the score, or its peak, is at the cut.
     """
 
-    labels: str | None = narrower(None, choices=("none", "given", "both"), unset="both where the model can be told")
+    labels: str | None = narrower(None, choices=("none", "given", "both"), unset="both if the model knows the labels")
     clips: int = narrower(256, least=2)
-    also: tuple[Path, ...] = option((), metavar="FOLDER", help="folders of other videos or images")
+    also: tuple[Path, ...] = option((), metavar="FOLDER", help="folders of other videos or images, a set each")
 
     def check(self) -> None:
-        """The folders of --also must differ in their names."""
+        """UserError if folders of --also have equal names."""
         by_name(self.also)
 
     def run(self, pipeline: EqMPipeline) -> Report:
@@ -69,7 +69,9 @@ class Ood(OneModel, HeldOut, ClipLabels, Batched, Seeded, group="look"):
             "left out, files too short": left_out,
             "auroc": {mode: areas(scores[mode]) for mode in modes},
             "mean scores": {
-                mode: {name: {key: float(one[key].mean()) for key in SCORES} for name, one in scores[mode].items()}
+                mode: {
+                    name: {key: float(of_set[key].mean()) for key in SCORES} for name, of_set in scores[mode].items()
+                }
                 for mode in modes
             },
             "breaks": {mode: breaks(scores[mode]) for mode in modes} if "spliced" in sets else {},
@@ -89,24 +91,24 @@ class Ood(OneModel, HeldOut, ClipLabels, Batched, Seeded, group="look"):
         labels: Sequence[str | None],
         modes: Sequence[str],
     ) -> dict[str, dict[str, Scores]]:
-        """Frame scores, mode -> set -> score -> (N, T).
+        """Frame scores, label mode -> set -> score -> (N, T).
 
-        With labels given, each set takes those of the held-out clips in turn, and "wrong label" is a set of its own:
-        the held-out clips under other labels.
+        With labels, each set takes those of the held-out clips in turn, and "wrong label" is another set: the held-out
+        clips with other labels.
         """
-        found: dict[str, dict[str, Scores]] = {mode: {} for mode in modes}
+        scores: dict[str, dict[str, Scores]] = {mode: {} for mode in modes}
         for name, pixels in tqdm(sets.items(), desc="scoring", unit="set", leave=False, disable=None):
             latents = encode(pipeline, pixels, self.batch_size)
             for mode in modes:
-                told = [labels[k % len(labels)] if mode == "given" else None for k in range(len(pixels))]
-                found[mode][name] = score(pipeline, latents, told, self.batch_size)
+                condition = [labels[k % len(labels)] if mode == "given" else None for k in range(len(pixels))]
+                scores[mode][name] = score(pipeline, latents, condition, self.batch_size)
                 if mode == "given" and name == "held-out clips":
-                    wrong = other_labels(told, self.seed)
-                    found[mode]["wrong label"] = score(pipeline, latents, wrong, self.batch_size)
-        return found
+                    wrong = other_labels(condition, self.seed)
+                    scores[mode]["wrong label"] = score(pipeline, latents, wrong, self.batch_size)
+        return scores
 
     def settings(self, pipeline: EqMPipeline, source: Source, split: str) -> dict[str, Any]:
-        """For the record beside the numbers."""
+        """The settings for the record."""
         return {
             "model": str(self.model),
             "energy": pipeline.transformer.config.energy,
@@ -122,20 +124,23 @@ class Ood(OneModel, HeldOut, ClipLabels, Batched, Seeded, group="look"):
 
 
 def by_name(folders: Sequence[Path]) -> dict[str, Path]:
-    """The folders by their last names; UserError where two are the same."""
+    """The folders by their own names; UserError if two names are equal."""
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         raise UserError(f"--also names the sets after the folders, and {', '.join(names)} repeats a name: rename one")
     return dict(zip(names, folders, strict=True))
 
 
-def label_modes(asked: str | None, clips: Clips, pipeline: EqMPipeline) -> list[str]:
-    """Whether the model is told the clips' labels: "none", "given" or both. UserError where it does not know them."""
+def label_modes(wanted: str | None, clips: Clips, pipeline: EqMPipeline) -> list[str]:
+    """The label modes to measure: "none", "given", or both, as --labels wants.
+
+    UserError for labels unknown to the model.
+    """
     unknown = sorted({str(label) for label in clips.labels} - set(pipeline.labels.values()))
-    if asked in ("given", "both") and unknown:
+    if wanted in ("given", "both") and unknown:
         raise UserError(f"the model does not know the label {unknown[0]!r} of the data: type --labels none")
-    asked = asked or ("none" if unknown or len(set(clips.labels)) < 2 else "both")
-    return ["none", "given"] if asked == "both" else [asked]
+    wanted = wanted or ("none" if unknown or len(set(clips.labels)) < 2 else "both")
+    return ["none", "given"] if wanted == "both" else [wanted]
 
 
 # Measures -----------------------------------------------------------------------------------------------------------
@@ -157,29 +162,29 @@ def areas(scores: Mapping[str, Scores]) -> dict[str, dict[str, dict[str, float]]
     for key in SCORES:
         held_out = scores["held-out clips"][key].mean(dim=1)
         table[key] = {}
-        for name, one in scores.items():
+        for name, of_set in scores.items():
             if name != "held-out clips":
-                area = auroc(held_out, one[key].mean(dim=1))
-                table[key][name] = {"auroc": area, "error": auroc_error(area, len(held_out), len(one[key]))}
-        mean = sum(one["auroc"] for one in table[key].values()) / len(table[key])
+                area = auroc(held_out, of_set[key].mean(dim=1))
+                table[key][name] = {"auroc": area, "error": auroc_error(area, len(held_out), len(of_set[key]))}
+        mean = sum(cell["auroc"] for cell in table[key].values()) / len(table[key])
         table[key]["average"] = {"auroc": mean}
     return table
 
 
 def breaks(scores: Mapping[str, Scores]) -> dict[str, Any]:
-    """How often frame scores point at the cut before frame T // 2, in clips with that cut and in intact ones.
+    """Shares of clips, with a cut before frame T // 2 and intact, whose frame scores point at that place.
 
-    "jump": the largest change from frame to frame is there. "peak": the highest frame is one of the two beside it.
+    "jump": the largest change from frame to frame is there. "peak": the highest score is on either side of it.
     """
     names = [name for name in (*CUTS, "held-out clips") if name in scores]
     frames = scores["held-out clips"]["energy"].shape[1]
     middle = frames // 2
-    found = {
-        "jump": lambda one: largest_jump(one) == middle,
-        "peak": lambda one: (one.argmax(dim=1) - middle + 0.5).abs() < 1,
+    tests = {
+        "jump": lambda values: largest_jump(values) == middle,
+        "peak": lambda values: (values.argmax(dim=1) - middle + 0.5).abs() < 1,
     }
     shares = {
         kind: {name: {key: float(test(scores[name][key]).float().mean()) for key in SCORES} for name in names}
-        for kind, test in found.items()
+        for kind, test in tests.items()
     }
     return {"frame": middle, "chance": {"jump": 1 / (frames - 1), "peak": 2 / frames}, **shares}

@@ -1,4 +1,4 @@
-"""Descents along the exact field of a few moving shapes, task by task, and where they end.
+"""Descents along the exact field of a few moving shapes, task by task, and their ends.
 
 Legend: M clips of the set, B descents, T frames, C channels, H W pixels, S states of a descent.
 """
@@ -26,12 +26,12 @@ from eqm_video.studies.oracle.pictures import Strip
 DECAY = TruncatedDecay(a=0.8, gain=4.0)
 GROUND = (40, 44, 60)
 COLOURS = {"Disc": (86, 180, 233), "Square": (230, 159, 0), "Triangle": (0, 190, 140), "Cross": (224, 110, 170)}
-RADIUS, TRAVEL = 0.2, 0.5  # of a shape, and of its way, in sizes of the world
-ARRIVED = 0.01  # RMS from a clip, of pixels in [-1, 1]: nearer counts as that clip
+RADIUS, TRAVEL = 0.2, 0.5  # radius of a shape and length of its path, in sizes of the world
+ARRIVED = 0.01  # a descent ends at a clip if its RMS from it is below this, for pixels in [-1, 1]
 
 
-class Asked(Protocol):
-    """The options of the study that its descents go by."""
+class Options(Protocol):
+    """The options of the study that affect its descents."""
 
     num_samples: int
     steps: int
@@ -41,7 +41,7 @@ class Asked(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """Frames of the first clip that are known, or (`ramp`) each frame of it at a gamma of its own."""
+    """A task on the first clip: its known frames, or (`ramp`) a start with a different gamma in each frame."""
 
     name: str
     says: str
@@ -50,7 +50,7 @@ class Task:
     ramp: bool = False
 
     def gammas(self, frames: int) -> Tensor:
-        """Where each frame starts, (T,) in [0, 1]: 1 is the frame of the clip itself."""
+        """The gamma at which each frame starts, (T,) in [0, 1]: 1 is the frame of the clip itself."""
         if self.ramp:
             return torch.linspace(0.9, 0.0, frames, dtype=torch.float64)
         gammas = torch.zeros(frames, dtype=torch.float64)
@@ -74,7 +74,7 @@ def tasks(frames: int) -> list[Task]:
 def moving_clips(size: int, frames: int, shapes: Sequence[str] = SHAPES) -> tuple[Tensor, list[str]]:
     """Clips (M, T, 3, H, W) float64 in [-1, 1] and their names: every shape in every direction, in that order.
 
-    Turning the picture by 90 degrees turns one direction into the next for all shapes but the triangle.
+    A turn of the picture by 90 degrees maps each direction to the next, for all shapes except the triangle.
     """
     centre, ground = (size - 1) / 2, np.array(GROUND, float)
     clips, names = [], []
@@ -88,31 +88,31 @@ def moving_clips(size: int, frames: int, shapes: Sequence[str] = SHAPES) -> tupl
 
 
 class Runs:
-    """The descents of one task, all from the first clip's known frames, each with its own noise."""
+    """The descents of a task. All start from the first clip's known frames, each with its own noise."""
 
-    def __init__(self, clips: Tensor, task: Task, rule: NAG, asked: Asked) -> None:
-        self.clips, self.task, self.rule, self.asked = clips, task, rule, asked
+    def __init__(self, clips: Tensor, task: Task, rule: NAG, options: Options) -> None:
+        self.clips, self.task, self.rule, self.options = clips, task, rule, options
         frames = clips.shape[1]
-        gammas = task.gammas(frames).expand(asked.num_samples, frames)
-        seeds = [generator(asked.seed + index) for index in range(asked.num_samples)]
+        gammas = task.gammas(frames).expand(options.num_samples, frames)
+        seeds = [generator(options.seed + index) for index in range(options.num_samples)]
         noise = normal(clips.shape[1:], seeds, dtype=torch.float64)
         self.start = interpolate(clips[:1].expand_as(noise), noise, gammas)
         self.known = torch.zeros(gammas.shape, dtype=torch.bool)
         self.known[:, list(task.known)] = True
 
     def ends(self, *, frame_wise: bool = True, **how: Any) -> Any:
-        """The descents down the exact field of a gamma for each frame, or of one for the clip."""
+        """The ends of descents along the exact field with a gamma for each frame, or one gamma for the clip."""
         field = OracleField(self.clips, DECAY, frame_wise)
-        return descend(field, self.start, self.rule, steps=self.asked.steps, known=self.known, **how)
+        return descend(field, self.start, self.rule, steps=self.options.steps, known=self.known, **how)
 
     def measure(self, names: Sequence[str], ends: Any) -> dict[str, Any]:
-        """Everything that oracle.json says of this task."""
+        """The entry of this task in oracle.json."""
         task, frames = self.task, self.clips.shape[1]
         allowed = self.allowed()
-        stopping = {"tolerance": self.asked.tolerance}
+        stopping = {"tolerance": self.options.tolerance}
         together, stopped = self.ends(**stopping), self.ends(**stopping, per_frame=True)
         chosen, far = self.nearest(ends.latents)
-        found = {
+        numbers = {
             "known": list(task.known),
             "start_gammas": task.gammas(frames).tolist(),
             "agreeing_clips": [names[index] for index in allowed],
@@ -130,16 +130,16 @@ class Runs:
             },
         }
         if task.known:
-            one = self.ends(frame_wise=False)
-            found["gradient_on_known_frames"] = self.unrest(frame_wise=True)
-            found["one_gamma_for_the_clip"] = {
-                **self.quality(one.latents),
+            shared = self.ends(frame_wise=False)
+            numbers["gradient_on_known_frames"] = self.unrest(frame_wise=True)
+            numbers["one_gamma_for_the_clip"] = {
+                **self.quality(shared.latents),
                 "gradient_on_known_frames": self.unrest(frame_wise=False),
             }
-        return found
+        return numbers
 
     def allowed(self) -> list[int]:
-        """The clips that have the known frames; the first alone where all its frames are shown, if through noise."""
+        """The numbers of clips that have the known frames; only the first for `ramp`, which shows all its frames."""
         if self.task.ramp:
             return [0]
         where = list(self.task.known)
@@ -152,26 +152,26 @@ class Runs:
         return chosen, rms
 
     def quality(self, latents: Tensor) -> dict[str, float]:
-        """The share of descents that end at a clip of the set, and at one that agrees with the known frames."""
+        """The shares of descents that end at a clip of the set, and at a clip that agrees with the known frames."""
         chosen, rms = self.nearest(latents)
         arrived = rms < ARRIVED
         agrees = arrived & torch.isin(chosen, torch.tensor(self.allowed()))
         return {"at_a_clip": float(arrived.double().mean()), "at_an_agreeing_clip": float(agrees.double().mean())}
 
     def unrest(self, *, frame_wise: bool) -> float:
-        """Mean RMS of the gradient on the known frames at the start: how strongly the field would pull them away."""
+        """Mean RMS of the gradient on the known frames at the start: the field's pull away from them."""
         return float(frame_rms(OracleField(self.clips, DECAY, frame_wise)(self.start))[self.known].mean())
 
     def strips(self, names: Sequence[str], ends: Any) -> list[Strip]:
-        """The first descents that end at different clips, walked again and watched."""
+        """The first descents that end at different clips, repeated to record their states."""
         chosen = self.nearest(ends.latents)[0].tolist()
-        rows = [chosen.index(one) for one in dict.fromkeys(chosen)][: self.task.shown]
+        rows = [chosen.index(clip) for clip in dict.fromkeys(chosen)][: self.task.shown]
         start, states = self.start[rows], [self.start[rows]]
         descend(
             OracleField(self.clips, DECAY, frame_wise=True),
             start,
             self.rule,
-            steps=self.asked.steps,
+            steps=self.options.steps,
             known=self.known[rows],
             callback=lambda step, latents, slope: states.append(latents),
         )
@@ -186,11 +186,11 @@ class Runs:
 
 
 def way_come(walks: Tensor, goals: Tensor, start: Tensor) -> Tensor:
-    """Gamma (b, S, T) of every frame of walks (b, S, T, 3, H, W): 1 - gamma falls as the way to its goal does."""
+    """Gamma (b, S, T) of every frame of walks (b, S, T, 3, H, W): 1 - gamma is proportional to the distance left."""
     rest = frame_distance(walks, goals)
     return 1 - (1 - start) * rest / rest[:, :1].clamp(min=1e-12)
 
 
 def frame_distance(walks: Tensor, goals: Tensor) -> Tensor:
-    """(b, S, T): root mean square of every frame of walks (b, S, T, C, H, W) from goals (b, T, C, H, W)."""
+    """Root mean square distance (b, S, T) of every frame of walks (b, S, T, C, H, W) from goals (b, T, C, H, W)."""
     return (walks - goals[:, None]).square().mean(dim=(3, 4, 5)).sqrt()

@@ -1,4 +1,4 @@
-"""Every video task along the exact frame-wise field of a few clips, without any training."""
+"""Every video task along the exact frame-wise field of a few clips, without training."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ LARGEST_STEP = 0.045  # NAG at mu = 0.35 is stable about data up to step size 0.
 class Oracle(Study, Many, Shaped, Stepping, Stopping, Seeded, Filmed, group="look"):
     """Every video task along the exact field of a few clips, without any training.
 
-    The clips are a coloured shape on a torus that starts in the middle and travels half the world to the right, left,
-    down or up. All four share their first frame, and opposite ways end in the same last frame: the clip at which a task
-    ends says whether the known frames were heard. A descent from noise along the exact field of a gamma for each frame
-    ends at a clip of the set that agrees with the known frames; where several do, chance (the start noise) picks one of
-    them. Beside it stands the exact field of one gamma for the whole clip, which takes clean frames beside noise for
-    what it never saw.
+    Each clip shows a coloured shape on a torus. It starts in the middle and travels half the world to the right, left,
+    down or up. All clips share their first frame, and opposite directions share the last frame: the clip at which a
+    descent ends shows whether it used the known frames. A descent from noise along the exact field with a gamma for
+    each frame ends at a clip of the set that agrees with the known frames; if there are several, the start noise picks
+    one of them. For comparison there is the exact field with one gamma for the whole clip, which has never seen clean
+    frames beside noise.
 
-    oracle.gif: some descents; oracle.json: where all of them ended, and what they took. Every task is descended from
+    oracle.gif shows some descents; oracle.json has the ends of all, and their evaluations. Every task is descended from
     --num-samples noises by NAG with mu 0.35, in a square world of --size pixels, 8 to 64.
     """
 
@@ -42,21 +42,23 @@ class Oracle(Study, Many, Shaped, Stepping, Stopping, Seeded, Filmed, group="loo
     tolerance: float = 0.1
 
     def check(self) -> None:
-        """The world is square, and small enough for an exact field."""
+        """UserError unless the world is square, and small enough for an exact field."""
         height, width = self.size
         if height != width or not 8 <= height <= 64:
-            raise UserError(f"--size is {height}x{width}: it must be one whole number from 8 to 64, of a square world")
+            raise UserError(
+                f"--size is {height}x{width}: it must be a whole number from 8 to 64, the side of a square world"
+            )
 
     def run(self) -> Report:
-        """All tasks in turn."""
+        """Descend and measure task by task."""
         began = time.monotonic()
         clips, names = moving_clips(self.size[0], self.frames)
         rule = NAG(self.step_size, MU)
-        found, strips = {}, []
+        results, strips = {}, []
         for task in tasks(self.frames):
             runs = Runs(clips, task, rule, self)
             ends = runs.ends()
-            found[task.name] = runs.measure(names, ends)
+            results[task.name] = runs.measure(names, ends)
             strips += runs.strips(names, ends)
         numbers = {
             "settings": {
@@ -72,23 +74,27 @@ class Oracle(Study, Many, Shaped, Stepping, Stopping, Seeded, Filmed, group="loo
                 **machine.versions(),
                 "machine": machine.describe(),
             },
-            "tasks": found,
+            "tasks": results,
             "seconds": round(time.monotonic() - began, 1),
         }
         film = {} if self.no_film else {"oracle.gif": lambda path: draw_film(path, strips)}
-        return Report(numbers, as_table(found), film)
+        return Report(numbers, as_table(results), film)
 
 
-def as_table(found: dict[str, dict[str, Any]]) -> str:
-    """The tasks for the screen."""
+def as_table(results: dict[str, dict[str, Any]]) -> str:
+    """The tasks as a table for the screen."""
     lines = [f"{'':20}{'agrees':>8}{'one gamma':>11}{'nfe':>6}{'stopping':>10}{'by clip':>9}   chosen"]
-    for name, one in found.items():
-        other = one.get("one_gamma_for_the_clip")
+    for name, result in results.items():
+        other = result.get("one_gamma_for_the_clip")
         beside = "-" if other is None else f"{other['at_an_agreeing_clip']:.0%}"
-        counts = sorted(one["chosen"].items(), key=lambda item: -item[1])
+        counts = sorted(result["chosen"].items(), key=lambda item: -item[1])
         chosen = ", ".join(f"{clip} {count}" for clip, count in counts[:4]) + (", ..." if len(counts) > 4 else "")
-        stopping = sum(one["per_frame_stopping"]["frame_nfe"]) / max(1, len(one["start_gammas"]) - len(one["known"]))
-        together = one["per_frame_stopping"]["nfe_together"]
-        cells = f"{one['at_an_agreeing_clip']:>8.0%}{beside:>11}{one['nfe']:>6.0f}{stopping:>10.1f}{together:>9.1f}"
+        stopping = sum(result["per_frame_stopping"]["frame_nfe"]) / max(
+            1, len(result["start_gammas"]) - len(result["known"])
+        )
+        together = result["per_frame_stopping"]["nfe_together"]
+        cells = (
+            f"{result['at_an_agreeing_clip']:>8.0%}{beside:>11}{result['nfe']:>6.0f}{stopping:>10.1f}{together:>9.1f}"
+        )
         lines.append(f"{name:20}{cells}   {chosen}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Partial denoising on the screen and as pictures: a table, curves over the start, and one clip from every start.
+"""The report of partial denoising: a table, curves over the start, and a clip from every start.
 
 Legend: T frames, H W pixels; pixels uint8, channels last.
 """
@@ -22,11 +22,11 @@ TITLES = {
     "shape": "share whose shape is kept",
 }
 FORMATS = {"rms": "{:.3f}", "psnr": "{:.1f}", "motion": "{:.0%}", "shape": "{:.0%}"}
-FRAMES = 4  # of a clip in the picture of examples
+FRAMES = 4  # frames of a clip in the picture of examples
 
 
 def table(numbers: Mapping[str, Any]) -> str:
-    """Every curve for the screen, a block for each measure."""
+    """The curves as text for the screen, a block for each measure."""
     gammas, measured, lines = numbers["start_gammas"], numbers["measured"], []
     for key in (key for key in TITLES if key in measured[START][0]):
         lines.append(_row(f"{TITLES[key]}, from gamma", *(f"{gamma:g}" for gamma in gammas)))
@@ -38,7 +38,7 @@ def table(numbers: Mapping[str, Any]) -> str:
 
 
 def draw_curves(numbers: Mapping[str, Any], out: Path) -> None:
-    """A panel for each measure: the curves over the start, the start itself and other references in grey."""
+    """Draw a panel for each measure: curves over the start, with the start itself and other references in grey."""
     measured, references = numbers["measured"], numbers["references"]
     keys = [key for key in TITLES if key in measured[START][0]]
     rows = (len(keys) + 1) // 2
@@ -58,7 +58,7 @@ def draw_curves(numbers: Mapping[str, Any], out: Path) -> None:
 
 
 def draw_examples(clip: np.ndarray, shown: Mapping[tuple[str, float], np.ndarray], out: Path) -> None:
-    """One clip (T, H, W, 3), and below it a row for each start: the start, and what every variant makes of it.
+    """Draw a clip (T, H, W, 3), and below it a row for each start: the start, and the result of every variant.
 
     A few frames of each clip are shown.
     """
@@ -66,7 +66,10 @@ def draw_examples(clip: np.ndarray, shown: Mapping[tuple[str, float], np.ndarray
     gammas = list(dict.fromkeys(gamma for _, gamma in shown))
     frames = np.linspace(0, len(clip) - 1, min(FRAMES, len(clip))).round().astype(int)
     clips = [clip] + [np.full_like(clip, PAPER)] * (len(names) - 1)
-    captions = ["held-out clip", *(" " * k for k in range(1, len(names)))]  # blank, and each its own
+    captions = [
+        "held-out clip",
+        *(" " * k for k in range(1, len(names))),
+    ]  # blank, but different: equal captions would be joined
     for gamma in gammas:
         clips += [shown[name, gamma] for name in names]
         captions += [f"gamma {gamma:g}: {'start' if name == START else name}" for name in names]

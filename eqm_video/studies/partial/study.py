@@ -1,4 +1,4 @@
-"""Held-out clips mixed with noise and sampled from there: how much of each clip is kept.
+"""Held-out clips are mixed with noise and sampled from there; the study measures how much of each clip is kept.
 
 Legend: N clips, T frames, C latent channels, h w latents.
 """
@@ -38,7 +38,7 @@ MOVING_SHAPES = frozenset(label_names())
 
 @dataclass(frozen=True)
 class Variant:
-    """One curve: a model, and the gamma that it gets: none ("nothing"), that of the start ("the start"), or "0"."""
+    """A curve: a model, and the gamma that it gets: none ("nothing"), that of the start ("the start"), or "0"."""
 
     name: str
     pipeline: EqMPipeline
@@ -48,7 +48,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Clean latents and noise, both (N, T, C, h, w), that are mixed into starts, and the generators of the noise."""
+    """Clean latents and noise, both (N, T, C, h, w), to be mixed into starts, and the generators of the noise."""
 
     clean: Tensor
     noise: Tensor
@@ -56,14 +56,14 @@ class Pairs:
 
     @classmethod
     def of(cls, pipeline: EqMPipeline, clips: Clips, seed: int, batch_size: int) -> Pairs:
-        """Clips encoded by a model's codec; the noise of clip k is that of seed + k."""
+        """The pairs of some clips, encoded by a model's codec. The noise of clip k is that of seed + k."""
         count, frames, *size = clips.pixels.shape[:4]
         generators = make_generators(count, range(seed, seed + count), None)
         noise = pipeline.start_noise(generators, num_frames=frames, size=tuple(size))
         return cls(encode(pipeline, clips.pixels, batch_size), noise, generators)
 
     def start(self, gamma: float) -> Tensor:
-        """gamma·clean + (1 - gamma)·noise."""
+        """The starts at `gamma`: gamma·clean + (1 - gamma)·noise."""
         return interpolate(self.clean, self.noise, self.clean.new_full(self.clean.shape[:2], gamma))
 
 
@@ -72,15 +72,15 @@ class Partial(Opening, HeldOut, ClipLabels, Guided, Seeded, Batched, group="look
     """Denoise clips that start between noise and data.
 
     Held-out clips are mixed with noise, x = gamma·clip + (1 - gamma)·noise, and sampled from there. An equilibrium
-    needs no gamma: it descends from wherever it starts. A flow is integrated from its start to 1 and needs the gamma of
-    that start, so a flow model is shown twice: given the right start, and given 0, as if every start were noise.
+    needs no gamma: it descends from any start. A flow is integrated from its start to 1 and needs the gamma of that
+    start, so a flow model has two curves: with the right gamma, and with 0, as if every start were noise.
 
-    Measured against the clip: the RMS of the latents' difference, the PSNR of the pixels, and, for moving shapes, how
-    many results still move as the clip does, and show its shape. Unless --labels given is typed the model gets no
-    label: whatever is kept then comes from the start. For reference: the start itself, another held-out clip, and the
-    loss of the codec alone.
+    Measured against the clip are the RMS of the latents' difference, the PSNR of the pixels, and, for moving shapes,
+    the shares of results that keep the clip's motion and its shape. Without --labels given the model gets no label, so
+    that everything kept comes from the start. References are the start itself, another held-out clip, and the codec
+    alone.
 
-    --steps holds for every descent, whatever its start. --guidance-scale matters with --labels given.
+    --steps holds for every descent, whatever its start. --guidance-scale matters only with --labels given.
     """
 
     models: tuple[str, ...] = option(
@@ -90,7 +90,7 @@ class Partial(Opening, HeldOut, ClipLabels, Guided, Seeded, Batched, group="look
     clips: int = narrower(64, least=2)
     steps: int | None = same(Sampling, "steps", least=1)
     start_gammas: tuple[float, ...] = option(
-        (0.0, 0.2, 0.4, 0.6, 0.8), least=0, below=1, metavar="G", help="how clean the starts are: 0 = noise"
+        (0.0, 0.2, 0.4, 0.6, 0.8), least=0, below=1, metavar="G", help="gammas of the starts: 0 = noise"
     )
 
     def paths(self) -> Sequence[str | Path]:
@@ -98,14 +98,14 @@ class Partial(Opening, HeldOut, ClipLabels, Guided, Seeded, Batched, group="look
         return tuple(dict.fromkeys(self.models))
 
     def run(self, *models: EqMPipeline) -> Report:
-        """Mix, sample and measure, model by model and start by start."""
+        """Mix, sample and measure, for every model and every start."""
         pipelines = dict(zip(self.paths(), models, strict=True))
         starts = sorted(set(self.start_gammas))
         split = split_of(self.split, self.data, SPLIT)
         source = self.open_source(models, split)
         clips = source.read()
-        labels = told_labels(self.labels, clips, models)
-        pairs = {path: Pairs.of(one, clips, self.seed, self.batch_size) for path, one in pipelines.items()}
+        labels = labels_for(self.labels, clips, models)
+        pairs = {path: Pairs.of(model, clips, self.seed, self.batch_size) for path, model in pipelines.items()}
         measured, shown = {}, {}
         for path, variant in variants(pipelines):
             rows = []
@@ -133,16 +133,19 @@ class Partial(Opening, HeldOut, ClipLabels, Guided, Seeded, Batched, group="look
         return Report(numbers, report.table(numbers), pictures)
 
     def open_source(self, models: Sequence[EqMPipeline], split: str) -> Source:
-        """The held-out clips; UserError where models differ in frames, size or rate."""
-        asked = {(one.check_frames(), one.check_size(), one.config.fps) for one in models}
-        if len(asked) > 1:
-            raise UserError(f"the models were trained on different clips (frames, size, fps): {sorted(asked)}")
-        ((frames, size, fps),) = asked
+        """The held-out clips; UserError if models differ in frames, size or rate."""
+        shapes = {(model.check_frames(), model.check_size(), model.config.fps) for model in models}
+        if len(shapes) > 1:
+            raise UserError(
+                f"the models were trained on different clips (frames, size, fps): {sorted(shapes)}; give models of "
+                "the same clips"
+            )
+        ((frames, size, fps),) = shapes
         shape = {"frames": frames, "size": size, "fps": fps, "frame_interval": self.frame_interval}
         return Source(self.data, count=self.clips, **shape, **lists_of(split, self.fold))
 
     def settings(self, pipelines: Mapping[str, EqMPipeline], source: Source, split: str, count: int) -> dict[str, Any]:
-        """The record beside the numbers."""
+        """The settings for the record; `count` is the number of clips."""
         return {
             "models": {
                 path: {
@@ -167,9 +170,9 @@ class Partial(Opening, HeldOut, ClipLabels, Guided, Seeded, Batched, group="look
 # Models and clips ---------------------------------------------------------------------------------------------------
 
 
-def told_labels(asked: str, clips: Clips, pipelines: Sequence[EqMPipeline]) -> list[str | None]:
-    """The clips' labels, or None for each; UserError where a model does not know one."""
-    if asked == "none":
+def labels_for(mode: str, clips: Clips, pipelines: Sequence[EqMPipeline]) -> list[str | None]:
+    """The clips' labels ("given"), or None for each ("none"); UserError for a label unknown to a model."""
+    if mode == "none":
         return [None] * len(clips.labels)
     for pipeline in pipelines:
         if unknown := sorted({str(label) for label in clips.labels} - set(pipeline.labels.values())):
@@ -179,8 +182,8 @@ def told_labels(asked: str, clips: Clips, pipelines: Sequence[EqMPipeline]) -> l
 
 def variants(pipelines: Mapping[str, EqMPipeline]) -> list[tuple[str, Variant]]:
     """(path of the model, curve) for each curve. A flow whose own sampler is a descent is integrated by Euler."""
-    kinds = {path: "FM" if isinstance(one.decay, ConstantDecay) else "EqM" for path, one in pipelines.items()}
-    found = []
+    kinds = {path: "FM" if isinstance(model.decay, ConstantDecay) else "EqM" for path, model in pipelines.items()}
+    curves = []
     for path, pipeline in pipelines.items():
         kind, sampler = kinds[path], pipeline.rule()
         name = kind if list(kinds.values()).count(kind) == 1 else f"{kind} {path}"
@@ -188,8 +191,8 @@ def variants(pipelines: Mapping[str, EqMPipeline]) -> list[tuple[str, Variant]]:
             sampler = pipeline.rule("euler")
         knows = knows_gamma(sampler) or pipeline.transformer.config.conditioned_on_gamma
         for told in ("the start", "0") if knows else ("nothing",):
-            found.append((path, Variant(f"{name}, told {told}", pipeline, sampler, told)))
-    return found
+            curves.append((path, Variant(f"{name}, told {told}", pipeline, sampler, told)))
+    return curves
 
 
 # Sampling and measuring ---------------------------------------------------------------------------------------------
@@ -199,10 +202,10 @@ def variants(pipelines: Mapping[str, EqMPipeline]) -> list[tuple[str, Variant]]:
 def denoise(variant: Variant, pairs: Pairs, labels: Sequence[str | None], gamma: float, options: Partial) -> Tensor:
     """Sample from the start at `gamma`, in batches: latents (N, T, C, h, w).
 
-    The result is that of `pipeline(labels, clips=..., start_gamma=gamma)`, except for a variant that gets a wrong
-    gamma. `options`: their steps, guidance_scale and batch_size. UserError where the descent diverges.
+    The result equals that of `pipeline(labels, clips=..., start_gamma=gamma)`, except for a variant with the wrong
+    gamma. `options` give steps, guidance_scale and batch_size. UserError if the descent diverges.
     """
-    pipeline, sampler, start, found = variant.pipeline, variant.sampler, pairs.start(gamma), []
+    pipeline, sampler, start, ends = variant.pipeline, variant.sampler, pairs.start(gamma), []
     steps = options.steps or default_steps(pipeline.config.sampler, sampler)
     told, gammas = 0.0 if variant.told == "0" else gamma, None
     if pipeline.transformer.config.conditioned_on_gamma:
@@ -210,30 +213,30 @@ def denoise(variant: Variant, pairs: Pairs, labels: Sequence[str | None], gamma:
     for rows in batches(len(start), options.batch_size):
         field = pipeline.field(list(labels[rows]), num_frames=start.shape[1], guidance_scale=options.guidance_scale)
         scheduled = ScheduledField(field, steps, gammas)
-        generators = [one.clone_state() for one in pairs.generators[rows]]  # every start gets the same noise
+        generators = [source.clone_state() for source in pairs.generators[rows]]  # every start gets the same noise
         how = {"steps": steps, "start_gamma": told, "generators": generators, "decay": pipeline.decay}
         try:
-            found.append(run(scheduled, start[rows], sampler, **how).latents)
+            ends.append(run(scheduled, start[rows], sampler, **how).latents)
         except DivergenceError as error:
             raise UserError(f"{variant.name}, from gamma {gamma:g}: {error}") from error
-    return torch.cat(found)
+    return torch.cat(ends)
 
 
 def measure(clips: Clips, pixels: np.ndarray, latents: Tensor, clean: Tensor) -> dict[str, float]:
     """Means over the clips: latent RMS, PSNR in dB of 8-bit pixels, and shares with the label's motion and shape."""
-    found = {
+    numbers = {
         "rms": float((latents - clean).square().mean(dim=(1, 2, 3, 4)).sqrt().mean()),
         "psnr": float(psnr(torch.from_numpy(pixels), torch.from_numpy(clips.pixels), span=255, dims=4).mean()),
     }
     if MOVING_SHAPES.issuperset(clips.labels):
         shapes = [shape for shape in SHAPES if any(label.startswith(shape) for label in clips.labels)]
         shares = score_motion(pixels, clips.labels, shapes)
-        found |= {"motion": float(shares["direction_accuracy"]), "shape": float(shares["shape_accuracy"])}
-    return found
+        numbers |= {"motion": float(shares["direction_accuracy"]), "shape": float(shares["shape_accuracy"])}
+    return numbers
 
 
 def references(pipeline: EqMPipeline, clips: Clips, clean: Tensor) -> dict[str, dict[str, float]]:
-    """The measures of the codec alone, and of another clip, with another label where there is one."""
+    """The measures of the codec alone, and of another clip, with another label if there is one."""
     other = clips.partners(0)
     return {
         "codec alone": measure(clips, pipeline.decode(clean), clean, clean),

@@ -20,20 +20,22 @@ from eqm_video.studies.plane import worlds as plane
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-HALF_WIDTH, HALF_HEIGHT = 3.2, 2.4  # of the plane that is shown
+HALF_WIDTH, HALF_HEIGHT = 3.2, 2.4  # of the shown part of the plane
 SHOWN = 24  # walks in the pictures
 MOMENTS = (0.2, 0.9)  # gammas at which plane.png shows the flow
-LEVELS = (0, 0.1, 0.25, 0.5, 1, 1.5, 2, 4, 8)  # of the gradient's size
+LEVELS = (0, 0.1, 0.25, 0.5, 1, 1.5, 2, 4, 8)  # contours of the gradient's size
 PATH, DATA, ARROW = plots.PALETTE[1], "#F0E442", "#44546a"
 QUIVER = {"pivot": "middle", "color": ARROW, "scale": 19, "width": 0.007, "headwidth": 3.6, "headlength": 4}
 NAMES = {"flow": "flow matching", "equilibrium": "Equilibrium Matching"}
-FPS, HOLD = 12.5, 12  # of the film, and pictures for which its turning points stand still
+FPS, HOLD = 12.5, 12  # pictures per second of the film, and pictures for which its turning points are repeated
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is drawn: data (M, 2); by kind (exact, trained) the flow and the equilibrium, and their walks
-    (2N + 1, B, 2)."""
+    """The content of the pictures: data (M, 2), the flow and the equilibrium, and their walks (2N + 1, B, 2).
+
+    methods and walks have a flow and an equilibrium for each kind, "exact" and "trained".
+    """
 
     points: Tensor
     methods: dict[str, list[plane.Method]]
@@ -41,7 +43,7 @@ class Scene:
     steps: int
 
     def gamma(self, step: int) -> float:
-        """What the flow's clock shows after so many steps."""
+        """The gamma that the flow's clock shows after `step` steps."""
         return min(step / self.steps, 1.0)
 
 
@@ -49,9 +51,9 @@ class Scene:
 
 
 def draw_picture(path: Path, scene: Scene) -> None:
-    """Rows: exact, trained; columns: the flow at two gammas, the equilibrium. Below: distances over the steps."""
+    """Draw exact and trained fields, of the flow at two gammas and of the equilibrium; below, distances over steps."""
     figure = plots.figure(7.5, 6.3)
-    grid = figure.add_gridspec(3, 3, height_ratios=(1.22, 1, 1.15))  # the first with titles
+    grid = figure.add_gridspec(3, 3, height_ratios=(1.22, 1, 1.15))  # the first row has titles
     for row, (kind, (flow, equilibrium)) in enumerate(scene.methods.items()):
         shown = [(flow, scene.walks[kind][0], round(gamma * scene.steps)) for gamma in MOMENTS]
         shown.append((equilibrium, scene.walks[kind][1], scene.steps))
@@ -72,7 +74,7 @@ def draw_picture(path: Path, scene: Scene) -> None:
 
 
 def draw_field(axes: Axes, method: plane.Method, gamma: float) -> Any:
-    """The gradient's size as colour (white: rest), its descent as arrows; returns what a colour bar needs."""
+    """Draw the gradient's size as colour (white: rest), its descent as arrows; returns the image for a colour bar."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
@@ -86,11 +88,11 @@ def draw_field(axes: Axes, method: plane.Method, gamma: float) -> Any:
     return image
 
 
-@lru_cache(maxsize=16)  # an equilibrium's field is drawn again and again
+@lru_cache(maxsize=16)  # an equilibrium's field is drawn many times
 def sampled(
     method: plane.Method, gamma: float, columns: int, rows: int, edge: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places (2, rows, columns) on the shown part of the plane but for its edge, and f / gain there."""
+    """Places (2, rows, columns) on the shown part of the plane without its `edge`, and f / gain there."""
     x, y = np.meshgrid(
         np.linspace(edge - HALF_WIDTH, HALF_WIDTH - edge, columns),
         np.linspace(edge - HALF_HEIGHT, HALF_HEIGHT - edge, rows),
@@ -102,25 +104,25 @@ def sampled(
 
 
 def arrows(slope: np.ndarray) -> np.ndarray:
-    """Down the gradient, all of one length but where it nearly rests."""
+    """Arrows down the gradient, all of equal length except where it nearly vanishes."""
     return -slope / np.maximum(np.hypot(*slope), 0.1)
 
 
 def draw_walks(axes: Axes, walk: Tensor) -> None:
-    """The first walks of (N + 1, B, 2), and where they are now."""
+    """Draw the first walks of (N + 1, B, 2), with dots at their ends."""
     lines = walk[:, :SHOWN].numpy()
     axes.plot(lines[..., 0], lines[..., 1], color=PATH, linewidth=0.9, alpha=0.8)
     axes.plot(*lines[-1].T, "o", color=PATH, markersize=3.5, markeredgecolor="white", markeredgewidth=0.5)
 
 
 def draw_data(axes: Axes, points: Tensor) -> None:
-    """Stars."""
+    """Draw the data points (M, 2) as stars."""
     size, edge = (10, 0.8) if len(points) <= 8 else (5, 0.4)
     axes.plot(*points.numpy().T, "*", color=DATA, markersize=size, markeredgecolor="black", markeredgewidth=edge)
 
 
 def draw_distances(axes: Axes, scene: Scene) -> None:
-    """Median distance to the nearest data point over the steps."""
+    """Draw the median distance to the nearest data point over the steps."""
     for index, name in enumerate(("flow", "equilibrium")):
         for kind, line in (("exact", "-"), ("trained", "--")):
             away = plane.distances(scene.walks[kind][index], scene.points).median(dim=1).values
@@ -138,7 +140,7 @@ def draw_distances(axes: Axes, scene: Scene) -> None:
 
 
 def draw_film(path: Path, scene: Scene) -> None:
-    """Rows: exact, trained; columns: flow, equilibrium; two steps a picture, the flow's field changing as it goes."""
+    """Draw a film of two rows (exact, trained) and two columns (flow, equilibrium), with two steps a picture."""
     steps = list(range(0, 2 * scene.steps + 1, 2))
     pictures = [draw_moment(scene, step) for step in steps]
     end = next(index for index, step in enumerate(steps) if step >= scene.steps)
@@ -147,7 +149,7 @@ def draw_film(path: Path, scene: Scene) -> None:
 
 
 def draw_moment(scene: Scene, step: int) -> np.ndarray:
-    """One picture of the film, (H, W, 3) uint8."""
+    """A picture (H, W, 3) uint8 of the film, after `step` steps."""
     figure = plots.figure(4.4, 3.75)
     clock = f"γ = {scene.gamma(step):.2f}" + (", held" if step > scene.steps else "")
     for row, (kind, pair) in enumerate(scene.methods.items()):

@@ -17,17 +17,17 @@ from eqm_video.studies.plane.pictures import Scene, draw_film, draw_picture
 from eqm_video.studies.study import Report, Study
 from eqm_video.system import machine
 
-LEAST_STEPS = 12  # below, the step is too large for the equilibrium's slope at the data: step size * 20 < 2
+LEAST_STEPS = 12  # with fewer, steps are unstable at the data: step size * 20 < 2 must hold
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plane(Study, Stepped, Seeded, Filmed, group="compare"):
     """Flow matching and Equilibrium Matching in two dimensions.
 
-    From the same starts, with the same step size and number of steps, points walk along the exact fields of a few data
-    points, and along those of two small networks that the command trains (the paper's Figure 1). Then they go on for as
-    many steps again, the flow's clock held at gamma = 1: an equilibrium rests on its data, a flow has nothing that
-    stops it. Each of the --steps N has size 1/N.
+    From the same starts, with equal step size and number of steps, points walk along the exact fields of a few data
+    points, and along the fields of two small networks that the command trains (the paper's Figure 1). Then they go on
+    for as many steps again, with the flow's clock fixed at gamma = 1: an equilibrium rests on its data, a flow has
+    nothing that stops it. Each of the --steps N has size 1/N.
 
     plane.png: fields and walks; plane.gif: the same while they walk; plane.json: settings and numbers.
     """
@@ -36,13 +36,13 @@ class Plane(Study, Stepped, Seeded, Filmed, group="compare"):
         2, least=1, most=plane.MAX_POINTS, words=("moons",), metavar="M", help="data points on a ring, or moons"
     )
     steps: int = narrower(50, least=LEAST_STEPS)
-    starts: int = option(256, least=1, metavar="B", help="walks that are measured")
+    starts: int = option(256, least=1, metavar="B", help="number of measured walks")
     within: float = option(0.1, above=0, metavar="R", help="distance from a data point that counts as arrived")
     train_steps: int = option(3000, least=1, metavar="K", help="updates of each of the two networks")
 
     def run(self) -> Report:
         """Train the two networks, walk along all four fields, and measure."""
-        plots.figure()  # a missing matplotlib is found before the training
+        plots.figure()  # a missing matplotlib stops the command here, not after the training
         began = time.monotonic()
         points = plane.data_points(self.points)
         methods = plane.methods(points, train_steps=self.train_steps, seed=self.seed)
@@ -79,7 +79,7 @@ class Plane(Study, Stepped, Seeded, Filmed, group="compare"):
     def measure(
         self, methods: Mapping[str, list[plane.Method]], walks: Mapping[str, list[torch.Tensor]], data: torch.Tensor
     ) -> dict[str, dict[str, dict[str, Any]]]:
-        """Numbers by kind (exact, trained) and method: where walks (2N + 1, B, 2) end, and how well networks fit."""
+        """Numbers by kind (exact, trained) and method: ends of walks (2N + 1, B, 2), and errors of networks."""
         numbers: dict[str, dict[str, dict[str, Any]]] = {}
         for kind, pair in methods.items():
             numbers[kind] = {}
@@ -94,14 +94,14 @@ class Plane(Study, Stepped, Seeded, Filmed, group="compare"):
         return numbers
 
     def table(self, numbers: Mapping[str, Any]) -> str:
-        """The share of walks that arrived, for the screen."""
+        """A table for the screen: the share of walks that arrived."""
         short, long = (f"after {count} steps" for count in (self.steps, 2 * self.steps))
         lines = [
             f"share of {self.starts} walks within {self.within:g} of a data point (median distance):",
             f"{'':24}{short:>20}{long:>20}",
         ]
         for kind in ("exact", "trained"):
-            for name, one in numbers[kind].items():
-                ends = [f"{one[at]['share_within']:.0%} ({one[at]['median_distance']:.3f})" for at in (short, long)]
+            for name, walks in numbers[kind].items():
+                ends = [f"{walks[at]['share_within']:.0%} ({walks[at]['median_distance']:.3f})" for at in (short, long)]
                 lines.append(f"  {kind + ' ' + name:22}{ends[0]:>20}{ends[1]:>20}")
         return "\n".join(lines)

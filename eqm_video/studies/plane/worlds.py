@@ -1,14 +1,15 @@
-"""Equilibrium Matching and flow matching of points in the plane, where fields and descents can be looked at.
+"""Equilibrium Matching and flow matching of points in the plane, where fields and descents can be drawn.
 
 Legend: M data points, B walks, N steps. Points are (B, 2); the noise is standard normal.
 
 The exact fields are those of `OracleField`; the learned ones are two small networks of one architecture, trained on the
-package's own objective. A flow is told gamma and is walked by Euler steps of 1 / N, which is N steps of gradient
-descent along a field that changes; an equilibrium is told nothing, and takes the very same steps along one field.
+package's own objective. A flow is conditioned on gamma and takes Euler steps of 1 / N, which are N steps
+of gradient descent along a field that changes. An equilibrium has no condition, and takes the same steps along a single
+field.
 
-In the plane a noisy point tells little of its gamma. The best time-independent field, which the oracle is, averages
-over all that it may be: it still rests at the data alone, but walks keep no closed-form pace, and data that lie close
-together slow them. Latents of high dimension tell gamma by the length of their noise.
+In the plane the gamma of a noisy point is uncertain. The best time-independent field, the oracle, averages over all
+possible gammas: it still rests at the data alone, but walks have no closed-form pace, and data that lie close together
+slow them. In high dimension the length of the noise reveals gamma.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ EQUILIBRIUM, FLOW = TruncatedDecay(), ConstantDecay()
 MAX_POINTS = 64
 MOONS = 32  # points of "moons"
 BATCH = 512
-RADIUS = 1.5  # of the ring of data points, in units of the noise's standard deviation
+RADIUS = 1.5  # radius of the ring of data points, in standard deviations of the noise
 
 
 def data_points(kind: int | str) -> Tensor:
@@ -52,7 +53,7 @@ def data_points(kind: int | str) -> Tensor:
 
 
 def start_points(count: int, seed: int) -> Tensor:
-    """Noise (B, 2), float32, each point from a seed of its own."""
+    """Noise (B, 2), float32, a point for each of `count` seeds."""
     return normal((2,), [generator("plane start", seed, index) for index in range(count)])
 
 
@@ -60,7 +61,7 @@ def start_points(count: int, seed: int) -> Tensor:
 
 
 class PlaneNetwork(nn.Module):
-    """A perceptron (B, 2) -> (B, 2) with three hidden layers, and an input for gamma that an equilibrium is fed 0."""
+    """A perceptron (B, 2) -> (B, 2) with three hidden layers, and an input for gamma, always 0 for an equilibrium."""
 
     def __init__(self, width: int = 96) -> None:
         super().__init__()
@@ -70,14 +71,14 @@ class PlaneNetwork(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(width, 2))
 
     def forward(self, latents: Tensor, gamma: Tensor | float = 0.0) -> Tensor:
-        """The field at (B, 2); gamma is one number or (B, 1)."""
-        told = torch.as_tensor(gamma, dtype=latents.dtype).expand(len(latents), 1)
-        return self.layers(torch.cat([latents, told], dim=1))
+        """The field at (B, 2); gamma is a number or (B, 1)."""
+        condition = torch.as_tensor(gamma, dtype=latents.dtype).expand(len(latents), 1)
+        return self.layers(torch.cat([latents, condition], dim=1))
 
 
 @dataclass(frozen=True)
 class PlaneField(GradientField):
-    """The field of a network at one gamma, which is 0 for an equilibrium."""
+    """The field of a network at a fixed gamma, which is 0 for an equilibrium."""
 
     network: PlaneNetwork
     gamma: float = 0.0
@@ -94,7 +95,8 @@ class PlaneField(GradientField):
 def train(points: Tensor, decay: Decay, *, told_gamma: bool, steps: int, seed: int) -> PlaneField:
     """The field of a network after `steps` updates on batches of 512 noisy points, by AdamW and a cosine schedule.
 
-    A batch is laid out as one clip whose frames are the points: each frame has a gamma of its own.
+    A batch has the layout of a clip whose frames are the points, each with a gamma of its own. told_gamma: whether the
+    network is conditioned on gamma.
     """
     random = generator("plane training", seed)
     objective = EqMObjective(decay)
@@ -120,14 +122,14 @@ def train(points: Tensor, decay: Decay, *, told_gamma: bool, steps: int, seed: i
 
 @dataclass(frozen=True)
 class Clocked(GradientField):
-    """A flow's field with the clock that it needs: gamma = step / steps, held at 1 once it is there."""
+    """A flow's field with its clock: gamma = step / steps, and 1 after that."""
 
     field: GradientField
     steps: int
 
     @property
     def settled(self) -> bool:
-        """False: it changes at every step."""
+        """False: the field changes at every step."""
         return False
 
     def at_step(self, step: int) -> GradientField:
@@ -135,7 +137,7 @@ class Clocked(GradientField):
         return self.field.at_gamma(min(step / self.steps, 1.0))
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """Refused: a flow has no field without a gamma."""
+        """Raise ValueError: a flow has no field without a gamma."""
         raise ValueError("a flow's field changes with gamma; call at_step(step)")
 
 
@@ -144,7 +146,7 @@ class Clocked(GradientField):
 
 @dataclass(frozen=True)
 class Method:
-    """One way to sample: a name, its field, and whether the field needs a clock."""
+    """A way to sample: its name, its field, and the decay that decides whether the field needs a clock."""
 
     name: str  # flow or equilibrium
     field: GradientField
@@ -156,12 +158,12 @@ class Method:
         return self.decay == FLOW
 
     def at(self, gamma: float) -> GradientField:
-        """The field as it is when a flow's clock shows gamma; an equilibrium's is the same always."""
+        """The field when a flow's clock shows gamma; an equilibrium's field is always the same."""
         return self.field.at_gamma(gamma) if self.needs_clock else self.field
 
     @torch.no_grad()
     def walk(self, start: Tensor, *, steps: int, total: int) -> Tensor:
-        """(total + 1, B, 2): `total` steps of size 1 / steps down the field, the start first."""
+        """The path (total + 1, B, 2) of `total` steps of size 1 / steps down the field, with the start first."""
         gradient = Clocked(self.field, steps) if self.needs_clock else self.field
         path = [start]
         rule = GradientDescent(1 / steps)
@@ -170,7 +172,7 @@ class Method:
 
 
 def methods(points: Tensor, *, train_steps: int, seed: int) -> dict[str, list[Method]]:
-    """The flow and the equilibrium, exact and trained (the two networks alike but for gamma and the decay)."""
+    """The flow and the equilibrium, exact and trained (two networks that differ only in gamma and decay)."""
     exact = [Method(name, OracleField(points, decay), decay) for name, decay in _PAIR]
     trained = [
         Method(name, train(points, decay, told_gamma=decay == FLOW, steps=train_steps, seed=seed), decay)
@@ -186,13 +188,16 @@ _PAIR: tuple[tuple[str, Decay], ...] = (("flow", FLOW), ("equilibrium", EQUILIBR
 
 
 def distances(walks: Tensor, points: Tensor) -> Tensor:
-    """From (..., 2) to the nearest data point: (...)."""
+    """Distances (...) from points (..., 2) to the nearest data point."""
     return (walks[..., None, :] - points).norm(dim=-1).amin(dim=-1)
 
 
 def measure(path: Tensor, points: Tensor, steps: int, within: float) -> dict[str, dict[str, float]]:
-    """After `steps` and after all steps of a path (total + 1, B, 2): the share within a radius of a data point, and
-    the median distance to the nearest one."""
+    """Numbers after `steps` and after all steps of a path (total + 1, B, 2).
+
+    share_within: the share of walks within the radius `within` of a data point; median_distance: the median distance to
+    the nearest data point.
+    """
     numbers = {}
     for count in (steps, len(path) - 1):
         away = distances(path[count], points)
@@ -205,9 +210,9 @@ def measure(path: Tensor, points: Tensor, steps: int, within: float) -> dict[str
 
 @torch.no_grad()
 def misfit(trained: Method, exact: Method, points: Tensor, *, count: int = 4096, seed: int = 0) -> float:
-    """How far a trained field is from the exact one on noisy data: root mean square of the difference, relative.
+    """The relative error of a trained field on noisy data: RMS of the difference from the exact field, over its RMS.
 
-    One batch for each gamma 0.05, 0.15, ... 0.95, together what the objective weighs.
+    There is a batch for each gamma 0.05, 0.15, ... 0.95, which approximates the distribution in the objective.
     """
     random = generator("plane misfit", seed)
     difference = size = 0.0

@@ -13,13 +13,13 @@ Row = Mapping[str, Any]
 
 
 def draw_sweep(path: Path, rows: Sequence[Row], headline: str | None, known: Mapping[str, Any]) -> None:
-    """Above: the best of all step sizes over the evaluations; below: over step sizes, for the first sampler.
+    """Draw the best of all step sizes over the evaluations; below, quality over step sizes for the first sampler.
 
-    `headline` is the measure of quality, None where there is none; `known` has the `limits` of stability of samplers
-    and what real clips reach.
+    `headline` is the measure of quality, or None. `known` has the `limits` of stability of samplers and the distance of
+    real clips.
     """
     measures = [headline, "gradient_rms"] if headline else ["gradient_rms"]
-    first = next((row["sampler"] for row in rows if row["step_size"] is not None), None)  # with a choice of step size
+    first = next((row["sampler"] for row in rows if row["step_size"] is not None), None)  # a sampler with step sizes
     varied = [row for row in rows if row["sampler"] == first and row["schedule"] == "constant"]
     panels = 1 + (len(measures) if first else 0)
     figure = plots.figure(6.5, 2.6 * panels)
@@ -35,7 +35,7 @@ def draw_sweep(path: Path, rows: Sequence[Row], headline: str | None, known: Map
 
 
 def over_evaluations(axes: Any, rows: Sequence[Row], measure: str, known: Mapping[str, Any]) -> None:
-    """The best row of each number of evaluations, a line for each model, sampler and schedule."""
+    """Draw the best row of each number of evaluations, a line for each model, sampler and schedule."""
     series: dict[tuple[str, str, str], dict[float, float]] = {}
     lower = measure != "both_accuracy"
     for row in sorted(rows, key=lambda row: row["model"] != "model"):  # the model's own lines first
@@ -58,7 +58,7 @@ def over_evaluations(axes: Any, rows: Sequence[Row], measure: str, known: Mappin
 
 
 def over_step_sizes(axes: Any, rows: Sequence[Row], measure: str, limit: float | None) -> None:
-    """A line for each number of steps; a cross where clips diverged; the limit of stability dotted."""
+    """Draw a line for each number of steps, crosses where clips diverged, and the limit of stability."""
     for index, steps in enumerate(sorted({row["steps"] for row in rows})):
         points = sorted((row["step_size"], row[measure]) for row in rows if _shows(row, steps, measure))
         if points:
@@ -68,7 +68,7 @@ def over_step_sizes(axes: Any, rows: Sequence[Row], measure: str, limit: float |
         look = {"color": "black", "markersize": 10, "zorder": 5, "clip_on": False}
         axes.plot(*zip(*lost, strict=True), "x", label="clips diverged", **look)
     if limit is not None:
-        axes.axvline(limit, color=plots.GREY, linestyle=":", label="swings beyond\n(closed form)")
+        axes.axvline(limit, color=plots.GREY, linestyle=":", label="unstable beyond\n(closed form)")
     plots.ticks_1_2_5(axes.xaxis)
     if measure == "both_accuracy":
         axes.set_ylim(0, 1.05)

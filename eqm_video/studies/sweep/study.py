@@ -26,14 +26,14 @@ from eqm_video.studies.sweep.plot import draw_sweep
 from eqm_video.studies.walk import decode, walk
 from eqm_video.system import files, machine
 
-LENGTHS = (0.25, 0.5, 1.0, 2.0)  # of the walk, in units of the model's own, for --step-size auto
-EVALUATIONS = {"heun": 2}  # of one step, where it is not 1
+LENGTHS = (0.25, 0.5, 1.0, 2.0)  # lengths of the walk for --step-size auto, in units of the model's own
+EVALUATIONS = {"heun": 2}  # evaluations of a step; 1 for other samplers
 COLUMNS = ("model", "sampler", "schedule", "steps", "step_size", "nfe", "diverged", "gradient_rms", "seconds")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row: which model is sampled how. step_size is None for solvers and for the even schedule."""
+    """The setting of a row: a model and its sampler. step_size is None for solvers and for the even schedule."""
 
     model: str  # "model" or "against"
     sampler: str
@@ -47,13 +47,13 @@ class Sweep(Compared, Ruled, Stepping, Data, Overwriting, group="look"):
     """Quality over number of steps, step size and sampler.
 
     Every combination samples the same labels and seeds and becomes a row of sweep.csv, sweep.json and the table on the
-    screen; sweep.png draws them (the paper's Figures 6 and 7). A setting that diverges is a row like any other. A sweep
-    that was interrupted, or is given more settings, goes on with the rows that are missing.
+    screen; sweep.png draws them (the paper's Figures 6 and 7). A setting that diverges is a row like any other. An
+    interrupted sweep, or one with more settings than before, continues with the missing rows.
 
-    `--step-size auto` keeps the length of the walk, step_size x steps, at that of the model's own setting, and also
-    takes 1/4, 1/2 and 2 of it. `--step-schedule even` gives each step the size that moves gamma by 1/steps in the
-    closed form for one data point, step_size_k = 1 / (steps c(k / steps)), as the Euler method does with a flow: the
-    fair few-step setting. `--against` puts a flow model beside it, with the same number of evaluations.
+    `--step-size auto` takes step sizes for walks (step_size x steps) of 1/4, 1/2, 1 and 2 times the length of the
+    model's own setting. `--step-schedule even` gives each step the size that moves gamma by 1/steps in the closed form
+    for one data point, step_size_k = 1 / (steps c(k / steps)), as the Euler method does with a flow: the fair few-step
+    setting. `--against` adds a flow model with the same numbers of evaluations.
     """
 
     num_samples: int = 64
@@ -61,55 +61,56 @@ class Sweep(Compared, Ruled, Stepping, Data, Overwriting, group="look"):
     step_size: tuple[float | str, ...] = ("auto",)
     sampler: tuple[str, ...] | None = narrower(None, unset="the model's own, and gd")
     step_schedule: tuple[str, ...] = option(
-        ("constant",), choices=(*SCHEDULES, "even"), metavar="SCHEDULE", help="of the step size"
+        ("constant",), choices=(*SCHEDULES, "even"), metavar="SCHEDULE", help="schedules of the step size"
     )
     against_sampler: tuple[str, ...] = narrower(
         ("euler", "heun"), choices=tuple(name for name in SAMPLERS if name not in SIZED)
     )
 
     def run(self, *models: EqMPipeline) -> Report:
-        """Measure the settings that have no row yet, one after the other."""
+        """Measure the settings that have no row yet, one by one."""
         pipelines = dict(zip(("model", "against"), models, strict=False))
         request = self.request(models[0])
         wanted = self.settings(pipelines)
         judge = Judge.of(models[0], request, self.data)
         record = Record(self.out / self.record, self.shared(pipelines, request), self.overwrite)
-        missing = [one for one in wanted if record.find(one) is None]
+        missing = [setting for setting in wanted if record.find(setting) is None]
         if len(missing) < len(wanted):
             print(f"{len(wanted) - len(missing)} of {len(wanted)} settings are there already")
-        for one in tqdm(missing, unit="setting", disable=None):
-            record.add(one, measure(pipelines[one.model], request, one, judge, self.mu))
+        for setting in tqdm(missing, unit="setting", disable=None):
+            record.add(setting, measure(pipelines[setting.model], request, setting, judge, self.mu))
         known = {**judge.scale, "limits": limits(models[0], self.mu)}
         return Report(
             record.content({"machine": machine.describe(models[0].device), **judge.scale}),
-            as_table([record.find(one) for one in wanted]),
+            as_table([record.find(setting) for setting in wanted]),
             {"sweep.png": lambda path: draw_sweep(path, record.rows, judge.headline, known)},
             {"sweep.csv": as_csv(record.rows)},
         )
 
     def settings(self, pipelines: dict[str, EqMPipeline]) -> list[Setting]:
-        """The rows that are asked for, each once, in order."""
+        """The settings of all combinations, each once, in order."""
         own = pipelines["model"].config.sampler
         samplers = self.sampler or list(dict.fromkeys([own["kind"], "gd"]))
-        found = []
+        settings = []
         for steps in self.steps:
             for sampler in samplers:
                 if sampler not in SIZED:
-                    found.append(Setting("model", sampler, "constant", _solver_steps(sampler, steps), None))
+                    settings.append(Setting("model", sampler, "constant", _solver_steps(sampler, steps), None))
                     continue
                 for schedule in self.step_schedule:
-                    found += [
+                    settings += [
                         Setting("model", sampler, schedule, steps, size)
                         for size in _sizes(self.step_size, own, steps, schedule)
                     ]
             if "against" in pipelines:
-                found += [
-                    Setting("against", one, "constant", _solver_steps(one, steps), None) for one in self.against_sampler
+                settings += [
+                    Setting("against", solver, "constant", _solver_steps(solver, steps), None)
+                    for solver in self.against_sampler
                 ]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(settings))
 
     def shared(self, pipelines: dict[str, EqMPipeline], request: Request) -> dict[str, Any]:
-        """What holds for all rows: a sweep goes on only where all of it is the same."""
+        """The settings that all rows share. A sweep is continued only if all of them are equal."""
         return {
             "models": {name: fingerprint(pipeline) for name, pipeline in pipelines.items()},
             **request.settings(),
@@ -125,18 +126,20 @@ def _solver_steps(sampler: str, evaluations: int) -> int:
     return max(1, evaluations // EVALUATIONS.get(sampler, 1))
 
 
-def _sizes(given: Sequence[float | str], own: Mapping[str, Any], steps: int, schedule: str) -> Sequence[float | None]:
+def _sizes(sizes: Sequence[float | str], own: Mapping[str, Any], steps: int, schedule: str) -> Sequence[float | None]:
     if schedule == "even":
         return [None]
-    lists = [_automatic(own, steps) if one == "auto" else [one] for one in given]
-    return sorted({float(f"{size:.6g}") for sizes in lists for size in sizes})
+    lists = [_automatic(own, steps) if size == "auto" else [size] for size in sizes]
+    return sorted({float(f"{size:.6g}") for part in lists for size in part})
 
 
 def _automatic(own: Mapping[str, Any], steps: int) -> list[float]:
-    """Step sizes whose walks of `steps` are 1/4 to 2 times as long as the model's own; UserError where it has none."""
+    """Step sizes whose walks of `steps` are 1/4 to 2 times as long as the model's own; UserError if it has no step
+    size.
+    """
     if "step_size" not in own:
         raise UserError(
-            f"--step-size auto goes by the model's own step size, and its sampler {own['kind']!r} has none: type "
+            f"--step-size auto depends on the model's own step size, and its sampler {own['kind']!r} has none: type "
             f"--step-size NUMBERS, such as 0.01 0.02, or --sampler {own['kind']} alone"
         )
     return [own["step_size"] * own["steps"] / steps * length for length in LENGTHS]
@@ -145,7 +148,7 @@ def _automatic(own: Mapping[str, Any], steps: int) -> list[float]:
 def even_schedule(pipeline: EqMPipeline, steps: int) -> tuple[float, Callable[[int, int], float]]:
     """(step_size, schedule): in the closed form for one data point each step moves gamma by 1 / steps.
 
-    Gamma moves by step_size * c(gamma), so that step_size_k = 1 / (steps c(k / steps)).
+    Gamma moves by step_size * c(gamma), so that step_size_k = 1 / (steps c(k / steps)). UserError without a decay.
     """
     if pipeline.decay is None:
         raise UserError("this model does not say its decay, which --step-schedule even needs: leave that out")
@@ -154,12 +157,12 @@ def even_schedule(pipeline: EqMPipeline, steps: int) -> tuple[float, Callable[[i
 
 
 def look_ahead(pipeline: EqMPipeline, mu: float | None) -> float:
-    """The mu that nag takes: the one given, else the model's, else nag's own."""
+    """The mu of nag: `mu`, else the model's, else nag's default."""
     return float(pipeline.config.sampler.get("mu", NAG.mu) if mu is None else mu)
 
 
 def limits(pipeline: EqMPipeline, mu: float | None = None) -> dict[str, float]:
-    """The step size from which on a descent swings around the data for ever, for gd and nag (closed form).
+    """The step sizes from which on descents by gd and nag oscillate around the data for ever (closed form).
 
     `mu`: as in `look_ahead`.
     """
@@ -178,18 +181,18 @@ def limits(pipeline: EqMPipeline, mu: float | None = None) -> dict[str, float]:
 
 
 def measure(
-    pipeline: EqMPipeline, request: Request, one: Setting, judge: Judge, mu: float | None = None
+    pipeline: EqMPipeline, request: Request, setting: Setting, judge: Judge, mu: float | None = None
 ) -> dict[str, Any]:
-    """Sample once and measure; clips that diverged count in the quality, and not in gradient_rms."""
+    """Sample once and measure; clips that diverged count in the quality, but not in gradient_rms."""
     how: dict[str, Any] = {}
-    if one.sampler in SIZED:
-        size, how["schedule"] = one.step_size, one.schedule
-        if one.schedule == "even":
-            size, how["schedule"] = even_schedule(pipeline, one.steps)
-        sampler = pipeline.rule(one.sampler, size, mu if one.sampler == "nag" else None)
+    if setting.sampler in SIZED:
+        size, how["schedule"] = setting.step_size, setting.schedule
+        if setting.schedule == "even":
+            size, how["schedule"] = even_schedule(pipeline, setting.steps)
+        sampler = pipeline.rule(setting.sampler, size, mu if setting.sampler == "nag" else None)
     else:
-        sampler = pipeline.rule(one.sampler)
-    result = walk(pipeline, request, sampler, steps=one.steps, **how)
+        sampler = pipeline.rule(setting.sampler)
+    result = walk(pipeline, request, sampler, steps=setting.steps, **how)
     kept = result.rms.amax(1)[~result.diverged]
     return {
         "nfe": float(result.nfe.double().mean()),
@@ -201,7 +204,10 @@ def measure(
 
 
 class Record:
-    """sweep.json: what holds for all rows, and the rows; written after each one."""
+    """The file sweep.json: shared settings `about`, and the rows. It is written after each row.
+
+    UserError for a damaged file, and, unless `overwrite`, for a sweep with other settings.
+    """
 
     def __init__(self, path: Path, about: dict[str, Any], overwrite: bool) -> None:
         self.path, self.about, self.rows = path, about, []
@@ -218,23 +224,23 @@ class Record:
                 "--overwrite to throw it away"
             )
 
-    def find(self, one: Setting) -> dict[str, Any] | None:
+    def find(self, setting: Setting) -> dict[str, Any] | None:
         """The row of a setting, if it is there."""
-        key = asdict(one)
+        key = asdict(setting)
         return next((row for row in self.rows if key.items() <= row.items()), None)
 
-    def add(self, one: Setting, values: dict[str, Any]) -> None:
-        """Keep a row, on the disk as well."""
-        self.rows.append({**asdict(one), **values})
+    def add(self, setting: Setting, values: dict[str, Any]) -> None:
+        """Add a row, and write the file."""
+        self.rows.append({**asdict(setting), **values})
         files.write_record(self.path, self.content({}))
 
     def content(self, more: Mapping[str, Any]) -> dict[str, Any]:
-        """Everything, with what is known at the end."""
+        """The content of the file, with `more` entries."""
         return {"settings": self.about, **more, "rows": self.rows}
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """All rows, as a table for other programs."""
+    """All rows as CSV, for other programs."""
     text = io.StringIO()
     names = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
     writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -244,7 +250,7 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def as_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows for the screen."""
+    """The rows as a table for the screen."""
     quality = [name for name in ("both_accuracy", "shape_overlap", "frechet") if name in rows[0]]
     names = [*COLUMNS, *quality]
     lines = [[_cell(row.get(name)) for name in names] for row in rows]

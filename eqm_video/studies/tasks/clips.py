@@ -1,8 +1,8 @@
-"""The clips that the tasks are measured on: endless moving shapes that no training video shows, and where they are.
+"""The clips that the tasks are measured on: endless moving shapes that are in no training video, with their positions.
 
-They are rendered from random numbers of their own, so that what follows any frame is known, however far ahead: a
-prediction is wrong by so many pixels. Positions are measured in the same way in truth and prediction, and the
-baselines need no network: what the codec keeps of the truth, the last known place, and straight lines.
+The clips are rendered, so that every later frame is known, however far ahead, and the error of a prediction is a number
+of pixels. Positions are measured in the same way in truth and prediction. The baselines need no network: the truth
+after the codec, the last known position, and straight lines.
 
 Legend: N clips, L frames of the truth, T of a prediction, k known frames; positions (x, y) in pixels on the torus.
 """
@@ -20,13 +20,13 @@ from eqm_video.data.moving_shapes import DIRECTIONS, SHAPES, distance, label_nam
 from eqm_video.errors import UserError
 from eqm_video.sampling.pipeline import EqMPipeline
 
-SERIES = 70_000  # in the place of the seed that `write_moving_shapes` draws its clips from
-NEAR = 2.0  # pixels within which a prediction counts as right: little more than a shape moves in a frame
+SERIES = 70_000  # first part of the seeds, unlike those of `write_moving_shapes`
+NEAR = 2.0  # pixels: a smaller error counts as right; a shape moves a little less in a frame
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Endless clips (N, L, H, W, 3) of uint8, clip k of label `names[k]`, and the shapes that there are."""
+    """Endless clips uint8 (N, L, H, W, 3), the label of each, and the shapes among them."""
 
     clips: NDArray[np.uint8]
     names: list[str]
@@ -35,22 +35,22 @@ class Truth:
     @classmethod
     def render(cls, names: Sequence[str], length: int, size: int, seed: int = 0) -> Truth:
         """Clip k shows `names[k]`, such as `DiscRight`, for `length` frames; it depends on (seed, k) alone."""
-        chosen = [next((one for one in SHAPES if name.startswith(one)), "") for name in names]
+        chosen = [next((shape for shape in SHAPES if name.startswith(shape)), "") for name in names]
         rngs = [np.random.default_rng([SERIES, seed, k]) for k in range(len(names))]
         clips = [
             render_clip(shape, name.removeprefix(shape), frames=length, size=size, rng=rng, endless=True)
             for name, shape, rng in zip(names, chosen, rngs, strict=True)
         ]
-        return cls(np.stack(clips), list(names), tuple(one for one in SHAPES if one in chosen))
+        return cls(np.stack(clips), list(names), tuple(shape for shape in SHAPES if shape in chosen))
 
     @property
     def size(self) -> int:
-        """Pixels of a side."""
+        """The side of the square clips in pixels."""
         return self.clips.shape[2]
 
     @cached_property
     def places(self) -> NDArray[np.float64]:
-        """Where the shapes are (N, L, 2), as they are measured in predictions too."""
+        """Positions (N, L, 2) of the shapes, measured as in predictions."""
         return tracks(self.clips)
 
     @cached_property
@@ -64,7 +64,7 @@ class Truth:
 
 
 def names_of(pipeline: EqMPipeline, count: int) -> list[str]:
-    """Labels of `count` clips, the model's in turn; UserError where it was not trained on moving shapes."""
+    """Labels of `count` clips, the model's in turn; UserError if it was not trained on moving shapes."""
     names = list(pipeline.labels.values())
     if not names or not set(names) <= set(label_names()):
         raise UserError(
@@ -86,7 +86,7 @@ def tracks(clips: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def forward(places: NDArray, names: Sequence[str], size: int) -> NDArray[np.float64]:
-    """Pixels a frame (N,) in the direction of each label: the slope of the unwrapped positions (N, T, 2)."""
+    """Speeds (N,) in pixels a frame in the direction of each label: slopes of the unwrapped positions (N, T, 2)."""
     moments = np.arange(places.shape[1]) - (places.shape[1] - 1) / 2
     slopes = np.einsum("t,ntc->nc", moments, np.unwrap(places, axis=1, period=size)) / (moments**2).sum()
     units = np.array([next(unit for way, unit in DIRECTIONS.items() if name.endswith(way)) for name in names])
@@ -97,7 +97,7 @@ def forward(places: NDArray, names: Sequence[str], size: int) -> NDArray[np.floa
 
 
 def describe(errors: NDArray[np.float64]) -> dict[str, object]:
-    """Errors (N, T') in pixels as numbers: of all, and for each frame.
+    """Statistics of errors (N, T') in pixels: over all, and for each frame.
 
     mean, median; error: the standard error of the mean over clips; near: share within `NEAR` pixels.
     """
@@ -114,9 +114,10 @@ def describe(errors: NDArray[np.float64]) -> dict[str, object]:
 
 
 def straight(places: NDArray, known: Sequence[int], frames: int, size: int) -> NDArray[np.float64]:
-    """Positions (N, T, 2) on straight lines through known ones (N, k, 2), the shortest way from each to the next.
+    """Positions (N, T, 2) on straight lines through the known positions (N, k, 2) at frames `known`.
 
-    Between two known frames by interpolation, outside of them on the line that fits all of them best.
+    Lines take the shortest way on the torus. Between known frames they interpolate; outside they follow the line that
+    fits all known positions best.
     """
     at, every = np.asarray(known), np.arange(frames)
     lines = np.unwrap(places, axis=1, period=size)
@@ -129,12 +130,12 @@ def straight(places: NDArray, known: Sequence[int], frames: int, size: int) -> N
 
 
 def held(places: NDArray, known: Sequence[int], frames: int) -> NDArray[np.float64]:
-    """Positions (N, T, 2) that stay where the last known frame (N, k, 2) before them was (the first, before that)."""
+    """Positions (N, T, 2) that repeat the last known position (N, k, 2); before the first known frame, the first."""
     last = np.searchsorted(np.asarray(known), np.arange(frames), side="right") - 1
     return places[:, last.clip(min=0)]
 
 
 def errors_of(places: NDArray, truth: Truth, frames: Sequence[int], start: int = 0) -> NDArray[np.float64]:
-    """Pixels (N, T') between positions (N, T, 2) and the true ones, at some frames; the first of all is `start`'s."""
+    """Distances (N, T') in pixels of positions (N, T, 2) from the truth at `frames`. places[:, 0] is frame `start`."""
     at = np.asarray(frames)
     return distance(places[:, at - start], truth.places[:, at], truth.size)

@@ -1,6 +1,6 @@
-"""Long video on endless moving shapes: windows that slide far beyond the training length, measured window by window.
+"""Long videos of endless moving shapes, in windows far beyond the training length, measured window by window.
 
-Every clip starts with some frames of the truth and is told its label, so that every later frame has a right answer.
+Every video starts with some frames of the truth and has its label, so that every later frame has a right answer.
 
 Legend: N clips, L frames of a video, T frames of a window, W windows; positions in pixels on the torus.
 """
@@ -23,12 +23,17 @@ from eqm_video.sampling.settings import Sampling
 from eqm_video.studies.tasks.clips import Truth, errors_of, forward, straight, tracks
 from eqm_video.studies.tasks.short import Setting
 
-CHOICES = ("frame_schedule", "context_gamma", "history_guidance", "guidance_scale")  # fields of `Sampling` that vary
+CHOICES = (
+    "frame_schedule",
+    "context_gamma",
+    "history_guidance",
+    "guidance_scale",
+)  # fields of `Sampling` that ways differ in
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to roll out: frames that windows share, and the `CHOICES` of sampling; None: the setting's."""
+    """A way to roll out: the frames that windows share, and the `CHOICES` of sampling; None: as the setting says."""
 
     overlap: int
     how: Sampling = field(default_factory=Sampling)
@@ -43,20 +48,22 @@ class Way:
         return {"overlap": self.overlap, **self.choices()}
 
     def name(self, plain: Way) -> str:
-        """The differences from another way."""
+        """The differences from the way `plain`, as a name."""
         usual = plain.settings()
         changed = {key.replace("_", " "): value for key, value in self.settings().items() if value != usual.get(key)}
         return ", ".join(f"{key} {value}" for key, value in changed.items()) or "usual"
 
     def but(self, key: str, value: Any) -> Way:
-        """The same way with another overlap, or another choice."""
+        """This way with another overlap, or another choice."""
         if key == "overlap":
             return replace(self, overlap=value)
         return replace(self, how=replace(self.how, **{key: value}))
 
 
 def ways(plain: Way, frames: int) -> dict[str, list[Way]]:
-    """Ways for windows of T frames that differ from `plain` in one choice each, by title; `plain` is first in each."""
+    """Ways for windows of T frames that differ from `plain` in a single choice, by title; each list begins with
+    `plain`.
+    """
     options: dict[str, list[Any]] = {
         "frame_schedule": ["pyramid", "autoregressive"],
         "context_gamma": [1.0, 0.9, 0.8, 0.6, 0.4],
@@ -65,18 +72,18 @@ def ways(plain: Way, frames: int) -> dict[str, list[Way]]:
         "overlap": sorted({1, frames // 4, frames // 2, 3 * frames // 4} - {0}),
     }
     titles = {"history_guidance": "guidance", "guidance_scale": "guidance"}
-    found: dict[str, list[Way]] = {}
+    titled: dict[str, list[Way]] = {}
     for key, values in options.items():
         others = [plain.but(key, value) for value in values if value != plain.settings().get(key)]
-        found.setdefault(titles.get(key, key.replace("_", " ")), [plain]).extend(others)
-    return found
+        titled.setdefault(titles.get(key, key.replace("_", " ")), [plain]).extend(others)
+    return titled
 
 
 @dataclass(frozen=True)
 class Video:
-    """Videos (N, L, H, W, 3), the first new frame of each window (W,), and its drift meter (W, N).
+    """Videos (N, L, H, W, 3), the first new frame of each window (W,), and its drift (W, N), see `rollout.Window`.
 
-    nfe (N,): evaluations of all windows; seconds of all calls.
+    nfe (N,): evaluations in all windows; seconds: of all calls.
     """
 
     clips: NDArray[np.uint8]
@@ -87,7 +94,7 @@ class Video:
 
 
 def continue_clips(pipeline: EqMPipeline, way: Way, setting: Setting) -> Video:
-    """The clips of the truth, continued from their first `overlap` frames for as long as the truth is."""
+    """The clips of the truth, continued from their first `overlap` frames to the length of the truth."""
     frames, truth, parts = pipeline.check_frames(), setting.truth, []
     how = replace(setting.how, **way.choices())
     length, begun = truth.clips.shape[1], time.perf_counter()
@@ -114,25 +121,25 @@ def continue_clips(pipeline: EqMPipeline, way: Way, setting: Setting) -> Video:
 
 
 def measure(video: Video, truth: Truth, frames: int) -> dict[str, Any]:
-    """Measures of the windows, each with the frames before it that fill T: a list for each measure, one value a window.
+    """Measures of the windows, a list for each measure with a value for each window, and means over the windows.
 
-    direction, shape, both: shares that show the label; overlap: with the best shape (IoU); speed: over the true one,
-    median of the clips; position: pixels of the new frames from the true ones, mean and median; colour: grey levels
-    between their ground and the true one's; drift: of the meter, mean over the clips. Then the means of all that, and
-    evaluations for each new frame.
+    A window is measured with the frames before it that fill T. direction, shape, both: shares of clips that agree with
+    their label; overlap: with the best shape (IoU); speed: over the true speed, median of the clips; position: error of
+    the new frames in pixels, mean and median; colour: distance of their ground from the true ground in grey levels;
+    drift: mean over the clips. nfe a frame: evaluations for each new frame.
     """
     length = video.clips.shape[1]
     ends = [*video.starts[1:], length]
-    found: dict[str, list[float]] = {}
+    measures: dict[str, list[float]] = {}
     for start, end, drift in zip(video.starts, ends, video.drift, strict=True):
         part = video.clips[:, max(0, end - frames) : end]
         for name, value in _window(part, truth, start, end).items():
-            found.setdefault(name, []).append(value)
-        found.setdefault("drift", []).append(float(drift.mean()))
-    whole = {name: float(np.mean(values)) for name, values in found.items()}
+            measures.setdefault(name, []).append(value)
+        measures.setdefault("drift", []).append(float(drift.mean()))
+    whole = {name: float(np.mean(values)) for name, values in measures.items()}
     made = length - video.starts[0]
     cost = {"nfe a frame": float(video.nfe.mean()) / made, "seconds": round(video.seconds, 1)}
-    return {"starts": video.starts, "ends": ends, "windows": found, "mean": whole, **cost}
+    return {"starts": video.starts, "ends": ends, "windows": measures, "mean": whole, **cost}
 
 
 def _window(part: NDArray[np.uint8], truth: Truth, start: int, end: int) -> dict[str, float]:
@@ -141,9 +148,9 @@ def _window(part: NDArray[np.uint8], truth: Truth, start: int, end: int) -> dict
     places = tracks(part)
     errors = errors_of(places, truth, range(start, end), end - part.shape[1])
     grounds = [np.median(clips[:, start - end :], axis=(1, 2, 3)) for clips in (part, truth.clips[:, :end])]
-    found = {name: float(scores[f"{name}_accuracy"]) for name in ("direction", "shape", "both")}
+    shares = {name: float(scores[f"{name}_accuracy"]) for name in ("direction", "shape", "both")}
     return {
-        **found,
+        **shares,
         "overlap": float(scores["shape_overlap"]),
         "speed": float(np.median(forward(places, truth.names, truth.size) / truth.speeds)),
         "position": float(errors.mean()),
@@ -153,7 +160,10 @@ def _window(part: NDArray[np.uint8], truth: Truth, start: int, end: int) -> dict
 
 
 def extrapolated(truth: Truth, rebuilt: NDArray[np.uint8], video: Sequence[int], length: int) -> list[float]:
-    """Mean error in each window (`video`: their first new frames) of the line through the known frames (N, k, ...)."""
+    """Mean error, in each window, of the straight line through the known frames (N, k, ...).
+
+    video: the first new frame of each window.
+    """
     known = list(range(rebuilt.shape[1]))
     places = straight(tracks(rebuilt), known, length, truth.size)
     ends = [*video[1:], length]

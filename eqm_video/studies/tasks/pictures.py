@@ -15,11 +15,11 @@ from eqm_video.output import media
 from eqm_video.output.overlays import draw_known_borders
 
 COLUMNS = 6  # clips side by side, at most
-Rows = Mapping[str, tuple[NDArray[np.uint8], Sequence[int]]]  # name: clips (N, T, H, W, 3), and which frames are known
+Rows = Mapping[str, tuple[NDArray[np.uint8], Sequence[int]]]  # name: clips (N, T, H, W, 3), and their known frames
 
 
 def draw_clips(path: Path, truth: NDArray[np.uint8] | None, rows: Rows, fps: float) -> Path:
-    """A GIF: clips of the truth (N, T, H, W, 3), if it is to be shown, and what was made of them, row by row."""
+    """Draw a GIF of clips (N, T, H, W, 3), row by row: the truth, unless None, and predictions; returns `path`."""
     parts, labels = [], []
     for name, clips in framed(truth, rows).items():
         parts.append(clips[:COLUMNS])
@@ -30,7 +30,7 @@ def draw_clips(path: Path, truth: NDArray[np.uint8] | None, rows: Rows, fps: flo
 
 
 def draw_strips(path: Path, truth: NDArray[np.uint8] | None, rows: Rows) -> Path:
-    """The same as a PNG: of two clips, the truth and what was made of them, as strips of frames."""
+    """Draw the first two clips of the truth, unless None, and of predictions as strips of frames; returns `path`."""
     names, parts = [], []
     for name, clips in framed(truth, rows).items():
         strips = media.filmstrips(clips[:2])
@@ -41,7 +41,7 @@ def draw_strips(path: Path, truth: NDArray[np.uint8] | None, rows: Rows) -> Path
 
 
 def framed(truth: NDArray[np.uint8] | None, rows: Rows) -> dict[str, NDArray[np.uint8]]:
-    """All rows, the truth first if there is one, every frame in a border that tells whether a model knew it."""
+    """All rows, the truth first unless None, with orange borders around known frames."""
     every = {**({} if truth is None else {"the truth": (truth, ())}), **rows}
     return {
         name: draw_known_borders(clips, np.isin(np.arange(clips.shape[1]), list(known)))
@@ -50,7 +50,7 @@ def framed(truth: NDArray[np.uint8] | None, rows: Rows) -> dict[str, NDArray[np.
 
 
 def without_known(rows: Rows) -> Rows:
-    """The rows with grey in the place of known frames, for videos that are not to be shown."""
+    """The rows with grey in place of known frames, for videos that must not be shown."""
     hidden = {name: clips.copy() for name, (clips, _) in rows.items()}
     for name, (_, known) in rows.items():
         hidden[name][:, list(known)] = 128

@@ -18,11 +18,17 @@ from eqm_video.studies.tasks.short import TOLD
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TOLD_TASKS = ("generation", "image-to-video")  # judged by their labels
+TOLD_TASKS = ("generation", "image-to-video")  # tasks that are judged by labels
 KEYS = ("direction", "shape", "both")
-PLACED = ("continuation", TOLD, "in-betweening", "in-betweening, told", "inpainting")  # judged by positions
+PLACED = (
+    "continuation",
+    TOLD,
+    "in-betweening",
+    "in-betweening, told",
+    "inpainting",
+)  # tasks that are judged by positions
 DASHES = {"codec alone": ":", "straight line": "--", "last frame held": "-."}
-MEASURES = {  # of a long video by window, and their axes
+MEASURES = {  # measures of a long video by window: titles of their axes
     "both": "share that shows its label",
     "position": "mean error (px)",
     "colour": "ground from the true one's\n(grey levels)",
@@ -31,52 +37,52 @@ MEASURES = {  # of a long video by window, and their axes
 
 
 def best(models: Mapping[str, Any]) -> str:
-    """The model whose long videos show their labels best, or, without any, that continues clips best."""
-    if all("long" in found for found in models.values()):
+    """The model whose long videos agree best with their labels, or, without long videos, that continues clips best."""
+    if all("long" in result for result in models.values()):
         return max(models, key=lambda name: models[name]["long"]["mean"]["both"])
-    if all("tasks" in found for found in models.values()):
+    if all("tasks" in result for result in models.values()):
         return min(models, key=lambda name: models[name]["tasks"][TOLD]["position"]["mean"])
     return next(iter(models))
 
 
-def plots_of(found: Mapping[str, Any]) -> dict[str, Callable[[Path], Any]]:
+def plots_of(results: Mapping[str, Any]) -> dict[str, Callable[[Path], Any]]:
     """The plots of the parts that were measured, by file name."""
-    models, drawn = found["models"], {}
-    if all("tasks" in one for one in models.values()):
+    models, drawn = results["models"], {}
+    if all("tasks" in result for result in models.values()):
         drawn["tasks.png"] = partial(draw_tasks, models)
-    if all("long" in one for one in models.values()):
+    if all("long" in result for result in models.values()):
         drawn["tasks_long.png"] = partial(draw_long, models)
-    if "ways" in found:
-        drawn["tasks_ways.png"] = partial(draw_ways, found["ways"])
-    if "stopping" in found:
-        drawn["tasks_stopping.png"] = partial(draw_stopping, found["stopping"])
+    if "ways" in results:
+        drawn["tasks_ways.png"] = partial(draw_ways, results["ways"])
+    if "stopping" in results:
+        drawn["tasks_stopping.png"] = partial(draw_stopping, results["stopping"])
     return drawn
 
 
 # Tables -------------------------------------------------------------------------------------------------------------
 
 
-def tables(found: Mapping[str, Any]) -> str:
-    """All tables, each under a sentence that says what its numbers are."""
-    models, settings, parts = found["models"], found["settings"], []
-    if all("tasks" in one for one in models.values()):
+def tables(results: Mapping[str, Any]) -> str:
+    """All tables, each below a sentence that explains its numbers."""
+    models, settings, parts = results["models"], results["settings"], []
+    if all("tasks" in result for result in models.values()):
         parts += [legend(settings), task_table(models)]
-    if all("long" in one for one in models.values()):
+    if all("long" in result for result in models.values()):
         parts += [
             f"{settings['long clips']} clips continued to {settings['length']} frames, told their labels: the share "
             "that shows its label in the first window, the last, all; the median error in px of first and last; of the "
             "last, the speed over the true one, and the ground's grey levels from the true one's; the RMS gradient on "
             "known frames; evaluations for a frame.",
-            long_table({name: one["long"] for name, one in models.items()}, "gamma in training"),
+            long_table({name: result["long"] for name, result in models.items()}, "gamma in training"),
         ]
-    if "ways" in found:
-        parts.append(f"The same of {settings['way clips']} clips with {found['best']}, one choice at a time.")
-        parts += [long_table(rows, title) for title, rows in found["ways"].items()]
-    if "stopping" in found:
+    if "ways" in results:
+        parts.append(f"The same of {settings['way clips']} clips with {results['best']}, one choice at a time.")
+        parts += [long_table(rows, title) for title, rows in results["ways"].items()]
+    if "stopping" in results:
         parts += [
-            f"Adaptive compute in {TOLD} with {found['best']}: evaluations of a clip, steps that its unknown frames "
+            f"Adaptive compute in {TOLD} with {results['best']}: evaluations of a clip, steps that its unknown frames "
             "moved, and errors in px.",
-            stopping_table(found["stopping"]),
+            stopping_table(results["stopping"]),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -92,12 +98,12 @@ def legend(settings: Mapping[str, Any]) -> str:
 
 
 def task_table(models: Mapping[str, Any]) -> str:
-    """A line for each model, and for what needs none."""
+    """A line for each model, and for each baseline without a model."""
     heads = ["gamma in training", *(f"{task} (direction, shape, both)" for task in TOLD_TASKS), *PLACED]
     cells: list[Sequence[str]] = [heads]
-    for name, found in models.items():
-        shares = [" ".join(_percent(found["tasks"][task][f"{key}_accuracy"]) for key in KEYS) for task in TOLD_TASKS]
-        cells.append([name, *shares, *(_error(found["tasks"][task]["position"]) for task in PLACED)])
+    for name, result in models.items():
+        shares = [" ".join(_percent(result["tasks"][task][f"{key}_accuracy"]) for key in KEYS) for task in TOLD_TASKS]
+        cells.append([name, *shares, *(_error(result["tasks"][task]["position"]) for task in PLACED)])
     floors = next(iter(models.values()))["baselines"]
     for name in DASHES:
         cells.append([name, "", "", *(_error(floors[task][name]) for task in PLACED)])
@@ -108,17 +114,17 @@ def long_table(rows: Mapping[str, Any], title: str) -> str:
     """A line for each long video: the first window, the last one, and the mean of all."""
     heads = ("first", "last", "all", "px first", "px last", "speed", "grey", "drift first", "drift last", "nfe")
     cells: list[Sequence[str]] = [(title, *heads)]
-    for name, found in rows.items():
-        windows = found["windows"]
+    for name, result in rows.items():
+        windows = result["windows"]
         both, error, drift = windows["both"], windows["position median"], windows["drift"]
         cells.append(
             [
                 name,
-                *(_percent(value) for value in (both[0], both[-1], found["mean"]["both"])),
+                *(_percent(value) for value in (both[0], both[-1], result["mean"]["both"])),
                 *(f"{value:.2f}" for value in (error[0], error[-1], windows["speed"][-1])),
                 f"{windows['colour'][-1]:.0f}",
                 *(f"{value:.3f}" for value in (drift[0], drift[-1])),
-                f"{found['nfe a frame']:.1f}",
+                f"{result['nfe a frame']:.1f}",
             ]
         )
     return aligned(cells)
@@ -146,11 +152,11 @@ def _error(position: Mapping[str, Any]) -> str:
 
 
 def draw_tasks(models: Mapping[str, Any], path: Path) -> Path:
-    """Shares of clips that show their label, and the errors frame by frame, one line for each model."""
+    """Draw shares of clips that agree with their label, and errors by frame, a line for each model; returns `path`."""
     figure = plots.figure(9, 5.6)
     shares = plots.axes(figure, 2, 2, 1, title="told the label", ylabel="share that shows its label", ylim=(0, 1.02))
-    for index, (name, found) in enumerate(models.items()):
-        values = [found["tasks"][task]["both_accuracy"] for task in TOLD_TASKS]
+    for index, (name, result) in enumerate(models.items()):
+        values = [result["tasks"][task]["both_accuracy"] for task in TOLD_TASKS]
         shift = 0.12 * (index - (len(models) - 1) / 2)
         shares.plot([k + shift for k in range(len(values))], values, linestyle="none", label=name, **plots.style(index))
     shares.set_xticks(range(len(TOLD_TASKS)), TOLD_TASKS)
@@ -166,26 +172,26 @@ def draw_tasks(models: Mapping[str, Any], path: Path) -> Path:
 
 
 def _by_frame(axes: Axes, models: Mapping[str, Any], task: str) -> None:
-    """The mean errors of the frames that a task leaves open."""
+    """Draw the mean errors of the unknown frames of a task."""
     first = next(iter(models.values()))
     known = first["tasks"][task]["known"]
     count = len(first["tasks"][task]["position"]["mean by frame"]) + len(known)
     frames = [frame for frame in range(count) if frame not in known]
-    for index, (name, found) in enumerate(models.items()):
-        axes.plot(frames, found["tasks"][task]["position"]["mean by frame"], label=name, **plots.style(index))
+    for index, (name, result) in enumerate(models.items()):
+        axes.plot(frames, result["tasks"][task]["position"]["mean by frame"], label=name, **plots.style(index))
     for name, dash in DASHES.items():
         axes.plot(frames, first["baselines"][task][name]["mean by frame"], dash, color=plots.GREY, label=name)
     axes.set_xticks(range(count))
 
 
 def draw_long(models: Mapping[str, Any], path: Path) -> Path:
-    """Every measure over the frames of the long videos, one line for each model."""
+    """Draw every measure over the frames of the long videos, a line for each model; returns `path`."""
     figure = plots.figure(9, 5.6)
     for place, (key, title) in enumerate(MEASURES.items(), start=1):
         axes = plots.axes(figure, 2, 2, place, ylabel=title, xlabel="frame of the video" if place > 2 else "")
-        for index, (name, found) in enumerate(models.items()):
+        for index, (name, result) in enumerate(models.items()):
             axes.plot(
-                found["long"]["ends"], found["long"]["windows"][key], label=name, markersize=4, **plots.style(index)
+                result["long"]["ends"], result["long"]["windows"][key], label=name, markersize=4, **plots.style(index)
             )
         if key == "position":
             first = next(iter(models.values()))["long"]
@@ -199,15 +205,15 @@ def draw_long(models: Mapping[str, Any], path: Path) -> Path:
 
 
 def draw_ways(ways: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
-    """A column for each choice: shares that show their label above, errors below, over the frames of the video."""
+    """Draw a column for each choice: label agreement above, errors below, over the frames; returns `path`."""
     figure, count = plots.figure(3.1 * len(ways), 5), len(ways)
     for column, (title, rows) in enumerate(ways.items(), start=1):
         above = plots.axes(figure, 2, count, column, title=title, ylim=(0, 1.02))
         below = plots.axes(figure, 2, count, count + column, xlabel="frame of the video", yscale="log")
-        for index, (name, found) in enumerate(rows.items()):
+        for index, (name, result) in enumerate(rows.items()):
             look = {"label": name, "markersize": 3, "linewidth": 1, **plots.style(index)}
-            above.plot(found["ends"], found["windows"]["both"], **look)
-            below.plot(found["ends"], found["windows"]["position median"], **look)
+            above.plot(result["ends"], result["windows"]["both"], **look)
+            below.plot(result["ends"], result["windows"]["position median"], **look)
         plots.ticks_1_2_5(below.yaxis)
         if column == 1:
             above.set_ylabel(MEASURES["both"])
@@ -217,7 +223,7 @@ def draw_ways(ways: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
 
 
 def draw_stopping(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """Errors over the steps that frames moved, for clips that stop as a whole and frame by frame."""
+    """Draw errors over active steps, for clips that stop as a whole and frame by frame; returns `path`."""
     figure = plots.figure(5, 3.4)
     axes = plots.axes(figure, xlabel="steps that an unknown frame moved, mean", ylabel="mean error (px)", yscale="log")
     for index, (per_frame, name) in enumerate([(False, "clips stop"), (True, "frames stop")]):

@@ -1,8 +1,8 @@
 """The tasks within one clip: generation, image-to-video, continuation, in-betweening, inpainting in time.
 
-All of them are one call of the pipeline, with other frames known. Labels are told where the task leaves the motion open
-(generation, image-to-video); where the known frames show it the model has to see it by itself, and, for comparison, is
-told: unlabelled clips are a small part of its training (label_dropout).
+Each of them is a call of the pipeline with other known frames. Labels are given if the task leaves the motion open
+(generation, image-to-video). If the known frames show the motion, the model must infer it without a label; for
+comparison there are runs with the label, because unlabelled clips are a small part of training (label_dropout).
 
 Legend: N clips, T frames, H W pixels.
 """
@@ -24,12 +24,12 @@ from eqm_video.studies.batches import batches
 from eqm_video.studies.tasks.clips import Truth, describe, errors_of, forward, held, straight, tracks
 
 TOLD = "continuation, told"
-TOLERANCES = (0.1, 0.2, 0.4, 0.8, 1.6)  # of adaptive compute, times a quarter of the decay's gain
+TOLERANCES = (0.1, 0.2, 0.4, 0.8, 1.6)  # tolerances of adaptive compute, in quarters of the decay's gain
 
 
 @dataclass(frozen=True)
 class Task:
-    """Which frames are known, and whether the label is told. From two known frames on, the others follow from them."""
+    """A task: its known frames, and whether the label is given. Two known frames or more determine the others."""
 
     name: str
     known: tuple[int, ...]
@@ -37,11 +37,11 @@ class Task:
 
     @property
     def placed(self) -> bool:
-        """Whether every frame has one right place."""
+        """Whether every frame has a single right position."""
         return len(self.known) > 1
 
     def unknown(self, frames: int) -> list[int]:
-        """The frames that a model fills in."""
+        """The numbers of the frames that a model fills in."""
         return [frame for frame in range(frames) if frame not in self.known]
 
 
@@ -61,7 +61,7 @@ def tasks(frames: int, context: int) -> list[Task]:
 
 @dataclass(frozen=True)
 class Setting:
-    """The same for all models: the truth, the seed of clip 0 (clip k has seed + k), clips at once, how to sample."""
+    """The setting of all models: the truth, the seed of clip 0 (clip k has seed + k), batch size, and `Sampling`."""
 
     truth: Truth
     seed: int = 0
@@ -69,13 +69,13 @@ class Setting:
     how: Sampling = field(default_factory=Sampling)
 
     def batches(self) -> list[slice]:
-        """Consecutive clips that go through the network together."""
+        """Slices of consecutive clips, of at most `batch_size`."""
         return batches(len(self.truth.names), self.batch_size)
 
 
 @dataclass(frozen=True)
 class Filled:
-    """Clips (N, T, H, W, 3), their field evaluations (N,), those of each frame (N, T), and seconds of all calls."""
+    """Filled clips (N, T, H, W, 3), their evaluations (N,), those of each frame (N, T), and seconds of all calls."""
 
     clips: NDArray[np.uint8]
     nfe: NDArray[np.int64]
@@ -90,39 +90,39 @@ def fill(pipeline: EqMPipeline, task: Task, setting: Setting, **changes: Any) ->
     begun = time.perf_counter()
     for batch in setting.batches():
         names = truth.names[batch]
-        given = {"clips": truth.clips[batch, :frames], "known": list(task.known)} if task.known else {}
+        known = {"clips": truth.clips[batch, :frames], "known": list(task.known)} if task.known else {}
         seeds = [setting.seed + k for k in range(batch.start, batch.stop)]
         labels = names if task.told else [None] * len(names)
-        parts.append(pipeline.sample(how, labels, seeds=seeds, output_type="uint8", **given))
+        parts.append(pipeline.sample(how, labels, seeds=seeds, output_type="uint8", **known))
     seconds = time.perf_counter() - begun
     nfe, frame_nfe = (torch.cat([getattr(part, name) for part in parts]).numpy() for name in ("nfe", "frame_nfe"))
     return Filled(np.concatenate([part.frames for part in parts]), nfe, frame_nfe, seconds)
 
 
 def measure(filled: Filled, task: Task, truth: Truth, rebuilt: NDArray[np.uint8]) -> dict[str, Any]:
-    """The results of a task: motion where the label was told, pixels from the true positions where it follows.
+    """The results of a task: motion if the label is given, distances from the true positions if these are determined.
 
-    rebuilt (N, T, H, W, 3): what the codec keeps of the truth; known frames must equal it (`changed`, grey levels).
+    rebuilt (N, T, H, W, 3): the truth after the codec. Known frames must equal it (`changed`, grey levels).
     """
     frames, known = filled.clips.shape[1], list(task.known)
-    found: dict[str, Any] = {"nfe": float(filled.nfe.mean()), "seconds": round(filled.seconds, 1)}
+    results: dict[str, Any] = {"nfe": float(filled.nfe.mean()), "seconds": round(filled.seconds, 1)}
     places = tracks(filled.clips)
     if task.told:
         scores = score_motion(filled.clips, truth.names, truth.shapes, endless=True)
-        found |= {key: value for key, value in scores.items() if "accuracy" in key or key == "shape_overlap"}
+        results |= {key: value for key, value in scores.items() if "accuracy" in key or key == "shape_overlap"}
         speeds = forward(places, truth.names, truth.size)
-        found["speed"] = float(np.median(speeds / truth.speeds))
+        results["speed"] = float(np.median(speeds / truth.speeds))
     if task.placed:
-        found["position"] = describe(errors_of(places, truth, task.unknown(frames)))
+        results["position"] = describe(errors_of(places, truth, task.unknown(frames)))
     if known:
         levels = np.abs(filled.clips[:, known].astype(int) - rebuilt[:, known])
-        found["changed"] = int(levels.max())
-        found["known position"] = float(errors_of(places, truth, known).mean())
-    return found
+        results["changed"] = int(levels.max())
+        results["known position"] = float(errors_of(places, truth, known).mean())
+    return results
 
 
 def baselines(task: Task, truth: Truth, rebuilt: NDArray[np.uint8]) -> dict[str, dict[str, Any]]:
-    """The same errors without a network: what measuring itself is wrong by, a held frame, and straight lines."""
+    """The same errors without a network: of the measurement itself, of a repeated frame, and of straight lines."""
     frames, known = rebuilt.shape[1], list(task.known)
     places = tracks(rebuilt)
     guesses = {
@@ -134,13 +134,13 @@ def baselines(task: Task, truth: Truth, rebuilt: NDArray[np.uint8]) -> dict[str,
 
 
 def stopping(pipeline: EqMPipeline, task: Task, setting: Setting) -> list[dict[str, Any]]:
-    """Adaptive compute in a task: evaluations and errors by tolerance, of clips that stop as a whole and by frame.
+    """Adaptive compute in a task: evaluations and errors by tolerance, for clips that stop as a whole and by frame.
 
-    nfe: evaluations of a clip; moves: those at which its unknown frames still moved, mean over the frames.
+    nfe: evaluations of a clip; moves: evaluations at which an unknown frame was active, mean over the frames.
     """
     gain = getattr(pipeline.decay, "gain", 1.0)
     choices: list[dict[str, Any]] = [{}]
-    choices += [{"tolerance": gain / 4 * one, "per_frame": each} for each in (False, True) for one in TOLERANCES]
+    choices += [{"tolerance": gain / 4 * level, "per_frame": each} for each in (False, True) for level in TOLERANCES]
     rows = []
     for changes in choices:
         filled = fill(pipeline, task, setting, **changes)

@@ -35,7 +35,7 @@ from eqm_video.studies.tasks.short import Setting
 from eqm_video.system import machine
 
 RECIPES = Recipes("gamma", "shared")
-SHOWN = 8  # clips of each task that are kept for pictures
+SHOWN = 8  # clips of each task that are kept for the pictures
 PARTS = ("short", "long", "ways", "stopping")
 
 
@@ -43,84 +43,86 @@ PARTS = ("short", "long", "ways", "stopping")
 class Tasks(Opening, Trained, Longer, Stepped, Guided, Seeded, Batched, group="compare"):
     """Train and compare draws of gamma: every video task on endless moving shapes.
 
-    The recipes of configs/gamma differ in the draw of gamma in training and in nothing else. Each of them is trained
-    once and measured in every task: generation, image-to-video, continuation, in-betweening, inpainting in time, and
-    videos of many times the training length. All meet the same clips and the same noise. The clips are rendered in
-    closed form, so that the error of every predicted frame is known in pixels. The model that does best over a long
-    video is also measured with other choices in its windows, and with adaptive compute.
+    The recipes of gamma/ differ only in the draw of gamma in training. Each of them is trained once and measured in
+    every task: generation, image-to-video, continuation, in-betweening, inpainting in time, and videos of many times
+    the training length. All get the same clips and the same noise. The clips are rendered in closed form, so that the
+    error of every predicted frame is known in pixels. The model with the best long videos is also measured with other
+    choices in its windows, and with adaptive compute.
 
-    Finished runs and measurements are found and kept. The videos are written where --data has none. With --models
-    other models of moving shapes are measured instead.
+    Finished runs and measurements are reused. The videos are written if --data does not exist. With --models other
+    models of moving shapes are measured instead.
     """
 
     models: tuple[str, ...] | None = option(
-        None, metavar="MODEL", help="measure these models of moving shapes in place of the recipes"
+        None, metavar="MODEL", help="measure these models of moving shapes instead of the recipes"
     )
     runs: Path = option(Path("runs/gamma"), metavar="DIR", help="folder of the training runs")
     data: Path = Path("data/endless_shapes")
-    parts: tuple[str, ...] = option(PARTS, choices=PARTS, metavar="PART", help=f"measure these: {', '.join(PARTS)}")
+    parts: tuple[str, ...] = option(
+        PARTS, choices=PARTS, metavar="PART", help=f"measure only these parts: {', '.join(PARTS)}"
+    )
     clips: int = same(HeldOut, "clips", least=2)
-    long_clips: int = option(32, least=2, metavar="N", help="clips that are continued to a long video")
-    way_clips: int = option(16, least=2, metavar="N", help="clips of each choice in the windows of a long video")
+    long_clips: int = option(32, least=2, metavar="N", help="number of long videos")
+    way_clips: int = option(16, least=2, metavar="N", help="number of long videos for each choice in their windows")
     length: int | None = narrower(None, least=8, unset="ten times T")
     overlap: int | None = narrower(None, unset="half of T")
     context_gamma: float = same(Sampling, "context_gamma")
     context: int = option(3, least=2, metavar="K", help="known frames in continuation")
     best: str | None = option(
-        None, metavar="NAME", help="vary the choices of this model", unset="the one that does best over long videos"
+        None, metavar="NAME", help="vary the choices of this model", unset="the model with the best long videos"
     )
 
     def check(self) -> None:
-        """Trained models and recipes exclude each other."""
+        """UserError for --models beside options of the recipes."""
         if self.models and (self.only is not None or self.overrides):
             raise UserError("--models measures what is trained already: leave --only and section.key=value out")
 
     def run(self) -> Report:
-        """Train what is missing, and measure what is missing."""
+        """Train missing runs, and make missing measurements."""
         measurer = Measurer(self, self.exports())
-        found: dict[str, Any] = {"settings": measurer.settings(), "models": {name: {} for name in measurer.paths}}
+        results: dict[str, Any] = {"settings": measurer.settings(), "models": {name: {} for name in measurer.paths}}
         for name in measurer.paths:
             for part in ("short", "long"):
                 if part in self.parts:
-                    found["models"][name] |= measurer.measure(name, part)
-        found["best"] = tasks_report.best(found["models"]) if self.best is None else self.best
+                    results["models"][name] |= measurer.measure(name, part)
+        results["best"] = tasks_report.best(results["models"]) if self.best is None else self.best
         for part in ("ways", "stopping"):
             if part in self.parts:
-                found |= measurer.measure(found["best"], part)
-        numbers = {"training runs of each recipe": 1, "machine": machine.describe(), **found}
+                results |= measurer.measure(results["best"], part)
+        numbers = {"training runs of each recipe": 1, "machine": machine.describe(), **results}
         tables = tasks_report.tables(numbers)
-        pictures = {**tasks_report.plots_of(numbers), **measurer.pictures(found["best"])}
+        pictures = {**tasks_report.plots_of(numbers), **measurer.pictures(results["best"])}
         return Report(numbers, tables, pictures, {"tasks.md": tables})
 
     def exports(self) -> dict[str, Path]:
-        """The folders of the models, by name: those of --models, or the recipes', trained where missing.
+        """The folders of the models, by name: those of --models, or those of the recipes, which are trained if missing.
 
         UserError, before any training, for options that do not fit the models.
         """
         if self.models:
-            paths = [Path(one) for one in self.models]
+            paths = [Path(model) for model in self.models]
             short = [path.parent.name if path.name == "export" else path.name for path in paths]
             names = short if len(set(short)) == len(short) else [str(path) for path in paths]
-            found = dict(zip(names, paths, strict=True))
+            exports = dict(zip(names, paths, strict=True))
         else:
             names = RECIPES.chosen(self.chosen)
-            found = {name: self.runs / name / "export" for name in names}
+            exports = {name: self.runs / name / "export" for name in names}
             self.check_windows(RECIPES.config(names[0], self).data.frames)
-        if self.best not in (None, *found):
-            raise UserError(f"--best {self.best}: the models are {', '.join(found)}")
-        if self.best is None and len(found) > 1 and not {"short", "long"} & set(self.parts):
+        if self.best not in (None, *exports):
+            raise UserError(f"--best {self.best}: the models are {', '.join(exports)}")
+        if self.best is None and len(exports) > 1 and not {"short", "long"} & set(self.parts):
             raise UserError(
-                f"--parts {' '.join(self.parts)} is of one model: add long, or --best and one of {', '.join(found)}"
+                f"--parts {' '.join(self.parts)} is for a single model: add long, or --best and {' or '.join(exports)}"
             )
         if not self.models:
             RECIPES.claim(names, self)
             write_videos(self.data, endless=True)
-            for name in found:
+            for name in exports:
                 RECIPES.train(name, self)
-        return found
+        return exports
 
     def check_windows(self, frames: int) -> None:
-        """UserError where windows of T frames cannot share, or clips continue from, as many as the options say."""
+        """UserError if --overlap or --context is not smaller than T = `frames`."""
         for flag, value in (("--context", self.context), ("--overlap", self.overlap)):
             if value is not None and value >= frames:
                 raise UserError(f"{flag} {value}: clips of {frames} frames leave 1 to {frames - 1}")
@@ -130,7 +132,7 @@ class Tasks(Opening, Trained, Longer, Stepped, Guided, Seeded, Batched, group="c
 
 
 class Measurer:
-    """Measures models on the same clips, and keeps a file for each measurement in OUT/measured."""
+    """Measures models on the same clips. It keeps a file for each measurement in OUT/measured."""
 
     def __init__(self, given: Tasks, paths: Mapping[str, Path]) -> None:
         self.given, self.paths, self.measured = given, paths, Measured(given.out, given.again)
@@ -145,7 +147,10 @@ class Measurer:
         self._truth: Truth | None = None
 
     def open(self, name: str) -> EqMPipeline:
-        """The model of this name; the last one opened is kept. UserError where it has other clips than the first."""
+        """The model of this name; the last opened model stays open.
+
+        UserError if its clips differ from the first model's.
+        """
         if self.opened is None or self.opened[0] != name:
             self.opened = (name, open_model(self.given, self.paths[name]))
         pipeline = self.opened[1]
@@ -156,18 +161,18 @@ class Measurer:
         return pipeline
 
     def truth(self, count: int) -> Truth:
-        """The first `count` clips, as long as the longest video."""
+        """The first `count` clips of the truth, as long as the long videos."""
         if self._truth is None:
             self._truth = Truth.render(self.names, self.length, self.size, self.given.seed)
         return self._truth.first(count)
 
     def setting(self, count: int) -> Setting:
-        """The same clips and seeds for every model."""
-        how = Sampling.of(self.given, context_gamma=1.0)  # a roll-out alone shows known frames less clean
+        """The setting of `count` clips: the same clips and seeds for every model."""
+        how = Sampling.of(self.given, context_gamma=1.0)  # only roll-outs have a context_gamma
         return Setting(self.truth(count), self.given.seed, self.given.batch_size, how)
 
     def settings(self) -> dict[str, Any]:
-        """For the record."""
+        """The settings for the record."""
         keys = ("clips", "long_clips", "way_clips", "context", "steps", "guidance_scale", "seed")
         own = {key.replace("_", " "): getattr(self.given, key) for key in keys}
         return {"frames": self.frames, "size": self.size, "length": self.length, **self.way.settings(), **own}
@@ -178,12 +183,12 @@ class Measurer:
         return {"weights": fingerprint(self.open(name)), "clips": count, **settings}
 
     def measure(self, name: str, part: str) -> dict[str, Any]:
-        """One part of the measurements of one model."""
+        """The part `part`, of `PARTS`, of a model's measurements."""
         return getattr(self, part)(name)
 
     def short(self, name: str) -> dict[str, Any]:
         """Every task within one clip, and the baselines, which need no network."""
-        pipeline, found, floors = self.open(name), {}, {}
+        pipeline, results, floors = self.open(name), {}, {}
         truth = self.truth(self.given.clips)
         rebuilt = None
         for task in tasks_short.tasks(self.frames, self.given.context):
@@ -197,16 +202,16 @@ class Measurer:
                 return {"known": list(task.known), **numbers, "baselines": without}, filled.clips[:SHOWN]
 
             asked = {**self.asked(name, self.given.clips), "known": list(task.known), "told": task.told}
-            found[task.name] = self.kept(name, task.name, asked, work)
-            floors[task.name] = found[task.name].pop("baselines")
-        return {"tasks": found, "baselines": {key: value for key, value in floors.items() if value}}
+            results[task.name] = self.kept(name, task.name, asked, work)
+            floors[task.name] = results[task.name].pop("baselines")
+        return {"tasks": results, "baselines": {key: value for key, value in floors.items() if value}}
 
     def long(self, name: str) -> dict[str, Any]:
-        """The usual roll-out of one model."""
+        """The usual roll-out of a model."""
         return {"long": self.roll(name, self.way, self.given.long_clips)}
 
     def ways(self, name: str) -> dict[str, Any]:
-        """Roll-outs that differ in one choice each."""
+        """Roll-outs of a model that differ from the usual in a single choice."""
         return {
             "ways": {
                 title: {
@@ -218,7 +223,7 @@ class Measurer:
         }
 
     def roll(self, name: str, way: tasks_long.Way, count: int) -> dict[str, Any]:
-        """One roll-out of one model, of `count` clips."""
+        """A roll-out of a model, of `count` clips."""
         pipeline, truth = self.open(name), self.truth(count)
 
         def work() -> tuple[dict[str, Any], np.ndarray]:
@@ -232,10 +237,10 @@ class Measurer:
         return self.kept(name, _long(way, count), asked, work)
 
     def stopping(self, name: str) -> dict[str, Any]:
-        """Adaptive compute in the continuation of one model."""
+        """Adaptive compute of a model in the task continuation."""
         pipeline = self.open(name)
         listed = tasks_short.tasks(self.frames, self.given.context)
-        task = next(one for one in listed if one.name == tasks_short.TOLD)
+        task = next(task for task in listed if task.name == tasks_short.TOLD)
 
         def work() -> tuple[dict[str, Any], None]:
             return {"rows": tasks_short.stopping(pipeline, task, self.setting(self.given.clips))}, None
@@ -248,8 +253,8 @@ class Measurer:
         fps = float(self.open(best).config.fps)
         truth, drawn = self.truth(SHOWN).clips, {}
         if "short" in self.given.parts:
-            tasks = [one for one in tasks_short.tasks(self.frames, self.given.context) if one.known]
-            rows = {one.name: (self.shown(best, one.name), one.known) for one in tasks}
+            tasks = [task for task in tasks_short.tasks(self.frames, self.given.context) if task.known]
+            rows = {task.name: (self.shown(best, task.name), task.known) for task in tasks}
             look = {"truth": truth[:, : self.frames], "rows": rows}
             drawn["tasks.gif"] = partial(tasks_pictures.draw_clips, **look, fps=fps)
             drawn["tasks_strips.png"] = partial(tasks_pictures.draw_strips, **look)
@@ -260,7 +265,7 @@ class Measurer:
         return drawn
 
     def shown(self, name: str, what: str) -> np.ndarray:
-        """The clips (n, T, H, W, 3) that a measurement kept."""
+        """The clips (n, T, H, W, 3) of a kept measurement."""
         return self.measured.clips(_file(name, what))
 
     def kept(
