@@ -43,7 +43,7 @@ class Batched:
     """The option --batch-size."""
 
     title: ClassVar[str] = "device"
-    batch_size: int = option(32, least=1, metavar="B", help="samples or clips that go through the network at once")
+    batch_size: int = option(32, least=1, metavar="B", help="samples or clips in a pass through the network")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ class Overwriting:
     """The option --overwrite."""
 
     title: ClassVar[str] = "files"
-    overwrite: bool = option(False, help="delete what other settings left in DIR")
+    overwrite: bool = option(False, help="delete results of other settings in DIR")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +185,7 @@ class Cut:
         help="the part of official lists (UCF-101's, CIFAR-10's), or all files",
         unset="all",
     )
-    fold: int | None = option(None, least=1, metavar="F", help="of the split", unset="1", rare=True)
+    fold: int | None = option(None, least=1, metavar="F", help="number of the split's fold", unset="1", rare=True)
     frame_interval: int | None = option(
         None, least=1, metavar="K", help="take every K-th frame", unset="from the fps of data and model"
     )

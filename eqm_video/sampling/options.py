@@ -68,7 +68,7 @@ class Longer:
         None,
         least=1,
         metavar="K",
-        help="frames that a window shares with the one before, known there",
+        help="known frames of each next window",
         unset="4, at most half a window",
     )
 
@@ -85,7 +85,7 @@ class Showing(groups.Written, groups.Overwriting, groups.Columns):
     scale: int | None = option(
         None, least=1, help="enlarge clips in the grid this many times", unset="clips about 128 wide"
     )
-    clips: int | None = option(None, least=0, metavar="M", help="clips that get files of their own", unset="first 64")
+    clips: int | None = option(None, least=0, metavar="M", help="write files for the first M clips", unset="64")
     scale: int | None = option(
         None, least=1, help="pixels of the grid for each pixel", unset="clips about 128 wide", rare=True
     )
@@ -119,7 +119,7 @@ class SampleOptions(
     steps: int | None = narrower(None, least=1)
     start_gamma: float | None = narrower(None, unset="0")
     batch_size: int = 16
-    mixed_precision: str = option("no", choices=tuple(PRECISIONS), help="of the network", rare=True)
+    mixed_precision: str = option("no", choices=tuple(PRECISIONS), help="precision of the network", rare=True)
 
     def __post_init__(self) -> None:
         options.check(self)

@@ -73,9 +73,13 @@ class Sampling:
     mu: float | None = option(
         None, least=0, below=1, metavar="M", help="look-ahead of nag, in [0, 1)", unset="the model's"
     )
-    temperature: float | None = option(None, least=0, metavar="T", help="of langevin", unset="the sampler's", rare=True)
-    guidance_scale: float | None = option(None, metavar="S", help="1 = no guidance", unset="the model's")
-    step_schedule: str | Schedule = option("constant", choices=tuple(SCHEDULES), help="of the step size", rare=True)
+    temperature: float | None = option(
+        None, least=0, metavar="T", help="temperature of langevin", unset="the sampler's", rare=True
+    )
+    guidance_scale: float | None = option(None, metavar="S", help="guidance; 1 = none", unset="the model's")
+    step_schedule: str | Schedule = option(
+        "constant", choices=tuple(SCHEDULES), help="schedule of the step size", rare=True
+    )
     guidance_interval: tuple[float, float] | None = option(
         None, least=0, most=1, metavar=("FIRST", "LAST"), help="guide this part: 0 0.5 is early", rare=True
     )
@@ -93,16 +97,16 @@ class Sampling:
         False, help="compose as the paper does: the fields' sum, without the unlabelled one", rare=True
     )
     tolerance: float | None = option(None, above=0, metavar="R", help="the gradient's RMS below which a clip stops")
-    per_frame: bool = option(False, help="every frame comes to rest by itself")
+    per_frame: bool = option(False, help="every frame stops by itself")
     start_gamma: float = option(
-        0.0, least=0, below=1, metavar="G", help="how clean unknown frames start: 0 = noise, 1 = the clip"
+        0.0, least=0, below=1, metavar="G", help="gamma of unknown frames at the start: 0 = noise"
     )
     frame_schedule: str | int = option(
         "joint",
         read=read_frame_schedule,
         kind=f"one of {', '.join(FRAME_SCHEDULES)}, or a number of steps",
         metavar="KIND",
-        help="order in which frames descend: joint, pyramid, autoregressive, or a delay in steps",
+        help="joint, pyramid, autoregressive, or a delay in steps",
     )
     context_gamma: float = option(
         1.0, above=0, most=1, metavar="G", help="gamma of the known frames that the network sees"
@@ -111,9 +115,9 @@ class Sampling:
         1.0, metavar="S", help="guidance scale of the known frames; 1 = no history guidance"
     )
     context_gamma: float = option(
-        1.0, above=0, most=1, metavar="G", help="show the network known frames this clean", rare=True
+        1.0, above=0, most=1, metavar="G", help="gamma at which the network sees known frames", rare=True
     )
-    history_guidance: float = option(1.0, metavar="S", help="weight of what known frames say; 1 = none", rare=True)
+    history_guidance: float = option(1.0, metavar="S", help="guidance scale of the known frames; 1 = none", rare=True)
 
     def __post_init__(self) -> None:
         options.check(self, prefix="")
