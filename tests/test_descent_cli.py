@@ -133,7 +133,7 @@ def test_an_image_model_and_wrong_names(folders, tmp_path):
 def test_what_cannot_be_recorded_is_explained(folders, tmp_path):
     words = [folders.eqm, folders.flow, "--out", str(tmp_path), "--num-samples", "2"]
     for option in ("--sampler", "--against-sampler"):
-        with pytest.raises(UserError, match=f"clip after clip.*{option} euler or heun"):
+        with pytest.raises(UserError, match=f"share no evaluations.*{option} euler or heun"):
             Descent.main([*words, option, "dopri5"])
     far = {"kind": "gd", "step_size": 1e38, "steps": 4, "guidance_scale": 1.0}
     tiny_pipeline(sampler=far).save_pretrained(tmp_path / "far")
