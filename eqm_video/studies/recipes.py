@@ -99,7 +99,7 @@ class Recipes:
             claim_output(given.runs / name, "train", option="the run's folder")
 
     def train(self, name: str, given: Trained, variant: Variant | None = None) -> None:
-        """Train a recipe or a variant, or continue its run, unless it is finished; first the run that it starts from."""
+        """Train a recipe or a variant, or continue its run, unless it is finished; first the run it starts from."""
         recipe, source, config = self.folder / f"{name}.yaml", self.origin(name), self.config(name, given, variant)
         if (config.run.folder / "export").is_dir():
             check_same(config, recipe)
