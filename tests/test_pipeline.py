@@ -488,7 +488,7 @@ def test_a_network_that_is_told_gamma_is_told_where_the_descent_stands():
     # A descent follows the same path: with c = 1 and eta = 1 / N its closed-form gamma is k / N.
     descent = latents(flow, "down", seeds=[7], sampler="gd", step_size=0.25)
     torch.testing.assert_close(descent, current, rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match=r"told gamma.*euler, heun or dopri5"):
+    with pytest.raises(UserError, match=r"needs gamma.*euler, heun or dopri5"):
         flow("down", sampler="adam")
     clips = np.zeros((1, 3, 16, 16, 3), np.uint8)
     with pytest.raises(UserError, match="cannot hold some"):
