@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_run import write_codec
 
 from eqm_video import options
 from eqm_video.errors import UserError
@@ -106,6 +107,8 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
     monkeypatch.setattr("eqm_video.studies.demo.VIDEOS", 2)
     monkeypatch.setattr("eqm_video.studies.demo.HELD_OUT", 1)
     words = ["--out", tmp_path / "runs", "--data", tmp_path / "data", "--num-samples", 8, "--only", "base", "flow"]
+    write_codec(tmp_path / "codec")
+    words += [f"codec.name={tmp_path / 'codec'}"]
     words += ["train.steps=2", "train.batch_size=4", "held_out.clips=2", "sampler.steps=4"]
     words = [str(word) for word in words]
     assert ablate.Ablate.main(words) == 0

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tiny_run import write_codec
 
 from eqm_video import options
 from eqm_video.data.datasets import look_at_video
@@ -224,7 +225,9 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
     monkeypatch.setattr(tasks_long, "ways", lambda plain, frames: ways)
     words = ["--out", tmp_path / "out", "--runs", tmp_path / "runs", "--data", tmp_path / "data"]
     words += ["--clips", 3, "--long-clips", 2, "--length", 12, "--steps", 2, "--only", "shared", "per_frame"]
-    words = [str(word) for word in [*words, "train.steps=2", "train.batch_size=4", "held_out.clips=2"]]
+    write_codec(tmp_path / "codec")
+    words += ["train.steps=2", "train.batch_size=4", "held_out.clips=2", f"codec.name={tmp_path / 'codec'}"]
+    words = [str(word) for word in words]
     assert tasks.Tasks.main(words) == 0
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "tasks.json").read_text())

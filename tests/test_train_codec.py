@@ -16,15 +16,17 @@ from eqm_video.training import codec as training
 
 
 @pytest.fixture(autouse=True)
-def few_canvases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "CANVASES", 4)
+def few_small_canvases(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"CANVASES": 4, "CANVAS": 48, "CROP_SIZES": (16, 32), "PIXELS_PER_STEP": 4 * 32 * 32, "HELD_OUT": 8}
+    for name, value in sizes.items():
+        monkeypatch.setattr(training, name, value)
 
 
 def test_steps_improve_it_and_the_folder_loads(tmp_path: Path) -> None:
     assert main(["train-codec", str(tmp_path / "first"), "--steps", "2"]) == 0
     assert main(["train-codec", str(tmp_path / "second"), "--steps", "30", "--init", str(tmp_path / "first")]) == 0
     before, after = (json.loads((tmp_path / name / "numbers.json").read_text()) for name in ("first", "second"))
-    assert after["psnr"] > before["psnr"] + 1
+    assert after["psnr"] > before["psnr"] + 0.5
     codec = Codec.load(str(tmp_path / "second"))
     picture = training.to_pixels(dead_leaves(np.random.default_rng(0), 32, 32)[None])[None]
     latents = codec.encode(picture)

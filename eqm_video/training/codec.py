@@ -35,6 +35,7 @@ PIXELS_PER_STEP = 16 * 32 * 32
 CANVAS = 128  # pixels
 CANVASES = 256
 REPLACE_EVERY = 4  # steps
+HELD_OUT = 32  # canvases that are measured
 
 
 def new_autoencoder() -> AutoencoderKL:
@@ -120,7 +121,7 @@ class CodecTraining:
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, betas=(0.9, 0.99), weight_decay=1e-4)
         pool = CanvasPool(CANVASES, self.seed)
         rng = np.random.default_rng(2**31)
-        held_out = to_pixels(np.stack([dead_leaves(rng, CANVAS, CANVAS) for _ in range(32)]))
+        held_out = to_pixels(np.stack([dead_leaves(rng, CANVAS, CANVAS) for _ in range(HELD_OUT)]))
         for note in note_bf16("cpu", "--bf16", "the command without it") if self.bf16 else ():
             print(note)
         start, step, progress, numbers = time.monotonic(), 0, 0.0, {}
