@@ -104,7 +104,8 @@ def numbers() -> dict:
     runs |= {("mixture", "eqf", seed): run_of(0.5, 1.5 + seed) for seed in range(2)}
     settings = {"clips": 6, "long clips": 6, "length": 12, "budget": 24, "guidance scale": 2.0}
     rates = {"eqm": {"tried": {"0.003": 2.5}, "chosen": 0.003}, "eqf": {"tried": {}, "chosen": None}}
-    samplers = {"mixture": {"eqm": {"tried": {"multistep": 1.0}, "chosen": "multistep"}}}
+    way = {"tried": {"multistep": 1.0}, "chosen": "multistep"}
+    samplers = {"mixture": {"eqm": way, "eqf": way}}
     found = results.gather(runs)
     return {"settings": settings, "learning rates": rates, "samplers": samplers, "loss": {}, **found}
 

@@ -151,7 +151,7 @@ def pictures(numbers: Mapping[str, Any]) -> dict[str, Callable[[Path], Any]]:
     for place, draw in enumerate(numbers["results"]):
         more = f"_{draw}" if place else ""
         drawn[f"forcing{more}.png"] = partial(draw_results, numbers["results"][draw])
-        drawn[f"forcing_evaluations{more}.png"] = partial(draw_evaluations, numbers["curve"][draw])
+        drawn[f"forcing_evaluations{more}.png"] = partial(draw_evaluations, numbers, draw)
         drawn[f"forcing_field{more}.png"] = partial(draw_field, numbers, draw)
         drawn[f"forcing_long{more}.png"] = partial(draw_long, numbers["long"][draw])
     return drawn
@@ -180,19 +180,28 @@ def draw_results(found: Mapping[str, Any], path: Path) -> Path:
     return plots.save(figure, path)
 
 
-def draw_evaluations(found: Mapping[str, Any], path: Path) -> Path:
-    """Quality against evaluations: a panel for each target with all its samplers, with intervals as bands."""
+def draw_evaluations(numbers: Mapping[str, Any], draw: str, path: Path) -> Path:
+    """Quality against evaluations, intervals as bands: a panel for each target, then all with their best samplers."""
+    found, chosen = numbers["curve"][draw], numbers["samplers"][draw]
     figure, ways = plots.figure(9, 5.4), list(dict.fromkeys(way for row in found.values() for way in row))
-    for place, (name, rows) in enumerate(found.items(), start=1):
-        axes = plots.axes(figure, 2, 3, place, title=title(name), xscale="log", ylim=(-0.02, 1.02))
-        for way, row in rows.items():
+    panels = [*found, None]
+    for place, name in enumerate(panels, start=1):
+        heading = "each with its best sampler" if name is None else title(name)
+        axes = plots.axes(figure, 2, 3, place, title=heading, xscale="log", ylim=(-0.02, 1.02))
+        if name is None:
+            for index, (one, way) in enumerate(chosen.items()):
+                _band(axes, found[one][way["chosen"]], {"markersize": 4, **plots.style(index), "linestyle": "--"})
+                axes.lines[-1].set_label(f"{title(one)}, {way['chosen']}")
+            plots.legend(axes, loc="lower right", fontsize=6)
+        for way, row in found.get(name, {}).items():
             _band(axes, row, {"label": way, "markersize": 4, **plots.style(ways.index(way))})
         axes.set_xlabel("evaluations")
         plots.ticks_1_2_5(axes.xaxis)
         axes.axhline(1 / 8, color=plots.GREY, linestyle=":")
         if place in (1, 4):
             axes.set_ylabel("clips that show their label")
-    lines = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    each = figure.axes[: len(found)]
+    lines = {label: line for axes in each for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=7, frameon=False, fontsize=9)
     return plots.save(figure, path)
 
@@ -204,6 +213,7 @@ def draw_field(numbers: Mapping[str, Any], draw: str, path: Path) -> Path:
         axes = plots.axes(figure, 1, 3, place, xlabel="gamma", ylabel=label, yscale="log")
         for index, (name, kinds) in enumerate(found.items()):
             _band(axes, kinds[kind], {"label": title(name), "markersize": 4, **plots.style(index)})
+        plots.ticks_1_2_5(axes.yaxis)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     axes = plots.axes(figure, 1, 3, 3, xlabel="training step", ylabel="held-out loss")
     if draw in numbers["loss"]:
