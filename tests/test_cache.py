@@ -31,7 +31,6 @@ from eqm_video.errors import UserError
 from eqm_video.training import cache
 from eqm_video.training.config import load_config
 from eqm_video.training.data import LatentCaches
-from eqm_video.training.options import TrainOptions
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -334,12 +333,11 @@ def test_a_dry_run_counts_and_changes_nothing(made, tmp_path, capsys, monkeypatc
     fill(made, tmp_path / "cache", "data.flip=true")  # nothing was encoded: other settings are fine
 
 
-def test_latents_are_one_of_three_ways() -> None:
+def test_latents_are_one_of_four_ways() -> None:
     for text in ("cash:folder", "cache:", "disk", "memory:x"):
-        with pytest.raises(UserError, match=r"data\.latents is .*it must be one of online, memory, or cache:FOLDER"):
+        with pytest.raises(UserError, match="it must be one of auto, online, memory, or cache:FOLDER"):
             load_config(None, [f"data.latents={text}"])
     assert load_config(None, ["data.latents=cache:a/b"]).data.latents == "cache:a/b"
-    assert TrainOptions(config=None).dry_run is False
 
 
 def test_shards_are_cut_by_size_and_by_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,3 +349,27 @@ def test_shards_are_cut_by_size_and_by_processes(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(shards, "MOST", 2)
     assert shards.divide([1] * 5, 10) == [range(2), range(2, 4), range(4, 5)]
     assert shards.plain("a\udcff") == "a\\xff" != shards.plain("a\\xff")
+
+
+def test_auto_is_memory_where_that_is_less_work_and_fits(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def latents(name: str, *more: str) -> str:
+        assert call("train", *words(made, *more), f"run.dir={tmp_path / name}") == 0
+        return load_config(tmp_path / name / "config.yaml").data.latents
+
+    assert latents("few", "train.steps=1") == "online"
+    assert "data.latents=auto: online; 1 step sees fewer frames than the 60 of the data" in capsys.readouterr().out
+    assert latents("many", "train.steps=6") == "memory"
+    assert "data.latents=auto: memory; its 60 frames are encoded once, 0 MiB" in capsys.readouterr().out
+    monkeypatch.setattr("eqm_video.system.machine.free_memory", lambda: 10_000)
+    assert latents("large", "train.steps=6") == "online"
+    assert "too much for this memory, so clips are encoded in every step; `eqm-video cache`" in capsys.readouterr().out
+    assert latents("many", "train.steps=7", "--resume") == "memory"  # a run goes on as it began
+    record = next((tmp_path / "few" / "checkpoints").glob("*/checkpoint.json"))
+    old = json.loads(record.read_text())
+    del old["config"]["data"]["latents"]  # from before the key was written
+    record.write_text(json.dumps(old))
+    monkeypatch.undo()
+    assert latents("few", "train.steps=6", "--resume") == "online"
+    assert "changed since" not in capsys.readouterr().out

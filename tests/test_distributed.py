@@ -35,6 +35,7 @@ def recipe(tmp_path_factory) -> list[str]:
     return [
         f"data.root={folder / 'videos'}",
         f"codec.name={folder / 'codec'}",
+        "data.latents=online",
         *("model.preset=EqM-Nano/4", "data.size=16", "frames=3", "data.frame_interval=2", "data.workers=0"),
         *("gamma=mixture", f"train.steps={STEPS}", "train.batch_size=4", "train.save_every=100", "train.log_every=2"),
         *("train.ema=0.9", "preview.every=6", "preview.samples=3", "sampler.steps=2", "train.label_dropout=0.3"),

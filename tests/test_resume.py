@@ -29,6 +29,7 @@ def recipe(tmp_path_factory) -> list[str]:
     return [
         f"data.root={folder / 'videos'}",
         f"codec.name={folder / 'codec'}",
+        "data.latents=online",
         *("model.preset=EqM-Nano/4", "data.size=16", "frames=3", "data.frame_interval=2", "data.workers=1"),
         *("data.buckets=3x2,5x1,2x3:0.5", f"data.images={folder / 'images'}", "data.image_fraction=0.5"),
         *("gamma=mixture", f"train.steps={STEPS}", "train.batch_size=2", "train.save_every=2", "train.log_every=1"),

@@ -14,6 +14,8 @@ import torch
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CPUINFO = Path("/proc/cpuinfo")
+MEMORY = Path("/proc/meminfo")
+CONTAINER = Path("/sys/fs/cgroup")  # with the limits of a container
 # Instructions that decide the speed of matrix products on a CPU, by their names in Linux, on x86 and on ARM.
 FLAGS = (
     *("f16c", "fma", "avx", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
@@ -125,6 +127,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def free_memory() -> int | None:
+    """Bytes of memory that processes on this machine may still take, by the system and by the container's limit.
+
+    None where nothing tells it, as on other systems than Linux.
+    """
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", _read(MEMORY), re.MULTILINE)
+    if match is None:
+        return None
+    free = 1024 * int(match[1])
+    limit, used = (_read(CONTAINER / name).strip() for name in ("memory.max", "memory.current"))
+    return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until the device has finished its work; call it before and after measuring a time."""
     if device.type == "cuda":
@@ -133,9 +148,14 @@ def synchronise(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def _read(path: Path) -> str:
+    """The text of a file of the system; "" where there is none."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
 def _cpuinfo(key: str) -> str:
     """The first value of a key in /proc/cpuinfo; "" if there is none, as on systems other than Linux."""
-    text = CPUINFO.read_text(encoding="utf-8", errors="replace") if CPUINFO.is_file() else ""
+    text = _read(CPUINFO)
     match = re.search(rf"^{re.escape(key)}\s*:\s*(.*?)\s*$", text, re.MULTILINE)
     return match[1] if match else ""
 

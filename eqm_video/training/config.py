@@ -25,7 +25,7 @@ from eqm_video.training import recipes
 from eqm_video.training import strict_yaml as recipe
 from eqm_video.training.strict_yaml import choice, to_tree
 
-LATENTS = ("online", "memory")
+LATENTS = ("auto", "online", "memory")
 ALIASES = {"frames": "data.frames"}  # overrides that need no section
 
 
@@ -79,8 +79,8 @@ class DataConfig:
     reference_fps: float = option(8.0, above=0, most=HIGHEST_RATE)
     workers: int = option(4, least=0, most=1024)  # decoding processes of each training process
     # When clips are encoded. online: in every step; memory: once, at the start, for small sets; cache:FOLDER: before,
-    # by `eqm-video cache`.
-    latents: str = "online"
+    # by `eqm-video cache`; auto: memory where that fits and is less work than online, else online.
+    latents: str = "auto"
 
     @property
     def shapes(self) -> tuple[Bucket, ...]:

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from eqm_video.codec import Codec, fingerprint
 from eqm_video.data.buckets import Bucket
 from eqm_video.data.datasets import Share, collate, open_data
 from eqm_video.data.identity import identity
 from eqm_video.data.latent_cache import VERSION, LatentCache, LatentsOnDisk
-from eqm_video.data.latents import LatentsInMemory, collate_latents, moments_shape
+from eqm_video.data.latents import LIMIT, LatentsInMemory, collate_latents, moments_shape, total_bytes
 from eqm_video.data.layout import quote
 from eqm_video.data.presence import patient
 from eqm_video.data.transforms import sides
 from eqm_video.errors import UserError
+from eqm_video.system import machine
 from eqm_video.system.files import write_file
 from eqm_video.training.batches import Batches, BatchPlan
 from eqm_video.training.config import Config
@@ -183,6 +185,41 @@ def cache_folder(config: Config) -> Path | None:
     """FOLDER of `data.latents=cache:FOLDER`; None for other latents."""
     kind, _, folder = config.data.latents.partition(":")
     return Path(folder).expanduser() if kind == "cache" else None
+
+
+def choose_latents(
+    config: Config, data: TrainingData, codec: Codec, accelerator: Accelerator
+) -> tuple[Config, list[str]]:
+    """The recipe with `data.latents=auto` decided, memory or online, and a note that says why.
+
+    Memory where every process's copy fits, with room to spare, and holds fewer frames than the run would encode online.
+    All processes decide alike.
+    """
+    sets = [one for one in (data.videos, data.images) if one is not None]
+    shape = moments_shape(codec, sides(config.data.size))
+    size = sum(total_bytes(one, shape) for one in sets)
+    frames = sum(one.length(index) for one in sets for index in range(len(one))) * (1 + config.data.flip)
+    longest = max(bucket.frames for bucket in config.data.shapes) if config.data.kind == "videos" else 1
+    samples = config.train.steps * config.train.batch_size // accelerator.num_processes
+    free = machine.free_memory()
+    room = LIMIT if free is None else min(LIMIT, free // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    fits = size <= room
+    if accelerator.num_processes > 1:
+        fits = all(gather_object([fits]))
+    chosen = "memory" if fits and frames <= samples * longest else "online"
+    if chosen == "memory":
+        why = f"its {frames:,} frames are encoded once, {size / 2**20:,.0f} MiB"
+    elif not fits:
+        why = (
+            f"the latents of its {frames:,} frames are {size / 2**30:,.1f} GiB, too much for this memory, so clips are "
+            "encoded in every step; `eqm-video cache` keeps latents on disk"
+        )
+    else:
+        steps = config.train.steps
+        sees = "sees" if steps == 1 else "see"
+        why = f"{counted(steps, 'step')} {sees} fewer frames than the {frames:,} of the data"
+    note = f"data.latents=auto: {chosen}; {why}"
+    return replace(config, data=replace(config.data, latents=chosen)), [note]
 
 
 def open_training_data(config: Config, accelerator: Accelerator) -> TrainingData:

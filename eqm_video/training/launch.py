@@ -20,7 +20,7 @@ from eqm_video.training.checkpoint import LOCK, Checkpoints, lock_run
 from eqm_video.training.config import Config, to_tree, to_yaml
 from eqm_video.training.heartbeat import Heartbeat
 from eqm_video.training.options import parse
-from eqm_video.training.resume import compare, compare_data, starting_point
+from eqm_video.training.resume import compare, compare_data, starting_point, with_latents
 from eqm_video.training.strict_yaml import flatten
 from eqm_video.training.trackers import check_trackers, start_trackers
 from eqm_video.wording import counted
@@ -75,6 +75,7 @@ def train(config: Config, resume: str | None, from_older: bool = False) -> int:
         accelerator.wait_for_everyone()
         start = starting_point(config, resume, from_older)  # again, now that no other process writes there
         checkpoint, notes = start.checkpoint, start.notes
+        config = with_latents(config, checkpoint) if checkpoint is not None else config
         notes += compare(checkpoint, config, accelerator.num_processes) if checkpoint is not None else []
         accelerator.wait_for_everyone()
         if main_process:
@@ -107,6 +108,7 @@ def _train(
 
     say, folder = accelerator.print, config.run.folder
     run = Run(config, accelerator, resuming=checkpoint is not None, heartbeat=heartbeat)
+    config = run.config  # in which data.latents is decided
     if checkpoint is not None:
         compare_data(checkpoint, run.data_record)
         run.trainer.resume(checkpoint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ FREE = (
     *("train.steps", "train.log_every", "train.save_every", "train.keep", "held_out", "preview", "sampler", "track"),
     *("run", "data.workers", "data.root", "data.images", "data.verify"),
 )
+# Keys of `data` with another default today, in records from before they were written.
+BEFORE = {"latents": "online"}
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,17 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def recorded_config(checkpoint: Path, overrides: Any = ()) -> Config:
-    """The configuration in a checkpoint, with `overrides`. Keys that it lacks have their defaults."""
-    return parse_config(read_record(checkpoint, "config")["config"], overrides)
+    """The configuration in a checkpoint, with `overrides`. Keys that it lacks have their defaults, or those of `BEFORE`."""
+    tree = read_record(checkpoint, "config")["config"]
+    data = tree.get("data")
+    return parse_config({**tree, "data": {**BEFORE, **data}} if isinstance(data, dict) else tree, overrides)
+
+
+def with_latents(config: Config, checkpoint: Path) -> Config:
+    """The recipe with `data.latents=auto` replaced by what the run began with: other latents round otherwise."""
+    if config.data.latents != "auto":
+        return config
+    return replace(config, data=replace(config.data, latents=recorded_config(checkpoint).data.latents))
 
 
 def note_rates(step: int, then: TrainConfig, now: TrainConfig) -> list[str]:

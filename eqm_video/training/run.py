@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from eqm_video.training.data import (
     LatentCaches,
     TrainingData,
     cache_folder,
+    choose_latents,
     open_held_out,
     open_training_data,
 )
@@ -70,6 +72,10 @@ class Run:
             data = data.cached(self.caches)
         else:
             self.codec = Codec.load(config.codec.name, chunk=config.codec.chunk)
+        chosen: list[str] = []
+        if config.data.latents == "auto":
+            config, chosen = choose_latents(config, data, self.codec, accelerator)
+            self.config, data = config, replace(data, config=config)
         self.codec.to(accelerator.device)
         self.encode = build.make_encode(self.codec, accelerator.device)
         network = build.make_network(config, build.count_labels(config, self.labels), self.codec.latent_channels)
@@ -79,6 +85,7 @@ class Run:
         self.notes += note_start(source, config, self.codec) if source else []
         if not resuming:
             build.check_start(network)
+        self.notes += chosen
         self.notes += build.note_sampler(config) + launch.note_precision(config)
         self.notes += build.note_precision(config, accelerator.device)
         if not config.held_out.wanted:

@@ -149,6 +149,7 @@ def write_recipe(folder: Path) -> list[str]:
     return [
         f"data.root={folder / 'videos'}",
         f"codec.name={folder / 'codec'}",
+        "data.latents=online",
         *("model.preset=EqM-Nano/4", "data.size=16", "frames=3", "data.frame_interval=2", "data.workers=0"),
         *(f"train.steps={STEPS}", "train.batch_size=2", f"train.save_every={SAVE_EVERY}", "train.log_every=1"),
         *("preview.every=3", "preview.samples=2", "sampler.steps=2", "train.ema=0.9", "train.label_dropout=0.3"),
