@@ -42,8 +42,9 @@ class Codec:
     """A diffusers autoencoder for clips: pixels (B, T, 3, H, W) in [-1, 1] <-> scaled latents (B, T, C, h, w).
 
     `chunk` is the largest number of frames that pass through the autoencoder together; chunks of frames above 256x256
-    are smaller. The autoencoder computes in its own dtype, under autocast too. Results are float32, or float64 for a
-    float64 autoencoder, and have no gradient. Raises UserError for an unsupported autoencoder or chunk < 1.
+    are smaller. The autoencoder computes in its own dtype, under autocast too; where the attribute `encoding` is
+    bfloat16, its encoder uses autocast to that. Results are float32, or float64 for a float64 autoencoder, and have no
+    gradient. Raises UserError for an unsupported autoencoder or chunk < 1.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Codec:
             )
         self._vae, self._load = vae.eval().requires_grad_(False), None
         self.config = config
-        self.chunk = chunk
+        self.chunk, self.encoding = chunk, torch.float32
         self.name = name if name is not None else str(config.get("_name_or_path") or "")
         self.latent_channels: int = config.latent_channels
         check_scaling(config, self.latent_channels, self.name)
@@ -141,7 +142,7 @@ class Codec:
                 f"pixels are {height}x{width} (height x width); codec {self.name!r} needs multiples of "
                 f"{self.downsampling}, such as {self.nearest_size(height)}x{self.nearest_size(width)}"
             )
-        return self._by_chunks(pixels, self._moments_of_frames, height * width)
+        return self._by_chunks(pixels, self._moments_of_frames, height * width, self.encoding)
 
     @torch.no_grad()
     def sample(self, moments: Tensor, generators: Sequence[Generator] | None = None) -> Tensor:
@@ -179,11 +180,17 @@ class Codec:
         mean, std = (rearrange(like.new_tensor(config[key]), "c -> c 1 1") for key in ("latents_mean", "latents_std"))
         return mean + shift, scale / std
 
-    def _by_chunks(self, video: Tensor, apply: Callable[[Tensor], Tensor], pixels_per_frame: int) -> Tensor:
+    def _by_chunks(
+        self,
+        video: Tensor,
+        apply: Callable[[Tensor], Tensor],
+        pixels_per_frame: int,
+        autocast: torch.dtype = torch.float32,
+    ) -> Tensor:
         device, dtype = self.device, self.vae.dtype
         size = min(self.chunk, max(1, PIXELS_AT_ONCE // pixels_per_frame))
         frames = rearrange(video, "b t c h w -> (b t) c h w")
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, autocast, enabled=autocast != torch.float32):
             parts = [apply(part.to(device, dtype)) for part in frames.split(size)]
         joined = torch.cat(parts).to(torch.promote_types(dtype, torch.float32))
         return rearrange(joined, "(b t) c h w -> b t c h w", b=video.shape[0])

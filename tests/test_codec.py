@@ -271,3 +271,19 @@ def test_bundled_codec_reconstructs_procedural_pictures():
     error = (codec.decode(latents) - pixels).square().mean()
     assert 10 * torch.log10(4 / error) > 22  # dB
     assert 0.5 < latents.std() < 2
+
+
+def test_an_encoder_in_bf16_loses_little_and_changes_no_weight() -> None:
+    codec = Codec.load("bundled")
+    picture = torch.from_numpy(dead_leaves(np.random.default_rng(0), 32, 32))
+    pixels = picture.permute(2, 0, 1)[None, None].float() / 127.5 - 1
+    exact = codec.moments(pixels)
+    codec.encoding = torch.bfloat16
+    rounded = codec.moments(pixels)
+    assert rounded.dtype == torch.float32 and not torch.equal(rounded, exact)
+    error = (rounded - exact)[:, :, :4].square().mean().sqrt() / exact[:, :, :4].std()
+    assert 1e-4 < error < 0.03
+    assert {weight.dtype for weight in codec.vae.parameters()} == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16):  # a run's own precision is not that of its codec
+        codec.encoding = torch.float32
+        assert torch.equal(codec.moments(pixels), exact)

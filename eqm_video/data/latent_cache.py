@@ -39,6 +39,7 @@ BATCH = 64  # images that are encoded at once
 SAID = {  # the settings in words
     "version": "version of the cache's format",
     "codec": "codec",
+    "codec_dtype": "codec.dtype",
     "kind": "data.kind",
     "size": "data.size",
     "upright": "data.upright",

@@ -70,10 +70,22 @@ def make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
+def open_codec(config: Config, weights: bool = True) -> Codec:
+    """The codec of a recipe; `weights` as in `Codec.load`. UserError where it cannot be had."""
+    codec = Codec.load(config.codec.name, chunk=config.codec.chunk, weights=weights)
+    codec.encoding = torch.bfloat16 if config.codec.dtype == "bf16" else torch.float32
+    return codec
+
+
 def note_precision(config: Config, device: torch.device) -> list[str]:
-    """A note if the device only emulates the recipe's precision; else an empty list."""
-    precision = config.train.mixed_precision
-    return machine.note_bf16(device, "train.mixed_precision=bf16", "train.mixed_precision=no") * (precision == "bf16")
+    """A note for each precision of the recipe that the device only emulates."""
+    notes = []
+    for key, given, instead in (
+        ("train.mixed_precision", config.train.mixed_precision, "no"),
+        ("codec.dtype", config.codec.dtype, "fp32"),
+    ):
+        notes += machine.note_bf16(device, f"{key}=bf16", f"{key}={instead}") if given == "bf16" else []
+    return notes
 
 
 def codec_shape(name: str) -> tuple[int, int]:

@@ -81,8 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = load_config(given.config, given.overrides)
     accelerator = build.make_accelerator(config)
     launch.check_launch(accelerator)
+    for note in build.note_precision(config, accelerator.device):
+        accelerator.print(note)
     claim_output(given.out, "cache", probe=accelerator.is_main_process)
-    codec = Codec.load(config.codec.name, chunk=config.codec.chunk, weights=False)
+    codec = build.open_codec(config, weights=False)
     build.check_size(config, codec.downsampling, 1)
     caches = LatentCaches.of(config, codec, given.out)
     locked = accelerator.is_main_process and not given.dry_run

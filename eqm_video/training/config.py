@@ -50,6 +50,7 @@ class CodecConfig:
 
     name: str = "stabilityai/sd-vae-ft-ema"
     chunk: int = option(64, least=1, most=MOST_ITEMS)  # frames encoded at once
+    dtype: Literal["fp32", "bf16"] = "fp32"  # of the encoder's matrix products; decoding and the export are fp32
 
 
 @dataclass(frozen=True)

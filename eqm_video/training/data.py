@@ -169,6 +169,7 @@ class LatentCaches:
             "version": VERSION,
             "kind": kind,
             "codec": self.codec,
+            "codec_dtype": self.config.codec.dtype,
             "shape": list(self.shape),
             "size": list(sides(data.size)),
             "flip": data.flip and part != HELD_OUT,  # its clips are never mirrored

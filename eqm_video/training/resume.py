@@ -103,7 +103,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def recorded_config(checkpoint: Path, overrides: Any = ()) -> Config:
-    """The configuration in a checkpoint, with `overrides`. Keys that it lacks have their defaults, or those of `BEFORE`."""
+    """The configuration in a checkpoint, with `overrides`. Keys that it lacks are as in `BEFORE`, or have defaults."""
     tree = read_record(checkpoint, "config")["config"]
     data = tree.get("data")
     return parse_config({**tree, "data": {**BEFORE, **data}} if isinstance(data, dict) else tree, overrides)

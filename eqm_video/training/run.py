@@ -67,11 +67,11 @@ class Run:
         self.labels, self.video_labels = data.labels, data.labels[: data.video_labels]
         self.caches = None
         if cache_folder(config) is not None:  # the weights of the codec wait for previews and the export
-            self.codec = Codec.load(config.codec.name, chunk=config.codec.chunk, weights=False)
+            self.codec = build.open_codec(config, weights=False)
             self.caches = LatentCaches.of(config, self.codec)
             data = data.cached(self.caches)
         else:
-            self.codec = Codec.load(config.codec.name, chunk=config.codec.chunk)
+            self.codec = build.open_codec(config)
         chosen: list[str] = []
         if config.data.latents == "auto":
             config, chosen = choose_latents(config, data, self.codec, accelerator)
