@@ -180,6 +180,7 @@ ORDER = [
     (5, "studies.study"),
     (5, "studies.demo"),
     (5, "studies.reconstruct"),
+    (5, "studies.look"),
     (5, "studies.sweep"),
     (5, "studies.tasks"),
     (5, "studies.train_codec"),

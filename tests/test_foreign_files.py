@@ -25,6 +25,7 @@ Words = Callable[[Path, Path], list[str]]  # the command line that writes to a f
 # Each command with every folder that it is told to write to. None of them gets as far as a model.
 COMMANDS: Mapping[str, list[Words]] = {
     "train": [lambda out, no: [f"run.dir={out}", f"data.root={no}", "codec.name=pixels"]],
+    "look": [lambda out, no: [f"data.root={no}", "codec.name=pixels", "--out", str(out)]],
     "cache": [lambda out, no: [f"data.root={no}", "codec.name=pixels", "--out", str(out)]],
     "sample": [lambda out, no: [str(no), "--out", str(out)], lambda out, no: [str(no), f"--out={out}", "--overwrite"]],
     "compare": [lambda out, no: [str(no), "--data", str(no), "--out", str(out)]],

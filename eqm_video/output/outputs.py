@@ -150,6 +150,11 @@ OUTPUTS = {
         SAMPLES.weak,
         SAMPLES.older,
     ),
+    "look": Output(
+        {"look.json": record("command", "clips", "shapes")},
+        (r"look(_images)?\.png",),
+        weak={r"data_(index|report)\w*\.json": _is_look},
+    ),
     "reconstruct": Output({"numbers.json": record("codec", "clips", "psnr_mean")}, (r"pairs\.(gif|png)",)),
     "train-codec": Output(
         {"numbers.json": _CODEC},
