@@ -175,7 +175,7 @@ def test_what_cannot_be_stepped_is_refused():
         run(lambda latents: latents, START, Multistep(), steps=2)
     with pytest.raises(ValueError, match=r"start_gamma is 1.0; it must be a number in \[0, 1\)"):
         run(lambda latents: latents, START, Multistep(), steps=2, decay=LinearDecay(), start_gamma=1.0)
-    with pytest.raises(ValueError, match="no step_size to put on a schedule"):
+    with pytest.raises(ValueError, match="both say how long steps are"):
         run(lambda latents: latents, START, Multistep(), steps=2, decay=LinearDecay(), schedule="linear")
     with pytest.raises(ValueError, match=r"call run\(..., decay=...\)"):
         Multistep().update(START, START, Multistep().start(START))

@@ -18,6 +18,7 @@ from eqm_video.samplers.problem import Problem, Solver
 from eqm_video.samplers.rules import NAG, RULES, Adam, GradientDescent, Langevin, Multistep, Rule
 from eqm_video.samplers.sde import SDE
 from eqm_video.samplers.step_schedule import SCHEDULES, Schedule, step_factors
+from eqm_video.samplers.warp import Identity, Warp
 
 Sampler = Rule | Solver
 SAMPLERS: dict[str, type] = {**RULES, "euler": Euler, "heun": Heun, "dopri5": Dopri5, "sde": SDE}
@@ -78,12 +79,15 @@ def run(
     callback: Callback | None = None,
     generators: Sequence[torch.Generator] | None = None,
     decay: Decay | None = None,
+    warp: Warp | None = None,
 ) -> Descent:
     """Sample with any sampler: rules through `descend`, solvers through their own `solve`.
 
-    `start_gamma` is for solvers and `Multistep`, which begin at it; the other rules ignore it. `moves`, `tolerance`,
-    `per_frame` and `schedule` are for rules. `decay` is the c(gamma) of the field's training target, which `Multistep`
-    needs. The other arguments are those of `descend` and `Problem`.
+    `start_gamma` is for solvers, `Multistep` and all that have a warp, which begin at it; other rules ignore it.
+    `moves`, `tolerance`, `per_frame` and `schedule` are for rules. `decay` is the c(gamma) of the field's training
+    target, which `Multistep` and warps need. `warp` spreads the steps over gamma: with it gd, nag, euler and heun take
+    the velocity f / c(gamma). None: equal steps for `Multistep`, the field itself for the others. The other arguments
+    are those of `descend` and `Problem`.
 
     Raises:
         ValueError: a wrong argument, or an argument that this sampler does not have.
@@ -93,8 +97,12 @@ def run(
     solves, updates = (hasattr(sampler, name) for name in ("solve", "update"))
     if isinstance(sampler, type) or not (solves or updates):
         raise ValueError(f"sampler must be such as NAG(step_size=0.003) or Heun(), got {sampler!r}")
+    if warp is not None and decay is None:
+        raise ValueError("a warp divides the field by its decay c(gamma), which is not given: give decay= too")
     if not solves:
-        route = None if decay is None else Route(decay, start_gamma=check_start_gamma(start_gamma))
+        route = None
+        if decay is not None and (warp is not None or getattr(sampler, "needs_route", False)):
+            route = Route(decay, Identity() if warp is None else warp, check_start_gamma(start_gamma))
         return descend(
             gradient,
             start,
@@ -120,4 +128,7 @@ def run(
         )
     if schedule not in (None, "constant"):
         raise ValueError(f"{sampler!r} has no step_size: a schedule is for the rules {rules}; leave it out")
-    return sampler.solve(Problem(gradient, start, steps, start_gamma, known, callback, generators))
+    if warp is not None and not getattr(sampler, "warped", False):
+        raise ValueError(f"{sampler!r} has its own steps: a warp is for gd, nag, multistep, euler, heun; leave it out")
+    route = None if warp is None else Route(decay, warp, check_start_gamma(start_gamma))
+    return sampler.solve(Problem(gradient, start, steps, start_gamma, known, callback, generators, route))

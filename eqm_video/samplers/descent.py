@@ -79,8 +79,8 @@ def descend(
             gradient of the update (0 on frames that do not move), of the whole batch; a stopped clip has its last
             ones. Read them, do not write to them. Not called once no clip is active.
         generators: a generator for each clip, for rules with randomness.
-        route: the way along gamma, for rules that step in it (`Multistep`). A gradient that has `at_gamma` is then
-            evaluated at the gamma (b, T) of every frame.
+        route: the way along gamma: `Multistep` needs it, and to gd and nag it gives their step sizes, in place of their
+            own. A gradient that has `at_gamma` is then evaluated at the gamma (b, T) of every frame.
 
     Autograd records the descent only if `start.requires_grad`. The caller's grad mode is not changed: wrap the call in
     `torch.no_grad()`, so that the network builds no graph at each evaluation.
@@ -93,6 +93,10 @@ def descend(
     known = check_arguments(gradient, start, steps, known, generators)
     turns = Turns.of(moves, steps, start, known)
     _check_rule(start, rule, turns, schedule, tolerance, per_frame)
+    if route is not None and schedule not in (None, "constant"):
+        raise ValueError(
+            f"schedule {schedule!r} and a route (a warp) both say how long steps are: leave one of them out"
+        )
     levels = _levels(rule, route, start, known, turns, steps)
     factors, advice = step_factors(schedule, steps), _advice(rule)
     active = Active.all_of(gradient, start, known, generators)
@@ -169,8 +173,12 @@ def _levels(
             f"{rule!r} steps in gamma and divides the field by its decay c(gamma), which is not given: give decay=, "
             "such as TruncatedDecay() for an equilibrium field or ConstantDecay() for a velocity"
         )
-    if route is None or not needs:
+    if route is None:
         return None
+    if not hasattr(rule, "along"):
+        raise ValueError(
+            f"{rule!r} takes no steps in gamma: a warp is for gd, nag, multistep, euler and heun; leave it out"
+        )
     return Levels(route, start, known, steps if turns is None else turns.moves.sum(dim=0))
 
 

@@ -47,6 +47,14 @@ class Step:
         return torch.where(self.size > 0, self.size / self.decay, 0)
 
 
+def path(warp: Warp, steps: int, start_gamma: float = 0.0) -> Tensor:
+    """The gammas of a descent of so many steps, before each and after the last: (steps + 1,) float64, to 1."""
+    gammas = [torch.tensor(float(start_gamma), dtype=torch.float64)]
+    for left in range(steps, 0, -1):
+        gammas.append(warp.ahead(gammas[-1], torch.tensor(float(left), dtype=torch.float64)))
+    return torch.stack(gammas)
+
+
 class Levels:
     """Gamma of all frames of a batch, changed by `take`.
 

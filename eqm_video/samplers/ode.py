@@ -9,53 +9,69 @@ step_size 1/N.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from eqm_video.core.decay import Decay
 from eqm_video.samplers.active import Active
 from eqm_video.samplers.checks import CHECK_EVERY, DivergenceError, check_finite, is_number
 from eqm_video.samplers.descent import Descent
+from eqm_video.samplers.levels import path
 from eqm_video.samplers.problem import Problem
 from eqm_video.system.devices import widest
-
-Slope = Callable[[Tensor, float], Tensor]  # (latents, gamma) -> gradient
 
 
 @dataclass
 class _Slopes:
-    """The gradient of the active clips during a step, at any latents and gamma; `seen` lists all results."""
+    """The gradient of the active clips during a step, at any latents and gamma; `seen` lists all results.
+
+    With a decay c it is the velocity, the gradient divided by c(gamma).
+    """
 
     active: Active
     step: int
     keep_graph: bool
+    decay: Decay | None = None
     seen: list[Tensor] = field(default_factory=list)
 
     def __call__(self, latents: Tensor, gamma: float) -> Tensor:
-        self.seen.append(self.active.evaluate(latents, step=self.step, gamma=gamma, keep_graph=self.keep_graph))
+        slope = self.active.evaluate(latents, step=self.step, gamma=gamma, keep_graph=self.keep_graph)
+        self.seen.append(slope if self.decay is None else slope / self._strength(gamma))
         return self.seen[-1]
+
+    def vanishes(self, gamma: float) -> bool:
+        """Whether the velocity at gamma would be a division by c(gamma) = 0, as at the data."""
+        return self.decay is not None and self._strength(gamma) <= 0
+
+    def _strength(self, gamma: float) -> float:
+        return float(self.decay(torch.tensor(gamma, dtype=torch.float64)))
 
 
 class _FixedSteps:
-    """A solver with equal steps in gamma; a subclass writes `step`."""
+    """A solver with equal steps in gamma, or those of a warp; a subclass writes `step`."""
 
-    def step(self, slope: Slope, latents: Tensor, gamma: float, end: float, h: float) -> Tensor:
+    warped = True
+
+    def step(self, slope: _Slopes, latents: Tensor, gamma: float, end: float, h: float) -> Tensor:
         """The latents (b, T, ...) after a step of size h from gamma to end."""
         raise NotImplementedError
 
     def solve(self, problem: Problem) -> Descent:
-        """Carry `problem.start` to gamma = 1 in `problem.steps` equal steps; see `Solver.solve`."""
-        start, steps = problem.start, problem.steps
+        """Carry `problem.start` to gamma = 1 in `problem.steps` equal steps, or those of a warp; see `Solver.solve`."""
+        start, steps, route = problem.start, problem.steps, problem.route
         grid = torch.linspace(float(problem.start_gamma), 1, steps + 1, dtype=torch.float64)
+        if route is not None:
+            grid = path(route.warp, steps, float(problem.start_gamma))
+        decay = None if route is None else route.decay
         gammas = grid.tolist()  # all on the CPU: reading them off the device would wait
         sizes = grid.to(torch.promote_types(start.dtype, torch.float32)).diff().tolist()
         active, nfe = problem.active(), 0
         advice = f"use more steps than {steps}"
         for step in range(steps if active.count else 0):
-            slopes = _Slopes(active, step, keep_graph=start.requires_grad)
+            slopes = _Slopes(active, step, start.requires_grad, decay)
             active = active.updated(self.step(slopes, active.latents, gammas[step], gammas[step + 1], sizes[step]))
             nfe += len(slopes.seen)
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
@@ -69,7 +85,7 @@ class _FixedSteps:
 class Euler(_FixedSteps):
     """Euler's method: x <- x - h f(x), h = (1 - start_gamma) / steps; one evaluation a step."""
 
-    def step(self, slope: Slope, latents: Tensor, gamma: float, end: float, h: float) -> Tensor:
+    def step(self, slope: _Slopes, latents: Tensor, gamma: float, end: float, h: float) -> Tensor:
         """The latents moved down the slope at the start of the step."""
         return latents - h * slope(latents, gamma)
 
@@ -78,9 +94,11 @@ class Euler(_FixedSteps):
 class Heun(_FixedSteps):
     """Heun's method of order 2, the mean of the slopes at both ends of an Euler step; two evaluations a step."""
 
-    def step(self, slope: Slope, latents: Tensor, gamma: float, end: float, h: float) -> Tensor:
+    def step(self, slope: _Slopes, latents: Tensor, gamma: float, end: float, h: float) -> Tensor:
         """The latents moved down the mean of the slopes at the start and at the end of an Euler step."""
         first = slope(latents, gamma)
+        if slope.vanishes(end):  # at the data an equilibrium field has no velocity: the last step is Euler's
+            return latents - h * first
         return latents - h * ((first + slope(latents - h * first, end)) / 2)
 
 

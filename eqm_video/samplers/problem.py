@@ -15,6 +15,7 @@ from torch import Tensor
 from eqm_video.samplers.active import Active
 from eqm_video.samplers.checks import Callback, Gradient, check_arguments, check_start_gamma
 from eqm_video.samplers.descent import Descent
+from eqm_video.samplers.levels import Route
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Problem:
         callback: `callback(step, latents, gradient)` once for each step: the latents (B, ...) after it and the mean
             gradient along it (0 on known frames).
         generators: a generator for each clip, for solvers with randomness.
+        route: the decay of the field and the warp of the steps, for the velocity f / c(gamma). None: the field itself,
+            in equal steps.
 
     Raises:
         ValueError: a wrong argument.
@@ -44,6 +47,7 @@ class Problem:
     known: Tensor | None = None
     callback: Callback | None = None
     generators: Sequence[torch.Generator] | None = None
+    route: Route | None = None
 
     def __post_init__(self) -> None:
         known = check_arguments(self.gradient, self.start, self.steps, self.known, self.generators)

@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -43,6 +43,22 @@ def _check_step_size(rule: object, step_size: object) -> None:
         raise ValueError(f"{type(rule).__name__}: step_size is {step_size!r}; it must be a finite number above 0")
 
 
+def _sized_along(rule: Any, step: Step) -> Any:
+    """The rule with the step sizes eta (b, T) of its next update along the field, in place of its own step_size."""
+    bound = copy.copy(rule)
+    object.__setattr__(bound, "step_size", step.eta)
+    return bound
+
+
+def _scaled(step_size: float | Tensor, gradient: Tensor) -> Tensor:
+    """The gradient times the step size, a number or (b, T)."""
+    if not isinstance(step_size, Tensor):
+        return step_size * gradient
+    sizes = step_size.to(torch.promote_types(gradient.dtype, torch.float32))
+    frames = sizes.shape if gradient.ndim > 2 else sizes.shape[:1]
+    return (sizes.reshape(frames + (1,) * (gradient.ndim - len(frames))) * gradient).to(gradient.dtype)
+
+
 def _check_fraction(rule: object, name: str, example: float) -> None:
     value = getattr(rule, name)
     if not is_number(value) or not 0 <= value < 1:
@@ -60,6 +76,10 @@ class GradientDescent:
     def __post_init__(self) -> None:
         _check_step_size(self, self.step_size)
 
+    def along(self, step: Step) -> GradientDescent:
+        """The rule with the step (b, T) of its next update, on a route."""
+        return _sized_along(self, step)
+
     def start(self, latents: Tensor) -> State:
         """An empty state: the rule has no memory."""
         return {}
@@ -72,7 +92,7 @@ class GradientDescent:
         self, latents: Tensor, gradient: Tensor, state: State, generators: Sequence[torch.Generator] | None = None
     ) -> tuple[Tensor, State]:
         """The latents after a step down the gradient."""
-        return latents - self.step_size * gradient, state
+        return latents - _scaled(self.step_size, gradient), state
 
 
 @dataclass(frozen=True)
@@ -89,6 +109,10 @@ class NAG:
         _check_step_size(self, self.step_size)
         _check_fraction(self, "mu", 0.35)
 
+    def along(self, step: Step) -> NAG:
+        """The rule with the step (b, T) of its next update, on a route."""
+        return _sized_along(self, step)
+
     def start(self, latents: Tensor) -> State:
         """The displacement of the last step (B, T, ...), 0 at first."""
         return {"displacement": torch.zeros_like(latents)}
@@ -101,7 +125,7 @@ class NAG:
         self, latents: Tensor, gradient: Tensor, state: State, generators: Sequence[torch.Generator] | None = None
     ) -> tuple[Tensor, State]:
         """The latents, not the look-ahead, after a step down the gradient at the look-ahead."""
-        displacement = -self.step_size * gradient
+        displacement = -_scaled(self.step_size, gradient)
         return latents + displacement, {"displacement": displacement}
 
 

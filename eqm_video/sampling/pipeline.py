@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from eqm_video.codec import Codec
 from eqm_video.core.composition import ScheduledField
-from eqm_video.core.decay import Decay, ScaledDecay
+from eqm_video.core.decay import ConstantDecay, Decay, ScaledDecay
 from eqm_video.core.field import GradientField
 from eqm_video.core.guidance import HistoryField
 from eqm_video.errors import UserError
@@ -26,7 +26,8 @@ from eqm_video.models.loading import load_transformer
 from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
-from eqm_video.samplers import Descent, frame_moves, run
+from eqm_video.samplers import NAG, Descent, GradientDescent, frame_moves, run
+from eqm_video.samplers.warp import warp_text
 from eqm_video.sampling import field as parts
 from eqm_video.sampling.arguments import (
     Label,
@@ -273,6 +274,16 @@ class EqMPipeline(DiffusionPipeline):
         how = how.on(self)
         if wrong := self.step_warning(how.sampler, how.steepness, plain=how.plain):
             warnings.warn(wrong, stacklevel=4)
+        if (
+            isinstance(self.decay, ConstantDecay)
+            and how.warp is None
+            and isinstance(how.sampler, GradientDescent | NAG)
+        ):
+            warnings.warn(
+                "this model was trained with a constant decay: a descent does not stop at the data, it goes on beyond; "
+                "add --warp identity (warp=), or take multistep, euler or heun",
+                stacklevel=4,
+            )
         timing = {"num_frames": num_frames, "fps": check_rates(fps, len(wanted))}
         try:
             field = self._field_of(how, wanted, timing)
@@ -309,6 +320,7 @@ class EqMPipeline(DiffusionPipeline):
                 steps=total,
                 start_gamma=how.start_gamma,
                 decay=self._decay_of(how),
+                warp=how.warp,
                 known=start.known,
                 moves=moves,
                 schedule=how.step_schedule,
@@ -328,31 +340,32 @@ class EqMPipeline(DiffusionPipeline):
 
     def _decay_of(self, how: Sampling) -> Decay | None:
         """c(gamma) of the field to descend, a plain sum having that of its terms times their weights; None: unknown."""
-        if not getattr(how.sampler, "needs_route", False):
+        if how.warp is None and not getattr(how.sampler, "needs_route", False):
             return None
+        means = repr(how.sampler) if how.warp is None else f"the warp {warp_text(how.warp)}"
         others = [term[2] for term in how.composition or () if len(term) > 2]
         if any(each.config.decay != self.config.decay for each in others):
             raise UserError(
-                f"{how.sampler!r} divides the field by one decay, and the composed models have several: take another "
+                f"{means} divides the field by one decay, and the composed models have several: take another "
                 "sampler, such as nag, or compose models of one decay"
             )
         if self.decay is None:
             raise UserError(
-                f"{how.sampler!r} divides the field by the decay c(gamma) of its training, which this model does not "
+                f"{means} divides the field by the decay c(gamma) of its training, which this model does not "
                 "say: take another sampler, such as nag"
             )
         if how.plain is None:
             return self.decay
         if sum(how.plain) <= 0:
             raise UserError(
-                f"{how.sampler!r} needs a field that leads to data, and the weights of this plain sum add up to "
+                f"{means} needs a field that leads to data, and the weights of this plain sum add up to "
                 f"{sum(how.plain):g}: give weights of a sum above 0, or take another sampler, such as nag"
             )
         return ScaledDecay(self.decay, sum(how.plain))
 
     def _gammas(self, how: Sampling, known: Tensor | None, moves: Tensor | None) -> Tensor | None:
         """Gamma at each step (steps,), the input of a network that is conditioned on gamma; None for others."""
-        if not self.transformer.config.conditioned_on_gamma:
+        if not self.transformer.config.conditioned_on_gamma or how.warp is not None:
             return None
         alone, pull = how.per_frame or moves is not None, 1.0 if how.plain is None else sum(how.plain)
         return step_gammas(self.decay, how.sampler, how.steps, how.step_schedule, how.start_gamma, known, alone, pull)

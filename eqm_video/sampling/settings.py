@@ -13,6 +13,7 @@ from eqm_video.errors import UserError
 from eqm_video.limits import MOST_UPDATES
 from eqm_video.options import option
 from eqm_video.samplers import FRAME_SCHEDULES, SAMPLERS, SCHEDULES, Sampler, Schedule
+from eqm_video.samplers.warp import FORMS, Warp, read_warp, warp_text
 from eqm_video.sampling.arguments import default_steps
 
 IN_THE_RULE = ("step_size", "mu", "temperature")  # numbers that belong to a sampler object
@@ -48,7 +49,9 @@ class Sampling:
     terms instead of labels, see `composed_field`. tolerance: a clip stops once the gradient's RMS is below it in every
     frame; with per_frame each frame stops by itself. start_gamma, context_gamma, history_guidance: for clips and known
     frames, see `EqMPipeline`. frame_schedule: "joint", "pyramid", "autoregressive", or the steps between the starts of
-    two unknown frames; every frame makes `steps` updates of its own.
+    two unknown frames; every frame makes `steps` updates of its own. warp: the spread of the steps over
+    gamma, a text such as "shift:3" or an object such as `Shift(3.0)`; with it gd, nag, euler and heun follow the
+    velocity f / c(gamma) to gamma = 1.
     """
 
     title: ClassVar[str] = "how to descend"
@@ -109,18 +112,23 @@ class Sampling:
         help="joint, pyramid, autoregressive, or a delay in steps",
     )
     context_gamma: float = option(
-        1.0, above=0, most=1, metavar="G", help="gamma of the known frames that the network sees"
-    )
-    history_guidance: float = option(
-        1.0, metavar="S", help="guidance scale of the known frames; 1 = no history guidance"
-    )
-    context_gamma: float = option(
         1.0, above=0, most=1, metavar="G", help="gamma at which the network sees known frames", rare=True
     )
     history_guidance: float = option(1.0, metavar="S", help="guidance scale of the known frames; 1 = none", rare=True)
+    warp: str | Warp | None = option(
+        None,
+        read=read_warp,
+        kind=FORMS,
+        metavar="KIND",
+        help="steps along gamma, in place of a step size: identity, shift:R, logsnr:MAX,MIN, decay:KIND",
+        unset="equal steps for multistep, none for others",
+        rare=True,
+    )
 
     def __post_init__(self) -> None:
         options.check(self, prefix="")
+        if isinstance(self.warp, str):
+            object.__setattr__(self, "warp", _as_warp(self.warp))
         for entry in fields(self):  # JSON and torch do not know numpy's numbers
             value = getattr(self, entry.name)
             if isinstance(value, numbers.Real) and not isinstance(value, int | float):
@@ -168,6 +176,11 @@ class Sampling:
     def on(self, pipeline: Any) -> Sampling:
         """These settings with the model's own filled in and the sampler as an object. A second call changes nothing."""
         own = pipeline.config.sampler
+        if self.warp is not None and (self.step_size is not None or self.step_schedule != "constant"):
+            raise UserError(
+                "a warp says how long every step is: leave step_size and step_schedule out (--step-size, "
+                "--step-schedule), or the warp"
+            )
         steps = default_steps(own, self.sampler) if self.steps is None else self.steps
         more = {"temperature": self.temperature, "steps": steps, "guidance_scale": self.steepness, "plain": self.plain}
         rule = pipeline.rule(self.sampler, self.step_size, self.mu, step_schedule=self.step_schedule, **more)
@@ -180,9 +193,18 @@ class Sampling:
         sampler = {"kind": kind, **asdict(self.sampler)}
         values = ((entry, getattr(self, entry.name)) for entry in fields(self))
         chosen = {entry.name: value for entry, value in values if value != entry.default}
+        if self.warp is not None:
+            chosen["warp"] = warp_text(self.warp)
         return {"steps": self.steps, "sampler": sampler, "guidance_scale": self.guidance_scale} | {
             name: value for name, value in chosen.items() if name not in ("steps", "sampler", "guidance_scale")
         }
+
+
+def _as_warp(text: str) -> Warp:
+    try:
+        return read_warp(text)
+    except ValueError as error:
+        raise UserError(f"warp is {text!r}; it must be {FORMS}") from error
 
 
 def with_sampling(function: Callable) -> inspect.Signature:
