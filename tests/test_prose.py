@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "eqm_video"
-FOLDERS = ("", "analysis", "core", "data", "metrics", "models", "samplers", "system")  # "": the files at the top
 OPENING = re.compile(r"(What|Of|Where|Which|How)\b")
 SENTENCE = re.compile(r"(?:^|[.;] +)(What|Of|Where|Which)\b")
 DIALECT = {"one", "found", "told", "held", "heard", "asked", "given"}  # names that do not say what they hold
@@ -54,8 +53,8 @@ def private_names(tree: ast.Module) -> list[str]:
 
 
 def modules() -> list[Path]:
-    """All modules of FOLDERS."""
-    return [path for folder in FOLDERS for path in sorted((PACKAGE / folder).glob("*.py"))]
+    """All modules of the package."""
+    return sorted(PACKAGE.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(PACKAGE).as_posix())

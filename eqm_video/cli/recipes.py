@@ -26,9 +26,9 @@ class RecipesOptions:
 def main(arguments: Sequence[str] | None = None) -> int:
     """List or print; returns the exit status. UserError for a name that is none."""
     words = sys.argv[1:] if arguments is None else arguments
-    given = options.parse(RecipesOptions, words, prog="eqm-video recipes")
-    if given.name is not None:
-        print(recipes.find(given.name, launch_files=True).read_text(encoding="utf-8"), end="")
+    chosen = options.parse(RecipesOptions, words, prog="eqm-video recipes")
+    if chosen.name is not None:
+        print(recipes.find(chosen.name, launch_files=True).read_text(encoding="utf-8"), end="")
         return 0
     known = recipes.names(launch_files=True)
     width = max(map(len, known))

@@ -38,13 +38,13 @@ class RecordsOptions(Overwriting):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Add a record, and write the documents; returns the exit status. UserError for a user's mistake."""
     words = sys.argv[1:] if arguments is None else arguments
-    given = options.parse(RecordsOptions, words, prog="eqm-video records")
+    chosen = options.parse(RecordsOptions, words, prog="eqm-video records")
     if not RECORDS.parent.is_dir():
         raise UserError(f"there is no {RECORDS.parent}: run this from a clone of the repository")
-    if given.add is not None:
-        if not given.name or "/" in given.name:
-            raise UserError(f"--name is {given.name!r}: give the record a name without /, such as --name mixture")
-        print(f"record: {add(given.add, given.name, RECORDS, overwrite=given.overwrite)}")
+    if chosen.add is not None:
+        if not chosen.name or "/" in chosen.name:
+            raise UserError(f"--name is {chosen.name!r}: give the record a name without /, such as --name mixture")
+        print(f"record: {add(chosen.add, chosen.name, RECORDS, overwrite=chosen.overwrite)}")
     for page in pages(ROOT):
         text = page.read_text(encoding="utf-8")
         filled = records.fill(text, RECORDS, views)
@@ -64,10 +64,12 @@ def add(folder: Path, name: str, root: Path, *, overwrite: bool = False) -> Path
 
     UserError where the folder holds no single study's result, and where the record is there and may not be replaced.
     """
-    found = [(study, folder / study.record) for study in studies().values() if (folder / study.record).is_file()]
-    if len(found) != 1:
-        raise UserError(f"{folder} holds the numbers of {len(found)} studies: give a folder that one study has written")
-    (study, file), numbers = found[0], read_json(found[0][1])
+    candidates = [(study, folder / study.record) for study in studies().values() if (folder / study.record).is_file()]
+    if len(candidates) != 1:
+        raise UserError(
+            f"{folder} holds the numbers of {len(candidates)} studies: give a folder that one study has written"
+        )
+    (study, file), numbers = candidates[0], read_json(candidates[0][1])
     target = root / study.name / name
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists: give another --name, or --overwrite")

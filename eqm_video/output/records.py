@@ -30,10 +30,10 @@ def load(root: Path, name: str) -> dict[str, Any]:
     if not file.is_file():
         known = sorted(path.parent.relative_to(root).as_posix() for path in root.glob("*/*/record.json"))
         raise UserError(f"there is no record {name} in {root}: the records are {', '.join(known) or 'none'}")
-    found = read_json(file)
-    if missing := [key for key in REQUIRED if not found.get(key)]:
+    record = read_json(file)
+    if missing := [key for key in REQUIRED if not record.get(key)]:
         raise UserError(f"{file} says nothing of {', '.join(missing)}: add it with eqm-video records --add")
-    return found
+    return record
 
 
 def fill(text: str, root: Path, views: Views) -> str:
@@ -46,7 +46,7 @@ def unmarked(text: str) -> str:
     return MARK.sub("", text)
 
 
-def _content(name: str, what: str, given: str, root: Path, views: Views) -> str:
+def _content(name: str, what: str, inner: str, root: Path, views: Views) -> str:
     record = load(root, name)
     if " as " in what:
         path, _, form = what.rpartition(" as ")

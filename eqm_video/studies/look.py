@@ -1,4 +1,4 @@
-"""What a network will see: the clips of a recipe's first step, before any training."""
+"""The clips of a recipe's first step, as a network will see them, before any training."""
 
 from __future__ import annotations
 
@@ -92,14 +92,14 @@ def first_clips(
     """The clips and the images of the first step, `most` of each at most, as the trainer draws them."""
     batches = data.batches(accelerator, codec)
     encode, plan = build.make_encode(codec, accelerator.device), batches.plan
-    found: tuple[list[Seen], list[Seen]] = ([], [])
+    views: tuple[list[Seen], list[Seen]] = ([], [])
     for number, batch in zip(range(plan.passes), batches.between(0, 1), strict=True):
-        seen = found[plan.view(0, number) == len(plan.weights) or config.data.frames == 1]
+        seen = views[plan.view(0, number) == len(plan.weights) or config.data.frames == 1]
         positions = list(plan.positions(number))[: max(0, most - len(seen))]
         if positions:
             part = {key: value[: len(positions)] for key, value in batch.items()}
             seen += _seen(config, data, codec, encode, part, positions, accelerator.device)
-    return found
+    return views
 
 
 def _seen(
@@ -125,8 +125,8 @@ def _seen(
 def first_gammas(config: Config, positions: list[int], frames: int) -> Tensor:
     """Gammas (B, T) of the first step's clips at these positions of the batch."""
     generators = [generator(config.train.seed, "gamma", STEP, position) for position in positions]
-    for one in generators:
-        torch.rand((), generator=one)  # whether the label is dropped
+    for source in generators:
+        torch.rand((), generator=source)  # whether the label is dropped
     return draw_gamma(config.gamma, frames, generators)
 
 
@@ -149,14 +149,14 @@ def _tables(clips: list[Seen], images: list[Seen], shapes: list[dict[str, Any]])
     """The table of shapes, a warning for those that lose more than a hundredth of the videos, and that of clips."""
     lines = []
     if shapes:
-        rows = [[one["shape"], str(one["span"]), str(one["kept"]), str(one["passed_over"])] for one in shapes]
+        rows = [[row["shape"], str(row["span"]), str(row["kept"]), str(row["passed_over"])] for row in shapes]
         lines += [aligned([["shape", "source frames", "videos", "passed over"], *rows])]
-    for one in shapes:
-        every = one["kept"] + one["passed_over"]
-        if one["passed_over"] > 0.01 * every:
+    for row in shapes:
+        every = row["kept"] + row["passed_over"]
+        if row["passed_over"] > 0.01 * every:
             lines.append(
-                f"note: clips of {one['shape']} leave out {one['passed_over']} of {every} videos "
-                f"({one['passed_over'] / every:.1%}), which have fewer than {one['span']} frames"
+                f"note: clips of {row['shape']} leave out {row['passed_over']} of {every} videos "
+                f"({row['passed_over'] / every:.1%}), which have fewer than {row['span']} frames"
             )
     rows = [[seen.label, seen.name, f"{seen.times[-1]:.2f}", _runs(seen.gammas)] for seen in (*clips, *images)]
     return [*lines, aligned([["label", "file", "seconds", "gamma"], *rows], left=2)]
@@ -176,12 +176,12 @@ def _drawing(seen: list[Seen]) -> Any:
     def draw(path: Path) -> None:
         frames, height = seen[0].pixels.shape[:2]
         chosen, scale = np.linspace(0, frames - 1, min(frames, FRAMES)).round().astype(int), max(1, SIDE // height)
-        clips = np.stack([one.pixels[chosen] for one in seen]).repeat(scale, axis=2).repeat(scale, axis=3)
-        strips = media.filmstrips(draw_gamma_bars(clips, np.array([one.gammas for one in seen])[:, chosen]))
+        clips = np.stack([clip.pixels[chosen] for clip in seen]).repeat(scale, axis=2).repeat(scale, axis=3)
+        strips = media.filmstrips(draw_gamma_bars(clips, np.array([clip.gammas for clip in seen])[:, chosen]))
         if clips.shape[1] == 1:  # images: several in a row
-            captions, columns = [one.label for one in seen], 8
+            captions, columns = [clip.label for clip in seen], 8
         else:
-            captions, columns = [one.caption(number) for number, one in enumerate(seen, 1)], 1
+            captions, columns = [clip.caption(number) for number, clip in enumerate(seen, 1)], 1
         media.write_png(path, media.grid(strips, captions, columns)[0])
 
     return draw

@@ -36,20 +36,20 @@ class Measured:
             return arrays["arr_0"]
 
     def keep(
-        self, name: str, asked: Mapping[str, Any], measure: Callable[[], tuple[Mapping[str, Any], Clips | None]]
+        self, name: str, wanted: Mapping[str, Any], measure: Callable[[], tuple[Mapping[str, Any], Clips | None]]
     ) -> dict[str, Any]:
-        """The record of a measurement: an earlier one with equal settings `asked`, or else the result of `measure`.
+        """The record of a measurement: an earlier one with equal settings `wanted`, or else the result of `measure`.
 
         `measure` returns numbers, and clips to keep beside them or None. UserError for a damaged record.
         """
         file = self.file(name)
-        asked = json.loads(json.dumps(asked))  # in the form in which it will be read
+        wanted = json.loads(json.dumps(wanted))  # in the form in which it will be read
         record = _read(file) if file.is_file() and not self.again else {}
-        if record.get("asked") != asked:
+        if record.get("asked") != wanted:
             numbers, clips = measure()
             if clips is not None:
                 media.write_npz(file.with_suffix(".npz"), *clips)
-            record = {"asked": asked, **json.loads(json.dumps(numbers))}
+            record = {"asked": wanted, **json.loads(json.dumps(numbers))}
             files.write_record(file, record)
         return record
 

@@ -53,7 +53,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Recipes:
-    """The recipes `group`/..., `first` first. Runs are named as their recipes, in the folder `given.runs`."""
+    """The recipes `group`/..., `first` first. Runs are named as their recipes, in the folder `options.runs`."""
 
     group: str
     first: str
@@ -74,40 +74,40 @@ class Recipes:
             raise UserError(f"--only {unknown[0]}: the recipes are {', '.join(names)}")
         return [name for name in names if only is None or name in only]
 
-    def config(self, name: str, given: Trained, variant: Variant | None = None) -> Config:
+    def config(self, name: str, options: Trained, variant: Variant | None = None) -> Config:
         """The configuration of a recipe, or of a variant of it, with the overrides of the command line."""
-        return load_config(self.folder / f"{name}.yaml", self.replaced(name, given, variant))
+        return load_config(self.folder / f"{name}.yaml", self.replaced(name, options, variant))
 
-    def replaced(self, name: str, given: Trained, variant: Variant | None = None) -> list[str]:
+    def replaced(self, name: str, options: Trained, variant: Variant | None = None) -> list[str]:
         """The overrides of a recipe: the user's, a variant's (which win), data, folder, the export it starts from."""
         own, folder = (variant.words, variant.folder) if variant else ((), name)
-        words = [*given.all_overrides, *own, f"data.root={given.data}", f"run.dir={given.runs / folder}"]
+        words = [*options.all_overrides, *own, f"data.root={options.data}", f"run.dir={options.runs / folder}"]
         source = self.origin(name)
-        return words if source is None else [*words, f"train.init_from={given.runs / source / 'export'}"]
+        return words if source is None else [*words, f"train.init_from={options.runs / source / 'export'}"]
 
     def origin(self, name: str) -> str | None:
         """The name of the recipe from whose run this recipe starts, or None."""
         source = load_config(self.folder / f"{name}.yaml").train.init_from  # runs/ablations/base/export
         return None if source is None else Path(source).parent.name
 
-    def claim(self, names: Sequence[str], given: Trained) -> None:
+    def claim(self, names: Sequence[str], options: Trained) -> None:
         """Claim the folders of all runs, before any of them is trained.
 
         UserError where files of others are in the way.
         """
         for name in {*names, *filter(None, map(self.origin, names))}:
-            claim_output(given.runs / name, "train", option="the run's folder")
+            claim_output(options.runs / name, "train", option="the run's folder")
 
-    def train(self, name: str, given: Trained, variant: Variant | None = None) -> None:
+    def train(self, name: str, options: Trained, variant: Variant | None = None) -> None:
         """Train a recipe or a variant, or continue its run, unless it is finished; first the run it starts from."""
-        recipe, source, config = self.folder / f"{name}.yaml", self.origin(name), self.config(name, given, variant)
+        recipe, source, config = self.folder / f"{name}.yaml", self.origin(name), self.config(name, options, variant)
         if (config.run.folder / "export").is_dir():
             check_same(config, recipe)
             return
         if source is not None:
-            self.train(source, given)
+            self.train(source, options)
         print(f"training {variant.folder if variant else name}", flush=True)
-        status = training.main(["--config", str(recipe), "--resume", *self.replaced(name, given, variant)])
+        status = training.main(["--config", str(recipe), "--resume", *self.replaced(name, options, variant)])
         if status != 0 or not (config.run.folder / "export").is_dir():
             raise UserError(f"the training of {name} did not finish; type the same command again to continue")
 

@@ -80,11 +80,11 @@ def open_codec(config: Config, weights: bool = True) -> Codec:
 def note_precision(config: Config, device: torch.device) -> list[str]:
     """A note for each precision of the recipe that the device only emulates."""
     notes = []
-    for key, given, instead in (
+    for key, precision, instead in (
         ("train.mixed_precision", config.train.mixed_precision, "no"),
         ("codec.dtype", config.codec.dtype, "fp32"),
     ):
-        notes += machine.note_bf16(device, f"{key}=bf16", f"{key}={instead}") if given == "bf16" else []
+        notes += machine.note_bf16(device, f"{key}=bf16", f"{key}={instead}") if precision == "bf16" else []
     return notes
 
 

@@ -77,21 +77,21 @@ class Part:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fill the cache; returns the exit status. UserError for a mistake of the user."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    given = options.parse(CacheOptions, words, prog="eqm-video cache")
-    config = load_config(given.config, given.overrides)
+    chosen = options.parse(CacheOptions, words, prog="eqm-video cache")
+    config = load_config(chosen.config, chosen.overrides)
     accelerator = build.make_accelerator(config)
     launch.check_launch(accelerator)
     for note in build.note_precision(config, accelerator.device):
         accelerator.print(note)
-    claim_output(given.out, "cache", probe=accelerator.is_main_process)
+    claim_output(chosen.out, "cache", probe=accelerator.is_main_process)
     codec = build.open_codec(config, weights=False)
     build.check_size(config, codec.downsampling, 1)
-    caches = LatentCaches.of(config, codec, given.out)
-    locked = accelerator.is_main_process and not given.dry_run
-    with _locked(given.out) if locked else nullcontext():
-        parts = list(_parts(config, caches, accelerator, given.dry_run))
-        _check_room(parts, given.out)
-        if given.dry_run:
+    caches = LatentCaches.of(config, codec, chosen.out)
+    locked = accelerator.is_main_process and not chosen.dry_run
+    with _locked(chosen.out) if locked else nullcontext():
+        parts = list(_parts(config, caches, accelerator, chosen.dry_run))
+        _check_room(parts, chosen.out)
+        if chosen.dry_run:
             return 0
         begun = time.monotonic()
         unreadable = [name for part in parts for name in _fill(part, config, codec, accelerator)]
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if accelerator.is_main_process:
             for part in parts:
                 part.cache.seal(part.data)
-            _record(given.out, words, parts, unreadable, time.monotonic() - begun, accelerator)
+            _record(chosen.out, words, parts, unreadable, time.monotonic() - begun, accelerator)
         accelerator.wait_for_everyone()
     return 0
 

@@ -285,9 +285,9 @@ def _check_ranges(config: Config) -> None:
 
 
 def _check_objective(config: Config) -> None:
-    """Refuse an objective that is not the one that its name says."""
-    stated, found = config.objective.name, config.objective_name
-    if stated in (None, found):
+    """Raise UserError if the objective differs from its name."""
+    stated, actual = config.objective.name, config.objective_name
+    if stated in (None, actual):
         return
     advice = {
         "eqm": "give objective.decay a kind that falls to 0, such as truncated",
@@ -297,7 +297,7 @@ def _check_objective(config: Config) -> None:
     conditioned = str(config.model.conditioned_on_gamma).lower()
     raise UserError(
         f"objective.name is {stated}, but objective.decay={config.objective.decay!r} with "
-        f"model.conditioned_on_gamma={conditioned} is {found}: {advice}, or name it {found}"
+        f"model.conditioned_on_gamma={conditioned} is {actual}: {advice}, or name it {actual}"
     )
 
 

@@ -196,10 +196,10 @@ def choose_latents(
     Memory where every process's copy fits, with room to spare, and holds fewer frames than the run would encode online.
     All processes decide alike.
     """
-    sets = [one for one in (data.videos, data.images) if one is not None]
+    sets = [data_set for data_set in (data.videos, data.images) if data_set is not None]
     shape = moments_shape(codec, sides(config.data.size))
-    size = sum(total_bytes(one, shape) for one in sets)
-    frames = sum(one.length(index) for one in sets for index in range(len(one))) * (1 + config.data.flip)
+    size = sum(total_bytes(data_set, shape) for data_set in sets)
+    frames = sum(data_set.length(index) for data_set in sets for index in range(len(data_set))) * (1 + config.data.flip)
     longest = max(bucket.frames for bucket in config.data.shapes) if config.data.kind == "videos" else 1
     samples = config.train.steps * config.train.batch_size // accelerator.num_processes
     free = machine.free_memory()

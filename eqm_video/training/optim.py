@@ -20,7 +20,7 @@ STACKED = 1 << 26  # entries of matrices that are orthogonalized together: a bou
 class Schedule:
     """A learning rate as a pure function of the step: there is no state to save.
 
-    Of `steps` optimizer steps the first `warmup` are a linear warm-up, then `kind` (constant, linear or cosine)
+    The first `warmup` of `steps` optimizer steps are a linear warm-up, then `kind` (constant, linear or cosine)
     down to `floor` x `lr` at the last step.
     """
 

@@ -28,15 +28,15 @@ def names(launch_files: bool = False) -> list[str]:
     return [path.as_posix() for path in sorted(kept, key=lambda path: (len(path.parts), path.as_posix()))]
 
 
-def find(given: str | Path, launch_files: bool = False) -> Path:
+def find(name_or_path: str | Path, launch_files: bool = False) -> Path:
     """The file of a recipe: a path, or the name of one that ships with the package; a file of that path comes first.
 
     `configs/own_videos.yaml` is `own_videos` where there is no such file. UserError where there is neither.
     """
-    path = Path(given)
+    path = Path(name_or_path)
     if path.is_file():
         return path
-    name = str(given).removeprefix("configs/").removesuffix(".yaml")
+    name = str(name_or_path).removeprefix("configs/").removesuffix(".yaml")
     known = names(launch_files)
     if name in known:
         return folder() / f"{name}.yaml"
@@ -45,8 +45,8 @@ def find(given: str | Path, launch_files: bool = False) -> Path:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(
-        f"{given} is no file, and no recipe of that name ships with the package: {hint}type `eqm-video recipes` for "
-        "their names"
+        f"{name_or_path} is no file, and no recipe of that name ships with the package: {hint}type `eqm-video recipes` "
+        "for their names"
     )
 
 

@@ -2,8 +2,8 @@
 
 An unknown key is an error that names the nearest legal one. A *choice* (a decay, a draw of gamma, a sampler) is a
 mapping with a `kind`; its other legal keys are the fields of the class that the kind names, so a new class needs no
-line here. A section's class may name whole mappings in `SHORT`: `objective: flow`. A key may stand once in a recipe. Of
-several overrides of a key the last counts, as on any command line.
+line here. A section's class may name whole mappings in `SHORT`: `objective: flow`. A key may stand once in a recipe;
+the last of several overrides of a key counts, as on any command line.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def _choice(entry: dataclasses.Field, node: Any, path: str) -> Any:
         raise UserError(f"{path}.kind: {short(kind)} is not one of {', '.join(kinds)}; {_nearest(kind, kinds)}")
     cls = kinds[kind]
     hints, names = typing.get_type_hints(cls), _field_names(cls)
-    inner = {one.name: one for one in dataclasses.fields(cls) if "kinds" in one.metadata}
+    inner = {choice.name: choice for choice in dataclasses.fields(cls) if "kinds" in choice.metadata}
     values = {name: getattr(entry.default, name) for name in names} if type(entry.default) is cls else {}
     for name, value in node.items():
         if name not in names:

@@ -81,7 +81,7 @@ class Ablate(
         config = RECIPES.config(name, self)
         pipeline = open_model(self, config.run.folder / "export")
         request = Request.of(pipeline, self)
-        asked = {"weights": fingerprint(pipeline), **request.settings(), "data": str(self.data)}
+        wanted = {"weights": fingerprint(pipeline), **request.settings(), "data": str(self.data)}
         judge = cache(lambda: Judge.of(pipeline, request, self.data))  # reads the data, so only if it is needed
         measured, lines = Measured(self.out, self.again), []
         for way in ways(name, config):
@@ -93,7 +93,7 @@ class Ablate(
                 numbers |= {**judge()(clips, request.names), "rest": rest}
                 return {"found": numbers, "reference": judge().scale}, (clips, np.asarray(request.ids))
 
-            known = measured.keep(f"{name}_{way.sampler}", {**asked, **asdict(way)}, measure)
+            known = measured.keep(f"{name}_{way.sampler}", {**wanted, **asdict(way)}, measure)
             line = {"recipe": name, **asdict(way), **known["found"], **training_log(config)}
             lines.append({**line, "reference": known["reference"]})
         return lines

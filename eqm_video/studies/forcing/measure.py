@@ -30,15 +30,15 @@ Values = dict[str, list[float]]  # by measure, one number for each clip
 
 
 def motion(clips: NDArray[np.uint8], truth: Truth) -> Values:
-    """Which clips (N, T, H, W, 3) show the direction, the shape and both of their label: 1 or 0 for each."""
-    found: Values = {"direction": [], "shape": [], "both": []}
+    """1 for each clip (N, T, H, W, 3) with the direction, the shape, and both, of its label; 0 for others."""
+    values: Values = {"direction": [], "shape": [], "both": []}
     for clip, name in zip(clips, truth.names, strict=True):
         seen = measure_motion(clip, truth.shapes, endless=True)
         moves = seen.direction is not None and name.endswith(seen.direction)
         shows = name.startswith(seen.shape)
         for key, right in (("direction", moves), ("shape", shows), ("both", moves and shows)):
-            found[key].append(float(right))
-    return found
+            values[key].append(float(right))
+    return values
 
 
 def placed(filled: Filled, task: Task, truth: Truth) -> Values:
@@ -50,8 +50,8 @@ def placed(filled: Filled, task: Task, truth: Truth) -> Values:
 def carry_out(pipeline: EqMPipeline, task: Task, setting: Setting) -> Values:
     """Carry out a task; measure motion where the label is told, and positions where they follow from known frames."""
     filled = tasks_short.fill(pipeline, task, setting)
-    found: Values = motion(filled.clips, setting.truth) if task.told else {}
-    return found | (placed(filled, task, setting.truth) if task.placed else {})
+    values: Values = motion(filled.clips, setting.truth) if task.told else {}
+    return values | (placed(filled, task, setting.truth) if task.placed else {})
 
 
 def rolled_out(pipeline: EqMPipeline, setting: Setting, overlap: int) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def field_errors(
     frames, decay = pipeline.check_frames(), pipeline.decay
     clean = encode(pipeline, truth.clips[:, :frames], batch_size).cpu()
     scale = calibrate(clean)
-    found: dict[str, dict[str, list[float]]] = {"velocity": {}, "level": {}}
+    values: dict[str, dict[str, list[float]]] = {"velocity": {}, "level": {}}
     for gamma in gammas:
         for part in batches(len(clean), batch_size):
             x = clean[part].to(pipeline.device)
@@ -97,11 +97,11 @@ def field_errors(
             noisy = interpolate(x, noise, torch.full(x.shape[:2], gamma, device=x.device))
             gradient = pipeline.field(truth.names[part], guidance_scale=1.0).at_gamma(gamma)(noisy)
             error = (gradient / decay(torch.tensor(gamma)) - (noise - x)).square().flatten(1).mean(dim=1)
-            found["velocity"].setdefault(f"{gamma:g}", []).extend(error.tolist())
+            values["velocity"].setdefault(f"{gamma:g}", []).extend(error.tolist())
             if not pipeline.transformer.config.conditioned_on_gamma:
                 level = (estimated(noisy, gradient, decay, scale) - gamma).abs().mean(dim=1)
-                found["level"].setdefault(f"{gamma:g}", []).extend(level.tolist())
-    return found
+                values["level"].setdefault(f"{gamma:g}", []).extend(level.tolist())
+    return values
 
 
 def estimated(noisy: Tensor, gradient: Tensor, decay: Decay, scale: float) -> Tensor:

@@ -42,8 +42,8 @@ def views(numbers: Mapping[str, Any]) -> dict[str, list[str]]:
     """The texts of a document's parts, by name: `results`, `differences`, `evaluations`, `field`, `choices`."""
     draws = list(numbers["results"])
     titled = {"results": results, "differences": differences, "evaluations": evaluations, "field": field_errors}
-    found = {name: [make(numbers, draw) for draw in draws] for name, make in titled.items()}
-    return found | {"choices": [choices(numbers)]}
+    values = {name: [make(numbers, draw) for draw in draws] for name, make in titled.items()}
+    return values | {"choices": [choices(numbers)]}
 
 
 def title(name: str) -> str:
@@ -53,9 +53,9 @@ def title(name: str) -> str:
 
 def results(numbers: Mapping[str, Any], draw: str) -> str:
     """A line for each target: means, and below each its 95 % interval."""
-    found = numbers["results"][draw]
+    values = numbers["results"][draw]
     cells: list[Sequence[str]] = [[f"gamma: {draw}", *COLUMNS.values(), "runs"]]
-    for name, tasks in found.items():
+    for name, tasks in values.items():
         shown = [spread(tasks[task][measure], measure) for task, measure in COLUMNS]
         cells.append([title(name), *shown, runs_of(tasks["generation"]["both"])])
     settings = numbers["settings"]
@@ -84,10 +84,10 @@ def differences(numbers: Mapping[str, Any], draw: str) -> str:
 
 def evaluations(numbers: Mapping[str, Any], draw: str) -> str:
     """Clips that show their label, by target, sampler and number of evaluations."""
-    found = numbers["curve"][draw]
-    counts = sorted({int(count) for ways in found.values() for row in ways.values() for count in row})
+    values = numbers["curve"][draw]
+    counts = sorted({int(count) for ways in values.values() for row in ways.values() for count in row})
     cells: list[Sequence[str]] = [["target", "sampler", *map(str, counts)]]
-    for name, ways in found.items():
+    for name, ways in values.items():
         for way, row in ways.items():
             shares = [f"{100 * row[str(count)]['mean']:.0f} %" if str(count) in row else "" for count in counts]
             cells.append([title(name), way, *shares])
@@ -96,10 +96,10 @@ def evaluations(numbers: Mapping[str, Any], draw: str) -> str:
 
 def field_errors(numbers: Mapping[str, Any], draw: str) -> str:
     """The errors of the field and of its estimate of gamma, by gamma."""
-    found = numbers["field"][draw]
-    gammas = list(next(iter(found.values()))["velocity"])
+    values = numbers["field"][draw]
+    gammas = list(next(iter(values.values()))["velocity"])
     cells: list[Sequence[str]] = [["target", "error of", *gammas]]
-    for name, kinds in found.items():
+    for name, kinds in values.items():
         for kind, row in kinds.items():
             if row:
                 cells.append([title(name), kind, *(f"{row[gamma]['mean']:.3f}" for gamma in gammas)])
@@ -107,12 +107,12 @@ def field_errors(numbers: Mapping[str, Any], draw: str) -> str:
 
 
 def choices(numbers: Mapping[str, Any]) -> str:
-    """What was chosen for each target: the learning rate by its held-out loss, the sampler by its share of clips."""
+    """The choices for each target: the learning rate by its held-out loss, the sampler by its share of clips."""
     cells: list[Sequence[str]] = [["target", "learning rates: held-out loss", "samplers: clips that show their label"]]
     ways = next(iter(numbers["samplers"].values()))
     for name, rate in numbers["learning rates"].items():
         best = "" if rate["chosen"] is None else f"{rate['chosen']:g}"
-        tried = ", ".join(f"{mark(one, one == best)}: {loss:.3f}" for one, loss in rate["tried"].items())
+        tried = ", ".join(f"{mark(lr, lr == best)}: {loss:.3f}" for lr, loss in rate["tried"].items())
         chosen = ways.get(name, {"tried": {}, "chosen": None})
         shares = [
             f"{mark(way, way == chosen['chosen'])}: {100 * share:.0f} %" for way, share in chosen["tried"].items()
@@ -126,10 +126,10 @@ def mark(text: str, chosen: bool) -> str:
     return f"**{text}**" if chosen else text
 
 
-def spread(found: Mapping[str, Any], measure: str) -> str:
+def spread(values: Mapping[str, Any], measure: str) -> str:
     """A mean with its interval."""
-    low, high = amount(found["low"], measure, unit=False), amount(found["high"], measure, unit=False)
-    return f"{amount(found['mean'], measure)} ({low}–{high})"
+    low, high = amount(values["low"], measure, unit=False), amount(values["high"], measure, unit=False)
+    return f"{amount(values['mean'], measure)} ({low}–{high})"
 
 
 def amount(value: float, measure: str, *, unit: bool = True) -> str:
@@ -137,9 +137,9 @@ def amount(value: float, measure: str, *, unit: bool = True) -> str:
     return f"{value:.2f}" if measure == "error" else f"{100 * value:.0f}{' %' if unit else ''}"
 
 
-def runs_of(found: Mapping[str, Any]) -> str:
+def runs_of(values: Mapping[str, Any]) -> str:
     """The number of training runs; a single one is marked, since its interval is over clips alone."""
-    return str(found["runs"]) if found["runs"] > 1 else "1 (n = 1)"
+    return str(values["runs"]) if values["runs"] > 1 else "1 (n = 1)"
 
 
 # Pictures -----------------------------------------------------------------------------------------------------------
@@ -157,16 +157,16 @@ def pictures(numbers: Mapping[str, Any]) -> dict[str, Callable[[Path], Any]]:
     return drawn
 
 
-def draw_results(found: Mapping[str, Any], path: Path) -> Path:
+def draw_results(values: Mapping[str, Any], path: Path) -> Path:
     """A panel for each measure, a dot with its interval for each target."""
-    figure, names = plots.figure(9, 4.6), list(found)
+    figure, names = plots.figure(9, 4.6), list(values)
     for place, ((task, measure), heading) in enumerate(COLUMNS.items(), start=1):
         axes = plots.axes(figure, 2, 4, place, title=heading)
         for index, name in enumerate(names):
-            one = found[name][task][measure]
-            spread = [[max(0.0, one["mean"] - one["low"])], [max(0.0, one["high"] - one["mean"])]]
+            cell = values[name][task][measure]
+            spread = [[max(0.0, cell["mean"] - cell["low"])], [max(0.0, cell["high"] - cell["mean"])]]
             look = {**plots.style(index), "label": title(name), "linestyle": "none", "markersize": 6}
-            axes.errorbar(one["mean"], index, xerr=spread, elinewidth=1.2, **look)
+            axes.errorbar(cell["mean"], index, xerr=spread, elinewidth=1.2, **look)
         axes.set_yticks([])
         axes.set_ylim(len(names) - 0.5, -0.5)
         if measure == "error":
@@ -182,25 +182,25 @@ def draw_results(found: Mapping[str, Any], path: Path) -> Path:
 
 def draw_evaluations(numbers: Mapping[str, Any], draw: str, path: Path) -> Path:
     """Quality against evaluations, intervals as bands: a panel for each target, then all with their best samplers."""
-    found, chosen = numbers["curve"][draw], numbers["samplers"][draw]
-    figure, ways = plots.figure(9, 5.4), list(dict.fromkeys(way for row in found.values() for way in row))
-    panels = [*found, None]
+    values, chosen = numbers["curve"][draw], numbers["samplers"][draw]
+    figure, ways = plots.figure(9, 5.4), list(dict.fromkeys(way for row in values.values() for way in row))
+    panels = [*values, None]
     for place, name in enumerate(panels, start=1):
         heading = "each with its best sampler" if name is None else title(name)
         axes = plots.axes(figure, 2, 3, place, title=heading, xscale="log", ylim=(-0.02, 1.02))
         if name is None:
-            for index, (one, way) in enumerate(chosen.items()):
-                _band(axes, found[one][way["chosen"]], {"markersize": 4, **plots.style(index), "linestyle": "--"})
-                axes.lines[-1].set_label(f"{title(one)}, {way['chosen']}")
+            for index, (other, way) in enumerate(chosen.items()):
+                _band(axes, values[other][way["chosen"]], {"markersize": 4, **plots.style(index), "linestyle": "--"})
+                axes.lines[-1].set_label(f"{title(other)}, {way['chosen']}")
             plots.legend(axes, loc="lower right", fontsize=6)
-        for way, row in found.get(name, {}).items():
+        for way, row in values.get(name, {}).items():
             _band(axes, row, {"label": way, "markersize": 4, **plots.style(ways.index(way))})
         axes.set_xlabel("evaluations")
         plots.ticks_1_2_5(axes.xaxis)
         axes.axhline(1 / 8, color=plots.GREY, linestyle=":")
         if place in (1, 4):
             axes.set_ylabel("clips that show their label")
-    each = figure.axes[: len(found)]
+    each = figure.axes[: len(values)]
     lines = {label: line for axes in each for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=7, frameon=False, fontsize=9)
     return plots.save(figure, path)
@@ -208,23 +208,23 @@ def draw_evaluations(numbers: Mapping[str, Any], draw: str, path: Path) -> Path:
 
 def draw_field(numbers: Mapping[str, Any], draw: str, path: Path) -> Path:
     """The errors of the field and of its estimate of gamma by gamma, and the losses of EqF and flow over training."""
-    figure, found = plots.figure(9, 3.6), numbers["field"][draw]
+    figure, values = plots.figure(9, 3.6), numbers["field"][draw]
     for place, (kind, label) in enumerate(ERRORS.items(), start=1):
         axes = plots.axes(figure, 1, 3, place, xlabel="gamma", ylabel=label, yscale="log")
-        for index, (name, kinds) in enumerate(found.items()):
+        for index, (name, kinds) in enumerate(values.items()):
             _band(axes, kinds[kind], {"label": title(name), "markersize": 4, **plots.style(index)})
         plots.ticks_1_2_5(axes.yaxis)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     axes = plots.axes(figure, 1, 3, 3, xlabel="training step", ylabel="held-out loss")
     if draw in numbers["loss"]:
         for name in (BLIND, CONDITIONED):
-            look = plots.style(list(found).index(name)) if name in found else plots.style(0)
+            look = plots.style(list(values).index(name)) if name in values else plots.style(0)
             axes.plot(numbers["loss"][draw]["steps"], numbers["loss"][draw][name], markersize=4, **look)
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return plots.save(figure, path)
 
 
-def draw_long(found: Mapping[str, Any], path: Path) -> Path:
+def draw_long(values: Mapping[str, Any], path: Path) -> Path:
     """Right windows, errors and the gradient on known frames over the frames of the long videos."""
     figure = plots.figure(9, 3.2)
     panels = {
@@ -234,7 +234,7 @@ def draw_long(found: Mapping[str, Any], path: Path) -> Path:
     }
     for place, (key, label) in enumerate(panels.items(), start=1):
         axes = plots.axes(figure, 1, 3, place, xlabel="frame", ylabel=label)
-        for index, (name, row) in enumerate(found.items()):
+        for index, (name, row) in enumerate(values.items()):
             axes.plot(row["ends"], row[key], label=title(name), markersize=3, **plots.style(index))
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
@@ -244,7 +244,7 @@ def draw_long(found: Mapping[str, Any], path: Path) -> Path:
 def _band(axes: Axes, row: Mapping[str, Any], look: Mapping[str, Any]) -> None:
     """A line of estimates over numbers, with their intervals as a band."""
     if row:
-        at = [float(one) for one in row]
-        axes.plot(at, [one["mean"] for one in row.values()], **look)
-        low, high = ([one[key] for one in row.values()] for key in ("low", "high"))
+        at = [float(place) for place in row]
+        axes.plot(at, [cell["mean"] for cell in row.values()], **look)
+        low, high = ([cell[key] for cell in row.values()] for key in ("low", "high"))
         axes.fill_between(at, low, high, color=look["color"], alpha=0.12, linewidth=0)

@@ -31,20 +31,20 @@ LONG = "long video"
 BLIND, CONDITIONED = "eqf", "flow"  # targets that differ in nothing but whether the network is conditioned on gamma
 
 
-def gather(found: Mapping[Key, Mapping[str, Any]]) -> dict[str, Any]:
+def gather(measured: Mapping[Key, Mapping[str, Any]]) -> dict[str, Any]:
     """Everything that was measured, for each draw and target, as estimates; then the differences between targets."""
-    keys = list(dict.fromkeys(key[:2] for key in found))
-    runs = {key: {k[2]: found[k] for k in found if k[:2] == key} for key in keys}
+    keys = list(dict.fromkeys(key[:2] for key in measured))
+    runs = {key: {k[2]: measured[k] for k in measured if k[:2] == key} for key in keys}
     gathered: dict[str, Any] = {name: {} for name in ("results", "curve", "field", "long", "differences")}
     for (draw, name), parts in runs.items():
-        tables = {seed: {**one["tasks"], LONG: one["long"]["values"]} for seed, one in parts.items()}
+        tables = {seed: {**part["tasks"], LONG: part["long"]["values"]} for seed, part in parts.items()}
         for part, nested in (
             ("results", list(tables.values())),
-            ("curve", [one["curve"] for one in parts.values()]),
-            ("field", [one["field"] for one in parts.values()]),
+            ("curve", [part["curve"] for part in parts.values()]),
+            ("field", [part["field"] for part in parts.values()]),
         ):
             gathered[part].setdefault(draw, {})[name] = _estimates(nested)
-        gathered["long"].setdefault(draw, {})[name] = _mean_windows([one["long"] for one in parts.values()])
+        gathered["long"].setdefault(draw, {})[name] = _mean_windows([part["long"] for part in parts.values()])
         gathered["differences"].setdefault(draw, {})
     for draw in gathered["differences"]:
         gathered["differences"][draw] = differences({key[1]: runs[key] for key in keys if key[0] == draw})
@@ -59,11 +59,11 @@ def differences(runs: Mapping[str, Mapping[int, Any]]) -> dict[str, list[dict[st
     listed: dict[str, list[dict[str, Any]]] = {}
     for task, measure in COMPARED:
         rows = []
-        for one, other in combinations(runs, 2):
-            seeds = sorted(runs[one].keys() & runs[other].keys())
+        for first, other in combinations(runs, 2):
+            seeds = sorted(runs[first].keys() & runs[other].keys())
             if seeds:
-                pair = [_stack([_values(runs[name][seed], task, measure) for seed in seeds]) for name in (one, other)]
-                rows.append({"one": one, "other": other, **asdict(compare(*pair))})
+                pair = [_stack([_values(runs[name][seed], task, measure) for seed in seeds]) for name in (first, other)]
+                rows.append({"one": first, "other": other, **asdict(compare(*pair))})
         for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
             row["p adjusted"] = adjusted
         listed[f"{task}: {measure}"] = rows
@@ -86,7 +86,7 @@ def _estimates(runs: Sequence[Any]) -> Any:
 
 
 def _mean_windows(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of the long videos, window by window: means over the runs, and where each window ends."""
+    """Means over the runs of the long videos, window by window, and the end of each window."""
     means = {key: _stack([run[key] for run in runs]).mean(dim=0).tolist() for key in ("right", "error", "drift")}
     return {"ends": runs[0]["ends"], **means}
 
@@ -102,7 +102,7 @@ def held_out(log: Path) -> dict[int, dict[str, float]]:
 
 def loss_gaps(logs: Mapping[Key, Path]) -> dict[str, dict[str, list[float]]]:
     """By draw: held-out losses of `BLIND` and `CONDITIONED` over training, means over the runs that both have."""
-    found: dict[str, dict[str, list[float]]] = {}
+    losses_by_draw: dict[str, dict[str, list[float]]] = {}
     for draw in dict.fromkeys(key[0] for key in logs):
         seeds = sorted(
             {key[2] for key in logs if key[:2] == (draw, BLIND)}
@@ -111,10 +111,10 @@ def loss_gaps(logs: Mapping[Key, Path]) -> dict[str, dict[str, list[float]]]:
         if not seeds:
             continue
         losses = {name: [held_out(logs[draw, name, seed]) for seed in seeds] for name in (BLIND, CONDITIONED)}
-        steps = sorted(set.intersection(*(set(one) for runs in losses.values() for one in runs)))
+        steps = sorted(set.intersection(*(set(run) for runs in losses.values() for run in runs)))
         rows: dict[str, list[float]] = {"steps": [float(step) for step in steps], "runs": [float(len(seeds))]}
         for name, runs in losses.items():
-            rows[name] = [sum(one[step]["mean"] for one in runs) / len(runs) for step in steps]
-        rows["gap"] = [one - other for one, other in zip(rows[BLIND], rows[CONDITIONED], strict=True)]
-        found[draw] = rows
-    return found
+            rows[name] = [sum(run[step]["mean"] for run in runs) / len(runs) for step in steps]
+        rows["gap"] = [blind - other for blind, other in zip(rows[BLIND], rows[CONDITIONED], strict=True)]
+        losses_by_draw[draw] = rows
+    return losses_by_draw

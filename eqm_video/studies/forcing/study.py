@@ -45,15 +45,15 @@ GENERATION = "generation"
 class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, group="compare"):
     """Compare EqM, Equilibrium Forcing and flow matching, with error bars.
 
-    The recipes of configs/forcing differ in the training target and in nothing else. Each is trained several times, for
+    The recipes of configs/forcing differ only in the training target. Each is trained several times, for
     each draw of gamma, with the learning rate that gave the lowest held-out loss in one short run of each of three.
     Every target is sampled with the sampler that suits it best, chosen on other clips than those that are reported.
     Everything is measured in closed form, on the same clips and noise for all: generation, image-to-video,
     continuation, in-betweening, long videos, quality by the number of evaluations, the error of the field and of its
     estimate of gamma. Means have 95 % intervals over runs and clips, and differences are paired.
 
-    The runs lie in --out, and the videos are written where --data has none. Finished runs and measurements are found
-    and kept, interrupted ones continue. With --existing nothing is trained: what is there is measured and compared.
+    The runs lie in --out, and the videos are written if --data does not exist. Finished runs and measurements are
+    reused, interrupted runs continue. With --existing nothing is trained: finished runs are measured and compared.
     Words such as train.steps=1000 replace values in all recipes.
     """
 
@@ -72,12 +72,12 @@ class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, group="compare"
     evaluations: tuple[int, ...] = option(EVALUATIONS, least=1, metavar="N", help="of the curve of quality")
 
     def check(self) -> None:
-        """The study sets what runs differ in."""
+        """UserError for overrides of keys that the study sets itself."""
         own = ("train.lr", "train.seed", "gamma", "objective", "model.conditioned_on_gamma")
         for word in self.all_overrides:
             key = word.partition("=")[0]
-            if any(key == one or key.startswith(f"{one}.") for one in own):
-                raise UserError(f"{word} is what the runs of this study differ in: leave it out (--rates, --draws)")
+            if any(key == name or key.startswith(f"{name}.") for name in own):
+                raise UserError(f"{word} is a key that the study sets itself: leave it out (--rates, --draws)")
 
     @classmethod
     def views(cls, numbers: Mapping[str, Any]) -> dict[str, str]:
@@ -85,7 +85,7 @@ class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, group="compare"
         return {name: "\n\n".join(parts) for name, parts in report.views(numbers).items()}
 
     def run(self) -> Report:
-        """Train what is missing, and measure what is missing."""
+        """Train missing runs, and make missing measurements."""
         names = RECIPES.chosen(self.chosen)
         if not self.existing:
             self.train(names)
@@ -101,13 +101,15 @@ class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, group="compare"
         measurer = Measurer(self)
         first = [(draw, name) for draw in self.draws for name in names if (draw, name, 0) in finished]
         chosen = {pair: measurer.choose(*pair) for pair in first}
-        found = {key: measurer.measure(*key, chosen[key[:2]]["chosen"]) for key in finished if key[:2] in chosen}
+        measured = {key: measurer.measure(*key, chosen[key[:2]]["chosen"]) for key in finished if key[:2] in chosen}
         numbers = {
             "settings": measurer.settings(),
             "learning rates": {name: self.rate(name) for name in names},
-            "samplers": {draw: {name: chosen[draw, name] for one, name in first if one == draw} for draw in self.draws},
-            "finished": ["/".join(map(str, key)) for key in found],
-            **results.gather(found),
+            "samplers": {
+                draw: {name: chosen[draw, name] for other, name in first if other == draw} for draw in self.draws
+            },
+            "finished": ["/".join(map(str, key)) for key in measured],
+            **results.gather(measured),
             "loss": results.loss_gaps({key: self.out / run.folder / "metrics.jsonl" for key, run in finished.items()}),
         }
         tables = report.tables(numbers)
@@ -151,52 +153,52 @@ class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, group="compare"
 class Measurer:
     """Measures runs on the same clips, and keeps a file for each measurement in OUT/measured."""
 
-    def __init__(self, given: Forcing) -> None:
-        self.given, self.kept = given, Measured(given.out, given.again)
+    def __init__(self, study: Forcing) -> None:
+        self.study, self.kept = study, Measured(study.out, study.again)
         self.opened: tuple[str, EqMPipeline] | None = None
         self.truths: dict[int, Truth] = {}
 
     def open(self, folder: str) -> EqMPipeline:
         """The model of a run; the last one opened is kept."""
         if self.opened is None or self.opened[0] != folder:
-            self.opened = (folder, open_model(self.given, self.given.out / folder / "export"))
+            self.opened = (folder, open_model(self.study, self.study.out / folder / "export"))
         return self.opened[1]
 
     def length(self, pipeline: EqMPipeline) -> int:
         """Frames of a long video."""
-        return self.given.length or 10 * pipeline.check_frames()
+        return self.study.length or 10 * pipeline.check_frames()
 
     def overlap(self, pipeline: EqMPipeline) -> int:
         """Frames that the windows of a long video share."""
-        return self.given.overlap or max(1, pipeline.check_frames() // 2)
+        return self.study.overlap or max(1, pipeline.check_frames() // 2)
 
     def truth(self, pipeline: EqMPipeline, count: int, seed: int) -> Truth:
         """The first `count` clips of a seed, as long as the long videos."""
         if seed not in self.truths:
-            names = names_of(pipeline, max(self.given.clips, self.given.long_clips))
+            names = names_of(pipeline, max(self.study.clips, self.study.long_clips))
             self.truths[seed] = Truth.render(names, self.length(pipeline), pipeline.check_size()[0], seed)
         return self.truths[seed].first(count)
 
     def setting(self, pipeline: EqMPipeline, how: Mapping[str, Any], *, count: int = 0, seed: int = 0) -> Setting:
         """Clips, noise and sampling."""
-        given = self.given
-        truth = self.truth(pipeline, count or given.clips, given.seed + seed)
-        sampling = Sampling(**{"guidance_scale": given.guidance_scale, **how})
-        return Setting(truth, given.seed + seed, given.batch_size, sampling)
+        study = self.study
+        truth = self.truth(pipeline, count or study.clips, study.seed + seed)
+        sampling = Sampling(**{"guidance_scale": study.guidance_scale, **how})
+        return Setting(truth, study.seed + seed, study.batch_size, sampling)
 
     def settings(self) -> dict[str, Any]:
         """For the record."""
         keys = ("clips", "long_clips", "context", "budget", "guidance_scale", "seed", "trial_steps", "runs_each")
         pipeline = self.opened[1]
-        own = {key.replace("_", " "): getattr(self.given, key) for key in keys}
-        scale = self.given.guidance_scale
+        own = {key.replace("_", " "): getattr(self.study, key) for key in keys}
+        scale = self.study.guidance_scale
         own["guidance scale"] = pipeline.config.sampler["guidance_scale"] if scale is None else scale
         return {"frames": pipeline.check_frames(), "length": self.length(pipeline), **own}
 
-    def asked(self, pipeline: EqMPipeline, **more: Any) -> dict[str, Any]:
+    def wanted(self, pipeline: EqMPipeline, **more: Any) -> dict[str, Any]:
         """The settings that a measurement depends on."""
         keys = ("clips", "guidance_scale", "seed", "budget")
-        return {"weights": fingerprint(pipeline), **{key: getattr(self.given, key) for key in keys}, **more}
+        return {"weights": fingerprint(pipeline), **{key: getattr(self.study, key) for key in keys}, **more}
 
     def choose(self, draw: str, name: str) -> dict[str, Any]:
         """The sampler of a target: the best in generation with the first run, on clips that are reported nowhere.
@@ -204,71 +206,71 @@ class Measurer:
         Best is the one with most clips that show direction and shape of their label; the first of equal ones.
         """
         folder = f"{draw}/{name}/seed_0"
-        pipeline, count = self.open(folder), self.given.clips
+        pipeline, count = self.open(folder), self.study.clips
         task = Task(GENERATION, (), True)
 
         def work() -> tuple[dict[str, Any], None]:
             tried = {}
             for way in ways(pipeline.decay).values():
-                how = way.sampling(self.given.budget)
+                how = way.sampling(self.study.budget)
                 if how is not None:
                     setting = self.setting(pipeline, how, count=count, seed=ELSEWHERE)
                     right = measure.carry_out(pipeline, task, setting)["both"]
                     tried[way.name] = sum(right) / len(right)
             return {"tried": tried, "chosen": max(tried, key=tried.__getitem__)}, None
 
-        asked = self.asked(pipeline, ways=list(ways(pipeline.decay)))
-        found = self.kept.keep(f"{draw}_{name}_sampler", asked, work)
-        return {key: found[key] for key in ("tried", "chosen")}
+        wanted = self.wanted(pipeline, ways=list(ways(pipeline.decay)))
+        record = self.kept.keep(f"{draw}_{name}_sampler", wanted, work)
+        return {key: record[key] for key in ("tried", "chosen")}
 
     def measure(self, draw: str, name: str, seed: int, chosen: str) -> dict[str, Any]:
         """All measurements of one run: values for each clip by task, the curve, the field's errors, the long video."""
         folder = f"{draw}/{name}/seed_{seed}"
         pipeline, parts = self.open(folder), {}
         for part in ("tasks", "curve", "field", "long"):
-            settings = {"way": chosen, "context": self.given.context} if part in ("tasks", "long") else {}
+            settings = {"way": chosen, "context": self.study.context} if part in ("tasks", "long") else {}
             if part == "curve":
-                settings = {"evaluations": self.given.evaluations, "ways": list(ways(pipeline.decay))}
+                settings = {"evaluations": self.study.evaluations, "ways": list(ways(pipeline.decay))}
             if part == "long":
                 settings |= {"length": self.length(pipeline), "overlap": self.overlap(pipeline)}
-                settings["long clips"] = self.given.long_clips
+                settings["long clips"] = self.study.long_clips
 
             def work(part: str = part) -> tuple[dict[str, Any], None]:
                 print(f"measuring {folder}: {part}", flush=True)
                 return {"found": getattr(self, part)(pipeline, chosen)}, None
 
-            asked = self.asked(pipeline, **settings)
-            parts[part] = self.kept.keep(f"{folder.replace('/', '_')}_{part}", asked, work)["found"]
+            wanted = self.wanted(pipeline, **settings)
+            parts[part] = self.kept.keep(f"{folder.replace('/', '_')}_{part}", wanted, work)["found"]
         return parts
 
     def tasks(self, pipeline: EqMPipeline, chosen: str) -> dict[str, Any]:
         """Every task within one clip, and generation without guidance."""
-        how = ways(pipeline.decay)[chosen].sampling(self.given.budget)
-        listed = tasks_short.tasks(pipeline.check_frames(), self.given.context)
-        found = {task.name: measure.carry_out(pipeline, task, self.setting(pipeline, how)) for task in listed}
+        how = ways(pipeline.decay)[chosen].sampling(self.study.budget)
+        listed = tasks_short.tasks(pipeline.check_frames(), self.study.context)
+        values = {task.name: measure.carry_out(pipeline, task, self.setting(pipeline, how)) for task in listed}
         plain = self.setting(pipeline, {**how, "guidance_scale": 1.0})
-        return found | {f"{GENERATION}, no guidance": measure.carry_out(pipeline, listed[0], plain)}
+        return values | {f"{GENERATION}, no guidance": measure.carry_out(pipeline, listed[0], plain)}
 
     def curve(self, pipeline: EqMPipeline, chosen: str) -> dict[str, Any]:
-        """Generation by sampler and number of evaluations: which clips show both of their label."""
+        """Generation by sampler and number of evaluations: 1 or 0 for each clip."""
         task = Task(GENERATION, (), True)
-        found: dict[str, Any] = {}
+        shares: dict[str, Any] = {}
         for way in ways(pipeline.decay).values():
-            for count in self.given.evaluations:
+            for count in self.study.evaluations:
                 how = way.sampling(count)
                 if how is not None:
                     values = measure.carry_out(pipeline, task, self.setting(pipeline, how))
-                    found.setdefault(way.name, {})[str(count)] = values["both"]
-        return found
+                    shares.setdefault(way.name, {})[str(count)] = values["both"]
+        return shares
 
     def field(self, pipeline: EqMPipeline, chosen: str) -> dict[str, Any]:
         """The errors of the field and of its estimate of gamma, by gamma."""
-        given = self.given
-        truth = self.truth(pipeline, given.clips, given.seed)
-        return measure.field_errors(pipeline, truth, measure.GAMMAS, given.seed, given.batch_size)
+        study = self.study
+        truth = self.truth(pipeline, study.clips, study.seed)
+        return measure.field_errors(pipeline, truth, measure.GAMMAS, study.seed, study.batch_size)
 
     def long(self, pipeline: EqMPipeline, chosen: str) -> dict[str, Any]:
         """Clips continued to a long video."""
-        how = ways(pipeline.decay)[chosen].sampling(self.given.budget)
-        setting = self.setting(pipeline, how, count=self.given.long_clips)
+        how = ways(pipeline.decay)[chosen].sampling(self.study.budget)
+        setting = self.setting(pipeline, how, count=self.study.long_clips)
         return measure.rolled_out(pipeline, setting, self.overlap(pipeline))

@@ -28,17 +28,17 @@ def ways(decay: Decay) -> dict[str, Way]:
     for an equilibrium; on a flow its steps add up to 1, which ends at the data. multistep: of order 2 in equal steps of
     gamma, for every decay.
     """
-    found = (
+    fitting = (
         [Way("multistep", lambda count: {"sampler": "multistep", "steps": count})] if "multistep" in SAMPLERS else []
     )
     if isinstance(decay, ConstantDecay):
-        found.append(Way("euler", lambda count: {"sampler": "euler", "steps": count}))
-        found.append(Way("heun", lambda count: None if count % 2 else {"sampler": "heun", "steps": count // 2}))
-        found.append(_nag("nag", 1.0, decay.gain, most=1.0))
+        fitting.append(Way("euler", lambda count: {"sampler": "euler", "steps": count}))
+        fitting.append(Way("heun", lambda count: None if count % 2 else {"sampler": "heun", "steps": count // 2}))
+        fitting.append(_nag("nag", 1.0, decay.gain, most=1.0))
     else:
         gain = float(getattr(decay, "gain", 1.0))
-        found += [_nag(f"nag {stride:g}", stride, gain, most=LARGEST) for stride in STRIDES]
-    return {way.name: way for way in found}
+        fitting += [_nag(f"nag {stride:g}", stride, gain, most=LARGEST) for stride in STRIDES]
+    return {way.name: way for way in fitting}
 
 
 def _nag(name: str, stride: float, gain: float, most: float) -> Way:

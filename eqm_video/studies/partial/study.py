@@ -190,8 +190,8 @@ def variants(pipelines: Mapping[str, EqMPipeline]) -> list[tuple[str, Variant]]:
         if kind == "FM" and not knows_gamma(sampler):
             sampler = pipeline.rule("euler")
         knows = knows_gamma(sampler) or pipeline.transformer.config.conditioned_on_gamma
-        for told in ("the start", "0") if knows else ("nothing",):
-            curves.append((path, Variant(f"{name}, told {told}", pipeline, sampler, told)))
+        for condition in ("the start", "0") if knows else ("nothing",):
+            curves.append((path, Variant(f"{name}, told {condition}", pipeline, sampler, condition)))
     return curves
 
 
@@ -207,14 +207,14 @@ def denoise(variant: Variant, pairs: Pairs, labels: Sequence[str | None], gamma:
     """
     pipeline, sampler, start, ends = variant.pipeline, variant.sampler, pairs.start(gamma), []
     steps = options.steps or default_steps(pipeline.config.sampler, sampler)
-    told, gammas = 0.0 if variant.told == "0" else gamma, None
+    passed, gammas = 0.0 if variant.told == "0" else gamma, None
     if pipeline.transformer.config.conditioned_on_gamma:
-        gammas = step_gammas(pipeline.decay, sampler, steps, "constant", told, None)
+        gammas = step_gammas(pipeline.decay, sampler, steps, "constant", passed, None)
     for rows in batches(len(start), options.batch_size):
         field = pipeline.field(list(labels[rows]), num_frames=start.shape[1], guidance_scale=options.guidance_scale)
         scheduled = ScheduledField(field, steps, gammas)
         generators = [source.clone_state() for source in pairs.generators[rows]]  # every start gets the same noise
-        how = {"steps": steps, "start_gamma": told, "generators": generators, "decay": pipeline.decay}
+        how = {"steps": steps, "start_gamma": passed, "generators": generators, "decay": pipeline.decay}
         try:
             ends.append(run(scheduled, start[rows], sampler, **how).latents)
         except DivergenceError as error:

@@ -134,16 +134,16 @@ class Tasks(Opening, Trained, Longer, Stepped, Guided, Seeded, Batched, group="c
 class Measurer:
     """Measures models on the same clips. It keeps a file for each measurement in OUT/measured."""
 
-    def __init__(self, given: Tasks, paths: Mapping[str, Path]) -> None:
-        self.given, self.paths, self.measured = given, paths, Measured(given.out, given.again)
+    def __init__(self, study: Tasks, paths: Mapping[str, Path]) -> None:
+        self.study, self.paths, self.measured = study, paths, Measured(study.out, study.again)
         self.opened: tuple[str, EqMPipeline] | None = None
         first = self.open(next(iter(paths)))
         self.frames, self.size = first.check_frames(), first.check_size()[0]
-        self.length = given.length or 10 * self.frames
-        given.check_windows(self.frames)
-        how = Sampling(context_gamma=given.context_gamma)
-        self.way = tasks_long.Way(given.overlap or max(1, self.frames // 2), how)
-        self.names = names_of(first, max(given.clips, given.long_clips, given.way_clips))
+        self.length = study.length or 10 * self.frames
+        study.check_windows(self.frames)
+        how = Sampling(context_gamma=study.context_gamma)
+        self.way = tasks_long.Way(study.overlap or max(1, self.frames // 2), how)
+        self.names = names_of(first, max(study.clips, study.long_clips, study.way_clips))
         self._truth: Truth | None = None
 
     def open(self, name: str) -> EqMPipeline:
@@ -152,7 +152,7 @@ class Measurer:
         UserError if its clips differ from the first model's.
         """
         if self.opened is None or self.opened[0] != name:
-            self.opened = (name, open_model(self.given, self.paths[name]))
+            self.opened = (name, open_model(self.study, self.paths[name]))
         pipeline = self.opened[1]
         if hasattr(self, "names"):
             same = (pipeline.check_frames(), pipeline.check_size()[0]) == (self.frames, self.size)
@@ -163,23 +163,23 @@ class Measurer:
     def truth(self, count: int) -> Truth:
         """The first `count` clips of the truth, as long as the long videos."""
         if self._truth is None:
-            self._truth = Truth.render(self.names, self.length, self.size, self.given.seed)
+            self._truth = Truth.render(self.names, self.length, self.size, self.study.seed)
         return self._truth.first(count)
 
     def setting(self, count: int) -> Setting:
         """The setting of `count` clips: the same clips and seeds for every model."""
-        how = Sampling.of(self.given, context_gamma=1.0)  # only roll-outs have a context_gamma
-        return Setting(self.truth(count), self.given.seed, self.given.batch_size, how)
+        how = Sampling.of(self.study, context_gamma=1.0)  # only roll-outs have a context_gamma
+        return Setting(self.truth(count), self.study.seed, self.study.batch_size, how)
 
     def settings(self) -> dict[str, Any]:
         """The settings for the record."""
         keys = ("clips", "long_clips", "way_clips", "context", "steps", "guidance_scale", "seed")
-        own = {key.replace("_", " "): getattr(self.given, key) for key in keys}
+        own = {key.replace("_", " "): getattr(self.study, key) for key in keys}
         return {"frames": self.frames, "size": self.size, "length": self.length, **self.way.settings(), **own}
 
-    def asked(self, name: str, count: int) -> dict[str, Any]:
+    def wanted(self, name: str, count: int) -> dict[str, Any]:
         """The settings that every measurement of `count` clips depends on, its own aside."""
-        settings = {key: getattr(self.given, key) for key in ("steps", "guidance_scale", "seed")}
+        settings = {key: getattr(self.study, key) for key in ("steps", "guidance_scale", "seed")}
         return {"weights": fingerprint(self.open(name)), "clips": count, **settings}
 
     def measure(self, name: str, part: str) -> dict[str, Any]:
@@ -189,33 +189,33 @@ class Measurer:
     def short(self, name: str) -> dict[str, Any]:
         """Every task within one clip, and the baselines, which need no network."""
         pipeline, results, floors = self.open(name), {}, {}
-        truth = self.truth(self.given.clips)
+        truth = self.truth(self.study.clips)
         rebuilt = None
-        for task in tasks_short.tasks(self.frames, self.given.context):
+        for task in tasks_short.tasks(self.frames, self.study.context):
 
             def work(task: tasks_short.Task = task) -> tuple[dict[str, Any], np.ndarray]:
                 nonlocal rebuilt
                 rebuilt = rebuild(pipeline, truth.clips[:, : self.frames], 32) if rebuilt is None else rebuilt
-                filled = tasks_short.fill(pipeline, task, self.setting(self.given.clips))
+                filled = tasks_short.fill(pipeline, task, self.setting(self.study.clips))
                 numbers = tasks_short.measure(filled, task, truth, rebuilt)
                 without = tasks_short.baselines(task, truth, rebuilt) if task.placed else {}
                 return {"known": list(task.known), **numbers, "baselines": without}, filled.clips[:SHOWN]
 
-            asked = {**self.asked(name, self.given.clips), "known": list(task.known), "told": task.told}
-            results[task.name] = self.kept(name, task.name, asked, work)
+            wanted = {**self.wanted(name, self.study.clips), "known": list(task.known), "told": task.told}
+            results[task.name] = self.kept(name, task.name, wanted, work)
             floors[task.name] = results[task.name].pop("baselines")
         return {"tasks": results, "baselines": {key: value for key, value in floors.items() if value}}
 
     def long(self, name: str) -> dict[str, Any]:
         """The usual roll-out of a model."""
-        return {"long": self.roll(name, self.way, self.given.long_clips)}
+        return {"long": self.roll(name, self.way, self.study.long_clips)}
 
     def ways(self, name: str) -> dict[str, Any]:
         """Roll-outs of a model that differ from the usual in a single choice."""
         return {
             "ways": {
                 title: {
-                    way.name(self.way): {**way.settings(), **self.roll(name, way, self.given.way_clips)}
+                    way.name(self.way): {**way.settings(), **self.roll(name, way, self.study.way_clips)}
                     for way in listed
                 }
                 for title, listed in tasks_long.ways(self.way, self.frames).items()
@@ -233,33 +233,37 @@ class Measurer:
             numbers["straight line"] = tasks_long.extrapolated(truth, rebuilt, video.starts, self.length)
             return numbers, video.clips[:SHOWN]
 
-        asked = {**self.asked(name, count), "length": self.length, **way.settings()}
-        return self.kept(name, _long(way, count), asked, work)
+        wanted = {**self.wanted(name, count), "length": self.length, **way.settings()}
+        return self.kept(name, _long(way, count), wanted, work)
 
     def stopping(self, name: str) -> dict[str, Any]:
         """Adaptive compute of a model in the task continuation."""
         pipeline = self.open(name)
-        listed = tasks_short.tasks(self.frames, self.given.context)
+        listed = tasks_short.tasks(self.frames, self.study.context)
         task = next(task for task in listed if task.name == tasks_short.TOLD)
 
         def work() -> tuple[dict[str, Any], None]:
-            return {"rows": tasks_short.stopping(pipeline, task, self.setting(self.given.clips))}, None
+            return {"rows": tasks_short.stopping(pipeline, task, self.setting(self.study.clips))}, None
 
-        asked = {**self.asked(name, self.given.clips), "known": list(task.known), "tolerances": tasks_short.TOLERANCES}
-        return {"stopping": self.kept(name, "stopping", asked, work)["rows"]}
+        wanted = {
+            **self.wanted(name, self.study.clips),
+            "known": list(task.known),
+            "tolerances": tasks_short.TOLERANCES,
+        }
+        return {"stopping": self.kept(name, "stopping", wanted, work)["rows"]}
 
     def pictures(self, best: str) -> dict[str, Callable[[Path], Any]]:
         """Clips to look at, by file name: every task of the best model, and the long video of all models."""
         fps = float(self.open(best).config.fps)
         truth, drawn = self.truth(SHOWN).clips, {}
-        if "short" in self.given.parts:
-            tasks = [task for task in tasks_short.tasks(self.frames, self.given.context) if task.known]
+        if "short" in self.study.parts:
+            tasks = [task for task in tasks_short.tasks(self.frames, self.study.context) if task.known]
             rows = {task.name: (self.shown(best, task.name), task.known) for task in tasks}
             look = {"truth": truth[:, : self.frames], "rows": rows}
             drawn["tasks.gif"] = partial(tasks_pictures.draw_clips, **look, fps=fps)
             drawn["tasks_strips.png"] = partial(tasks_pictures.draw_strips, **look)
-        if "long" in self.given.parts:
-            known, what = range(self.way.overlap), _long(self.way, self.given.long_clips)
+        if "long" in self.study.parts:
+            known, what = range(self.way.overlap), _long(self.way, self.study.long_clips)
             rows = {name: (self.shown(name, what), known) for name in self.paths}
             drawn["tasks_long.gif"] = partial(tasks_pictures.draw_clips, truth=truth, rows=rows, fps=fps)
         return drawn
@@ -272,7 +276,7 @@ class Measurer:
         self,
         name: str,
         what: str,
-        asked: Mapping[str, Any],
+        wanted: Mapping[str, Any],
         work: Callable[[], tuple[dict[str, Any], np.ndarray | None]],
     ) -> dict[str, Any]:
         """An earlier measurement with the same weights and settings, or that of `work`, which is then kept."""
@@ -282,7 +286,7 @@ class Measurer:
             numbers, clips = work()
             return {"found": numbers}, None if clips is None else (clips, np.full(len(clips), -1))
 
-        return self.measured.keep(_file(name, what), asked, measure)["found"]
+        return self.measured.keep(_file(name, what), wanted, measure)["found"]
 
 
 def _file(name: str, what: str) -> str:
