@@ -155,7 +155,7 @@ def test_the_film_in_the_docs_is_small_enough_for_a_page(root: Path):
         ("--step-size 0.05", "--step-size is 0.05: it must be a number above 0 and at most 0.045"),
         ("--step-size 0", "--step-size is 0: it must be a number above 0 and at most 0.045"),
         ("--frames 4", "--frames is 4: it must be a whole number from 5 to 16"),
-        ("--size 200", "--size is 200x200: it must be one whole number from 8 to 64"),
+        ("--size 200", "--size is 200x200: it must be a whole number from 8 to 64"),
         ("--num-samples 1", "--num-samples is 1: it must be a whole number of at least 2"),
     ],
 )
