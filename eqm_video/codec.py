@@ -249,7 +249,7 @@ def _place(name: str, revision: str | None) -> tuple[str, str, Path]:
         return str(folder), subfolder, config_file
     if name == BUNDLED:
         raise UserError(f"the bundled codec is missing from {folder}: install eqm-video again")
-    config_file, subfolder = _hub_config(name, revision)
+    config_file, subfolder = hub_config(name, revision)
     return name, subfolder, config_file
 
 
@@ -260,7 +260,7 @@ def _check_video(video: Tensor, channels: int, what: str) -> None:
         )
 
 
-def _hub_config(name: str, revision: str | None) -> tuple[Path, str]:
+def hub_config(name: str, revision: str | None = None) -> tuple[Path, str]:
     """The path of a hub repository's config.json, downloaded or cached, and its subfolder, "" or "vae"."""
     if name.count("/") != 1:
         raise UserError(

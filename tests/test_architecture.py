@@ -307,6 +307,17 @@ def test_no_latent_scale_is_written_by_hand() -> None:
     assert not offenders, f"latent scales come from the codec's config: {offenders}"
 
 
+def test_functions_fit_on_a_screen() -> None:
+    """At most 70 lines without the docstring, in the package."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                first = node.body[0]
+                text = first.end_lineno - first.lineno + 1 if ast.get_docstring(node, clean=False) is not None else 0
+                lines = node.end_lineno - node.lineno + 1 - text
+                assert lines <= 70, f"{path.name}:{node.lineno} {node.name} has {lines} lines: split it"
+
+
 def test_no_test_module_imports_another() -> None:
     """Helpers of several test modules lie in conftest.py or in a module that holds no tests."""
     for path in sorted((ROOT / "tests").rglob("*.py")):

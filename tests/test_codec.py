@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DModel
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 from safetensors.torch import load_file, save_file
+from tiny_models import tiny_vae
 
 from eqm_video import codec as module
 from eqm_video.codec import Codec
@@ -22,15 +23,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def tiny_kl(**options) -> AutoencoderKL:
-    torch.manual_seed(0)
-    return AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-        **{"scaling_factor": 0.5, "shift_factor": 0.25, **options},
-    )
+    return tiny_vae(**{"shift_factor": 0.25, **options})
 
 
 def tiny_tiny() -> AutoencoderTiny:

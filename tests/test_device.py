@@ -1,4 +1,4 @@
-"""Samplers and measures on a device other than the CPU: no tensors of two devices, no waits at updates, no float64.
+"""Samplers, measures and training on a device other than the CPU: no tensors of two devices, few waits, no float64.
 
 The device is faked: CPU numbers that are called cuda:0 (see on_fake_cuda.py), in a process of its own.
 """
@@ -24,6 +24,46 @@ from eqm_video.system.devices import double, send, widest
 
 TESTS = Path(__file__).resolve().parent
 TOOL = TESTS.parent.parent / "shared" / "tools" / "fake_cuda"
+TRAINING = """
+import pathlib, sys
+from fakecuda import *
+patch_generators()
+torch.Tensor.pin_memory = lambda self, *unused: self  # the tool has no pinned memory
+from tiny_run import MemoryClips, tiny_network, tiny_trainer
+from eqm_video.core.gamma import MixtureGamma
+from eqm_video.core.objective import EqMObjective
+from eqm_video.core.decay import TruncatedDecay
+
+class Device:
+    device, num_processes, process_index, scaler = CUDA, 1, 0, None
+    is_main_process = is_local_main_process = True
+    def prepare(self, *parts): return parts
+    def backward(self, loss): loss.backward()
+    def clip_grad_norm_(self, parameters, limit): return torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+def encode(batch, generators):
+    return batch["moments"][:, :, :2].to(CUDA, non_blocking=True)
+
+def waits():
+    return sum(LOG.values()) - LOG["H2D non_blocking"]
+
+for number, options in enumerate([{}, {"accumulation": 2}, {"images": 4, "batch_size": 8, "accumulation": 2}]):
+    with cuda():
+        network = tiny_network()
+        network.to(CUDA)
+        objective = EqMObjective(TruncatedDecay(a=0.8, gain=4.0), dispersion_weight=0.5)
+        trainer = tiny_trainer(pathlib.Path(sys.argv[1], str(number)), network, accelerator=Device(), steps=4,
+                               encode=encode, gamma=MixtureGamma(), objective=objective, **options)
+        batches = trainer.batches.between(0, 4)
+        for step in range(1, 5):
+            before = waits()
+            trainer.meter.mark()
+            trainer._forward_backward(step, batches)
+            trainer._judge(step, [])
+            trainer._update(step)
+            print("WAITS", number, step, waits() - before)
+    report(str(options))
+"""
 KNOWN_TO_WAIT = ("dopri5", "tolerance")  # each clip, and each update, by itself
 
 
@@ -39,14 +79,19 @@ def guard(tmp_path_factory) -> Path:
     return Path(built.stdout.strip())
 
 
-def on_the_device(guard: Path, *arguments: str) -> dict[str, Any]:
-    """Waits of each case, or its error."""
-    path = os.pathsep.join([str(TOOL), str(TESTS.parent)])
+def run_there(guard: Path, *words: str) -> list[str]:
+    """The lines that a Python program prints in a process that has the fake device."""
+    path = os.pathsep.join(map(str, (TOOL, TESTS.parent, TESTS)))
     environment = {**os.environ, "FAKE_CUDA_GUARD": str(guard), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(TESTS / "on_fake_cuda.py"), *arguments]
+    command = [sys.executable, *words]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=TESTS.parent)
     assert result.returncode == 0, result.stderr[-2000:]
-    return json.loads(result.stdout.strip().splitlines()[-1])
+    return result.stdout.strip().splitlines()
+
+
+def on_the_device(guard: Path, *arguments: str) -> dict[str, Any]:
+    """Waits of each case, or its error."""
+    return json.loads(run_there(guard, str(TESTS / "on_fake_cuda.py"), *arguments)[-1])
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +113,13 @@ def test_no_update_waits_for_the_device_without_a_tolerance(cases):
     growing = {name: counts for name, counts in waits.items() if counts[0] != counts[1]}
     assert [name for name in growing if not name.startswith(KNOWN_TO_WAIT)] == [], growing
     assert waits["tolerance"][1] - waits["tolerance"][0] == 3  # one an update
+
+
+def test_a_training_step_waits_once_for_the_device(guard, tmp_path):
+    lines = [line.split()[1:] for line in run_there(guard, "-c", TRAINING, str(tmp_path)) if line.startswith("WAITS")]
+    counts = {(int(number), int(step)): int(count) for number, step, count in lines}
+    # The first step of a shape builds tables of positions on the device, once.
+    assert len(counts) == 12 and {count for (_, step), count in counts.items() if step > 1} == {1}, lines
 
 
 def test_a_device_without_float64_gets_none(guard):

@@ -111,14 +111,14 @@ def test_dry_run_with_a_damaged_codec_configuration_is_a_sentence(text, tmp_path
 
 
 def test_dry_run_asks_the_hub_for_an_unknown_codecs_configuration(made, capsys, monkeypatch) -> None:
-    def download(name: str, file: str) -> str:
-        if file == "config.json":
-            raise EntryNotFoundError("404")
+    def download(name: str, file: str, subfolder: str | None, revision: str | None) -> str:
         if name == "some/other":
             raise OSError("no network")
+        if subfolder is None:
+            raise EntryNotFoundError("404")
         return str(made / "codec" / "config.json")
 
-    monkeypatch.setattr("eqm_video.training.build.hf_hub_download", download)
+    monkeypatch.setattr("eqm_video.codec.hf_hub_download", download)
     assert main(["--dry-run", "codec.name=some/autoencoder", "data.size=64", "model.num_labels=3"]) == 0
     assert main(["--dry-run", "codec.name=some/other"]) == 2
     assert "codec.name='some/other' is not known without a download" in capsys.readouterr().err

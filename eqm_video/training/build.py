@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -10,12 +11,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import GradientAccumulationPlugin
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from eqm_video.codec import BUNDLED, BUNDLED_FOLDER, PIXELS, Codec
+from eqm_video.codec import BUNDLED, BUNDLED_FOLDER, PIXELS, Codec, hub_config
 from eqm_video.core.decay import ConstantDecay
 from eqm_video.core.energy import Field
 from eqm_video.errors import UserError
@@ -93,7 +92,10 @@ def codec_shape(name: str) -> tuple[int, int]:
     if name in KNOWN_CODECS:
         return KNOWN_CODECS[name]
     folder = BUNDLED_FOLDER if name == BUNDLED else Path(name).expanduser()
-    files = [folder / "config.json", folder / "vae" / "config.json"] if folder.is_dir() else _hub_configs(name)
+    files = [folder / "config.json", folder / "vae" / "config.json"] if folder.is_dir() else []
+    if not files:
+        with contextlib.suppress(UserError):  # no network, repository or file: the message below covers each
+            files = [hub_config(name)[0]]
     for file in files:
         if file.is_file():
             config = read_json(file)
@@ -105,17 +107,6 @@ def codec_shape(name: str) -> tuple[int, int]:
         f"the latent shape of codec.name={name!r} is not known without a download: known are "
         f"{', '.join(KNOWN_CODECS)}, {BUNDLED!r} and local folders with a config.json"
     )
-
-
-def _hub_configs(name: str) -> list[Path]:
-    """The configuration files (small) of an autoencoder on the hub, or in its cache on this machine."""
-    paths = []
-    for file in ("config.json", "vae/config.json") if name.count("/") == 1 else ():
-        try:
-            paths.append(Path(hf_hub_download(name, file)))
-        except (OSError, EntryNotFoundError, HFValidationError):  # no network, repository or file: the caller raises
-            continue
-    return paths
 
 
 def check_size(config: Config, downsampling: int, patch_size: int) -> int:
