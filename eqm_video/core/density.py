@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from eqm_video.core.decay import DECAYS, Decay, TruncatedDecay, check_decay, check_number
+from eqm_video.system.devices import double
 
 BELOW_1 = 1 - 2.0**-24  # the largest float32 below 1: a gamma of exactly 1 marks a clean frame
 CELLS = 2**14  # of the table by which a density without a closed form is inverted
@@ -49,7 +50,7 @@ class LogitNormal:
 
     def __call__(self, uniform: Tensor) -> Tensor:
         """sigmoid(mean + std * the standard normal's quantile)."""
-        quantile = torch.special.ndtri(uniform.double())
+        quantile = torch.special.ndtri(double(uniform))
         return _below_1(torch.sigmoid(self.mean + self.std * quantile), uniform)
 
 
@@ -68,7 +69,7 @@ class Beta:
         """The quantile, by scipy."""
         from scipy.special import betaincinv
 
-        gammas = betaincinv(self.a, self.b, uniform.double().cpu().numpy())
+        gammas = betaincinv(self.a, self.b, double(uniform.cpu()).numpy())
         return _below_1(torch.as_tensor(gammas, device=uniform.device), uniform)
 
 
@@ -88,7 +89,7 @@ class DecayDensity:
     def __call__(self, uniform: Tensor) -> Tensor:
         """The quantile, by a table of the cumulative density with straight lines between its points."""
         grid, share = _table(self.decay)
-        wanted = uniform.double().cpu()
+        wanted = double(uniform.cpu())
         cell = torch.searchsorted(share, wanted, right=True).clamp(1, CELLS)
         low, high = share[cell - 1], share[cell]
         part = ((wanted - low) / (high - low).clamp(min=1e-300)).clamp(0, 1)

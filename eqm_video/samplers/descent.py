@@ -112,11 +112,10 @@ def descend(
             clock[active.places] = turns.next(clock, active.places)
             resting = active.spread(active.latents, over=resting)
             active = active.keep(clock[active.places] < steps, resting)
+            active = active.pause(~turns.at(clock, active.places))
         if active.count == 0:
             break
         now = scaled(rule, factors[step])
-        if turns is not None:
-            active = active.pause(~turns.at(clock, active.places))
         where = {} if levels is None else {"gamma": step / steps, "levels": levels.at(active.rows)}
         point = now.point(active.latents, active.state)
         slope = active.evaluate(point, step=step, keep_graph=start.requires_grad, **where)
@@ -131,8 +130,7 @@ def descend(
             seen = active.spread(slope, over=seen)
         if stops is not None and bool(stops.any()):
             resting = active.spread(active.latents, over=resting)
-            going = send((~stops).nonzero().squeeze(1), slope.device)
-            active, slope = active.keep(~stops, resting), slope[going]
+            active, slope = active.keep(~stops, resting), slope[send((~stops).nonzero().squeeze(1), slope.device)]
             if active.count == 0:
                 break
         if levels is not None:
@@ -145,8 +143,7 @@ def descend(
             callback(step, active.spread(active.latents, over=resting), seen)
 
     latents = active.spread(active.latents, over=resting)
-    everyone = torch.arange(len(latents))
-    check_finite(latents, everyone, rule, f"the latents after the last of {steps} steps", advice)
+    check_finite(latents, torch.arange(len(latents)), rule, f"the latents after the last of {steps} steps", advice)
     return Descent(latents=latents, nfe=nfe, frame_nfe=frame_nfe)
 
 
