@@ -70,7 +70,7 @@ class Beta:
         from scipy.special import betaincinv
 
         gammas = betaincinv(self.a, self.b, double(uniform.cpu()).numpy())
-        return _below_1(torch.as_tensor(gammas, device=uniform.device), uniform)
+        return _below_1(torch.from_numpy(gammas).to(uniform.dtype).to(uniform.device), uniform)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def compare(values: Tensor, others: Tensor, *, seed: int = 0) -> Difference:
     gaps = values.double() - others.double()
     means = _resampled(gaps, seed)
     low, high = _interval(means)
-    tail = min(float((means <= 0).double().mean()), float((means >= 0).double().mean()))
+    tail = min(int((means <= 0).sum()), int((means >= 0).sum())) / len(means)
     mean = float(gaps.mean())
     signs = int((gaps.mean(dim=1).sign() == (1 if mean > 0 else -1)).sum()) if mean != 0 else 0
     return Difference(mean, low, high, min(1.0, max(2 * tail, 1 / len(means))), signs, *values.shape)
