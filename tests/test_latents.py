@@ -36,9 +36,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_requests_give_the_clips_that_the_set_gives(root: Path, codec: Codec, flip: bool) -> None:
-    data = open_data("videos", root, frames=4, frame_interval=2, size=32, flip=flip)
+@pytest.mark.parametrize(("flip", "resize"), [(False, "adm"), (True, "adm"), (True, "torch")])
+def test_requests_give_the_clips_that_the_set_gives(root: Path, codec: Codec, flip: bool, resize: str) -> None:
+    data = open_data("videos", root, frames=4, frame_interval=2, size=20, flip=flip, resize=resize)
     stored = LatentsInMemory(data, codec, "cpu", quiet=True)
     requests = [(index, seed) for index in range(len(data)) for seed in (1, 2, 3)]
     online = collate([data[request] for request in requests])

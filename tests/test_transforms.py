@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eqm_video.data.transforms import center_crop, crop_clip, directed_labels
+from eqm_video.data.transforms import center_crop, crop_clip, crop_fast, directed_labels
 from eqm_video.errors import UserError
 
 
@@ -79,3 +79,19 @@ def test_labels_without_a_direction() -> None:
     names = ["BrightSky", "upright", "copyright", "PlayingPiano", "n01443537", "cleft", "HandstandPushups", "move_up"]
     assert directed_labels(names) == []
     assert directed_labels(["upright", "upleft", "bright"]) == ["upright", "upleft"]  # a mirrored pair
+
+
+def test_the_fast_resize_is_near_adms_above_half_the_size_and_crops_the_same_part() -> None:
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    smooth = np.asarray(small.resize((160, 120), Image.Resampling.BICUBIC))
+    frames = np.stack([smooth, np.full((120, 160, 3), 90, np.uint8)])
+    exact, fast = (crop_clip(frames, 64, resize=kind) for kind in ("adm", "torch"))
+    assert fast.shape == exact.shape == (2, 64, 64, 3) and fast.dtype == np.uint8
+    difference = np.abs(fast.astype(int) - exact)
+    assert 0 < difference.max() <= 2 and (difference > 0).mean() < 0.1
+    assert (crop_clip(frames, 64, resize="torch", flip=True) == fast[:, :, ::-1]).all()
+    assert (crop_fast(frames[:1], 64) == fast[:1]).all()  # frame by frame, whatever the batch
+    assert (crop_fast(frames, (120, 160)) == frames).all()
+    wide, narrow = (crop_fast(frames, 64, pixel_aspect=aspect) for aspect in (2.0, 1.0))
+    assert wide.shape == narrow.shape and (wide != narrow).any()

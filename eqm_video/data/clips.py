@@ -22,7 +22,7 @@ from eqm_video.data.buckets import Bucket
 from eqm_video.data.image import read_image
 from eqm_video.data.layout import quote
 from eqm_video.data.scan import Report, Substitutes
-from eqm_video.data.transforms import center_crop, crop_clip, directed_labels, sides
+from eqm_video.data.transforms import crop_clip, directed_labels, sides
 from eqm_video.data.video import frame_seconds, read_frames, stream_frames
 from eqm_video.errors import UserError
 from eqm_video.randomness import generator as make_generator
@@ -76,10 +76,11 @@ class ClipSet:
         frames: int = 1,
         frame_interval: int = 1,
         shortest: int | None = None,
+        resize: str = "adm",
     ) -> None:
         self.root, self.files, self.labels, self.report = Path(root), list(files), list(labels), report
         self.size, self.flip, self.frames, self.frame_interval = sides(size), flip, frames, frame_interval
-        self.shortest = shortest
+        self.shortest, self.resize = shortest, resize
         self.substitutes = Substitutes(len(self.files))
         self._members: list[int] | None = None  # the result of `members`, once it is known
         check_flip(flip, self.labels)
@@ -168,7 +169,8 @@ class ClipSet:
             raise ValueError(f"start={start}, but windows of this file start at 0 to {last}")
         frames, seconds = self._read(index, self._rows(index, start))
         aspect = self.pixel_aspect(index)
-        frames = crop_clip(frames, self.size, flip=mirrored, pixel_aspect=aspect).transpose(0, 3, 1, 2)
+        frames = crop_clip(frames, self.size, flip=mirrored, pixel_aspect=aspect, resize=self.resize)
+        frames = frames.transpose(0, 3, 1, 2)
         times = self._times(index, start, seconds).astype(np.float32)
         name, label, _ = self.files[index]
         return Clip(torch.from_numpy(np.ascontiguousarray(frames)), label, torch.from_numpy(times), name, start)
@@ -207,7 +209,8 @@ class ClipSet:
         """
         piece: list[np.ndarray] = []
         for frame in self._stream(index):
-            piece.append(center_crop(frame, self.size, pixel_aspect=self.pixel_aspect(index)))
+            aspect = self.pixel_aspect(index)
+            piece.append(crop_clip(frame[None], self.size, pixel_aspect=aspect, resize=self.resize)[0])
             if len(piece) == count:
                 yield np.stack(piece)
                 piece = []
@@ -305,8 +308,9 @@ class ArraySet(ClipSet):
         *,
         size: int | tuple[int, int],
         flip: bool = False,
+        resize: str = "adm",
     ) -> None:
-        super().__init__(root, files, labels, report, size=size, flip=flip)
+        super().__init__(root, files, labels, report, size=size, flip=flip, resize=resize)
         self.pixels = pixels
 
     def subset(self, indices: Sequence[int], report: Report) -> ArraySet:

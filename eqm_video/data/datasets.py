@@ -44,6 +44,7 @@ def open_data(
     frame_interval: int = 3,
     size: int | tuple[int, int] = 256,
     flip: bool = False,
+    resize: Literal["adm", "torch"] = "adm",
     short: Literal["repeat", "skip", "error"] = "repeat",
     report_path: str | Path | None = None,
     index_path: str | Path | None = None,
@@ -83,7 +84,7 @@ def open_data(
     sides(size)
     root = Path(root)
     shapes = sorted(buckets or [Bucket(frames, frame_interval)], key=lambda shape: shape.span)
-    look = {"size": size, "flip": flip}
+    look = {"size": size, "flip": flip, "resize": resize}
     if (place := find_cifar(root)) is not None:
         whole = _open_cifar(kind, place, split, labelled, look)
     else:

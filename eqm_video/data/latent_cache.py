@@ -43,6 +43,7 @@ SAID = {  # the settings in words
     "kind": "data.kind",
     "size": "data.size",
     "upright": "data.upright",
+    "resize": "data.resize",
     "flip": "data.flip",
     "shape": "shape of the moments",
 }

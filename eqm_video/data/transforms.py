@@ -2,7 +2,7 @@
 
 The picture is halved with a box filter while it is at least twice too large, resized bicubically until the short side
 fits, and its centre is cut out (`center_crop_arr` of openai/guided-diffusion). Pillow resizes the output of every
-decoder.
+decoder. `crop_fast` is torch's bicubic filter in one pass, several times faster and a little different.
 
 Legend: T frames, H W height and width in pixels, h w those of the result.
 """
@@ -13,7 +13,9 @@ import re
 from collections.abc import Iterable
 
 import numpy as np
+import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 
 from eqm_video.errors import UserError
 
@@ -60,6 +62,25 @@ def center_crop(
     return pixels[top : top + height, left : left + width]
 
 
+def crop_fast(frames: np.ndarray, size: int | tuple[int, int], *, pixel_aspect: float = 1.0) -> np.ndarray:
+    """Resize and crop the centre of frames, uint8 (T,H,W,3) → (T,h,w,3), in one pass of torch's bicubic filter.
+
+    The filter widens with the scale, in place of ADM's halving; `pixel_aspect` is as in `center_crop`. Frames above
+    `LARGEST` once resized are cropped by `center_crop`.
+    """
+    height, width = sides(size)
+    shown = frames.shape[2] * pixel_aspect
+    scale = max(height / frames.shape[1], width / shown)
+    full = (max(height, round(frames.shape[1] * scale)), max(width, round(shown * scale)))
+    if full[0] * full[1] > LARGEST:
+        return np.stack([center_crop(frame, size, pixel_aspect=pixel_aspect) for frame in frames])
+    picture = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    if full != frames.shape[1:3]:
+        picture = interpolate(picture, full, mode="bicubic", antialias=True)
+    top, left = int((full[0] - height) * CENTRE[0]), int((full[1] - width) * CENTRE[1])
+    return picture[:, :, top : top + height, left : left + width].permute(0, 2, 3, 1).contiguous().numpy()
+
+
 def crop_clip(
     frames: np.ndarray,
     size: int | tuple[int, int],
@@ -67,9 +88,16 @@ def crop_clip(
     flip: bool = False,
     position: tuple[float, float] = CENTRE,
     pixel_aspect: float = 1.0,
+    resize: str = "adm",
 ) -> np.ndarray:
-    """Crop all frames of a clip alike, uint8 (T,H,W,3) → (T,h,w,3); `flip` mirrors all of them left to right."""
-    cropped = np.stack([center_crop(frame, size, position, pixel_aspect=pixel_aspect) for frame in frames])
+    """Crop all frames of a clip alike, uint8 (T,H,W,3) → (T,h,w,3); `flip` mirrors all of them left to right.
+
+    `resize` is "adm" (`center_crop`) or "torch" (`crop_fast`, which has no `position`).
+    """
+    if resize == "torch":
+        cropped = crop_fast(frames, size, pixel_aspect=pixel_aspect)
+    else:
+        cropped = np.stack([center_crop(frame, size, position, pixel_aspect=pixel_aspect) for frame in frames])
     return np.ascontiguousarray(cropped[:, :, ::-1]) if flip else cropped
 
 

@@ -139,6 +139,7 @@ def _parts(config: Config, caches: LatentCaches, accelerator: Accelerator, dry: 
                 frame_interval=1,
                 size=data.size,
                 flip=cache.settings["flip"],
+                resize=data.resize,
                 index_path=None if dry else cache.folder / INDEX,
                 verify=data.verify,
                 labelled=data.labelled,

@@ -172,6 +172,7 @@ class LatentCaches:
             "codec_dtype": self.config.codec.dtype,
             "shape": list(self.shape),
             "size": list(sides(data.size)),
+            "resize": data.resize,
             "flip": data.flip and part != HELD_OUT,  # its clips are never mirrored
             "upright": data.upright and kind == "images",
         }
@@ -344,6 +345,7 @@ def _open(data: Any, index: Path, report: Path | None, **settings: Any) -> Any:
         frame_interval=data.frame_interval,
         size=data.size,
         flip=data.flip,
+        resize=data.resize,
         short=data.short,
         report_path=report,
         index_path=index,

@@ -23,7 +23,7 @@ NEWEST = "newest"  # the meaning of `--resume` without a path
 FIXED = (
     *("model", "codec.name", "objective", "gamma", "data.kind", "data.split", "data.fold", "data.frames", "data.size"),
     *("data.frame_interval", "data.buckets", "data.image_fraction", "data.flip", "data.upright", "data.short"),
-    "data.reference_fps",
+    *("data.resize", "data.reference_fps"),
     *("train.batch_size", "train.seed", "train.optimizer", "train.ema", "train.label_dropout", "train.init_from"),
     "held_out.fraction",  # it takes files from the training
 )
