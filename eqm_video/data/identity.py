@@ -66,7 +66,11 @@ def stamps(data: Any) -> list[Stamp]:
         return [(picture.nbytes, 0, _short(picture.tobytes())) for picture in data.pixels]
     opened = len(data.files) <= OPENED
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(lambda row: stamp(Path(data.root) / row[0], opened), data.files, chunksize=64))
+        blocks = pool.map(  # a task a file would cost more than the look at it
+            lambda first: [stamp(Path(data.root) / row[0], opened) for row in data.files[first : first + 256]],
+            range(0, len(data.files), 256),
+        )
+        return [entry for block in blocks for entry in block]
 
 
 def stamp(path: Path, opened: bool = True) -> Stamp:
