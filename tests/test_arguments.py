@@ -1,4 +1,4 @@
-"""What a call and a model's settings may hold; everything else gets one sentence, and no other number in its place."""
+"""Arguments of a call and settings of a model: what is not allowed gets one sentence, never another number instead."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_a_plain_sum_walks_as_many_times_faster():
         model(composition=[("up", 1.0), ("down", -1.0)], plain_sum=True, step_size="auto")
 
 
-def test_a_network_told_gamma_hears_how_fast_a_plain_sum_walks():
+def test_a_conditioned_network_gets_the_gamma_that_a_plain_sum_reaches():
     model = tiny_pipeline(tiny_transformer(conditioned_on_gamma=True))
     options = {"seeds": [1], "steps": 3, "sampler": "gd"}
     with torch.no_grad():

@@ -1,3 +1,5 @@
+"""Checkpoints: written whole or not at all, read back bitwise, refused with a reason."""
+
 from __future__ import annotations
 
 import json

@@ -106,8 +106,8 @@ def test_what_a_composition_shall_show():
     assert compose.target([Term("Disc", 2)]) is None
 
 
-class Asked:
-    """What a request says, as far as a field needs it."""
+class Requested:
+    """The part of a request that a field needs."""
 
     frames, guidance_scale = 3, 2.0
 
@@ -116,7 +116,7 @@ def test_variants_are_the_sums_they_say(models):
     first, second = models
     latents = torch.randn(2, 3, 2, 4, 4)
     terms = (Term("Disc", 2.0), Term("DiscLeft", 3.0, 1))
-    made = {one.kind: one for one in compose.variants(terms, models, Asked())}
+    made = {one.kind: one for one in compose.variants(terms, models, Requested())}
     assert list(made) == ["alone", "composed", "mean", "plain sum"]  # of two "alone", the dictionary keeps the last
 
     def plain(pipeline: EqMPipeline, label: str | None) -> torch.Tensor:
@@ -131,13 +131,13 @@ def test_variants_are_the_sums_they_say(models):
     }
     with torch.no_grad():
         for kind, value in expected.items():
-            found = compose.field(models, Asked(), made[kind], 2)(latents)
+            found = compose.field(models, Requested(), made[kind], 2)(latents)
             torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5)
     assert (disc - both).abs().max() > 1e-3
 
 
 def test_a_single_term_has_no_mean_and_no_plain_sum(models):
-    assert [one.kind for one in compose.variants((Term("Disc", 2.0),), models, Asked())] == ["alone", "composed"]
+    assert [one.kind for one in compose.variants((Term("Disc", 2.0),), models, Requested())] == ["alone", "composed"]
 
 
 # Command ------------------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_a_sampler_that_draws_noise_composes_too(exports, tmp_path, sampler):
     assert all(row["samples"] == 3 for row in record["rows"] if row["target"])
 
 
-def test_networks_that_are_told_gamma_are_told_the_closed_form_of_their_variant(models):
+def test_conditioned_networks_get_the_closed_form_of_their_variant(models):
     told = tiny_pipeline(tiny_transformer(conditioned_on_gamma=True))
     pair, steps = (Term("up", 1.0), Term("left", 1.0)), 4
     rule = GradientDescent(0.04)
@@ -208,7 +208,7 @@ def test_networks_that_are_told_gamma_are_told_the_closed_form_of_their_variant(
         compose.network_gammas([told, other], Variant("mean", (Term("up", 0.5), Term("left", 0.5, 1))), rule, steps)
 
 
-def test_a_network_that_is_told_gamma_is_descended(tmp_path):
+def test_a_network_that_is_conditioned_on_gamma_is_descended(tmp_path):
     tiny_pipeline(tiny_transformer(conditioned_on_gamma=True)).save_pretrained(tmp_path / "told")
     words = [str(tmp_path / "told"), "--out", str(tmp_path / "out"), "--num-samples", "2", "--device", "cpu"]
     assert Compose.main([*words, "--terms", "up:1", "left:1", "--sampler", "gd"]) == 0

@@ -1,3 +1,5 @@
+"""The configuration: unknown keys, ranges, and recipes as they resolve."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -102,7 +102,7 @@ def test_from_older_sets_later_ones_aside_under_a_name_and_deletes_none(run) -> 
     ]
 
 
-def test_a_path_goes_back_to_it_where_that_is_asked_for(run) -> None:
+def test_a_path_goes_back_to_the_start_on_request(run) -> None:
     with pytest.raises(UserError, match=r"already holds step_00000004.*--from-older to go back"):
         starting_point(config_of(run), str(at(run, 2)))
     start = starting_point(config_of(run), str(at(run, 2)), from_older=True)
@@ -386,7 +386,7 @@ def test_the_identity_of_data_is_that_of_their_files_and_not_of_their_place(
         assert "gone: b/1.mp4; new: b/9.mp4" in difference(then, other)
 
 
-def test_a_stretched_schedule_is_told_with_both_rates() -> None:
+def test_a_stretched_schedule_is_reported_with_both_rates() -> None:
     def train(*words: str):
         return load_config(None, [f"train.{word}" for word in ("steps=1000", "lr=1e-3", *words)]).train
 

@@ -1,4 +1,4 @@
-"""What the descent command records: gradients, energies and gammas against their own definitions and closed forms."""
+"""Records of the descent command: gradients, energies and gammas against their definitions and closed forms."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_gamma_is_read_where_the_size_of_a_learned_field_says_too_little(shrink)
     assert (read - torch.tensor(gammas, dtype=torch.float64)[:, None, None]).abs().max() < 0.08
 
 
-def test_gamma_that_is_told_or_not_known():
+def test_gamma_that_is_given_or_unknown():
     kept, _ = on_the_way([0.0, 0.5, 1.0], 1.0)
     request = Request([0, 0], ["up"] * 2, [0, 1], 3, (32, 32), 1.0, 2)
     told = tiny_pipeline(tiny_transformer(conditioned_on_gamma=True))

@@ -1,3 +1,5 @@
+"""Averaged weights: the recursion, its warm-up, and its state."""
+
 from __future__ import annotations
 
 import pytest

@@ -39,7 +39,7 @@ class Made(Sequence):
 
 
 def read_gif(path) -> np.ndarray:
-    """What a viewer shows, a frame for each delay of 100 ms."""
+    """The frames that a viewer shows, one for each delay of 100 ms."""
     image, frames = Image.open(path), []
     for index in range(image.n_frames):
         image.seek(index)

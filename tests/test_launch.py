@@ -52,7 +52,7 @@ def test_gradients_are_whole_whatever_accelerate_reads(monkeypatch) -> None:
     assert build.make_accelerator(load_config(None, [])).gradient_accumulation_steps == 1
 
 
-def test_the_recipe_decides_the_precision_and_a_launcher_that_asks_for_another_is_told(monkeypatch) -> None:
+def test_the_recipe_decides_the_precision_and_a_launcher_that_asks_for_another_is_noted(monkeypatch) -> None:
     config = load_config(None, ["train.mixed_precision=bf16"])
     for asked, count in (("no", 0), ("bf16", 0), ("fp16", 1), ("fp8", 1)):
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)

@@ -1,4 +1,4 @@
-"""What ends a run, or holds it up: the last whole step is kept, and no wait is endless."""
+"""Faults that end a run or hold it up: the last whole step is kept, and no wait is endless."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ class Killed(MemoryClips):
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_the_files_that_are_named_are_those_of_the_batch(wrapped) -> None:
-    """Of each of several shapes of clips, in each part of a step, as far as the sets have names."""
+    """Holds for several shapes of clips and for each part of a step, where the sets have names."""
     sets = [Named("short", 5), Named("long", 7)]
     plan = BatchPlan(size=5, batch_size=8, seed=0, images=4, image_size=7, accumulation=2)
     batches = Batches([SimpleNamespace(data=one) for one in sets] if wrapped else sets, MemoryClips().collate, plan)
@@ -440,7 +440,7 @@ def test_a_process_that_hangs_or_fails_is_named_and_the_last_step_is_kept(tmp_pa
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000003"]
 
 
-def test_a_process_that_comes_no_further_is_told_from_a_long_look_at_the_data(monkeypatch) -> None:
+def test_a_stuck_process_is_distinguished_from_a_long_look_at_the_data(monkeypatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("eqm_video.training.heartbeat.time.monotonic", lambda: clock[0])
     heart = Heartbeat(SimpleNamespace(process_index=0, num_processes=2))

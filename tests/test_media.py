@@ -1,3 +1,5 @@
+"""Files of clips: GIF, PNG, mp4 and npz hold the frames and the rate that were written."""
+
 from __future__ import annotations
 
 import sys

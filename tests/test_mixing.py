@@ -173,7 +173,7 @@ def filled(*passes: tuple[list[list[float]], list[list[float]], float]) -> Meter
     return meter
 
 
-def test_losses_are_told_by_kind_of_clip_and_passes_weigh_by_their_clips() -> None:
+def test_losses_are_logged_by_kind_of_clip_and_passes_weigh_by_their_clips() -> None:
     clips = [[1.0, 3.0], [5.0, 7.0], [0.0, 4.0], [2.0, 2.0]]
     gammas = [[0.2, 0.2], [0.9, 0.1], [1.0, 0.5], [0.0, 0.0]]
     line = filled((clips, gammas, 1.0), ([[9.0], [3.0]], [[0.5], [0.5]], 0.5)).read(Alone())

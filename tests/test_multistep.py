@@ -31,7 +31,7 @@ DATA, START = 2 * normal(5, *SHAPE[1:], seed=1), normal(*SHAPE, seed=2)
 
 
 def state_at(sampler, decay, steps: int) -> Tensor:
-    """Where a descent along the exact field stands at gamma = 0.9: later every sampler has found its clip."""
+    """State of a descent along the exact field at gamma = 0.9: later every sampler has found its clip."""
     kept = {}
     run(
         OracleField(DATA, decay),

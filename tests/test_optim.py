@@ -1,3 +1,5 @@
+"""Optimizers: parameter groups, the Newton-Schulz iteration of Muon, schedules."""
+
 from __future__ import annotations
 
 import copy

@@ -33,7 +33,7 @@ def clips() -> Clips:
     return shapes()
 
 
-def test_what_variants_are_told():
+def test_variants_are_conditioned_on_their_gammas():
     eqm, flow = pipeline(), pipeline(**FLOW, told=True)
     found = variants({"a": eqm, "b": flow, "c": pipeline(told=True), "d": pipeline(**FLOW)})
     assert [(path, one.name, one.told) for path, one in found] == [
@@ -51,7 +51,7 @@ def test_what_variants_are_told():
 
 @pytest.mark.parametrize("made", [{}, {"told": True}, {**FLOW, "told": True}, FLOW])
 @pytest.mark.parametrize("labelled", [False, True])
-def test_told_rightly_it_is_the_pipeline(clips, made, labelled):
+def test_with_the_true_start_it_equals_the_pipeline(clips, made, labelled):
     pipe = pipeline(**made)
     _, variant = variants({"m": pipe})[0]
     labels = clips.labels if labelled else [None] * 5
@@ -86,7 +86,7 @@ def test_a_descent_that_diverges_is_explained(clips):
         denoise(variant, Pairs.of(pipe, clips, 0, 2), [None] * 5, 0.5, OPTIONS)
 
 
-def test_a_flow_told_0_is_integrated_from_0(clips):
+def test_a_flow_conditioned_on_0_is_integrated_from_0(clips):
     pipe = pipeline(**FLOW, told=True)
     right, wrong = (variant for _, variant in variants({"m": pipe}))
     pairs = Pairs.of(pipe, clips, 0, 2)

@@ -1,3 +1,5 @@
+"""The pipeline: its keywords, known frames, guidance, and exports it loads."""
+
 from __future__ import annotations
 
 import json
@@ -424,7 +426,7 @@ def test_latents_of_another_codec_or_size_get_no_advice_to_resize(pipe):
     assert latents(pipe, clips=own[..., :4, :4], known=[0], size=8, steps=0).shape == (2, 3, 4, 4, 4)
 
 
-def test_a_network_that_is_told_gamma_has_no_context_gamma():
+def test_a_conditioned_network_has_no_context_gamma():
     flow = tiny_pipeline(tiny_transformer(conditioned_on_gamma=True), decay={"kind": "constant", "gain": 1.0})
     how = {"clips": two_clips(), "known": [0], "sampler": "euler", "steps": 2}
     assert latents(flow, **how).shape == (2, 3, 4, 8, 8)
@@ -475,7 +477,7 @@ def test_composition_is_a_weighted_sum_of_fields(pipe):
     torch.testing.assert_close(found, start - 0.05 * (up + theirs) / 2)
 
 
-def test_a_network_that_is_told_gamma_is_told_where_the_descent_stands():
+def test_a_conditioned_network_gets_the_gamma_of_the_descent():
     network = tiny_transformer(conditioned_on_gamma=True)
     flow = tiny_pipeline(network, decay={"kind": "constant", "gain": 1.0}, sampler={"kind": "euler", "steps": 4})
     labels, times = torch.tensor([1]), torch.arange(3.0)[None] * 0.8

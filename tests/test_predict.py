@@ -89,7 +89,7 @@ def test_pictures_can_leave_out_every_real_frame(folders, monkeypatch):
         assert np.array_equal(rows[name][0][:, hidden], open_rows[name][0][:, hidden])
 
 
-def test_clips_are_told_at_their_true_times(folders, tmp_path, monkeypatch):
+def test_clips_are_conditioned_on_their_true_times(folders, tmp_path, monkeypatch):
     write_moving_shapes(tmp_path / "videos", videos=1, held_out=1, frames=2 * FRAMES, size=SIZE, fps=13)
     fields, made = [], EqMPipeline.field
     monkeypatch.setattr(EqMPipeline, "field", lambda *given, **more: fields.append(made(*given, **more)) or fields[-1])

@@ -1,3 +1,5 @@
+"""The forecast of a run: the time to its last step."""
+
 from __future__ import annotations
 
 import pytest
@@ -21,7 +23,7 @@ def say(last: int, first: int, count: int, *laps: float, silent: bool = False) -
         forecast.count(step)
 
 
-def test_the_time_to_the_last_step_is_told_once_after_some_steps(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_time_to_the_last_step_is_printed_once_after_some_steps(capsys: pytest.CaptureFixture[str]) -> None:
     say(2520, 1, STEPS - 1, 0.2)
     assert capsys.readouterr().out == ""
     say(2520, 1, 200, 0.2)
@@ -38,7 +40,7 @@ def test_compilation_is_no_part_of_the_speed(capsys: pytest.CaptureFixture[str])
     assert "0.5 s a step, about 1 h 23 min to step 10020" in capsys.readouterr().out
 
 
-def test_nothing_is_told_of_a_short_run_or_by_other_processes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_for_a_short_run_or_by_other_processes(capsys: pytest.CaptureFixture[str]) -> None:
     say(STEPS, 1, STEPS, 0.2)
     say(2500, 1, 100, 0.2, silent=True)
     assert capsys.readouterr().out == ""

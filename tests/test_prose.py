@@ -1,4 +1,4 @@
-"""Prose of the package: docstrings begin with their subject, and names are words of the field."""
+"""Prose of the package and its tests: docstrings begin with their subject, and names are words of the field."""
 
 from __future__ import annotations
 
@@ -60,6 +60,13 @@ def modules() -> list[Path]:
 @pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_docstrings_begin_with_their_subject(path: Path) -> None:
     assert wrong_openings(ast.parse(path.read_text(encoding="utf-8"))) == []
+
+
+def test_tests_are_described_by_their_subject() -> None:
+    for path in sorted(PACKAGE.parent.glob("tests/**/*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree) or "test_" not in path.name, f"{path.name} has no docstring"
+        assert [text for _, text in docstrings(tree) if OPENING.match(text)] == [], path.name
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(PACKAGE).as_posix())

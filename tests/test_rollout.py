@@ -180,7 +180,7 @@ def test_memory_does_not_grow_with_the_length(pipe):
     assert counts[0] == counts[1] == counts[2]
 
 
-def test_what_comes_out_is_what_was_asked_for(pipe):
+def test_windows_come_out_in_the_requested_form(pipe):
     for kind, shape in (("uint8", (2, 2, 16, 16, 3)), ("pt", (2, 2, 3, 16, 16)), ("latent", (2, 2, 4, 8, 8))):
         _, second = roll_out(pipe, **HOW, length=6, overlap=2, output_type=kind)
         assert tuple(second.frames.shape) == shape

@@ -1,3 +1,5 @@
+"""`sample_video.py`: files, labels, seeds, and an interrupted call that goes on."""
+
 from __future__ import annotations
 
 import json

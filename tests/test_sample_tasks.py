@@ -218,7 +218,7 @@ def delay(file: Path) -> int:
         (("--length", 5, "--overlap", 1, "--frame-interval", 4), 4),
     ],
 )
-def test_the_network_is_told_when_the_frames_of_a_video_are(export, videos, tmp_path, told, words, interval):
+def test_the_network_gets_the_times_of_a_videos_frames(export, videos, tmp_path, told, words, interval):
     common = ("--start-from", videos / "up" / "a.mp4", "--known", "0-1", "--steps", 2, "--out", tmp_path)
     assert run(export, *common, *words) == 0
     rows = interval * np.arange(3)  # at 25 frames a second
@@ -228,7 +228,7 @@ def test_the_network_is_told_when_the_frames_of_a_video_are(export, videos, tmp_
     assert delay(tmp_path / "clips" / "000000.gif") == delay(tmp_path / "grid.gif") == 40 * interval
 
 
-def test_videos_of_several_rates_are_each_told_and_shown_at_their_own(export, tmp_path, told, capsys):
+def test_videos_of_several_rates_are_conditioned_and_shown_at_their_own(export, tmp_path, told, capsys):
     for name, rate in (("a", 25), ("b", 50)):
         write_numbered(tmp_path / "in" / f"{name}.mp4", 30, fps=rate)
     words = ("--start-from", tmp_path / "in", "--known", "0-1", "--steps", 1, "--num-samples", 2)

@@ -1,4 +1,4 @@
-"""Where a training run starts from: other draws of gamma, an image network, other labels; and runs with images."""
+"""Starts of a training run: other draws of gamma, an image network, other labels; and runs with images."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_labels_are_joined_by_name_wherever_the_source_lies_or_by_number_with_a_
         assert not any("by number" in note for note in notes)
 
 
-def test_another_codec_unit_of_time_or_decay_is_told(made, tmp_path, capsys) -> None:
+def test_another_codec_unit_of_time_or_decay_is_reported(made, tmp_path, capsys) -> None:
     first, twin, other = tmp_path / "first", tmp_path / "twin", tmp_path / "other"
     shutil.copytree(made / "codec", twin)
     write_codec(other, seed=1)

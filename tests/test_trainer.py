@@ -1,3 +1,5 @@
+"""The trainer: losses and gradients against closed forms, resume, signals, held-out loss."""
+
 from __future__ import annotations
 
 import math
@@ -78,7 +80,7 @@ def test_training_learns_and_logs(tmp_path) -> None:
 
 
 def raw_gradient(network, latents, labels, times) -> torch.Tensor:
-    """What the energies of `model.energy` mean, from their definition."""
+    """The gradient of the energies of `model.energy`, from their definition."""
     latents = latents.clone().requires_grad_()
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         sample = network(latents, labels, times=times).sample
@@ -334,7 +336,7 @@ def test_hooks_run_when_due_and_at_the_last_step(tmp_path) -> None:
 
 
 class Process:
-    """What the held-out loss needs of an accelerator."""
+    """The part of an accelerator that the held-out loss uses."""
 
     device, num_processes, process_index = torch.device("cpu"), 1, 0
 

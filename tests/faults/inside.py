@@ -1,4 +1,4 @@
-"""What runs inside forked processes beside the command line: looks at damaged files, and long trainings."""
+"""Work done inside forked processes beside the command line: looks at damaged files, and long trainings."""
 
 from __future__ import annotations
 

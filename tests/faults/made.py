@@ -157,7 +157,7 @@ def write_recipe(folder: Path) -> list[str]:
 
 
 def digest(run: Path) -> dict[str, str]:
-    """What a run leaves: hashes of the export, the newest checkpoint and the previews, by name, and the losses."""
+    """Results of a run: hashes of the export, the newest checkpoint and the previews, by name, and the losses."""
     newest = max((run / "checkpoints").glob("step_*"))
     found = {}
     for top in (run / "export", newest, run / "previews"):

@@ -29,7 +29,7 @@ COUNTED = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a process ended: its exit status (negative: the signal), what it printed, its file operations, its time."""
+    """The end of a process: exit status (negative: the signal), output, file operations, time."""
 
     code: int
     out: str
@@ -45,7 +45,7 @@ class Outcome:
 
     @property
     def crashed(self) -> bool:
-        """Whether it ended in any way but by finishing, by one sentence, or by the kill that was asked for."""
+        """True unless it finished, said one sentence, or was killed on purpose."""
         refused = self.code == 2 and len(self.errors) == 1
         return "Traceback" in self.err or not (self.code in (0, -signal.SIGKILL) or refused)
 
