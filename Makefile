@@ -14,7 +14,7 @@ setup: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[demo,dev]"
+	$(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[demo,dev,evaluate]"
 	touch $@
 
 demo: setup

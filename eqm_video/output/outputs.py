@@ -144,6 +144,11 @@ OUTPUTS = {
             r"\.lock": _is_lock,
         },
     ),
+    "evaluate": Output(
+        {"evaluate.json": record("protocol_hash", "preset")},
+        weak={"stylegan-v": Path.is_dir},
+    ),
+    "compare-results": Output({"compare_results.json": record("protocol_hash", "results")}),
     "demo": Output(
         {**SAMPLES.records, "numbers.json": record("samples", "direction_accuracy", "seconds")},
         (*SAMPLES.pictures, "curve.png"),

@@ -94,15 +94,18 @@ def finish(folder: SampleFolder, source: str, seed: int, long: Long | None) -> N
 # Choices ------------------------------------------------------------------------------------------------------------
 
 
-def start_processes(device: str) -> PartialState:
-    """Accelerate's state of this launch. UserError if the launcher's processes do not know of each other."""
+def start_processes(device: str, command: str = "sample") -> PartialState:
+    """Accelerate's state of this launch. UserError if the launcher's processes do not know of each other.
+
+    `command` is the one of `eqm-video` that was launched.
+    """
     on_cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # the others may wait for a slower process
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > state.num_processes:
         raise UserError(
             f"the launcher started {launched} processes, but each is alone: on CPUs type ACCELERATE_USE_CPU=1 torchrun "
-            f"--standalone --nproc_per_node {launched} -m eqm_video sample ... --device cpu"
+            f"--standalone --nproc_per_node {launched} -m eqm_video {command} ... --device cpu"
         )
     return state
 

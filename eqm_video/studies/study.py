@@ -7,6 +7,7 @@ Options that several commands share are declared once, in `sampling/option_group
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from abc import ABC, abstractmethod
@@ -65,8 +66,8 @@ class Study(groups.Written, ABC):
         """Raise UserError for options that exclude each other. Called before anything is opened or written."""
 
     @property
-    def folder(self) -> Path:
-        """The folder of the results: --out, or a default that depends on other options."""
+    def folder(self) -> Path | None:
+        """The folder of the results: --out, or a default that depends on other options. None: nothing is written."""
         return self.out
 
     def paths(self) -> Sequence[str | Path]:
@@ -88,9 +89,16 @@ class Study(groups.Written, ABC):
         words = list(sys.argv[1:] if arguments is None else arguments)
         study = options.parse(cls, words, prog=f"eqm-video {cls.name}", sections=cls.sections)
         option = "" if options.declared(cls)["out"].option.positional else "--out"
-        claim_output(study.folder, cls.name, option=option)
+        first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
+        if study.folder is not None:
+            claim_output(study.folder, cls.name, option=option, probe=first)
         models = [open_model(study, path) for path in study.paths()]
         report = study.run(*models)
+        if not first:
+            return 0
+        if study.folder is None:
+            print(report.table)
+            return 0
         if report.numbers is not None:
             about = study.about(words, models)
             record = {**report.numbers, **{key: value for key, value in about.items() if key not in report.numbers}}

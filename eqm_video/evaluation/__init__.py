@@ -1,0 +1,1 @@
+"""Evaluation: samples against real clips under a stated protocol, with error bars and floors."""

@@ -1,0 +1,133 @@
+"""Numbers with their error bars and floors, from two measured sets.
+
+Legend: N clips of the samples, M of the real set, B redraws.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eqm_video.errors import UserError
+from eqm_video.metrics.measured import Measured
+from eqm_video.metrics.metric import Metric, Paired, Statistics
+from eqm_video.metrics.registry import title_of
+from eqm_video.randomness import generator
+
+CONFIDENCE = 0.95
+SPLITS = 8  # ways to halve the real set for its floor
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How much is computed around each value: redraws of the interval, permutations of the p-value, and the floors."""
+
+    settings: Statistics
+    feature: str
+    frames: int
+    redraws: int = 200
+    permutations: int = 1000
+    floors: bool = True
+    seed: int = 0
+
+    def judge(
+        self, metric: Metric, samples: Measured, real: Measured | None, codec: Measured | None = None
+    ) -> dict[str, Any]:
+        """The record of one metric.
+
+        value and interval of the samples; n; the floor: the same metric of one half of the real clips against the other
+        half, with the samples' value at that n; the codec's floor: of reconstructions of one half against the other;
+        for metrics without a reference the real clips' own value. A warning where the value says little.
+        """
+        _check_counts(metric, samples, real)
+        other = samples if real is None else real
+        count = {"samples": len(samples)} | ({} if real is None else {"real": len(real)})
+        value = metric.value(samples, other, self.settings)
+        result: dict[str, Any] = {
+            "title": title_of(metric, self.feature, self.frames),
+            "value": value,
+            "interval": self._interval(metric, samples, other, value),
+            "n": count,
+            "better": metric.better,
+        }
+        result |= metric.extras(samples, other, self.settings, self.permutations, generator("permutations", self.seed))
+        if (warning := metric.warning(samples, other)) is not None:
+            result["warning"] = warning
+        if real is None or isinstance(metric, Paired) or not self.floors:
+            return result
+        if not metric.reference:
+            own = metric.value(real, real, self.settings)
+            result["real"] = {"value": own, "interval": self._interval(metric, real, real, own)}
+            if codec is not None:
+                result["codec"] = {"value": metric.value(codec, codec, self.settings)}
+            return result
+        halves = split_by_source(real, SPLITS, self.seed)
+        if halves:
+            result["floor"] = self._floor(metric, samples, real, halves)
+            if codec is not None:
+                pairs = [(of_sources(codec, left), of_sources(real, right)) for left, right in halves]
+                result["codec"] = spread([metric.value(left, right, self.settings) for left, right in pairs])
+        return result
+
+    def _interval(self, metric: Metric, samples: Measured, real: Measured, value: float) -> list[float] | None:
+        """The central 95 % of redraws, moved to have the value as their mean: redrawn clips repeat, a bias for some."""
+        if not self.redraws:
+            return None
+        values = metric.redraws(samples, real, self.settings, self.redraws, generator("redraws", self.seed))
+        tail = (1 - CONFIDENCE) / 2
+        low, high = values.quantile(torch.tensor([tail, 1 - tail], dtype=values.dtype)).tolist()
+        bias = float(values.mean()) - value
+        floor = 0.0 if bool((values >= 0).all()) else float("-inf")
+        return [max(floor, low - bias), max(floor, high - bias)]
+
+    def _floor(
+        self, metric: Metric, samples: Measured, real: Measured, halves: Sequence[tuple[Tensor, Tensor]]
+    ) -> dict[str, Any]:
+        """The metric of real clips against others of them, and of as many samples against the same ones."""
+        pairs = [(of_sources(real, left), of_sources(real, right)) for left, right in halves]
+        count = min(len(samples), *(len(left) for left, _ in pairs))
+        pairs = [(left.thinned(count), right) for left, right in pairs]
+        values = [metric.value(left, right, self.settings) for left, right in pairs]
+        few = samples.thinned(count)
+        return {
+            **spread(values),
+            "n": {"samples": count, "real": min(len(right) for _, right in pairs)},
+            "samples_at_this_n": statistics.fmean(metric.value(few, right, self.settings) for _, right in pairs),
+        }
+
+
+def spread(values: Sequence[float]) -> dict[str, float | int]:
+    """Mean and extremes."""
+    return {"value": statistics.fmean(values), "min": min(values), "max": max(values), "splits": len(values)}
+
+
+def split_by_source(real: Measured, ways: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Random halves of the files of the real clips, as source numbers; none for fewer than 4 files."""
+    names = real.sources.unique()
+    if len(names) < 4:
+        return []
+    draw = generator("halves", seed)
+    orders = [names[torch.randperm(len(names), generator=draw)] for _ in range(ways)]
+    return [(order[: len(order) // 2], order[len(order) // 2 :]) for order in orders]
+
+
+def of_sources(clips: Measured, sources: Tensor) -> Measured:
+    """The clips of some files."""
+    return clips.take(torch.isin(clips.sources, sources).nonzero()[:, 0])
+
+
+def _check_counts(metric: Metric, samples: Measured, real: Measured | None) -> None:
+    """UserError where there are too few clips for a metric, or nothing that it reads."""
+    if len(samples) < metric.least or (metric.reference and real is not None and len(real) < metric.least):
+        raise UserError(f"--metrics {metric.name} needs {metric.least} clips of each set; give more, or leave it out")
+    if (metric.reference or metric.needs & {"pairs"}) and real is None:
+        raise UserError(f"--metrics {metric.name} compares with real clips: type --data FOLDER")
+    if "labels" in metric.needs:
+        for side, name in ((samples, "samples"), (real, "real clips")):
+            if not bool((side.labels >= 0).any()):
+                raise UserError(f"--metrics {metric.name} needs labels, and the {name} have none that both sets know")

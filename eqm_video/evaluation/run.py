@@ -1,0 +1,147 @@
+"""An evaluation from two sets of clips to its record.
+
+Legend: N clips of the samples, T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eqm_video.codec import Codec
+from eqm_video.evaluation.clips import Altered, ClipSource, Files, jpeg, through
+from eqm_video.evaluation.measure import PARTS, Meter, cached
+from eqm_video.evaluation.protocol import PRESETS, Protocol, differences, digest_of
+from eqm_video.evaluation.report import Judgement
+from eqm_video.features.feature import Feature
+from eqm_video.metrics.measured import Measured
+from eqm_video.metrics.metric import Metric, Paired, Reading
+
+CACHED = 1  # version of what is kept of a real set: a new way to measure has a new number
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A protocol with what carries it out.
+
+    redraws, permutations, floors, seed: see `Judgement`; they belong to error bars, and not to the protocol. cache: the
+    folder where measures of real sets are kept, None: nowhere.
+    """
+
+    protocol: Protocol
+    metrics: Sequence[Metric]
+    feature: Feature | None
+    device: torch.device
+    batch_size: int = 16
+    cache: Path | None = None
+    redraws: int = 200
+    permutations: int = 1000
+    floors: bool = True
+    seed: int = 0
+
+    def run(
+        self,
+        samples: ClipSource,
+        real: Files | None = None,
+        codec: Codec | None = None,
+        truth: ClipSource | None = None,
+    ) -> dict[str, Any]:
+        """The record: the protocol with its hash, both sets, and every metric; the same on every process.
+
+        `truth` are the true clips of PSNR and SSIM, in the order of the samples; `codec` is the one whose floor is
+        measured. UserError for sets that a metric cannot be computed of.
+        """
+        meter = Meter(self.metrics, self.feature, self.protocol.window_frames, self.device, self.batch_size)
+        labels = sorted({label for source in (samples, real) if source for label in source.labels if label is not None})
+        meter.check(samples.shape)
+        resolved = self.resolved(samples, real)
+        real_set, codec_set, kept = None, None, False
+        if real is not None:
+            meter_of_real = replace(meter, metrics=[one for one in self.metrics if not isinstance(one, Paired)])
+            key = self._key(meter_of_real, resolved, real, labels)
+            real_set, kept = cached(
+                self.cache, key, lambda: meter_of_real.measure(self._jpeg(real), labels, "real clips")
+            )
+            if codec is not None:
+                rebuilt = self._jpeg(Altered(real, through(codec)))
+                codec_set = meter_of_real.measure(rebuilt, labels, "clips through the codec")
+        measured = meter.measure(self._jpeg(samples), labels, "samples", truth)
+        return {
+            "protocol": resolved,
+            "protocol_hash": digest_of(resolved),
+            "feature": self._about_feature(),
+            "samples": {**samples.about, "count": len(samples), "copies_among_them": duplicates(samples, measured)},
+            "data": None if real is None else {**real.about, "count": len(real), "from_cache": kept},
+            "metrics": self.judge(measured, real_set, codec_set, samples.shape[0]),
+        }
+
+    def judge(
+        self, samples: Measured, real: Measured | None, codec: Measured | None, frames: int
+    ) -> dict[str, dict[str, Any]]:
+        """The record of every metric, by its name."""
+        judgement = Judgement(
+            self.protocol.statistics,
+            "none" if self.feature is None else self.feature.name,
+            frames,
+            self.redraws,
+            self.permutations,
+            self.floors,
+            self.seed,
+        )
+        return {metric.name: judgement.judge(metric, samples, real, codec) for metric in self.metrics}
+
+    def resolved(self, samples: ClipSource, real: Files | None) -> dict[str, Any]:
+        """The protocol with what the data decided: numbers of clips, frames, size and stride."""
+        feature = {"name": "none", "weights": ""} if self.feature is None else self.feature.record()
+        settled = {"count": len(samples), "frames": samples.shape[0], "size": samples.shape[1:]}
+        if real is not None:
+            settled |= {"real_count": len(real), "stride": real.data.frame_interval}
+        return self.protocol.resolved(feature, **settled)
+
+    def _jpeg(self, source: ClipSource) -> ClipSource:
+        return Altered(source, jpeg(self.protocol.jpeg)) if self.protocol.jpeg else source
+
+    def _about_feature(self) -> dict[str, Any] | None:
+        """The network, its file, and that nobody vouches for the file."""
+        if self.feature is None:
+            return None
+        return {
+            "name": self.feature.name,
+            "source": self.feature.source,
+            "sha256": self.feature.digest,
+            "verified": False,
+        }
+
+    def _key(self, meter: Meter, resolved: dict[str, Any], real: Files, labels: Sequence[str]) -> dict[str, Any]:
+        """What decides the measures of a real set."""
+        readings = sorted(metric.name for metric in meter.metrics if isinstance(metric, Reading))
+        protocol = {key: value for key, value in resolved.items() if key not in ("count", "statistics")}
+        parts = sorted(meter.needed & set(PARTS))
+        return {
+            "version": CACHED,
+            "protocol": protocol,
+            "data": real.about["identity"],
+            "labels": list(labels),
+            "parts": parts,
+            "readings": readings,
+        }
+
+
+def duplicates(samples: ClipSource, measured: Measured) -> int:
+    """How many samples equal another one bit for bit in every measured number."""
+    rows = measured.features
+    if rows is None:
+        return 0
+    return len(samples) - len(rows.unique(dim=0))
+
+
+def changed(preset: str, protocol: Protocol) -> list[str]:
+    """The keys in which a protocol differs from the preset that it began as."""
+    feature = {"name": "", "weights": ""}
+    first, second = PRESETS[preset].protocol.resolved(feature), protocol.resolved(feature)
+    other = [key for key, _, _ in differences(first, second)]
+    return [*other, *(["feature"] if PRESETS[preset].protocol.feature != protocol.feature else [])]

@@ -1,0 +1,1 @@
+"""Networks that turn clips into features, for the metrics; a file for each kind."""

