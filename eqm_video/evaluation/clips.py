@@ -200,10 +200,10 @@ def open_samples(path: Path, protocol: Protocol, kind: str | None) -> ClipSource
         source: ClipSource = _open_arrays(path, protocol)
     else:
         source = _open_folder(path, protocol, kind)
-    count, found = protocol.count, len(source)
-    if count is not None and found < count:
+    count, total = protocol.count, len(source)
+    if count is not None and total < count:
         raise UserError(
-            f"{path} holds {found} clips, and the protocol asks for {count}: make more, or type --num-samples {found}, "
+            f"{path} holds {total} clips, and the protocol asks for {count}: make more, or type --num-samples {total}, "
             "which is another protocol"
         )
     if protocol.size is not None and tuple(protocol.size) != source.shape[1:]:

@@ -40,7 +40,7 @@ def processes() -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Meter:
-    """What is measured of each clip: the parts that the metrics need, by one feature network (None: none needs it)."""
+    """The measures of each clip: the parts that the metrics need, by one feature network (None: none needs it)."""
 
     metrics: Sequence[Metric]
     feature: Feature | None
@@ -82,12 +82,12 @@ class Meter:
     @torch.inference_mode()
     def rows(self, clips: Tensor, truth: Tensor | None) -> dict[str, Tensor]:
         """Measures of clips (B, T, H, W, 3), each (B, ...) on the CPU; with true clips, comparisons with them."""
-        found: dict[str, Tensor] = {}
+        rows: dict[str, Tensor] = {}
         for metric in self.metrics:
             if isinstance(metric, Reading):
-                found[f"reading.{metric.name}"] = metric.read(clips).cpu()
+                rows[f"reading.{metric.name}"] = metric.read(clips).cpu()
             elif isinstance(metric, Paired) and truth is not None:
-                found[f"reading.{metric.name}"] = metric.compare(clips, truth).cpu()
+                rows[f"reading.{metric.name}"] = metric.compare(clips, truth).cpu()
         if self.feature is not None and self.needed:
             on_device = clips.to(self.device)
             if self.needed - {"windows"}:
@@ -95,16 +95,16 @@ class Meter:
                 for part in self.needed - {"windows"}:
                     if part not in outputs:
                         raise UserError(f"the feature {self.feature.name} has no output named {part}")
-                    found[part] = outputs[part].float().cpu()
+                    rows[part] = outputs[part].float().cpu()
             if "windows" in self.needed:
                 pieces = [
                     piece for piece in on_device.split(self.window_frames, 1) if piece.shape[1] == self.window_frames
                 ]
-                found["windows"] = torch.stack([self.feature(piece)["features"].float().cpu() for piece in pieces], 1)
-        bad = [name for name, value in found.items() if not value.isfinite().all()]
+                rows["windows"] = torch.stack([self.feature(piece)["features"].float().cpu() for piece in pieces], 1)
+        bad = [name for name, value in rows.items() if not value.isfinite().all()]
         if bad:
             raise UserError(f"{', '.join(bad)} of some clips are infinite or NaN: the network does not fit its input")
-        return found
+        return rows
 
     def measure(
         self, source: ClipSource, labels: Sequence[str], what: str, truth: ClipSource | None = None
@@ -161,7 +161,7 @@ def _hash(clip: Tensor) -> str:
 
 
 def cached(folder: Path | None, key: dict[str, Any], measure: Callable[[], Measured]) -> tuple[Measured, bool]:
-    """What `measure` returns, kept in `folder` as safetensors under the hash of `key`; and whether it was there.
+    """The result of `measure`, kept in `folder` as safetensors under the hash of `key`; and whether it was there.
 
     A file that is damaged, or of another key, is measured again and replaced.
     """

@@ -21,7 +21,7 @@ DIGITS = 16  # of a hash that are shown
 
 @dataclass(frozen=True)
 class Protocol:
-    """How clips are chosen, prepared and compared.
+    """The way in which clips are chosen, prepared and compared.
 
     count, real_count: clips of the samples and of the real set; None is all there are. frames: of a clip, None: as the
     samples have. stride: every K-th frame of the real videos; None: what comes nearest to the samples' frame rate.
@@ -53,7 +53,7 @@ class Protocol:
     statistics: Statistics = field(default_factory=Statistics)
 
     def input(self, layout: str = "bcthw", size: int | None = 224, values: str = "-1:1") -> Input:
-        """What i3d and networks of files are given under this protocol."""
+        """The input of i3d and of networks of files under this protocol."""
         return Input(layout, None if size is None else (size, size), values, self.fit, self.antialias)
 
     def resolved(self, feature: Mapping[str, Any], **values: Any) -> dict[str, Any]:

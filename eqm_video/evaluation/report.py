@@ -25,7 +25,7 @@ SPLITS = 8  # ways to halve the real set for its floor
 
 @dataclass(frozen=True)
 class Judgement:
-    """How much is computed around each value: redraws of the interval, permutations of the p-value, and the floors."""
+    """The error bars around each value: redraws of the interval, permutations of the p-value, and floors."""
 
     settings: Statistics
     feature: str

@@ -61,7 +61,9 @@ class Evaluation:
         resolved = self.resolved(samples, real)
         real_set, codec_set, kept = None, None, False
         if real is not None:
-            meter_of_real = replace(meter, metrics=[one for one in self.metrics if not isinstance(one, Paired)])
+            meter_of_real = replace(
+                meter, metrics=[metric for metric in self.metrics if not isinstance(metric, Paired)]
+            )
             key = self._key(meter_of_real, resolved, real, labels)
             real_set, kept = cached(
                 self.cache, key, lambda: meter_of_real.measure(self._jpeg(real), labels, "real clips")
@@ -117,7 +119,7 @@ class Evaluation:
         }
 
     def _key(self, meter: Meter, resolved: dict[str, Any], real: Files, labels: Sequence[str]) -> dict[str, Any]:
-        """What decides the measures of a real set."""
+        """Everything that decides the measures of a real set."""
         readings = sorted(metric.name for metric in meter.metrics if isinstance(metric, Reading))
         protocol = {key: value for key, value in resolved.items() if key not in ("count", "statistics")}
         parts = sorted(meter.needed & set(PARTS))
@@ -132,7 +134,7 @@ class Evaluation:
 
 
 def duplicates(samples: ClipSource, measured: Measured) -> int:
-    """How many samples equal another one bit for bit in every measured number."""
+    """The number of samples whose features equal those of another sample bit for bit."""
     rows = measured.features
     if rows is None:
         return 0

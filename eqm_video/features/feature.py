@@ -25,7 +25,7 @@ RANGES = ("0:255", "0:1", "-1:1", "imagenet")
 
 @dataclass(frozen=True)
 class Input:
-    """What a network is given.
+    """The input of a network.
 
     layout: the order of the axes; without a t each frame goes alone, and frames are pooled as [mean, mean |change|].
     size: (h, w), or None for the clips' own. values: the range of the pixels, or imagenet for its mean and standard
@@ -91,7 +91,7 @@ class Feature(ABC):
         """
 
     def record(self) -> dict[str, Any]:
-        """What is written beside every number, and is part of the protocol's hash."""
+        """The entry of the record, a part of the protocol's hash."""
         return {"name": self.name, "weights": self.digest}
 
 

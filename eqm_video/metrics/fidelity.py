@@ -28,8 +28,8 @@ def ssim(clips: Tensor, truth: Tensor) -> Tensor:
         raise UserError(f"ssim needs frames of 11x11 pixels at least, and these have {height}x{width}: take psnr")
     values = []
     for pair in zip(clips, truth, strict=True):
-        one, other = (side.movedim(-1, 1).double() for side in pair)
-        values.append(structural_similarity_index_measure(one, other, data_range=255.0, reduction="none").mean())
+        left, right = (side.movedim(-1, 1).double() for side in pair)
+        values.append(structural_similarity_index_measure(left, right, data_range=255.0, reduction="none").mean())
     return torch.stack(values).double()
 
 

@@ -118,8 +118,8 @@ def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
 def frechet_of_sets(left: Tensor, right: Tensor, ddof: int = 1) -> float:
     """The squared Fréchet distance between the Gaussians of features (N, D) and (M, D).
 
-    Where a set has fewer points than dimensions, no covariance is formed: the trace of the root of the product is the
-    sum of the singular values of X Yᵀ, (N, M), for the centred X and Y.
+    No covariance is formed where both sets have fewer points than dimensions: the trace of the root of the product is
+    the sum of the singular values of X Yᵀ, (N, M), for the centred X and Y.
     """
     if max(len(left), len(right)) >= left.shape[1]:
         return frechet_distance(*gaussian_of(left, ddof), *gaussian_of(right, ddof))
@@ -155,7 +155,7 @@ class Frechet(Metric, name="frechet", title="Fréchet distance"):
         return super().redraws(samples, real, settings, min(count, FEW) if wide else count, generator)
 
     def warning(self, samples: Measured, real: Measured) -> str | None:
-        """Whether a covariance is singular."""
+        """A sentence where a covariance is singular."""
         fewest, dimensions = min(len(samples), len(real)), getattr(samples, self.part).shape[1]
         if fewest > dimensions:
             return None

@@ -16,8 +16,8 @@ DEGREE, COEF = 3, 1.0
 class KID(Metric, name="kid", title="KID"):
     """Kernel distance: the mean unbiased MMD of random subsets, kernel (<x, y>/D + 1)³.
 
-    Binkowski et al. (2018), arXiv 1801.01401. Of Inception features it is KID, of video features KVD. Sets that are not
-    larger than `subset_size` are compared whole, once.
+    Binkowski et al. (2018), arXiv 1801.01401. With Inception features it is KID, with video features KVD. Sets that are
+    not larger than `subset_size` are compared whole, once.
     """
 
     needs = frozenset({"features"})

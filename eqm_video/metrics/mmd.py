@@ -56,12 +56,12 @@ def mmd(left: Tensor, right: Tensor, degree: int = 3, coef: float = 1.0, biased:
     if not (left.isfinite().all() and right.isfinite().all()):
         raise ValueError("features hold infinite or NaN values")
 
-    def mean(one: Tensor, other: Tensor, same: bool) -> float:
-        total = sum(float(kernel(part, other, degree, coef).sum()) for part in one.split(ROWS))
-        pairs = len(one) * len(other)
+    def mean(rows: Tensor, columns: Tensor, same: bool) -> float:
+        total = sum(float(kernel(part, columns, degree, coef).sum()) for part in rows.split(ROWS))
+        pairs = len(rows) * len(columns)
         if same and not biased:
-            own = (double(one).square().sum(1) / one.shape[1] + coef) ** degree
-            total, pairs = total - float(own.sum()), pairs - len(one)
+            own = (double(rows).square().sum(1) / rows.shape[1] + coef) ** degree
+            total, pairs = total - float(own.sum()), pairs - len(rows)
         return total / pairs
 
     return mean(left, left, True) + mean(right, right, True) - 2 * mean(left, right, False)

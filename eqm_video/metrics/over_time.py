@@ -41,7 +41,7 @@ class OverTime(Metric, name="over-time", title="Fréchet distance over time"):
         return {"by_window": self.curve(samples, real, settings).tolist()}
 
     def warning(self, samples: Measured, real: Measured) -> str | None:
-        """Whether a covariance is singular."""
+        """A sentence where a covariance is singular."""
         dimensions = samples.windows.shape[2]
         if len(samples) > dimensions:
             return None

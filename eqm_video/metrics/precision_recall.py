@@ -21,7 +21,7 @@ def distances(left: Tensor, right: Tensor) -> Tensor:
 
 
 def within(queries: Tensor, points: Tensor, neighbours: int) -> Tensor:
-    """Whether a query (N, D) lies nearer to some point (M, D) than that point's k-th nearest neighbour: (N,) bool."""
+    """True for queries (N, D) nearer to some point (M, D) than that point's k-th nearest neighbour: (N,) bool."""
     k = min(neighbours, len(points) - 1) + 1  # a point is its own nearest neighbour
     radii = torch.cat([distances(part, points).kthvalue(k, dim=1).values for part in points.split(ROWS)])
     return torch.cat([(distances(part, points) <= radii).any(1) for part in queries.split(ROWS)])

@@ -48,7 +48,7 @@ def find_metric(name: str, feature: str) -> Metric:
 
 
 def title_of(metric: Metric, feature: str, frames: int) -> str:
-    """What a metric is called with a feature: FVD, FID, KVD or KID where it is that, else its title and the feature."""
+    """The title of a metric with a feature: FVD, FID, KVD or KID where it is that, else its title and the feature."""
     named = {("frechet", "i3d"): "FVD", ("kid", "i3d"): "KVD"}
     if frames == 1:
         named |= {("frechet", "inception"): "FID", ("kid", "inception"): "KID", ("sfid", "inception"): "sFID"}

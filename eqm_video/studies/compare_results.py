@@ -22,7 +22,7 @@ RECORD = "evaluate.json"
 class CompareResults(Study, group="compare"):
     """Results of `evaluate` side by side; results of different protocols, or of other data, are refused.
 
-    The refusal names the choice that differs. Where the 95 % intervals of two values overlap the table says so: such a
+    The refusal names the choice that differs. The table says whether the 95 % intervals of two values overlap: such a
     difference may be chance.
 
     Example: python -m eqm_video compare-results results/a results/b
@@ -58,7 +58,8 @@ class CompareResults(Study, group="compare"):
             "protocol_hash": records[0]["protocol_hash"],
             "results": names,
             "metrics": {
-                key: {"values": [one["value"] for one in each], "overlap": overlap(each)} for key, each in rows.items()
+                key: {"values": [result["value"] for result in each], "overlap": overlap(each)}
+                for key, each in rows.items()
             },
         }
         return Report(numbers, table(names, rows, numbers))
@@ -90,10 +91,10 @@ def check_data(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple
 
 
 def overlap(results: list[Mapping[str, Any]]) -> bool | None:
-    """Whether the intervals of the best and the worst value overlap; None where one has no interval."""
-    if any(one["interval"] is None for one in results):
+    """True where the intervals of the lowest and the highest value overlap; None where a value has no interval."""
+    if any(result["interval"] is None for result in results):
         return None
-    ordered = sorted(results, key=lambda one: one["value"])
+    ordered = sorted(results, key=lambda result: result["value"])
     return ordered[0]["interval"][1] >= ordered[-1]["interval"][0]
 
 
@@ -103,8 +104,8 @@ def table(names: list[str], rows: Mapping[str, list[Mapping[str, Any]]], numbers
     said = {True: "overlap", False: "apart", None: ""}
     for key, each in rows.items():
         cells = []
-        for one in each:
-            bounds = "" if one["interval"] is None else " ({} to {})".format(*map(number, one["interval"]))
-            cells.append(f"{number(one['value'])}{bounds}")
+        for result in each:
+            bounds = "" if result["interval"] is None else " ({} to {})".format(*map(number, result["interval"]))
+            cells.append(f"{number(result['value'])}{bounds}")
         lines.append([each[0]["title"], *cells, said[numbers["metrics"][key]["overlap"]]])
     return f"{aligned(lines)}\n\nprotocol {numbers['protocol_hash']}"

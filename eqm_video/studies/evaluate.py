@@ -193,8 +193,8 @@ class Evaluate(
         wanted = self.split or preset.split
         if self.data is not None and wanted != "all" and self.split is None:
             wanted = split_of(None, self.data, wanted)
-        given = {name: value for name, value in values.items() if value is not None}
-        return replace(preset, split=wanted, **given)
+        chosen = {name: value for name, value in values.items() if value is not None}
+        return replace(preset, split=wanted, **chosen)
 
     def open_samples(self, protocol: Protocol, models: Sequence[EqMPipeline]) -> ClipSource:
         """The clips to judge; a model is sampled when they are read."""
@@ -242,7 +242,7 @@ def check_pairs(samples: ClipSource, truth: ClipSource) -> None:
             f"--paired: there are {len(samples)} samples and {len(truth)} real clips, and each needs its own"
         )
     pairs = zip(samples.names, truth.names, strict=False)
-    others = [f"{one} and {other}" for one, other in pairs if Path(one).name != Path(other).name]
+    others = [f"{name} and {other}" for name, other in pairs if Path(name).name != Path(other).name]
     if samples.names and truth.names and others:
         raise UserError(f"--paired: clips are paired by their files' names, and these differ: {', '.join(others[:3])}")
 
