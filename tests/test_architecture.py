@@ -42,6 +42,7 @@ ORDER = [
     (1, "samplers.frame_schedule"),
     (1, "samplers.presets"),
     (1, "samplers.warp"),
+    (1, "samplers.closed_loop"),
     (1, "samplers.levels"),
     (1, "samplers.rules"),
     (1, "samplers.active"),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from eqm_video.core.decay import Decay
 from eqm_video.samplers.checks import Callback, DivergenceError, Gradient, check_start_gamma
+from eqm_video.samplers.closed_loop import ClosedLoop
 from eqm_video.samplers.descent import Descent, descend
 from eqm_video.samplers.frame_schedule import FRAME_SCHEDULES, frame_moves
 from eqm_video.samplers.levels import Route
@@ -36,6 +37,7 @@ __all__ = [
     "SIZED",
     "Adam",
     "Callback",
+    "ClosedLoop",
     "Descent",
     "DivergenceError",
     "Dopri5",
@@ -80,14 +82,15 @@ def run(
     generators: Sequence[torch.Generator] | None = None,
     decay: Decay | None = None,
     warp: Warp | None = None,
+    loop: ClosedLoop | None = None,
 ) -> Descent:
     """Sample with any sampler: rules through `descend`, solvers through their own `solve`.
 
     `start_gamma` is for solvers, `Multistep` and all that have a warp, which begin at it; other rules ignore it.
     `moves`, `tolerance`, `per_frame` and `schedule` are for rules. `decay` is the c(gamma) of the field's training
     target, which `Multistep` and warps need. `warp` spreads the steps over gamma: with it gd, nag, euler and heun take
-    the velocity f / c(gamma). None: equal steps for `Multistep`, the field itself for the others. The other arguments
-    are those of `descend` and `Problem`.
+    the velocity f / c(gamma). None: equal steps for `Multistep`, the field itself for the others. `loop` corrects
+    the levels of rules that step by them at every evaluation. The other arguments are those of `descend` and `Problem`.
 
     Raises:
         ValueError: a wrong argument, or an argument that this sampler does not have.
@@ -99,10 +102,14 @@ def run(
         raise ValueError(f"sampler must be such as NAG(step_size=0.003) or Heun(), got {sampler!r}")
     if warp is not None and decay is None:
         raise ValueError("a warp divides the field by its decay c(gamma), which is not given: give decay= too")
+    if loop is not None and (solves or (warp is None and not getattr(sampler, "needs_route", False))):
+        raise ValueError(
+            f"{sampler!r} does not step by levels, which a loop corrects: take multistep, or gd or nag with a warp"
+        )
     if not solves:
         route = None
         if decay is not None and (warp is not None or getattr(sampler, "needs_route", False)):
-            route = Route(decay, Identity() if warp is None else warp, check_start_gamma(start_gamma))
+            route = Route(decay, Identity() if warp is None else warp, check_start_gamma(start_gamma), loop)
         return descend(
             gradient,
             start,

@@ -93,11 +93,7 @@ def descend(
     known = check_arguments(gradient, start, steps, known, generators)
     turns = Turns.of(moves, steps, start, known)
     _check_rule(start, rule, turns, schedule, tolerance, per_frame)
-    if route is not None and schedule not in (None, "constant"):
-        raise ValueError(
-            f"schedule {schedule!r} and a route (a warp) both say how long steps are: leave one of them out"
-        )
-    levels = _levels(rule, route, start, known, turns, steps)
+    levels = _levels(rule, route, start, known, turns, steps, schedule)
     factors, advice = step_factors(schedule, steps), _advice(rule)
     active = Active.all_of(gradient, start, known, generators)
     active = replace(active, state=rule.start(active.latents))
@@ -121,6 +117,8 @@ def descend(
         slope = active.evaluate(point, step=step, keep_graph=start.requires_grad, **where)
         nfe[active.rows] += 1
         frame_nfe[active.rows] += active.moving
+        if levels is not None:
+            levels.observe(active.rows, active.moving, point, slope.detach(), getattr(rule, "mu", 0.0))
         stops = None
         if tolerance is not None:
             size = frame_rms(slope.detach()).cpu()  # the update's one wait for the device
@@ -161,9 +159,19 @@ def _at_rest(
 
 
 def _levels(
-    rule: Rule, route: Route | None, start: Tensor, known: Tensor | None, turns: Turns | None, steps: int
+    rule: Rule,
+    route: Route | None,
+    start: Tensor,
+    known: Tensor | None,
+    turns: Turns | None,
+    steps: int,
+    schedule: Schedule | None,
 ) -> Levels | None:
     """The levels of the frames, for a rule that steps in gamma; ValueError where rule and route do not fit."""
+    if route is not None and schedule not in (None, "constant"):
+        raise ValueError(
+            f"schedule {schedule!r} and a route (a warp) both say how long steps are: leave one of them out"
+        )
     needs = getattr(rule, "needs_route", False)
     if needs and route is None:
         raise ValueError(

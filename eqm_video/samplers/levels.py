@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from eqm_video.core.decay import Decay
+from eqm_video.samplers.closed_loop import ClosedLoop, noise_of
 from eqm_video.samplers.warp import Identity, Warp
 from eqm_video.system.devices import widest
 
@@ -25,11 +26,13 @@ class Route:
     decay: c(gamma) of the field's training target; `ConstantDecay(1)` for a velocity, as of flow matching.
     warp: how the steps are spread over gamma.
     start_gamma: where the start stands, in [0, 1): one number, or a tensor (B, T) where frames start apart.
+    loop: the filter that corrects the levels by each evaluation; None: levels follow from the steps alone.
     """
 
     decay: Decay
     warp: Warp = Identity()  # noqa: RUF009 (frozen)
     start_gamma: float | Tensor = 0.0
+    loop: ClosedLoop | None = None
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,31 @@ class Levels:
         if known is not None:
             self.gamma.masked_fill_(known.to(start.device), 1.0)
         self.left = torch.as_tensor(steps, **precision).expand(shape).clone()
+        self.size = torch.zeros_like(self.gamma)  # of each frame's last step
+        if route.loop is not None:
+            self.power, self.chance = noise_of(start.detach(), self.gamma)
+            self.variance = torch.full_like(self.gamma, route.loop.start_error**2)
 
     def at(self, rows: Tensor) -> Tensor:
         """Gamma (b, T) of the clips at `rows` (b,)."""
         return self.gamma[rows]
+
+    def observe(self, rows: Tensor, moving: Tensor, point: Tensor, slope: Tensor, look_ahead: float = 0.0) -> None:
+        """Correct the levels of the frames `moving` (b, T) by the gradient `slope` (b, T, ...) evaluated at `point`.
+
+        look_ahead: how much further than the latents the point is, in units of the last step. Does nothing without a
+        loop.
+        """
+        loop = self.route.loop
+        if loop is None:
+            return
+        gamma, variance = self.gamma[rows], self.variance[rows]
+        further = torch.minimum(look_ahead * self.size[rows], 1 - gamma)
+        noise = (self.power[rows], self.chance[rows])
+        level, spread = loop.corrected(gamma + further, variance, self.route.decay, point, slope, *noise)
+        moving = moving & (self.left[rows] >= 1)
+        self.gamma[rows] = torch.where(moving, (level - further).clamp(min=0), gamma)
+        self.variance[rows] = torch.where(moving, spread, variance)
 
     def take(self, rows: Tensor, walking: Tensor) -> Step:
         """The next step of the frames `walking` (b, T) of the clips at `rows` (b,), which then stand at its end."""
@@ -87,5 +111,8 @@ class Levels:
         ahead = torch.where(walking, self.route.warp.ahead(gamma, left.clamp(min=1)), gamma)
         step = Step(gamma, ahead - gamma, self.route.decay(gamma), walking & (left == 1))
         self.gamma[rows] = ahead
+        self.size[rows] = ahead - gamma
+        if self.route.loop is not None:
+            self.variance[rows] += (self.route.loop.drift * step.size).square()
         self.left[rows] = left - walking.to(left.dtype)
         return step
