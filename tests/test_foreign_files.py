@@ -43,6 +43,10 @@ COMMANDS: Mapping[str, list[Words]] = {
     "ablate": [lambda out, no: ["--only", "base", "--data", str(no), "--out", str(out)]],
     "reconstruct": [lambda out, no: [str(no), "--out", str(out)]],
     "train-codec": [lambda out, no: [str(out)]],
+    "train-shipped": [
+        lambda out, no: ["--data", str(no), "--run", str(no), "--out", str(out)],
+        lambda out, no: ["--data", str(no), "--out", str(no), "--run", str(out)],
+    ],
     **{name: [lambda out, no: [str(no), "--out", str(out)]] for name in ("descent", "sweep", "adaptive", "curvature")},
     "compose": [lambda out, no: [str(no), "--out", str(out)]],
     **{

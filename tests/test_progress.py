@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 from tiny_run import tiny_trainer
+from tqdm.auto import tqdm
 
-from eqm_video.training.progress import STEPS, Forecast, duration
+from eqm_video.training.progress import STEPS, Forecast, beside, duration
 
 
 def clock(*seconds: float):
@@ -33,6 +36,41 @@ def test_the_time_to_the_last_step_is_printed_once_after_some_steps(capsys: pyte
 def test_it_counts_from_the_step_that_was_resumed(capsys: pytest.CaptureFixture[str]) -> None:
     say(2520, 2001, 200, 0.2)
     assert capsys.readouterr().out == f"after {STEPS} steps: 0.2 s a step, about 100 s to step 2520\n"
+
+
+def test_the_time_between_checkpoints_is_told_and_a_run_of_more_than_a_day_warns(capsys) -> None:
+    time = clock(3.0)
+    forecast = Forecast(100_000, save_every=2000, save_minutes=10, clock=lambda: next(time))
+    for step in range(1, 100):
+        forecast.count(step)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"after {STEPS} steps: 3 s a step, about 3 d 11 h to step 100000; checkpoint every 10 min"
+    assert second.startswith("warning: this run takes more than a day here: type train.steps=28800 for a day, or")
+    for settings, says in (({"save_every": 400}, "every 80 s"), ({"save_minutes": 60}, "at the end"), ({}, None)):
+        forecast = Forecast(2520, **settings, clock=clock(0.2).__next__)
+        for step in range(1, 100):
+            forecast.count(step)
+        end = f"; checkpoint {says}" if says else ""
+        assert capsys.readouterr().out == f"after {STEPS} steps: 0.2 s a step, about 8 min to step 2520{end}\n"
+
+
+def test_what_is_done_beside_the_steps_is_no_part_of_their_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    monkeypatch.setattr("time.time", lambda: now[0])
+    with tqdm(total=100, file=io.StringIO(), mininterval=0) as bar:
+        for _ in range(10):
+            now[0] += 2.0
+            bar.update()
+        with beside(bar, "preview"):
+            now[0] += 500.0
+            assert "preview" in str(bar)
+        now[0] += 2.0
+        bar.update()
+        assert bar.format_dict["elapsed"] == pytest.approx(22.0) and "preview" not in str(bar)
+        assert bar.format_dict["rate"] == pytest.approx(0.5)
+    with tqdm(total=1, disable=True) as bar, beside(bar, "preview"):
+        pass
 
 
 def test_compilation_is_no_part_of_the_speed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from eqm_video.errors import UserError
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.randomness import generator
 from eqm_video.training.batches import BatchPlan
+from eqm_video.training.checkpoint import step_of
 from eqm_video.training.held_out import HeldOut
 from eqm_video.training.trainer import Hook, StopSignals
 
@@ -377,3 +378,29 @@ def test_held_out_loss_is_repeatable_and_shared_out(tmp_path) -> None:
     parts = [losses(rank, 2)[0] for rank in range(2)]
     for name in whole:
         assert parts[0][name] + parts[1][name] == pytest.approx(whole[name], rel=1e-5)
+
+
+def test_checkpoints_by_the_clock_change_nothing_but_where_a_run_can_go_on(tmp_path) -> None:
+    """For a clock of no time at all every step is late; the run that goes on from one ends with the same weights."""
+    plain = tiny_trainer(tmp_path / "plain", steps=6, save_every=100)
+    by_clock = tiny_trainer(tmp_path / "clock", steps=6, save_every=100, save_every_minutes=1e-12)
+    assert plain.run() and by_clock.run()
+    steps = [step_of(path) for path in by_clock.checkpoints.named()]
+    assert len(steps) > 1 and steps == list(range(7 - len(steps), 7))
+    assert [step_of(path) for path in plain.checkpoints.named()] == [6]
+    again = tiny_trainer(tmp_path / "again", steps=6)
+    again.resume(by_clock.checkpoints.named()[0])
+    assert again.step == steps[0] and again.run()
+    assert equal(weights(plain.network), weights(again.network))
+    late = tiny_trainer(tmp_path / "late", steps=3, save_every=100, save_every_minutes=1e6)
+    assert late.run() and [step_of(path) for path in late.checkpoints.named()] == [3]
+
+
+def test_the_loss_is_shown_from_the_first_step(tmp_path, monkeypatch) -> None:
+    shown = []
+    monkeypatch.setattr("tqdm.std.tqdm.set_postfix", lambda bar, given, refresh: shown.append(dict(given)))
+    trainer = tiny_trainer(tmp_path, steps=4, log_every=4)
+    trainer.run()
+    assert len(shown) == 4 and list(shown[0]) == ["loss"] and list(shown[-1]) == ["loss", "clips/s"]
+    assert float(shown[-1]["loss"]) == pytest.approx(read_metrics(tmp_path)[-1]["loss"], abs=1e-4)
+    assert all(float(one["loss"]) > 0 for one in shown)

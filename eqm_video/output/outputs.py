@@ -68,6 +68,7 @@ def beside(name: str, test: Test) -> Test:
 
 
 _CODEC = record("psnr", "latent_mean", "latent_std", "posterior_std")
+_SHIPPED = record("generation", "image_to_video", "long_video")
 _MEASURED = {r"measured/.+\.json": record("asked", "found")}
 
 SAMPLES = Output(
@@ -161,6 +162,16 @@ OUTPUTS = {
         weak={r"data_(index|report)\w*\.json": _is_look},
     ),
     "reconstruct": Output({"numbers.json": record("codec", "clips", "psnr_mean")}, (r"pairs\.(gif|png)",)),
+    "train-shipped": Output(
+        {"numbers.json": _SHIPPED},
+        weak={
+            "README.md": beside("numbers.json", _SHIPPED),
+            "model_index.json": beside("numbers.json", _SHIPPED),
+            r"transformer/(config\.json|diffusion_pytorch_model\.safetensors)": lambda path: (
+                anything(path) and _SHIPPED(path.parent.with_name("numbers.json"))
+            ),
+        },
+    ),
     "train-codec": Output(
         {"numbers.json": _CODEC},
         weak=dict.fromkeys(("config.json", r"diffusion_pytorch_model\.safetensors"), beside("numbers.json", _CODEC)),

@@ -35,7 +35,16 @@ ENDLESS_FRAMES = 24  # frames of an endless video: its windows begin at many pla
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo(Study, Many, Data, Overridden, group="use", record="numbers.json"):
+class OwnRun:
+    """--run."""
+
+    run_dir: Path = option(
+        Path("runs/demo"), flag="--run", metavar="DIR", help="the training run; an old one is continued"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Study, OwnRun, Many, Data, Overridden, group="use", record="numbers.json"):
     """Write moving shapes, train on them, sample, measure.
 
     Moving shapes are written as real videos. A model is trained on them from the recipe `configs/demo.yaml`, and
@@ -43,9 +52,6 @@ class Demo(Study, Many, Data, Overridden, group="use", record="numbers.json"):
     """
 
     data: Path | None = Path("data/demo_shapes")
-    run_dir: Path = option(
-        Path("runs/demo"), flag="--run", metavar="DIR", help="the training run; an old one is continued"
-    )
     out: Path = Path("video_samples/demo")
     num_samples: int = SAMPLES
 

@@ -138,6 +138,7 @@ class TrainConfig:
     compile: bool = False  # torch.compile of every block
     log_every: int = option(50, least=1)
     save_every: int = option(5000, least=1)
+    save_every_minutes: float | None = option(None, above=0)  # a checkpoint by the clock too; null: by steps alone
     keep: int | None = option(3, least=1)  # newest checkpoints kept; null: all
     init_from: str | None = None  # a run, an export or a converted network to start from, weights only
 

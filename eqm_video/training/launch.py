@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status. Raises UserError for a user's mistake."""
     options = parse(arguments)
     config = options.config_of_run()
+    if options.own is not None and os.environ.get("RANK", "0") == "0":
+        print(options.choice.said, flush=True)
     return dry_run(config) if options.dry_run else train(config, options.resume, options.from_older)
 
 

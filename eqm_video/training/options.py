@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from eqm_video import options
@@ -13,15 +14,22 @@ from eqm_video.options import option
 from eqm_video.sampling.option_groups import Dry, Recipe
 from eqm_video.training.checkpoint import Checkpoints
 from eqm_video.training.config import Config, load_config
+from eqm_video.training.own import Choice, choose
 from eqm_video.training.resume import NEWEST, find_checkpoint, recorded_config
 
-EXAMPLE = "Example: eqm-video train --config ucf101_b2 data.root=data/UCF-101 run.dir=runs/ucf train.steps=100000"
+EXAMPLE = """examples:
+  eqm-video train own FOLDER
+  eqm-video train --config ucf101_b2 data.root=data/UCF-101 run.dir=runs/ucf train.steps=100000
+  accelerate launch --multi_gpu -m eqm_video train --config ucf101_b2 data.root=data/UCF-101 run.dir=runs/ucf"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(Recipe, Dry):
     """Train a video or image model with Equilibrium Matching."""
 
+    own: Path | None = option(
+        None, metavar="FOLDER", help="your own videos (also: train own FOLDER): the recipe is picked for them"
+    )
     resume: str | None = option(
         None,
         metavar="[PATH]",
@@ -34,9 +42,18 @@ class TrainOptions(Recipe, Dry):
     def __post_init__(self) -> None:
         if self.from_older and self.resume is None:
             raise UserError("--from-older says where --resume goes on: type --resume --from-older")
+        if self.own is not None and self.config is not None:
+            raise UserError("--own picks the recipe, and --config gives one: type one of them, and data.root=FOLDER")
+
+    @cached_property
+    def choice(self) -> Choice:
+        """What is picked for the videos of --own."""
+        return choose(self.own.expanduser())
 
     def config_of_run(self) -> Config:
         """The configuration: the recipe with its overrides. `--resume` without a recipe uses the checkpoint's."""
+        if self.own is not None:
+            return load_config(self.choice.recipe, [*self.choice.overrides, *self.overrides])
         config = load_config(self.config, self.overrides)
         if self.resume is None or self.config is not None:
             return config
@@ -50,6 +67,10 @@ class TrainOptions(Recipe, Dry):
 def parse(arguments: Sequence[str] | None = None) -> TrainOptions:
     """The options of a command line (by default the process's); UserError for words that make no sense."""
     words = separate_resume(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["own"]:
+        if len(words) < 2 or words[1].startswith("-") or "=" in words[1]:
+            raise UserError("train own needs the folder of your videos: type eqm-video train own FOLDER")
+        words = [f"--own={words[1]}", *words[2:]]
     return options.parse(TrainOptions, words, prog="eqm-video train", epilog=EXAMPLE)
 
 

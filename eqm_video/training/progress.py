@@ -1,25 +1,38 @@
-"""A forecast of the time that a run will take, early enough to change plans."""
+"""The progress of a run: its bar, and a forecast of the time that it will take, early enough to change plans."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from tqdm.auto import tqdm
 
 STEPS = 20  # steps after a start, before the forecast
 SLOWEST = 3  # steps left out, beside the first: compiling and fetching happen once
+DAY = 24 * 3600.0  # seconds
 
 
 class Forecast:
     """Prints once, after the first `STEPS` steps of a start, the time that the steps up to `last` will take.
 
-    It is a line on stdout, on a terminal above the progress bar. Held-out losses, previews and checkpoints take more.
+    It is a line on stdout, on a terminal above the progress bar, with the time between checkpoints, which are written
+    every `save_every` steps and every `save_minutes`. Another line warns of a run that cannot end in a day. Held-out
+    losses, previews and checkpoints take more.
     """
 
-    def __init__(self, last: int, *, silent: bool = False, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        last: int,
+        *,
+        save_every: int | None = None,
+        save_minutes: float | None = None,
+        silent: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.last, self.silent, self.clock = last, silent, clock
+        self.save_every, self.save_minutes = save_every, save_minutes
         self._ends: list[float] = []
 
     def count(self, step: int) -> None:
@@ -28,15 +41,42 @@ class Forecast:
             return
         self._ends.append(self.clock())
         if len(self._ends) == STEPS and step < self.last and not self.silent:
-            tqdm.write(self._sentence(step))
+            for sentence in self._sentences(step):
+                tqdm.write(sentence)
             sys.stdout.flush()  # a log file shows it at once
 
-    def _sentence(self, step: int) -> str:
+    def _sentences(self, step: int) -> Iterator[str]:
         laps = sorted(after - before for before, after in zip(self._ends, self._ends[1:], strict=False))
         usual = laps[: len(laps) - SLOWEST]
         seconds = sum(usual) / len(usual)
-        left = duration(seconds * (self.last - step))
-        return f"after {STEPS} steps: {seconds:.2g} s a step, about {left} to step {self.last}"
+        left = seconds * (self.last - step)
+        saves = [seconds * self.save_every] if self.save_every else []
+        saves += [60 * self.save_minutes] if self.save_minutes else []
+        saved = (
+            f"; checkpoint {f'every {duration(min(saves))}' if min(saves) < left else 'at the end'}" if saves else ""
+        )
+        yield f"after {STEPS} steps: {seconds:.2g} s a step, about {duration(left)} to step {self.last}{saved}"
+        if left > DAY:
+            in_a_day = round(step + DAY / seconds, -2)
+            yield (
+                f"warning: this run takes more than a day here: type train.steps={in_a_day:.0f} for a day, or give a "
+                "smaller model.preset, data.size or train.batch_size (Ctrl-C stops it, --resume goes on)"
+            )
+
+
+@contextmanager
+def beside(bar: tqdm, what: str) -> Iterator[None]:
+    """Something else than steps is done, and said on the bar: its time is no part of the steps' speed."""
+    begun = time.time()
+    bar.set_description_str(what)
+    try:
+        yield
+    finally:
+        bar.set_description_str("")
+        if not bar.disable:
+            spent = time.time() - begun
+            bar.start_t += spent
+            bar.last_print_t += spent
 
 
 def duration(seconds: float) -> str:

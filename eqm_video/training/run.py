@@ -125,6 +125,7 @@ class Run:
                 reference_fps=config.data.reference_fps,
                 log_every=train.log_every,
                 save_every=train.save_every,
+                save_every_minutes=train.save_every_minutes,
             ),
             checkpoints=self.checkpoints,
             log=self.log,

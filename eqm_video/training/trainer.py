@@ -8,6 +8,7 @@ changes the numbers that a clip gets.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from eqm_video.training.ema import Ema
 from eqm_video.training.gather import gather_clips
 from eqm_video.training.heartbeat import Heartbeat
 from eqm_video.training.optim import set_lr
-from eqm_video.training.progress import Forecast
+from eqm_video.training.progress import Forecast, beside
 from eqm_video.training.rescue import Rescue
 from eqm_video.training.saving import Saving
 from eqm_video.training.signals import Stopped, StopSignals
@@ -51,6 +52,7 @@ class Settings:
     reference_fps: float = 8.0  # the network's times are seconds x reference_fps
     log_every: int = 50
     save_every: int = 5000
+    save_every_minutes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,21 @@ class Trainer:
         self.heartbeat = heartbeat or Heartbeat(accelerator)
         self.heartbeat.save = self.keep
         self.saving = Saving(checkpoints, self._write, self.signals)
+        self._shown: dict[str, str] = {}  # beside the progress bar
+        self._saved_at, self._clock_saves = time.monotonic(), False  # whether this step is saved by the clock
         self._spoiled: list[Tensor] = []  # for each clip of a step: True if its latents are not finite
 
     def run(self) -> bool:
         """Train from the present step to the last; returns False if a signal ended the run early."""
         steps, every = self.settings.steps, self.settings
         batches = self.batches.between(self.step, steps, self._may_leave)
-        forecast = Forecast(steps, silent=not self.accelerator.is_main_process)
+        forecast = Forecast(
+            steps,
+            save_every=every.save_every,
+            save_minutes=every.save_every_minutes,
+            silent=not self.accelerator.is_main_process,
+        )
+        self._saved_at = time.monotonic()
         with self.signals, Rescue(self._keep_and_tell), self.heartbeat.working(), closing(batches), self._bar() as bar:
             for step in range(self.step + 1, steps + 1):
                 self.heartbeat.beat(f"step {step}")
@@ -131,15 +141,17 @@ class Trainer:
                 last = step == steps
                 evaluations = [hook for hook in self.evaluations if hook.due(step, last) and not stop]
                 if step % every.log_every == 0 or evaluations or last:
-                    bar.set_postfix(self._write_log(step, evaluations), refresh=False)
+                    self._shown |= self._write_log(step, evaluations, bar)
+                bar.set_postfix(self._shown, refresh=False)
                 bar.update()
                 forecast.count(step)
                 stop = stop or self._agree_on_stop(synchronized=bool(evaluations))
-                if step % every.save_every == 0 or last or stop or self._retries:
+                if step % every.save_every == 0 or self._clock_saves or last or stop or self._retries:
                     self.save() if last or stop else self.save(must=False)
                 hooks = [hook for hook in self.hooks if hook.due(step, last) and not stop]
                 for hook in hooks:
-                    hook.run(step, self.ema.network)
+                    with beside(bar, "preview"):
+                        hook.run(step, self.ema.network)
                 if (stop or self._agree_on_stop(synchronized=bool(hooks))) and not last:
                     return self._leave()
         return True
@@ -212,12 +224,16 @@ class Trainer:
         spoiled = torch.cat(self._spoiled) if self._spoiled else torch.zeros(0, dtype=torch.bool)
         self._spoiled = []
         norm = torch.as_tensor(self._clip())
-        stopping = _moved(torch.tensor(float(self.signals.received)), norm.device)
-        flags = torch.stack([stopping, (~norm.isfinite()).float(), spoiled.any().to(norm.device).float()])
+        told = torch.tensor([float(self.signals.received), float(self._clock_is_due())])
+        found = torch.stack([(~norm.isfinite()).float(), spoiled.any().to(norm.device).float()])
+        flags = torch.cat([_moved(told, norm.device), found])
         if self.accelerator.num_processes > 1:
             flags = self.accelerator.reduce(flags, reduction="sum")
-        values = torch.cat([norm[None], flags, spoiled.to(norm.device).float()]).tolist()
-        norm, (stop, infinite, bad), mine = values[0], values[1:4], values[4:]
+        running = self.meter.sums[:2].to(norm.dtype)  # loss and forward passes of this process, since the last line
+        values = torch.cat([norm[None], flags, running, spoiled.to(norm.device).float()]).tolist()
+        norm, (stop, clock, infinite, bad), (loss, passes), mine = values[0], values[1:5], values[5:7], values[7:]
+        self._clock_saves = clock > 0
+        self._shown["loss"] = f"{loss / passes:.4f}" if passes else "-"
         if not infinite:
             self.meter.norms.append(norm)
         scaled = self.accelerator.scaler is not None  # fp16 skips steps that overflow, and lowers its scale
@@ -244,6 +260,12 @@ class Trainer:
             f"clips of this step: {clips or 'they have no names'}"
         )
 
+    def _clock_is_due(self) -> bool:
+        """Whether the main process's clock asks for a checkpoint; the others go by it."""
+        minutes = self.settings.save_every_minutes
+        waited = time.monotonic() - self._saved_at
+        return minutes is not None and self.accelerator.is_main_process and waited >= 60 * minutes
+
     def _may_leave(self) -> bool:
         """Whether a signal may end the wait for data. It may not with several processes: the others would wait."""
         self.heartbeat.beat()
@@ -265,7 +287,7 @@ class Trainer:
             self.save()
         return False
 
-    def _write_log(self, step: int, evaluations: Sequence[Hook]) -> dict[str, str]:
+    def _write_log(self, step: int, evaluations: Sequence[Hook], bar: tqdm) -> dict[str, str]:
         seconds = self.watch.take_lap()
         done = step - self._logged
         self._logged = step
@@ -274,7 +296,8 @@ class Trainer:
         metrics |= {"lr": self.schedule(step), "clips_per_second": speed, "seconds": self.watch.total}
         try:
             for hook in evaluations:
-                metrics |= hook.run(step, self.ema.network) or {}
+                with beside(bar, "held-out loss"):
+                    metrics |= hook.run(step, self.ema.network) or {}
         finally:  # an evaluation that fails ends the run, but its step is still logged
             self.log.write(step, metrics)
         return {"loss": f"{metrics['loss']:.4f}" if metrics["loss"] is not None else "-", "clips/s": f"{speed:.1f}"}
@@ -293,6 +316,7 @@ class Trainer:
         # Processes must agree, and only the main one knows whether it was written.
         if written if self.accelerator.num_processes == 1 else must:
             self.saved = self.step
+        self._saved_at = time.monotonic()
 
     def _write(self, prune: bool) -> Path:
         extra = {"meter": self.meter.state(), "seconds": self.watch.total, "skipped": self.skipped}

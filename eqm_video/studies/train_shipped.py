@@ -1,0 +1,189 @@
+"""The small model that ships with the package, trained again: its export in half precision, and its card."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from eqm_video.data.moving_shapes import label_names, render_clip, score_motion, write_moving_shapes
+from eqm_video.errors import UserError
+from eqm_video.output.outputs import claim_output
+from eqm_video.sampling.loading import load_pipeline
+from eqm_video.sampling.option_groups import Data, Many, Overridden
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.sampling.rollout import roll_out
+from eqm_video.sampling.settings import Sampling
+from eqm_video.studies.demo import SHAPES, OwnRun
+from eqm_video.studies.study import Report, Study
+from eqm_video.system import machine
+from eqm_video.system.claims import check_place
+from eqm_video.training import launch as training
+from eqm_video.training.config import load_config
+
+RECIPE = "shipped"
+VIDEOS, HELD_OUT = 72, 8  # of each label
+VIDEO_FRAMES = 24
+WINDOWS = 10  # a long video has this many times the frames of a clip
+LONG = 16  # long videos that are measured
+SEED = 10**6  # of the clips that predictions start from; those of the videos are smaller
+
+CARD = """---
+license: mit
+library_name: diffusers
+---
+
+# The model that ships with the package
+
+EqM-Nano/4, {parameters} M parameters, float16: a disc or a square that moves right, left, down or up, {frames} frames
+of 32 x 32 pixels. It makes clips by label, continues pictures and clips, and makes videos of any length. Its codec is
+the bundled one, which lies beside it in the package.
+
+    eqm-video sample demo --out samples/first
+    eqm-video sample demo --out samples/long --length 80 --labels DiscRight SquareUp --num-samples 2
+
+**Training data.** {videos} procedural videos of moving shapes on a torus, written by the command below. Nothing else.
+
+**Training.** The recipe `{recipe}`: {steps} steps of {batch} clips, {seconds} s of training time on {cores} core(s) of
+{processor}, shared with other work.
+
+    eqm-video train-shipped --out OUT
+
+**Measured** in closed form, one training run, seeds from 0 (chance: direction 25 %, shape 50 %, both 12.5 %):
+
+| what | direction | shape | both |
+|---|---|---|---|
+{rows}
+
+**Limits.** A toy: it knows two shapes, four directions and one grey ground. Clips of other things are continued as if
+they were such shapes.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainShipped(Study, OwnRun, Many, Data, Overridden, group="use", record="numbers.json"):
+    """Train the small model that ships with the package, measure it, and write its export with its card.
+
+    The export is a folder like that of a run, in half precision, without the codec: that is the bundled one.
+    """
+
+    data: Path | None = Path("data/shipped_shapes")
+    run_dir: Path = Path("runs/shipped")
+    num_samples: int = 64
+
+    def run(self) -> Report:
+        """Write the videos, train, measure, and write the export; what is there already is not made again."""
+        claim_output(self.run_dir, "train", option="--run")
+        write_videos(self.data)
+        words = ["--config", RECIPE, "--resume", f"data.root={self.data}", f"run.dir={self.run_dir}", *self.overrides]
+        if training.main(words) != 0 or not (self.run_dir / "export").is_dir():
+            raise UserError(f"training did not finish; type the same command again to continue {self.run_dir}")
+        pipeline, _ = load_pipeline(self.run_dir / "export")
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.transformer.to(torch.float16).to(torch.float32)  # what is measured is what is written
+        numbers = measure(pipeline, self.num_samples)
+        numbers["training_seconds"] = training_seconds(self.run_dir)
+        numbers["steps"] = load_config(self.run_dir / "config.yaml").train.steps
+        write_export(pipeline, self.out)
+        table = "\n".join(rows(numbers))
+        return Report(numbers, table, files={"README.md": card(numbers, pipeline, self.run_dir)})
+
+
+def write_videos(root: Path) -> None:
+    """Write the videos, unless they are there: the demo's shapes on a torus."""
+    check_place(root, f"--data {root}")
+    if not root.exists():
+        print(f"writing moving shapes as videos to {root}", flush=True)
+        kind = {"endless": True, "centred": True, "frames": VIDEO_FRAMES}
+        write_moving_shapes(root, shapes=SHAPES, videos=VIDEOS, held_out=HELD_OUT, **kind)
+
+
+def measure(pipeline: EqMPipeline, count: int) -> dict[str, Any]:
+    """Shares of `count` generated clips, as many continued ones, and windows of long videos, that show their label.
+
+    Labels in turn, seeds from 0. What is continued is drawn as the training videos are, from other seeds.
+    """
+    labels = [label_names(SHAPES)[k % (2 * 4)] for k in range(count)]
+    frames, size = pipeline.check_frames(), pipeline.check_size()[0]
+    truth = np.stack([draw(label, frames, size, SEED + k) for k, label in enumerate(labels)])
+    begun = time.perf_counter()
+    found = {
+        "generation": sample(pipeline, labels),
+        "image_to_video": sample(pipeline, labels, clips=truth, known=[0]),
+        "continuation": sample(pipeline, labels, clips=truth, known=[0, 1, 2]),
+    }
+    scores = {name: score_motion(clips, labels, SHAPES, endless=True) for name, clips in found.items()}
+    many = min(LONG, count)
+    windows = roll_out(
+        pipeline, labels[:many], length=WINDOWS * frames, overlap=frames // 2, seeds=range(many), how=Sampling()
+    )
+    video = np.concatenate([window.frames for window in windows], axis=1)
+    parts = video.reshape(many * WINDOWS, frames, size, size, 3)
+    each = [label for label in labels[:many] for _ in range(WINDOWS)]
+    scores["long_video"] = score_motion(parts, each, SHAPES, endless=True)
+    return {**scores, "machine": machine.describe(), "seconds": round(time.perf_counter() - begun, 1)}
+
+
+def sample(pipeline: EqMPipeline, labels: list[str], **start: Any) -> np.ndarray:
+    """Clips uint8 (N, T, H, W, 3) of these labels, seeds from 0."""
+    seeds = list(range(len(labels)))
+    return pipeline.sample(Sampling(), labels, seeds=seeds, output_type="uint8", **start).frames
+
+
+def draw(label: str, frames: int, size: int, seed: int) -> np.ndarray:
+    """A clip uint8 (T, H, W, 3) of a label, as the training videos are."""
+    shape = next(shape for shape in SHAPES if label.startswith(shape))
+    rng = np.random.default_rng(seed)
+    clip = render_clip(
+        shape, label.removeprefix(shape), frames=VIDEO_FRAMES, size=size, rng=rng, endless=True, centred=True
+    )
+    first = int(rng.integers(VIDEO_FRAMES - frames + 1))
+    return clip[first : first + frames]
+
+
+def write_export(pipeline: EqMPipeline, folder: Path) -> None:
+    """The network in half precision and the settings, as `EqMPipeline.from_pretrained` reads them; no codec."""
+    network = pipeline.transformer
+    network.to(torch.float16).save_pretrained(folder / "transformer")
+    network.to(torch.float32)
+    pipeline.save_config(folder)
+
+
+def training_seconds(run: Path) -> float:
+    """Seconds of all steps of a run, over all its starts."""
+    return json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])["seconds"]
+
+
+def rows(numbers: dict[str, Any]) -> list[str]:
+    """The lines of the card's table."""
+    names = {"generation": "clips", "image_to_video": "one picture continued", "continuation": "3 frames continued"}
+    names["long_video"] = f"windows of videos of {WINDOWS} times the frames"
+    return [
+        f"| {numbers[key]['samples']} {name} | "
+        + " | ".join(f"{numbers[key][f'{part}_accuracy']:.0%}" for part in ("direction", "shape", "both"))
+        + " |"
+        for key, name in names.items()
+    ]
+
+
+def card(numbers: dict[str, Any], pipeline: EqMPipeline, run: Path) -> str:
+    """The model card."""
+    train = load_config(run / "config.yaml").train
+    return CARD.format(
+        parameters=f"{sum(weight.numel() for weight in pipeline.transformer.parameters()) / 1e6:.1f}",
+        frames=pipeline.check_frames(),
+        videos=len(label_names(SHAPES)) * VIDEOS,
+        recipe=RECIPE,
+        steps=train.steps,
+        batch=train.batch_size,
+        seconds=f"{numbers['training_seconds']:.0f}",
+        cores=os.environ.get("OMP_NUM_THREADS", machine.cores()),
+        processor=machine.processor(),
+        rows="\n".join(rows(numbers)),
+    )

@@ -1,0 +1,52 @@
+"""`eqm-video train own FOLDER`: the recipe for somebody's own videos, picked by the device and the size of the set."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from eqm_video.data.layout import find_lists, list_files
+from eqm_video.wording import counted
+
+FEW = 100  # videos: a smaller set is memorised long before the steps of a large one are done
+KEPT = 500  # videos, at most, whose latents are kept in memory
+HOLDABLE = 20  # videos: of fewer than that none is held out
+GPU, CPU = "own_videos", "own_videos_cpu"
+STEPS = {(GPU, True): 20_000, (GPU, False): 100_000, (CPU, True): 4000, (CPU, False): 12_000}  # (recipe, few videos)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A recipe by name, the values that are changed in it, and the reasons in words."""
+
+    recipe: str
+    overrides: list[str]
+    said: str
+
+
+def choose(folder: Path, on_gpu: bool | None = None) -> Choice:
+    """The recipe for the videos in a folder; UserError where there are none. Files are counted, not opened.
+
+    on_gpu: whether there is a GPU; None looks for one.
+    """
+    count = len(list_files("videos", folder).names)
+    on_gpu = torch.cuda.is_available() or torch.backends.mps.is_available() if on_gpu is None else on_gpu
+    recipe, few = (GPU if on_gpu else CPU), count < FEW
+    overrides = [f"data.root={folder}", f"run.dir=runs/{folder.resolve().name}", f"train.steps={STEPS[recipe, few]}"]
+    overrides.append(f"data.latents={'memory' if count <= KEPT else 'online'}")
+    held = "nothing held out"
+    if find_lists(folder) is not None:
+        overrides += ["data.split=train", "held_out.split=test"]
+        held = "the test list held out"
+    elif count >= HOLDABLE:
+        overrides.append("held_out.fraction=0.1")
+        held = "a tenth of them held out"
+    device = "a GPU" if on_gpu else "no GPU"
+    said = (
+        f"{counted(count, 'video')} and {device}: recipe {recipe}, {STEPS[recipe, few]:,} steps, {held}; the same as\n"
+        f"  eqm-video train --config {recipe} {shlex.join(overrides)}"
+    )
+    return Choice(recipe, overrides, said)
