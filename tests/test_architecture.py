@@ -261,6 +261,7 @@ ORDER = [
     (5, "cli"),
     (5, "__main__"),
     (5, "cli.convert"),
+    (5, "cli.doctor"),
     (5, "cli.recipes"),
     (5, "cli.records"),
 ]

@@ -63,6 +63,7 @@ COMMANDS = {
     "sample": Command("eqm_video.sampling.launch", "use", "sample clips or images from a model"),
     "recipes": Command("eqm_video.cli.recipes", "use", "list the recipes that ship with the package"),
     "records": Command("eqm_video.cli.records", "compare", "keep results as records, write documents from them"),
+    "doctor": Command("eqm_video.cli.doctor", "use", "look at this machine, and whether a recipe fits it"),
     "convert": Command("eqm_video.cli.convert", "use", "convert weights of the reference EqM or SiT code"),
 } | dict(_studies())
 
