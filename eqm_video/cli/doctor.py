@@ -72,8 +72,8 @@ class DoctorOptions(Overridden):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Look, and print a line for each thing as soon as it is known; returns 1 where something will not work."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    given = options.parse(DoctorOptions, words, prog="eqm-video doctor")
-    recipe, overrides = given.recipe, given.overrides
+    chosen = options.parse(DoctorOptions, words, prog="eqm-video doctor")
+    recipe, overrides = chosen.recipe, chosen.overrides
     if recipe is not None and "=" in recipe and not Path(recipe).exists():
         raise UserError(f"{recipe} changes a recipe: name it first, as in eqm-video doctor own_videos {recipe}")
     config = None if recipe is None else load_config(recipe, overrides)
@@ -118,7 +118,7 @@ def devices(device: torch.device) -> Finding:
     if device.type == "cuda":
         count = torch.cuda.device_count()
         each = [torch.cuda.get_device_properties(k) for k in range(count)]
-        return Finding(FINE, "devices", "; ".join(f"{one.name}, {gib(one.total_memory)}" for one in each) + f"; {cpu}")
+        return Finding(FINE, "devices", "; ".join(f"{gpu.name}, {gib(gpu.total_memory)}" for gpu in each) + f"; {cpu}")
     if device.type == "mps":
         return Finding(FINE, "devices", f"Apple GPU; {cpu}")
     return Finding(SLOW, "devices", f"no GPU; {cpu}", "small recipes are for this: demo, own_videos_cpu, actions")
@@ -131,7 +131,7 @@ def product_speed(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def precision(device: torch.device, speed: float) -> Finding:
-    """Whether bfloat16 pays here: measured, not believed."""
+    """The measured speed of bfloat16, and advice where it does not pay."""
     half = product_speed(device, torch.bfloat16)
     text = f"{half / 1e9:,.0f} GFLOP/s, {half / speed:.2g} times float32"
     if machine.has_bf16(device) and half > speed:
@@ -144,13 +144,13 @@ def attention(device: torch.device) -> Finding:
     tokens = torch.randn(16, 6, 256, 64, device=device)
     seconds = time_of(lambda: torch.nn.functional.scaled_dot_product_attention(tokens, tokens, tokens), device)
     names = {"flash": "flash_sdp_enabled", "memory-efficient": "mem_efficient_sdp_enabled", "math": "math_sdp_enabled"}
-    allowed = [name for name, asked in names.items() if getattr(torch.backends.cuda, asked)()]
+    allowed = [name for name, query in names.items() if getattr(torch.backends.cuda, query)()]
     kernels = f"; kernels: {', '.join(allowed)}" if device.type == "cuda" else ""
     return Finding(FINE, "attention", f"{1000 * seconds:.1f} ms for 16 frames of 256 tokens{kernels}")
 
 
 def decoders() -> Iterator[Finding]:
-    """Whether a video that is written here is read back, and how fast; and decord."""
+    """The speed at which a video that is written here is read back; then decord."""
     frames = np.random.default_rng(0).integers(0, 255, (24, 128, 128, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
@@ -192,7 +192,7 @@ def disk(folder: Path) -> Finding:
 
 
 def hub(codec: str | None) -> Finding:
-    """Whether the Hugging Face hub answers: recipes of 128 pixels and more fetch their codec there once."""
+    """The answer of the Hugging Face hub, where recipes of 128 pixels and more fetch their codec once."""
     if codec is not None and Path(codec).expanduser().is_dir():
         return Finding(FINE, "codec", f"{codec}, a folder")
     try:

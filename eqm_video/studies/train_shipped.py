@@ -105,20 +105,21 @@ def write_videos(root: Path) -> None:
 
 
 def measure(pipeline: EqMPipeline, count: int) -> dict[str, Any]:
-    """Shares of `count` generated clips, as many continued ones, and windows of long videos, that show their label.
+    """Shares of `count` generated clips, as many continued ones, and windows of long videos that show their label.
 
-    Labels in turn, seeds from 0. What is continued is drawn as the training videos are, from other seeds.
+    The labels take turns and the seeds begin at 0. Pictures to continue are drawn as the training videos, from other
+    seeds.
     """
     labels = [label_names(SHAPES)[k % (2 * 4)] for k in range(count)]
     frames, size = pipeline.check_frames(), pipeline.check_size()[0]
     truth = np.stack([draw(label, frames, size, SEED + k) for k, label in enumerate(labels)])
     begun = time.perf_counter()
-    found = {
+    sampled = {
         "generation": sample(pipeline, labels),
         "image_to_video": sample(pipeline, labels, clips=truth, known=[0]),
         "continuation": sample(pipeline, labels, clips=truth, known=[0, 1, 2]),
     }
-    scores = {name: score_motion(clips, labels, SHAPES, endless=True) for name, clips in found.items()}
+    scores = {name: score_motion(clips, labels, SHAPES, endless=True) for name, clips in sampled.items()}
     many = min(LONG, count)
     windows = roll_out(
         pipeline, labels[:many], length=WINDOWS * frames, overlap=frames // 2, seeds=range(many), how=Sampling()

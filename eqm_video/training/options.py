@@ -47,7 +47,7 @@ class TrainOptions(Recipe, Dry):
 
     @cached_property
     def choice(self) -> Choice:
-        """What is picked for the videos of --own."""
+        """The recipe that is picked for the videos of --own."""
         return choose(self.own.expanduser())
 
     def config_of_run(self) -> Config:

@@ -37,16 +37,17 @@ def choose(folder: Path, on_gpu: bool | None = None) -> Choice:
     recipe, few = (GPU if on_gpu else CPU), count < FEW
     overrides = [f"data.root={folder}", f"run.dir=runs/{folder.resolve().name}", f"train.steps={STEPS[recipe, few]}"]
     overrides.append(f"data.latents={'memory' if count <= KEPT else 'online'}")
-    held = "nothing held out"
+    withheld = "nothing held out"
     if find_lists(folder) is not None:
         overrides += ["data.split=train", "held_out.split=test"]
-        held = "the test list held out"
+        withheld = "the test list held out"
     elif count >= HOLDABLE:
         overrides.append("held_out.fraction=0.1")
-        held = "a tenth of them held out"
+        withheld = "a tenth of them held out"
     device = "a GPU" if on_gpu else "no GPU"
     said = (
-        f"{counted(count, 'video')} and {device}: recipe {recipe}, {STEPS[recipe, few]:,} steps, {held}; the same as\n"
+        f"{counted(count, 'video')} and {device}: recipe {recipe}, {STEPS[recipe, few]:,} steps, {withheld}; "
+        "the same as\n"
         f"  eqm-video train --config {recipe} {shlex.join(overrides)}"
     )
     return Choice(recipe, overrides, said)

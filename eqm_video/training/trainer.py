@@ -224,9 +224,9 @@ class Trainer:
         spoiled = torch.cat(self._spoiled) if self._spoiled else torch.zeros(0, dtype=torch.bool)
         self._spoiled = []
         norm = torch.as_tensor(self._clip())
-        told = torch.tensor([float(self.signals.received), float(self._clock_is_due())])
-        found = torch.stack([(~norm.isfinite()).float(), spoiled.any().to(norm.device).float()])
-        flags = torch.cat([_moved(told, norm.device), found])
+        requests = torch.tensor([float(self.signals.received), float(self._clock_is_due())])
+        faults = torch.stack([(~norm.isfinite()).float(), spoiled.any().to(norm.device).float()])
+        flags = torch.cat([_moved(requests, norm.device), faults])
         if self.accelerator.num_processes > 1:
             flags = self.accelerator.reduce(flags, reduction="sum")
         running = self.meter.sums[:2].to(norm.dtype)  # loss and forward passes of this process, since the last line
