@@ -98,7 +98,7 @@ PRESETS: dict[str, Preset] = {
         Protocol(),
         ("mmd", "frechet", "precision", "recall", "flicker", "motion", "frozen"),
         {
-            "feature": "transnet: weights in a package of the registry; docs/evaluate.md has what it sees",
+            "feature": "transnet: its weights come with a package",
             "statistics": "degree 2, coef 0, gamma 1/D as in JEDi, without its bias",
         },
     ),

