@@ -161,6 +161,7 @@ ORDER = [
     (4, "evaluation.report"),
     (4, "evaluation.run"),
     (4, "training"),
+    (4, "training.sharding"),
     (4, "training.ema"),
     (4, "training.checkpoint"),
     (4, "training.codec"),

@@ -206,7 +206,9 @@ def claim(
         if probe:
             try_writing(folder)
     except OSError as error:
-        raise UserError(f"cannot write to {label}: {reason(error)}") from error
+        # Of several processes only one probes. It removes its probe while the others look at the folder.
+        if probe or not isinstance(error, FileNotFoundError):
+            raise UserError(f"cannot write to {label}: {reason(error)}") from error
     return folder
 
 

@@ -54,14 +54,15 @@ def make_accelerator(config: Config) -> Accelerator:
     patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
     launch.check_environment()
     try:
-        accelerator = Accelerator(
-            # A plugin: ACCELERATE_GRADIENT_ACCUMULATION_STEPS would overrule the plain argument.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            mixed_precision=config.train.mixed_precision,
-            log_with=list(config.track.to) or None,
-            project_dir=str(config.run.folder),
-            kwargs_handlers=[wrapper, patience],
-        )
+        with launch.plain_processes():
+            accelerator = Accelerator(
+                # A plugin: ACCELERATE_GRADIENT_ACCUMULATION_STEPS would overrule the plain argument.
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                mixed_precision=config.train.mixed_precision,
+                log_with=list(config.track.to) or None,
+                project_dir=str(config.run.folder),
+                kwargs_handlers=[wrapper, patience],
+            )
     except ValueError as error:  # a precision that the device does not have
         raise UserError(f"train.mixed_precision={config.train.mixed_precision}: {error}") from error
     if config.train.mixed_precision == "fp16" and accelerator.scaler is None:

@@ -9,6 +9,11 @@ removes.
     ema/                 the averaged network, as `save_pretrained` writes it
     optimizer.pt         optimizer, gradient scaler and running means (tensors and numbers only: read with weights_only)
     pipeline.json        settings of the pipeline that samples from the averaged network
+
+Processes that hold parts of the weights (FSDP) write those instead of model.safetensors and of the tensors of the
+optimizer, a file each. Any number of processes reads either form, whether it holds parts or all.
+
+    parts/               trained weights and optimizer state, by torch.distributed.checkpoint in safetensors
 """
 
 from __future__ import annotations
@@ -30,13 +35,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from eqm_video.errors import UserError
 from eqm_video.models.loading import load_transformer
 from eqm_video.system.files import flush
 from eqm_video.system.record import ADVICE, NAME, RECORD, damage, is_checkpoint, list_files, read_record
 from eqm_video.training.ema import Ema
+from eqm_video.training.sharding import is_part, part_of, read_parts, write_parts
 
 if os.name == "posix":
     import fcntl
@@ -46,8 +52,9 @@ else:
 __all__ = ["Checkpoints", "is_checkpoint", "load_state", "lock_run", "read_record", "replace_folder", "save_state"]
 
 LOCK = ".lock"
+PARTS = "parts"
 _LEFTOVER = ".incomplete-"  # prefix of folders that are being written or deleted
-_OURS = re.compile(rf"{re.escape(_LEFTOVER)}(deleting-)?(step_\d{{8,}}|export)")
+_OURS = re.compile(rf"{re.escape(_LEFTOVER)}(deleting-|parts-)?(step_\d{{8,}}|export)")
 _WRITTEN = re.compile(  # the files of earlier versions' checkpoints, whose records do not list them
     r"(model\.safetensors|optimizer\.pt|pipeline\.json|ema/(config\.json|.*\.safetensors(\.index\.json)?))"
 )
@@ -93,6 +100,10 @@ class Checkpoints:
         for path in self.folder.glob(f"{_LEFTOVER}*"):
             if _OURS.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
+
+    def stage(self, step: int) -> Path:
+        """The folder in which all processes put their parts of checkpoint `step`, before it is written."""
+        return self.folder / f"{_LEFTOVER}parts-step_{step:08d}"
 
     def write(self, step: int, fill: Callable[[Path], None], record: dict[str, Any], *, prune: bool = True) -> Path:
         """Write checkpoint `step` and delete the oldest; returns its folder. UserError where it cannot be written.
@@ -175,6 +186,20 @@ def replace_folder(final: Path, fill: Callable[[Path], None], seal: Callable[[Pa
     flush(final.parent)
 
 
+def renew_folder(path: Path) -> None:
+    """Make the folder `path`, empty."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
+
+
+def move_into(source: Path, folder: Path) -> None:
+    """Move everything in `source` into `folder`, on the same disk, and delete `source`."""
+    for path in source.iterdir():
+        os.rename(path, folder / path.name)
+    source.rmdir()
+
+
 def remove_folder(path: Path) -> None:
     """Delete a folder. It is renamed first, so that a crash never leaves half of it looking whole.
 
@@ -225,17 +250,42 @@ def step_of(path: Path) -> int:
 def save_state(
     folder: Path, *, network: nn.Module, ema: Ema, optimizer: Any, scaler: Any, extra: dict[str, Any]
 ) -> None:
-    """Write everything that training changes; `extra` holds plain numbers, lists and tensors."""
-    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / "model.safetensors")
-    ema.network.save_pretrained(folder / "ema")
+    """Write everything that training changes; `extra` holds plain numbers, lists and tensors.
+
+    For a network in parts this is what `save_parts` leaves to the main process.
+    """
+    state = optimizer.state_dict()
+    if ema.sharded:
+        state = _without_parts(state)
+    else:
+        weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+        ema.network.save_pretrained(folder / "ema")
     state = {
-        "optimizer": optimizer.state_dict(),
+        "optimizer": state,
         "scaler": scaler.state_dict() if scaler is not None else None,
         "ema_updates": ema.updates,
         "extra": extra,
     }
     with (folder / "optimizer.pt").open("wb") as file:  # opened here, so that a full disk is an OSError
         torch.save(state, file)
+
+
+def save_parts(folder: Path, *, network: nn.Module, ema: Ema, optimizer: Any, main: bool) -> None:
+    """Write the parts of all processes, which call it together, and the averaged network.
+
+    OSError or SafetensorError in some or all of them if that fails.
+    """
+    slots = {
+        f"optimizer.{part}.{index}.{key}": value
+        for part, index, entry in _entries(optimizer.state_dict())
+        for key, value in entry.items()
+        if is_part(value)
+    }
+    write_parts(folder / PARTS, {**_named(network), **slots})
+    with ema.whole() as average:
+        if main:
+            average.save_pretrained(folder / "ema")
 
 
 def load_state(folder: Path, *, network: nn.Module, ema: Ema, optimizer: Any, scaler: Any) -> dict[str, Any]:
@@ -248,9 +298,14 @@ def load_state(folder: Path, *, network: nn.Module, ema: Ema, optimizer: Any, sc
         raise _damaged(folder, fault)
     weights, average, state = _read_state(folder)
     try:
-        network.load_state_dict(weights, strict=True)
+        if weights is None:
+            _load_parts(folder, network, optimizer, state["optimizer"])
+        else:
+            _load_whole(weights, network, optimizer, state["optimizer"])
         ema.load(average, state["ema_updates"])
         optimizer.load_state_dict(state["optimizer"])
+    except (OSError, SafetensorError) as error:
+        raise _damaged(folder, f"its parts are cut short or damaged ({_first_line(error)})") from error
     except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()
         raise UserError(f"{folder} does not fit this network or optimizer: {' '.join(first[:2])}") from error
@@ -261,10 +316,64 @@ def load_state(folder: Path, *, network: nn.Module, ema: Ema, optimizer: Any, sc
     return state["extra"]
 
 
-def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Weights, averaged weights and the rest, as plain numbers. UserError where a file is cut short or damaged."""
+def _load_whole(weights: dict[str, Tensor], network: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
+    """Load whole weights into a network, and make those of the optimizer's `state` parts if it has parts."""
+    present = network.state_dict()
+    weights = {name: part_of(value, present[name]) if name in present else value for name, value in weights.items()}
+    network.load_state_dict(weights, strict=True)
+    parameters = _parameters(optimizer)
+    for part, index, entry in _entries(state):
+        like = parameters[part][index]
+        entry |= {key: part_of(value, like) for key, value in entry.items() if value.shape == like.shape}
+
+
+def _load_parts(folder: Path, network: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
+    """Read what this process holds from a checkpoint in parts: weights, and the tensors that `state` lacks."""
+    slots, parameters = {}, _parameters(optimizer)
+    for part, index, entry in _entries(state):
+        for key in [key for key, value in entry.items() if value is None]:
+            entry[key] = torch.empty_like(parameters[part][index]).detach()
+            slots[f"optimizer.{part}.{index}.{key}"] = entry[key]
+    read_parts(folder / PARTS, {**_named(network), **slots})
+
+
+def _named(network: nn.Module) -> dict[str, Tensor]:
+    """The trained weights, by their names among the parts."""
+    return {f"network.{name}": value.detach() for name, value in network.state_dict().items()}
+
+
+def _entries(state: dict[str, Any]) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """(part of the optimizer, number of the parameter there, its tensors by name) in an optimizer's state."""
+    for number, part in enumerate(state.get("parts", [state])):
+        for index, entry in part["state"].items():
+            yield number, index, entry
+
+
+def _parameters(optimizer: Any) -> list[list[Tensor]]:
+    """The parameters of every part of an optimizer, in the order of their numbers in its state."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # without Accelerate's wrapper
+    parts = getattr(inner, "parts", [inner])
+    return [[tensor for group in part.param_groups for tensor in group["params"]] for part in parts]
+
+
+def _without_parts(state: dict[str, Any]) -> dict[str, Any]:
+    """A copy of an optimizer's state with None in place of tensors in parts."""
+    if "parts" in state:
+        return {**state, "parts": [_without_parts(part) for part in state["parts"]]}
+    kept = {
+        index: {key: None if is_part(value) else value for key, value in entry.items()}
+        for index, entry in state["state"].items()
+    }
+    return {**state, "state": kept}
+
+
+def _read_state(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any], dict[str, Any]]:
+    """Weights (None: they are in parts), averaged weights and the rest, as plain numbers.
+
+    UserError where a file is cut short or damaged.
+    """
     try:
-        weights = load_file(folder / "model.safetensors")
+        weights = None if (folder / PARTS).is_dir() else load_file(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
         raise _damaged(folder, f"model.safetensors is cut short or damaged ({_first_line(error)})") from error
     try:

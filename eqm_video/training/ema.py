@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from eqm_video.training.sharding import own, part_of, whole
 
 
 class Ema:
@@ -14,6 +18,8 @@ class Ema:
     `average` maps every parameter's name to its float32 average. These are the twin's own parameters, so that
     evaluating the average needs no copy. After n updates the decay is min(decay, (1 + n) / (10 + n)). Without this
     warm-up a run shorter than 1 / (1 - decay) steps would average mostly its random initialization.
+
+    After `shard` this process has its parts of the averages alone, and the twin has weights only inside `whole`.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -21,6 +27,31 @@ class Ema:
         self.average: dict[str, Tensor] = dict(self.network.named_parameters())
         self.decay = decay
         self.updates = 0
+        self.sharded = False
+
+    def shard(self, network: nn.Module) -> None:
+        """Keep the parts of the averages that this process holds of the weights of `network`."""
+        trained = dict(network.named_parameters())
+        self.average = {name: part_of(tensor.detach(), trained[name]) for name, tensor in self.average.items()}
+        self.sharded = True
+        self._fill({name: tensor.to("meta") for name, tensor in self.network.named_parameters()})
+
+    @contextmanager
+    def whole(self) -> Iterator[nn.Module]:
+        """A block in which the twin has all its weights, and can be evaluated and saved. All processes enter it."""
+        if not self.sharded:
+            yield self.network
+            return
+        empty = dict(self.network.named_parameters())
+        self._fill({name: whole(tensor) for name, tensor in self.average.items()})
+        try:
+            yield self.network
+        finally:
+            self._fill(empty)
+
+    def _fill(self, weights: dict[str, Tensor]) -> None:
+        """Make these tensors the weights of the twin."""
+        self.network.load_state_dict(weights, strict=False, assign=True)
 
     def current_decay(self) -> float:
         """The decay of the next update."""
@@ -32,8 +63,9 @@ class Ema:
         trained = dict(network.named_parameters())
         if trained.keys() != self.average.keys():
             raise ValueError(f"the parameters' names changed: {sorted(trained.keys() ^ self.average.keys())[:3]} ...")
-        current = [trained[name].detach().float() for name in self.average]
-        torch._foreach_lerp_(list(self.average.values()), current, 1 - self.current_decay())
+        current = [own(trained[name].detach()).float() for name in self.average]
+        averages = [own(tensor) for tensor in self.average.values()]
+        torch._foreach_lerp_(averages, current, 1 - self.current_decay())
         self.updates += 1
 
     @torch.no_grad()
@@ -46,5 +78,5 @@ class Ema:
         if missing:
             raise ValueError(f"the saved average lacks {len(missing)} parameters, {sorted(missing)[0]} among them")
         for name, tensor in self.average.items():
-            tensor.copy_(weights[name])
+            tensor.copy_(part_of(weights[name], tensor))
         self.updates = updates

@@ -67,6 +67,8 @@ def dry_run(config: Config) -> int:
 def train(config: Config, resume: str | None, from_older: bool = False) -> int:
     """Train to the last step and export, or stop at a signal with a checkpoint."""
     check_trackers(config.track.to)
+    if launch.read_sharding() is not None:
+        launch.check_sharding(config)
     accelerator = build.make_accelerator(config)
     launch.check_launch(accelerator)
     if accelerator.device.type == "cuda":
@@ -87,7 +89,6 @@ def train(config: Config, resume: str | None, from_older: bool = False) -> int:
             notes += start.set_aside(checkpoints)
         accelerator.wait_for_everyone()
         _train(config, resume, checkpoint, notes, accelerator, heartbeat)
-        accelerator.wait_for_everyone()
     return 0
 
 
@@ -136,7 +137,8 @@ def _train(
         say(f"finished: {export} holds the model; sample with\n  eqm-video sample {export} --out samples")
     else:
         say(f"stopped after step {run.trainer.step}; type the same command with --resume to continue")
-    run.log.close()
+    accelerator.wait_for_everyone()
+    run.log.close()  # which ends the communication of processes as well
 
 
 def summary(run: Any) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from eqm_video.errors import UserError
 from eqm_video.system.machine import has_bf16
+from eqm_video.training.sharding import own, part_of, whole
 
 STACKED = 1 << 26  # entries of matrices that are orthogonalized together: a bound on memory
 
@@ -122,11 +123,13 @@ class MatrixMuon(torch.optim.Optimizer):
         momenta = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
-        stack = torch.stack(ahead).to(_precision(matrices[0]))
+        # A matrix in parts is gathered: its singular values are those of the whole.
+        stack = torch.stack([whole(matrix) for matrix in ahead]).to(_precision(matrices[0]))
         stack = orthogonalize(stack, group["ns_steps"], group["ns_coefficients"], group["eps"]).to(matrices[0].dtype)
         rms = 0.2 * math.sqrt(max(matrices[0].shape))  # the RMS of AdamW's steps (Moonshot, arXiv 2502.16982)
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(matrices, list(stack.unbind()), alpha=-group["lr"] * rms)
+        steps = [own(part_of(step, matrix)) for step, matrix in zip(stack.unbind(), matrices, strict=True)]
+        torch._foreach_add_([own(matrix) for matrix in matrices], steps, alpha=-group["lr"] * rms)
 
 
 def _stacks(matrices: Sequence[Tensor]) -> list[list[Tensor]]:

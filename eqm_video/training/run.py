@@ -94,7 +94,9 @@ class Run:
                 "out a tenth of the files, held_out.root=FOLDER names others, held_out.split=test takes a list of them"
             )
         self.fps = playback_fps(data.clips, config.data.reference_fps)
-        self.ema = Ema(network.to(accelerator.device), config.train.ema)
+        # A network that is cut in parts is never whole on a GPU.
+        self.sharding = launch.read_sharding() if accelerator.num_processes > 1 else None
+        self.ema = Ema(network if self.sharding else network.to(accelerator.device), config.train.ema)
         self.log = RunLog(self.folder, accelerator, config.track.to)
         self.objective = EqMObjective(config.objective.decay, config.objective.dispersion_weight)
         self.data_record, self.data_notes = data.record, data.notes
@@ -107,8 +109,12 @@ class Run:
         if train.compile:
             for block in network.blocks:
                 block.compile()
+        field = Field(network)
+        if self.sharding is not None:
+            self.sharding.apply(field, accelerator)
+            self.ema.shard(network)
         return Trainer(
-            Field(network),
+            field,
             self.objective,
             config.gamma,
             data.batches(accelerator, self.codec),
@@ -135,6 +141,7 @@ class Run:
             describe=self._describe,
             signals=self.signals,
             heartbeat=self.heartbeat,
+            sharded=self.sharding is not None,
         )
 
     def pulse(self, *unused: object) -> None:
@@ -235,7 +242,8 @@ class Run:
         due = every > 0 and step > 0 and (step % every == 0 or step == self.config.train.steps)
         there = any((self.folder / "previews" / f"step_{step:08d}.{kind}").exists() for kind in ("gif", "png"))
         if due and not gather_object([there])[0]:  # the main process knows its own folder
-            self.preview(step, self.ema.network)
+            with self.ema.whole() as average:
+                self.preview(step, average)
 
     def _write_preview(self, step: int, clips: dict[int, Any], names: list[str] | None) -> Path:
         from eqm_video.output import media
@@ -254,13 +262,15 @@ class Run:
     def export(self) -> Path:
         """Write the folder that `EqMPipeline.from_pretrained` loads, whole or not at all; returns it."""
         final = self.folder / "export"
-        if self.accelerator.is_main_process:
-            try:
-                replace_folder(final, self._fill_export)
-            except (OSError, SafetensorError) as error:
-                raise UserError(
-                    f"cannot write {final} ({error}): mend that, then add --resume to write it from the last checkpoint"
-                ) from error
+        with self.ema.whole():
+            if self.accelerator.is_main_process:
+                try:
+                    replace_folder(final, self._fill_export)
+                except (OSError, SafetensorError) as error:
+                    raise UserError(
+                        f"cannot write {final} ({error}): mend that, then add --resume to write it from the last "
+                        "checkpoint"
+                    ) from error
         self.accelerator.wait_for_everyone()
         return final
 

@@ -8,13 +8,18 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 
 from eqm_video.errors import UserError
 from eqm_video.system.patience import DATA, FULL, patience
-from eqm_video.training.checkpoint import Checkpoints, step_of
+from eqm_video.training.checkpoint import Checkpoints, renew_folder, save_parts, step_of
 from eqm_video.training.rescue import Whole
+from eqm_video.training.sharding import agree
 from eqm_video.training.signals import StopSignals
 
 RETRY = 60.0  # seconds of training between two tries of a failed checkpoint
@@ -41,11 +46,11 @@ class Saving:
         If that fails, training goes on, and later calls try again, for `DATA` seconds in all. If it `must` be written
         now, this call tries for `FULL` seconds. UserError after that.
         """
-        end = time.monotonic() + patience(FULL)
+        end = self._now() + patience(FULL)
         with self.signals.writing():
-            while (error := self._try()) is not None and must and time.monotonic() < end:
+            while (error := self._try()) is not None and must and self._now() < end:
                 time.sleep(patience(FULL) / 6)
-        now = time.monotonic()
+        now = self._now()
         if error is None:
             self._failed = None
         elif must or now - self._failed > patience(DATA):
@@ -55,16 +60,25 @@ class Saving:
             self._tried = now
         return error is None
 
-    def _try(self) -> UserError | None:
+    def _now(self) -> float:
+        """Seconds on the clock by which tries are counted."""
+        return time.monotonic()
+
+    def _write(self) -> UserError | None:
+        """Write the checkpoint; returns the error if that fails."""
         try:
             with self._disk:
                 self.write(True)
         except UserError as error:
-            if self._failed is None:
-                warnings.warn(f"{error}; it is tried again", stacklevel=4)
-                self._failed = self._tried = time.monotonic()
             return error
         return None
+
+    def _try(self) -> UserError | None:
+        error = self._write()
+        if error is not None and self._failed is None:
+            warnings.warn(f"{error}; it is tried again", stacklevel=4)
+            self._failed = self._tried = self._now()
+        return error
 
     def keep(self, step: int, network: torch.nn.Module) -> str:
         """Save the last whole step, `step`, after a failure; returns a part of a sentence about what is kept.
@@ -93,6 +107,61 @@ class Saving:
             return f"step {step} could not be kept ({error})"
         finally:
             self.whole.release()
+
+
+class SavingTogether(Saving):
+    """The saving of processes that hold parts of the weights: all call `save`, write, and agree on the result.
+
+    A failure between steps keeps nothing: the parts of the other processes would be needed.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        write: Callable[[bool], Path],
+        signals: StopSignals,
+        accelerator: Accelerator,
+    ) -> None:
+        super().__init__(checkpoints, write, signals)
+        self.accelerator = accelerator
+
+    def _now(self) -> float:
+        """The clock of process 0, so that all processes decide alike."""
+        return broadcast_object_list([time.monotonic()])[0]
+
+    def _write(self) -> UserError | None:
+        error = super()._write()
+        fault = agree(None if error is None else str(error), self.accelerator)
+        return None if fault is None else UserError(fault)
+
+    def keep(self, step: int, network: torch.nn.Module) -> str:
+        """A part of a sentence about what is kept after a failure: the newest checkpoint."""
+        return (
+            f"the weights of step {step} lie in parts on all processes and are not kept; the newest checkpoint is "
+            f"{self.checkpoints.newest() or 'none'}"
+        )
+
+
+def stage_parts(folder: Path, state: dict[str, Any], accelerator: Accelerator) -> Path:
+    """Write the parts of all processes into `folder`, which is emptied before; returns it. All call it together.
+
+    state: network, ema and optimizer. UserError in all processes if one of them cannot write.
+    """
+    main, fault = accelerator.is_main_process, None
+    try:
+        if main:
+            renew_folder(folder)
+    except OSError as error:
+        fault = str(error)
+    if (fault := agree(fault, accelerator)) is None:
+        try:
+            save_parts(folder, main=main, **state)
+        except (OSError, SafetensorError) as error:
+            fault = str(error)
+        fault = agree(fault, accelerator)
+    if fault is not None:
+        raise UserError(f"cannot write a checkpoint to {folder.parent}: {fault}")
+    return folder
 
 
 @contextmanager

@@ -27,14 +27,15 @@ from eqm_video.errors import UserError
 from eqm_video.randomness import fold, generator, normal
 from eqm_video.system.record import read_record
 from eqm_video.training.batches import Batches
-from eqm_video.training.checkpoint import Checkpoints, load_state, save_state
+from eqm_video.training.checkpoint import Checkpoints, load_state, move_into, save_state
 from eqm_video.training.ema import Ema
 from eqm_video.training.gather import gather_clips
 from eqm_video.training.heartbeat import Heartbeat
 from eqm_video.training.optim import set_lr
 from eqm_video.training.progress import Forecast, beside
 from eqm_video.training.rescue import Rescue
-from eqm_video.training.saving import Saving
+from eqm_video.training.saving import Saving, SavingTogether, stage_parts
+from eqm_video.training.sharding import whole
 from eqm_video.training.signals import Stopped, StopSignals
 from eqm_video.training.tracking import Meter, RunLog, Stopwatch
 
@@ -72,7 +73,8 @@ class Trainer:
 
     `encode(batch, generators)` gives clean latents (B, T, C, H, W); `evaluations` are hooks whose numbers enter the
     log, `hooks` run after the checkpoint (previews); `record` and `describe(folder)` go into every checkpoint.
-    `signals` end the run after a step; `heartbeat` reports progress to the other processes.
+    `signals` end the run after a step; `heartbeat` reports progress to the other processes. `sharded`: whether
+    `Sharding.apply` has cut the field's weights, and `ema.shard` the averages.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Trainer:
         describe: Callable[[Path], None] = lambda folder: None,
         signals: StopSignals | None = None,
         heartbeat: Heartbeat | None = None,
+        sharded: bool = False,
     ) -> None:
         self.network, self.ema = field.network, ema
         self.objective, self.gamma, self.batches, self.encode = objective, gamma, batches, encode
@@ -103,15 +106,22 @@ class Trainer:
         self.checkpoints, self.log = checkpoints, log
         self.evaluations, self.hooks = evaluations, hooks
         self.record, self.describe = record or {}, describe
-        self.field, self.optimizer = accelerator.prepare(field, optimizer)
+        self.sharded = sharded
+        if sharded:  # DDP would copy the parts of process 0 to all others
+            self.field, self.optimizer = field, accelerator.prepare_optimizer(optimizer, device_placement=False)
+        else:
+            self.field, self.optimizer = accelerator.prepare(field, optimizer)
         self.step, self.skipped, self.saved = 0, 0, 0  # saved: the step of the newest checkpoint
         self.meter, self.watch = Meter(accelerator.device), Stopwatch()
         self.signals = signals or StopSignals(checkpoints.newest, accelerator.is_main_process)
         self.heartbeat = heartbeat or Heartbeat(accelerator)
         self.heartbeat.save = self.keep
-        self.saving = Saving(checkpoints, self._write, self.signals)
         self._shown: dict[str, str] = {}  # beside the progress bar
         self._saved_at, self._clock_saves = time.monotonic(), False  # whether this step is saved by the clock
+        if sharded:
+            self.saving: Saving = SavingTogether(checkpoints, self._write, self.signals, accelerator)
+        else:
+            self.saving = Saving(checkpoints, self._write, self.signals)
         self._spoiled: list[Tensor] = []  # for each clip of a step: True if its latents are not finite
 
     def run(self) -> bool:
@@ -149,9 +159,10 @@ class Trainer:
                 if step % every.save_every == 0 or self._clock_saves or last or stop or self._retries:
                     self.save() if last or stop else self.save(must=False)
                 hooks = [hook for hook in self.hooks if hook.due(step, last) and not stop]
-                for hook in hooks:
-                    with beside(bar, "preview"):
-                        hook.run(step, self.ema.network)
+                if hooks:
+                    with beside(bar, "preview"), self.ema.whole() as average:
+                        for hook in hooks:
+                            hook.run(step, average)
                 if (stop or self._agree_on_stop(synchronized=bool(hooks))) and not last:
                     return self._leave()
         return True
@@ -214,7 +225,7 @@ class Trainer:
     def _clip(self) -> Tensor:
         """Clip the gradient to `clip_norm`; returns its norm before clipping, on the device."""
         limit = self.settings.clip_norm or math.inf
-        return self.accelerator.clip_grad_norm_(self.network.parameters(), limit)
+        return whole(torch.as_tensor(self.accelerator.clip_grad_norm_(self.network.parameters(), limit)))
 
     def _judge(self, step: int, names: list[str]) -> bool:
         """Whether any process got a stop signal. All raise UserError if latents or the gradient are not finite.
@@ -295,9 +306,10 @@ class Trainer:
         speed = done * self.batches.plan.batch_size / max(seconds, 1e-9)
         metrics |= {"lr": self.schedule(step), "clips_per_second": speed, "seconds": self.watch.total}
         try:
-            for hook in evaluations:
-                with beside(bar, "held-out loss"):
-                    metrics |= hook.run(step, self.ema.network) or {}
+            if evaluations:
+                with beside(bar, "held-out loss"), self.ema.whole() as average:
+                    for hook in evaluations:
+                        metrics |= hook.run(step, average) or {}
         finally:  # an evaluation that fails ends the run, but its step is still logged
             self.log.write(step, metrics)
         return {"loss": f"{metrics['loss']:.4f}" if metrics["loss"] is not None else "-", "clips/s": f"{speed:.1f}"}
@@ -311,19 +323,25 @@ class Trainer:
         """Write a checkpoint of this step; every process must call it. `must`: see `Saving.save`."""
         self.heartbeat.beat(f"writing the checkpoint of step {self.step}")
         self.meter.gather(self.accelerator)
-        written = self.saving.save(must) if self.accelerator.is_main_process else must
+        written = self.saving.save(must) if self.sharded or self.accelerator.is_main_process else must
         self.accelerator.wait_for_everyone()
-        # Processes must agree, and only the main one knows whether it was written.
-        if written if self.accelerator.num_processes == 1 else must:
+        # Processes must agree, and only the main one knows whether it was written, unless all write.
+        if written if self.sharded or self.accelerator.num_processes == 1 else must:
             self.saved = self.step
         self._saved_at = time.monotonic()
 
     def _write(self, prune: bool) -> Path:
+        parts = {"network": self.network, "ema": self.ema, "optimizer": self.optimizer}
+        stage = stage_parts(self.checkpoints.stage(self.step), parts, self.accelerator) if self.sharded else None
+        if not self.accelerator.is_main_process:
+            return self.checkpoints.folder
         extra = {"meter": self.meter.state(), "seconds": self.watch.total, "skipped": self.skipped}
         if self.log.waiting:
             extra["log"] = list(self.log.waiting)
 
         def fill(folder: Path) -> None:
+            if stage is not None:
+                move_into(stage, folder)
             save_state(folder, extra=extra, **self._state())
             self.describe(folder)
 
