@@ -60,7 +60,7 @@ def test_levels_rise_from_the_start_to_1(warp, start):
         (LogSNR(9.0, -8.0), lambda k: 8.5 * k * (1 - k)),
         (DecayWarp(LinearDecay(2.0)), lambda k: k * 2 * torch.log(torch.tensor(100.0, dtype=torch.float64)) / 2),
     ],
-    ids=str,
+    ids=["identity", "shift 3", "shift 0.5", "logsnr", "decay"],
 )
 def test_the_speed_along_gamma_is_the_formula_of_equilibrium_forcing(warp, w):
     """-dk/ds in the middle of a fine step, k = 1 - gamma, against w(k)."""
