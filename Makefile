@@ -6,18 +6,22 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
-INSTALLED = $(VENV)/.installed
+INSTALL = $(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
 .PHONY: setup demo test lint faults clean
 
-setup: $(INSTALLED)
+setup: $(VENV)/.installed
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(VENV)/.demo: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[demo,dev,evaluate]"
+	$(INSTALL) -e ".[demo]"
 	touch $@
 
-demo: setup
+$(VENV)/.installed: $(VENV)/.demo
+	$(INSTALL) -e ".[demo,dev,evaluate]"
+	touch $@
+
+demo: $(VENV)/.demo
 	$(RUN) -m eqm_video demo
 
 test: setup
