@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from eqm_video import options
 from eqm_video.analysis.exact_field import OracleField
 from eqm_video.analysis.gamma_estimate import calibrate
 from eqm_video.core.decay import ConstantDecay, LinearDecay, TruncatedDecay
+from eqm_video.core.gamma import SharedGamma
 from eqm_video.core.objective import interpolate
 from eqm_video.data.moving_shapes import label_names
 from eqm_video.errors import UserError
@@ -130,7 +132,38 @@ def test_tables_and_pictures_show_every_target(tmp_path: Path) -> None:
     assert report.runs_of(single["generation"]["both"]) == "1 (n = 1)"
 
 
+def test_losses_over_training_are_means_of_the_runs_that_both_have(tmp_path: Path) -> None:
+    def log(name: str, *losses: float) -> Path:
+        lines = [{"step": 5 * k, **({"held_out": {"mean": loss}} if loss else {})} for k, loss in enumerate(losses, 1)]
+        (tmp_path / name).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        return tmp_path / name
+
+    logs = {("mixture", "eqf", 0): log("a", 0.5, 0, 0.3), ("mixture", "eqf", 1): log("b", 0.7, 0.2, 0.5)}
+    logs |= {("mixture", "flow", 1): log("c", 0.4, 0.1, 0.1), ("mixture", "eqm", 0): log("d", 9.0)}
+    found = results.loss_gaps(logs)["mixture"]
+    assert found["steps"] == [5, 10, 15] and found["runs"] == [1] and found["eqf"] == [0.7, 0.2, 0.5]
+    assert found["gap"] == pytest.approx([0.3, 0.1, 0.4])
+    assert results.loss_gaps({("mixture", "eqm", 0): tmp_path / "d"}) == {}
+
+
 # The command --------------------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_is_that_of_the_lowest_held_out_loss(tmp_path: Path) -> None:
+    words = ["--out", str(tmp_path), "--data", "d", "--rates", "0.001", "0.002", "--trial-steps", "7", "train.steps=9"]
+    given = options.parse(forcing.Forcing, words, prog="")
+    for rate, loss in ((0.001, 0.4), (0.002, 0.3)):
+        assert given.rate("eqf")["chosen"] is None  # until all have been tried
+        folder = tmp_path / "mixture" / "eqf" / f"lr_{rate:g}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 7, "held_out": {"mean": loss}}) + "\n")
+    assert given.rate("eqf") == {"tried": {"0.001": 0.4, "0.002": 0.3}, "chosen": 0.002}
+    trial = forcing.RECIPES.config("eqf", given, given.trial("eqf", 0.001))
+    assert (trial.train.steps, trial.train.lr, trial.train.seed) == (7, 0.001, forcing.TRIAL)
+    final = forcing.RECIPES.config("eqf", given, given.variant("shared", "eqf", 2))
+    assert (final.train.steps, final.train.lr, final.train.seed) == (9, 0.002, 2)
+    assert final.run.folder == tmp_path / "shared" / "eqf" / "seed_2" and final.gamma == SharedGamma()
+    assert options.parse(forcing.Forcing, [*words[:4], "--rates", "0.5"], prog="").rate("eqf")["chosen"] == 0.5
 
 
 def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
@@ -138,7 +171,7 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
     monkeypatch.setattr("eqm_video.studies.demo.HELD_OUT", 1)
     monkeypatch.setattr(measure, "GAMMAS", (0.5,))
     words = ["--out", tmp_path / "out", "--data", tmp_path / "data", "--clips", 2, "--long-clips", 2, "--length", 12]
-    words += ["--budget", 2, "--evaluations", 1, 2, "--runs-each", 1, "--rates", 0.003, "--trial-steps", 1]
+    words += ["--budget", 2, "--evaluations", 1, 2, "--runs-each", 1, "--rates", 0.003]
     words = [str(word) for word in [*words, "--only", "eqf", "flow", "train.batch_size=4", "held_out.clips=2"]]
     with pytest.raises(UserError, match=r"train.lr=1 .*: leave it out"):
         forcing.Forcing.main([*words, "train.lr=1"])

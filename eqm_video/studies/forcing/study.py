@@ -119,7 +119,7 @@ class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, group="compare"
         """Train the short runs, then all others: one of each target before the second of any."""
         write_videos(self.data, endless=True)
         for name in names:
-            for rate in self.rates:
+            for rate in self.rates if len(self.rates) > 1 else ():
                 RECIPES.train(name, self, self.trial(name, rate))
         for draw in self.draws:
             for seed in range(self.runs_each):
@@ -139,7 +139,12 @@ class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, group="compare"
         return Variant(f"{draw}/{name}/seed_{seed}", words)
 
     def rate(self, name: str) -> dict[str, Any]:
-        """The learning rates of a target that were tried, with the last held-out loss of each, and the best one."""
+        """The learning rates of a target that were tried, with the last held-out loss of each, and the best one.
+
+        chosen is None until all have been tried; a single rate is taken as it is.
+        """
+        if len(self.rates) == 1:
+            return {"tried": {}, "chosen": self.rates[0]}
         tried = {}
         for rate in self.rates:
             log = self.out / self.trial(name, rate).folder / "metrics.jsonl"
