@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,18 @@ class Demo(Study, OwnRun, Many, Data, Overridden, group="use", record="numbers.j
         numbers["machine"] = machine.describe()
         curve = {"curve.png": lambda path: draw_curve(self.run_dir / "metrics.jsonl", path)}
         return Report(numbers, self.table(numbers), curve)
+
+    @classmethod
+    def views(cls, numbers: Mapping[str, Any]) -> dict[str, str]:
+        """The cells of the table of results: `direction`, `shape`, and `seconds` of training and sampling."""
+        count = numbers["samples"]
+        cells = {
+            name: f"{round(numbers[f'{name}_accuracy'] * count)} of {count} (chance {numbers[f'{name}_chance']:.0%})"
+            for name in ("direction", "shape")
+        }
+        cells["shape"] += f"; {numbers['empty']} are empty, {numbers['broken']} broken"
+        cells["seconds"] = f"{numbers['seconds']['training']:.0f} s and {numbers['seconds']['sampling']:.0f} s"
+        return {name: cell.replace("%", " %") for name, cell in cells.items()}
 
     def train(self) -> float:
         """Train, or continue the run, unless it is finished; returns the seconds of all its steps, over all calls."""
