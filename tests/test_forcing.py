@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from eqm_video.core.gamma import SharedGamma
 from eqm_video.core.objective import interpolate
 from eqm_video.data.moving_shapes import label_names
 from eqm_video.errors import UserError
+from eqm_video.output.outputs import claim_output
 from eqm_video.samplers import SAMPLERS, run
 from eqm_video.samplers.warp import Identity
 from eqm_video.studies import recipes
@@ -155,15 +157,15 @@ def test_the_learning_rate_is_that_of_the_lowest_held_out_loss(tmp_path: Path) -
     given = options.parse(forcing.Forcing, words, prog="")
     for rate, loss in ((0.001, 0.4), (0.002, 0.3)):
         assert given.rate("eqf")["chosen"] is None  # until all have been tried
-        folder = tmp_path / "mixture" / "eqf" / f"lr_{rate:g}"
-        folder.mkdir(parents=True)
+        folder = tmp_path / f"mixture_eqf_lr_{rate:g}"
+        folder.mkdir()
         (folder / "metrics.jsonl").write_text(json.dumps({"step": 7, "held_out": {"mean": loss}}) + "\n")
     assert given.rate("eqf") == {"tried": {"0.001": 0.4, "0.002": 0.3}, "chosen": 0.002}
     trial = forcing.RECIPES.config("eqf", given, given.trial("eqf", 0.001))
     assert (trial.train.steps, trial.train.lr, trial.train.seed) == (7, 0.001, forcing.TRIAL)
     final = forcing.RECIPES.config("eqf", given, given.variant("shared", "eqf", 2))
     assert (final.train.steps, final.train.lr, final.train.seed) == (9, 0.002, 2)
-    assert final.run.folder == tmp_path / "shared" / "eqf" / "seed_2" and final.gamma == SharedGamma()
+    assert final.run.folder == tmp_path / "shared_eqf_seed_2" and final.gamma == SharedGamma()
     assert options.parse(forcing.Forcing, [*words[:4], "--rates", "0.5"], prog="").rate("eqf")["chosen"] == 0.5
 
 
@@ -194,3 +196,7 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
     monkeypatch.setattr(measure, "carry_out", None)
     assert forcing.Forcing.main([*words, "train.steps=2", "held_out.every=1", "--existing"]) == 0  # all of it is found
     assert json.loads((tmp_path / "out" / "forcing.json").read_text())["results"] == found["results"]
+    for path in (tmp_path / "out").iterdir():
+        if path.name.startswith(("forcing", "measured")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    claim_output(tmp_path / "out", "forcing")  # as it was when the study was interrupted while it trained

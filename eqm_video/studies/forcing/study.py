@@ -130,13 +130,13 @@ class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, group="compare"
         """The short run of a target that tries a learning rate."""
         steps = f"train.steps={self.trial_steps}"
         words = (f"train.lr={rate:g}", f"train.seed={TRIAL}")
-        return Variant(f"mixture/{name}/lr_{rate:g}", (*words, steps, f"held_out.every={self.trial_steps}"))
+        return Variant(f"mixture_{name}_lr_{rate:g}", (*words, steps, f"held_out.every={self.trial_steps}"))
 
     def variant(self, draw: str, name: str, seed: int) -> Variant:
         """A run of a target."""
         rate = self.rate(name)["chosen"]
         words = (*DRAWS[draw], f"train.seed={seed}", *([] if rate is None else [f"train.lr={rate:g}"]))
-        return Variant(f"{draw}/{name}/seed_{seed}", words)
+        return Variant(f"{draw}_{name}_seed_{seed}", words)
 
     def rate(self, name: str) -> dict[str, Any]:
         """The learning rates of a target that were tried, with the last held-out loss of each, and the best one.
@@ -210,7 +210,7 @@ class Measurer:
 
         Best is the one with most clips that show direction and shape of their label; the first of equal ones.
         """
-        folder = f"{draw}/{name}/seed_0"
+        folder = f"{draw}_{name}_seed_0"
         pipeline, count = self.open(folder), self.study.clips
         task = Task(GENERATION, (), True)
 
@@ -230,7 +230,7 @@ class Measurer:
 
     def measure(self, draw: str, name: str, seed: int, chosen: str) -> dict[str, Any]:
         """All measurements of one run: values for each clip by task, the curve, the field's errors, the long video."""
-        folder = f"{draw}/{name}/seed_{seed}"
+        folder = f"{draw}_{name}_seed_{seed}"
         pipeline, parts = self.open(folder), {}
         for part in ("tasks", "curve", "field", "long"):
             settings = {"way": chosen, "context": self.study.context} if part in ("tasks", "long") else {}
@@ -245,7 +245,7 @@ class Measurer:
                 return {"found": getattr(self, part)(pipeline, chosen)}, None
 
             wanted = self.wanted(pipeline, **settings)
-            parts[part] = self.kept.keep(f"{folder.replace('/', '_')}_{part}", wanted, work)["found"]
+            parts[part] = self.kept.keep(f"{folder}_{part}", wanted, work)["found"]
         return parts
 
     def tasks(self, pipeline: EqMPipeline, chosen: str) -> dict[str, Any]:
