@@ -100,7 +100,7 @@ def run_of(right: float, error: float, clips: int = 6) -> dict:
     long = {"values": {"windows": rights, "last window": rights}, "ends": [8, 12]}
     long |= {"right": [right, right], "error": [error, error], "drift": [0.1, 0.2]}
     row = {"0.1": [error] * clips, "0.9": [error] * clips}
-    curve = {"multistep": {"1": rights, "2": rights}}
+    curve = {task: {"multistep": {"1": long["right"], "2": long["right"]}} for task in results.CURVES}
     return {"tasks": found, "curve": curve, "field": {"velocity": row, "level": row}, "long": long}
 
 
@@ -186,7 +186,7 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
     assert found["finished"] == ["mixture/eqf/0", "mixture/flow/0"]
     assert found["learning rates"]["eqf"]["chosen"] == 0.003
     assert set(found["samplers"]["mixture"]["flow"]["tried"]) == {"multistep", "euler", "heun", "nag"}
-    assert found["curve"]["mixture"]["flow"]["heun"].keys() == {"2"}
+    assert found["curve"]["mixture"]["flow"]["generation"]["heun"].keys() == {"2"}
     errors = found["field"]["mixture"]
     assert errors["flow"]["level"] == {} and errors["eqf"]["level"]["0.5"]["mean"] < 1
     assert errors["eqf"]["velocity"]["0.5"]["clips"] == 2

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from eqm_video.output import plots
 from eqm_video.output.tables import aligned
-from eqm_video.studies.forcing.results import BLIND, CONDITIONED, LONG
+from eqm_video.studies.forcing.results import BLIND, CONDITIONED, CURVES, LONG
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,15 +83,20 @@ def differences(numbers: Mapping[str, Any], draw: str) -> str:
 
 
 def evaluations(numbers: Mapping[str, Any], draw: str) -> str:
-    """Clips that show their label, by target, sampler and number of evaluations."""
+    """The means of the tasks of `CURVES`, by target, sampler and number of evaluations."""
     values = numbers["curve"][draw]
-    counts = sorted({int(count) for ways in values.values() for row in ways.values() for count in row})
-    cells: list[Sequence[str]] = [["target", "sampler", *map(str, counts)]]
-    for name, ways in values.items():
-        for way, row in ways.items():
-            shares = [f"{100 * row[str(count)]['mean']:.0f} %" if str(count) in row else "" for count in counts]
-            cells.append([title(name), way, *shares])
-    return aligned(cells, left=2)
+    rows = [
+        (COLUMNS[task, key], name, way, row, key)
+        for task, key in CURVES.items()
+        for name, tasks in values.items()
+        for way, row in tasks[task].items()
+    ]
+    counts = sorted({int(count) for *_, row, _ in rows for count in row})
+    cells: list[Sequence[str]] = [["measure", "target", "sampler", *map(str, counts)]]
+    for heading, name, way, row, key in rows:
+        shown = [amount(row[str(count)]["mean"], key) if str(count) in row else "" for count in counts]
+        cells.append([heading, title(name), way, *shown])
+    return aligned(cells, left=3)
 
 
 def field_errors(numbers: Mapping[str, Any], draw: str) -> str:
@@ -151,7 +156,9 @@ def pictures(numbers: Mapping[str, Any]) -> dict[str, Callable[[Path], Any]]:
     for place, draw in enumerate(numbers["results"]):
         more = f"_{draw}" if place else ""
         drawn[f"forcing{more}.png"] = partial(draw_results, numbers["results"][draw])
-        drawn[f"forcing_evaluations{more}.png"] = partial(draw_evaluations, numbers, draw)
+        for task, key in CURVES.items():
+            name = f"forcing_evaluations_{task.partition(',')[0]}{more}.png"
+            drawn[name] = partial(draw_evaluations, numbers, draw, task, key)
         drawn[f"forcing_field{more}.png"] = partial(draw_field, numbers, draw)
         drawn[f"forcing_long{more}.png"] = partial(draw_long, numbers["long"][draw])
     return drawn
@@ -180,26 +187,30 @@ def draw_results(values: Mapping[str, Any], path: Path) -> Path:
     return plots.save(figure, path)
 
 
-def draw_evaluations(numbers: Mapping[str, Any], draw: str, path: Path) -> Path:
+def draw_evaluations(numbers: Mapping[str, Any], draw: str, task: str, key: str, path: Path) -> Path:
     """Quality against evaluations, intervals as bands: a panel for each target, then all with their best samplers."""
-    values, chosen = numbers["curve"][draw], numbers["samplers"][draw]
+    values = {name: tasks[task] for name, tasks in numbers["curve"][draw].items()}
+    chosen, limits = numbers["samplers"][draw], {"ylim": (-0.02, 1.02)} if key == "both" else {}
     figure, ways = plots.figure(9, 5.4), list(dict.fromkeys(way for row in values.values() for way in row))
     panels = [*values, None]
     for place, name in enumerate(panels, start=1):
         heading = "each with its best sampler" if name is None else title(name)
-        axes = plots.axes(figure, 2, 3, place, title=heading, xscale="log", ylim=(-0.02, 1.02))
+        axes = plots.axes(figure, 2, 3, place, title=heading, xscale="log", **limits)
         if name is None:
             for index, (other, way) in enumerate(chosen.items()):
                 _band(axes, values[other][way["chosen"]], {"markersize": 4, **plots.style(index), "linestyle": "--"})
                 axes.lines[-1].set_label(f"{title(other)}, {way['chosen']}")
-            plots.legend(axes, loc="lower right", fontsize=6)
+            plots.legend(axes, fontsize=6)
         for way, row in values.get(name, {}).items():
             _band(axes, row, {"label": way, "markersize": 4, **plots.style(ways.index(way))})
         axes.set_xlabel("evaluations")
         plots.ticks_1_2_5(axes.xaxis)
-        axes.axhline(1 / 8, color=plots.GREY, linestyle=":")
+        if key == "both":
+            axes.axhline(1 / 8, color=plots.GREY, linestyle=":")
+        else:
+            axes.set_ylim(bottom=0)
         if place in (1, 4):
-            axes.set_ylabel("clips that show their label")
+            axes.set_ylabel("clips that show their label" if key == "both" else "error (px)")
     each = figure.axes[: len(values)]
     lines = {label: line for axes in each for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=7, frameon=False, fontsize=9)

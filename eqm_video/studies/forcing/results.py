@@ -28,6 +28,7 @@ COMPARED = (  # (task, measure) whose differences between targets are tested
     ("long video", "windows"),
 )
 LONG = "long video"
+CURVES = {"generation": "both", "continuation, told": "error"}  # measured by the number of evaluations
 BLIND, CONDITIONED = "eqf", "flow"  # targets that differ in nothing but whether the network is conditioned on gamma
 
 

@@ -234,8 +234,12 @@ class Measurer:
         pipeline, parts = self.open(folder), {}
         for part in ("tasks", "curve", "field", "long"):
             settings = {"way": chosen, "context": self.study.context} if part in ("tasks", "long") else {}
-            if part == "curve":
-                settings = {"evaluations": self.study.evaluations, "ways": list(ways(pipeline.decay))}
+            if part == "curve":  # and the known frames of continuation
+                settings = {
+                    "context": self.study.context,
+                    "evaluations": self.study.evaluations,
+                    "ways": list(ways(pipeline.decay)),
+                }
             if part == "long":
                 settings |= {"length": self.length(pipeline), "overlap": self.overlap(pipeline)}
                 settings["long clips"] = self.study.long_clips
@@ -257,16 +261,17 @@ class Measurer:
         return values | {f"{GENERATION}, no guidance": measure.carry_out(pipeline, listed[0], plain)}
 
     def curve(self, pipeline: EqMPipeline, chosen: str) -> dict[str, Any]:
-        """Generation by sampler and number of evaluations: 1 or 0 for each clip."""
-        task = Task(GENERATION, (), True)
-        shares: dict[str, Any] = {}
+        """The tasks of `CURVES` by sampler and number of evaluations: a value for each clip."""
+        listed = {task.name: task for task in tasks_short.tasks(pipeline.check_frames(), self.study.context)}
+        values: dict[str, Any] = {task: {way: {} for way in ways(pipeline.decay)} for task in results.CURVES}
         for way in ways(pipeline.decay).values():
             for count in self.study.evaluations:
                 how = way.sampling(count)
                 if how is not None:
-                    values = measure.carry_out(pipeline, task, self.setting(pipeline, how))
-                    shares.setdefault(way.name, {})[str(count)] = values["both"]
-        return shares
+                    setting = self.setting(pipeline, how)
+                    for task, key in results.CURVES.items():
+                        values[task][way.name][str(count)] = measure.carry_out(pipeline, listed[task], setting)[key]
+        return values
 
     def field(self, pipeline: EqMPipeline, chosen: str) -> dict[str, Any]:
         """The errors of the field and of its estimate of gamma, by gamma."""
