@@ -1,6 +1,7 @@
 # make demo   set everything up, train on the embedded moving shapes, sample a GIF grid
 # make test   set everything up, run the tests
 # make lint   style
+# make docs   the site of the documentation in runs/site; a broken link is an error
 # make faults kill, fill, damage and stop for hours; ends with a table (SHARE=0.1 for a tenth of the tries)
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 INSTALL = $(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: setup demo test lint faults clean
+.PHONY: setup demo test lint docs faults clean
 
 setup: $(VENV)/.installed
 
@@ -33,6 +34,10 @@ faults: setup
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+docs: setup
+	$(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[docs]"
+	$(RUN) docs/site/build.py runs/site
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache

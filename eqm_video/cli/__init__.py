@@ -62,6 +62,7 @@ COMMANDS = {
     "cache": Command("eqm_video.training.cache", "use", "encode the clips of a recipe once and keep them on disk"),
     "sample": Command("eqm_video.sampling.launch", "use", "sample clips or images from a model"),
     "recipes": Command("eqm_video.cli.recipes", "use", "list the recipes that ship with the package"),
+    "explain": Command("eqm_video.cli.explain", "use", "say what a key of a recipe means"),
     "records": Command("eqm_video.cli.records", "compare", "keep results as records, write documents from them"),
     "doctor": Command("eqm_video.cli.doctor", "use", "look at this machine, and whether a recipe fits it"),
     "convert": Command("eqm_video.cli.convert", "use", "convert weights of the reference EqM or SiT code"),

@@ -29,7 +29,7 @@ def check_number(owner: object, name: str, low: float, high: float, *, low_open:
 class LinearDecay:
     """c = gain * (1 - gamma)."""
 
-    gain: float = 4.0
+    gain: float = 4.0  # lambda, a factor on the target
 
     def __post_init__(self) -> None:
         check_number(self, "gain", 0, math.inf)
@@ -44,7 +44,7 @@ class TruncatedDecay:
     """c = gain * min(1, (1 - gamma) / (1 - a)): constant up to gamma = a, then linear to 0. The project's default."""
 
     a: float = 0.8  # the gamma at which the decay begins, in [0, 1)
-    gain: float = 4.0
+    gain: float = 4.0  # lambda, a factor on the target
 
     def __post_init__(self) -> None:
         check_number(self, "a", 0, 1, low_open=False)
@@ -61,7 +61,7 @@ class PiecewiseDecay:
 
     a: float = 0.8  # the joint, in (0, 1)
     b: float = 1.4  # the value at pure noise, above 0; 1 gives the truncated decay
-    gain: float = 4.0
+    gain: float = 4.0  # lambda, a factor on the target
 
     def __post_init__(self) -> None:
         check_number(self, "a", 0, 1)
@@ -79,7 +79,7 @@ class PiecewiseDecay:
 class ConstantDecay:
     """c = gain everywhere. Not an equilibrium (c(1) is not 0): for the flow-matching baseline alone."""
 
-    gain: float = 1.0
+    gain: float = 1.0  # lambda, a factor on the target
 
     def __post_init__(self) -> None:
         check_number(self, "gain", 0, math.inf)

@@ -76,7 +76,7 @@ class ContextGamma:
         subset: each frame with probability 1/2, but never all of them.
     """
 
-    patterns: tuple[str, ...] = ("prefix",)
+    patterns: tuple[str, ...] = ("prefix",)  # which frames are clean: prefix, ends, subset
     density: Any = density_field()  # noqa: RUF009 (makes a field)
 
     def __post_init__(self) -> None:
@@ -110,10 +110,10 @@ class ContextGamma:
 class MixtureGamma:
     """Shared, context or per-frame gammas, chosen for each clip by these shares; defaults did best (docs/video.md)."""
 
-    shared: float = 0.3
-    context: float = 0.3
-    per_frame: float = 0.4
-    patterns: tuple[str, ...] = PATTERNS
+    shared: float = 0.3  # share of clips with one gamma for all frames
+    context: float = 0.3  # share of clips with clean frames, by the patterns
+    per_frame: float = 0.4  # share of clips with a gamma for every frame
+    patterns: tuple[str, ...] = PATTERNS  # which frames are clean: prefix, ends, subset
     density: Any = density_field()  # noqa: RUF009 (makes a field)
 
     def __post_init__(self) -> None:

@@ -79,6 +79,7 @@ SAMPLES = Output(
 )
 RUN = Output(
     {"config.yaml": _is_resolved_recipe, r"\.lock": _is_lock},
+    ("report.html",),
     weak={
         "metrics.jsonl": _is_log,  # other programs write such lines too, so the folder may be theirs
         r"data_(index|report)\w*\.json": _is_look,
@@ -161,6 +162,7 @@ OUTPUTS = {
         (r"look(_images)?\.png",),
         weak={r"data_(index|report)\w*\.json": _is_look},
     ),
+    "report": Output({"report.json": record("command", "runs", "descents")}, ("report.html",)),
     "reconstruct": Output({"numbers.json": record("codec", "clips", "psnr_mean")}, (r"pairs\.(gif|png)",)),
     "train-shipped": Output(
         {"numbers.json": _SHIPPED},

@@ -6,6 +6,9 @@ figure 6 inches wide is saved 900 pixels wide, and its text stays readable at 60
 
 from __future__ import annotations
 
+import io
+import re
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,12 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # so that colour is never the only difference
 GREY = "#777777"  # for reference lines: chance, data, a budget
 DPI = 150
+RECOLOURED = {  # colours of a figure on white, and on a page of any colour
+    "stroke: #000000": "stroke: currentColor",
+    "fill: #000000": "fill: currentColor",
+    "stroke: #dddddd": "stroke: currentColor; stroke-opacity: 0.15",
+    "fill: #ffffff": "fill: none",
+}
 
 
 def figure(width: float = 6.0, height: float = 3.6) -> Figure:
@@ -76,6 +85,24 @@ def pixels(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an `<svg>` element for a page: no background, and black drawn in the page's text colour.
+
+    The page may be light or dark: grid lines are translucent, and legends have no background.
+    """
+    import matplotlib
+
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "eqm-video"}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
+    drawn = drawn[drawn.index("<svg") :].replace("<text", '<text fill="currentColor"')
+    for old, new in RECOLOURED.items():
+        drawn = drawn.replace(old, new)
+    prefix = f"f{zlib.crc32(drawn.encode()):08x}-"  # the ids of several figures of a page must differ
+    return re.sub(r'\bid="|url\(#|xlink:href="#', lambda match: match[0] + prefix, drawn)
 
 
 def save(figure: Figure, path: str | Path) -> Path:

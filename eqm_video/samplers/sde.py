@@ -49,8 +49,8 @@ class SDE:
     first, then the step follows the mean of the drifts at its start and after an Euler step, 2 (N - 1) + 1 evaluations.
     """
 
-    method: str = "heun"
-    diffusion: str = "sigma"
+    method: str = "heun"  # of a step: euler or heun
+    diffusion: str = "sigma"  # the form of w: sigma or sbdm
     norm: float = 1.0  # the factor in w, at least 0; 0 gives the ordinary differential equation
     last_step: float = 0.04  # gamma left to the last step, in (0, 1)
 

@@ -33,13 +33,13 @@ ALIASES = {"frames": "data.frames"}  # overrides that need no section
 class ModelConfig:
     """The network; `num_labels: null` takes the number from the data."""
 
-    preset: str = "EqM-B/2"
+    preset: str = "EqM-B/2"  # the size of the network, and its patch; eqm_video/models/presets.py lists all
     temporal: bool = True  # false: no temporal weights, exactly the image model
-    conditioned_on_gamma: bool = False
+    conditioned_on_gamma: bool = False  # true: gamma is an input of the network, as in flow matching
     # Meaning of the output f: the gradient itself (implicit), or an energy, x.f(x) (dot) or |f(x)|^2 / 2 (l2), whose
     # true gradient is then trained and descended. l2 starts from a trained network (train.init_from).
     energy: Literal["implicit", "dot", "l2"] = "implicit"
-    num_labels: int | None = option(None, least=1, most=MOST_LABELS)
+    num_labels: int | None = option(None, least=1, most=MOST_LABELS)  # null: as many as the data have
     # Standard deviation of the initial label embeddings; with 1, short runs learn to use labels much sooner.
     label_std: float = option(0.02, least=0)
 
@@ -48,7 +48,7 @@ class ModelConfig:
 class CodecConfig:
     """The frozen autoencoder: "bundled", a local folder, or a hub id."""
 
-    name: str = "stabilityai/sd-vae-ft-ema"
+    name: str = "stabilityai/sd-vae-ft-ema"  # bundled, a folder, or a hub id; pixels: no autoencoder
     chunk: int = option(64, least=1, most=MOST_ITEMS)  # frames encoded at once
     dtype: Literal["fp32", "bf16"] = "fp32"  # of the encoder's matrix products; decoding and the export are fp32
 
@@ -57,10 +57,10 @@ class CodecConfig:
 class DataConfig:
     """The data, and how clips are cut out of videos."""
 
-    kind: Literal["videos", "images"] = "videos"
-    root: str | None = None
-    split: Literal["train", "test"] | None = None
-    fold: int = option(1, least=1, most=1000)
+    kind: Literal["videos", "images"] = "videos"  # images: single frames
+    root: str | None = None  # the folder of the data
+    split: Literal["train", "test"] | None = None  # an official list of files, such as UCF-101's; null: all files
+    fold: int = option(1, least=1, most=1000)  # of the official lists
     frames: int = option(16, least=1, most=MOST_FRAMES)  # 1: image mode
     frame_interval: int = option(3, least=1, most=MOST_FRAMES)  # source frames between two frames of a clip
     # Shapes of training clips, FRAMESxINTERVAL or FRAMESxINTERVAL:WEIGHT, such as [16x3, 16x1, 32x3:0.5]. Every step
@@ -70,7 +70,7 @@ class DataConfig:
     # Share of images among the samples of a step; without a folder `images` they are frames of the videos.
     image_fraction: float = option(0.0, least=0, below=1)
     size: int = option(256, least=1, most=LARGEST_SIDE)  # pixels
-    flip: bool = False
+    flip: bool = False  # mirror half of the clips, left and right
     # adm: the resize of ADM, DiT and SiT, exactly. torch: a bicubic pass, about 7 times faster; above half a frame's
     # size at most 2 of 255 apart in half a percent of the values, below it visibly other.
     resize: Literal["adm", "torch"] = "adm"
@@ -118,26 +118,26 @@ class TrainConfig:
     A sample is a clip, or an image: with `data.image_fraction` that share of the samples are images.
     """
 
-    steps: int = option(100_000, least=1)
-    batch_size: int = option(64, least=1, most=MOST_ITEMS)
+    steps: int = option(100_000, least=1)  # optimizer steps
+    batch_size: int = option(64, least=1, most=MOST_ITEMS)  # samples of a step, over all processes
     accumulation: int = option(1, least=1)  # forward passes of each process in an optimizer step
-    seed: int = option(0, least=-(2**63), most=2**63)
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    lr: float = option(1e-4, above=0)
+    seed: int = option(0, least=-(2**63), most=2**63)  # of everything random in training
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the blocks, adamw for the rest
+    lr: float = option(1e-4, above=0)  # learning rate after the warm-up
     matrix_scale: float = option(1.0, above=0)  # muon: learning rate of the blocks' matrices in units of lr
-    betas: tuple[float, float] = option((0.9, 0.999), least=0, below=1)
+    betas: tuple[float, float] = option((0.9, 0.999), least=0, below=1)  # of adamw
     weight_decay: float = option(0.0, least=0)  # on matrices only
     warmup: int = option(0, least=0)  # steps
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the learning rate, after the warm-up
     min_lr_factor: float = option(0.0, least=0, most=1)  # fraction of lr at the last step
-    clip_norm: float | None = option(1.0, above=0)
-    ema: float = option(0.9999, least=0, most=1)
-    label_dropout: float = option(0.1, least=0, most=1)
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    gradient_checkpointing: bool = False
+    clip_norm: float | None = option(1.0, above=0)  # largest norm of the gradient; null: no limit
+    ema: float = option(0.9999, least=0, most=1)  # decay of the averaged weights, a step; 0: no average
+    label_dropout: float = option(0.1, least=0, most=1)  # share of samples without their label, for guidance
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"  # of the forward pass
+    gradient_checkpointing: bool = False  # less memory, and a third more computation
     compile: bool = False  # torch.compile of every block
-    log_every: int = option(50, least=1)
-    save_every: int = option(5000, least=1)
+    log_every: int = option(50, least=1)  # steps between two lines of the log
+    save_every: int = option(5000, least=1)  # steps between two checkpoints
     save_every_minutes: float | None = option(None, above=0)  # a checkpoint by the clock too; null: by steps alone
     keep: int | None = option(3, least=1)  # newest checkpoints kept; null: all
     init_from: str | None = None  # a run, an export or a converted network to start from, weights only
@@ -150,14 +150,14 @@ class HeldOutConfig:
     """
 
     _SOURCES: ClassVar = ("split", "fraction", "root")
-    split: Literal["train", "test"] | None = None
+    split: Literal["train", "test"] | None = None  # an official list of files
     fraction: float | None = option(
         None, above=0, below=1
     )  # share of the files, chosen by name and train.seed; not trained on
     root: str | None = None  # a folder with the same class folders as data.root
-    every: int = option(1000, least=1)
-    clips: int = option(64, least=1, most=MOST_ITEMS)
-    gammas: tuple[float, ...] = option((0.1, 0.3, 0.5, 0.7, 0.9), least=0, below=1)
+    every: int = option(1000, least=1)  # steps between two measurements
+    clips: int = option(64, least=1, most=MOST_ITEMS)  # clips that are measured, at most
+    gammas: tuple[float, ...] = option((0.1, 0.3, 0.5, 0.7, 0.9), least=0, below=1)  # the loss is measured at these
 
     def __post_init__(self) -> None:
         named = [f"held_out.{key}={getattr(self, key)}" for key in self._SOURCES if getattr(self, key) is not None]
@@ -174,8 +174,8 @@ class HeldOutConfig:
 class PreviewConfig:
     """Grids sampled from the averaged weights while training; `every: 0` switches them off."""
 
-    every: int = option(5000, least=0)
-    samples: int = option(8, least=1, most=4096)
+    every: int = option(5000, least=0)  # steps between two previews; 0: none
+    samples: int = option(8, least=1, most=4096)  # clips of a preview
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class SamplerConfig:
     """The sampler of previews, which the export recommends."""
 
     rule: Any = choice(SAMPLERS, NAG(step_size=0.003, mu=0.35), flat=True)  # noqa: RUF009
-    steps: int = option(250, least=1, most=MOST_UPDATES)
+    steps: int = option(250, least=1, most=MOST_UPDATES)  # updates of a descent
     guidance_scale: float = option(1.0, help="1 = no guidance")
 
 
@@ -191,16 +191,16 @@ class SamplerConfig:
 class TrackConfig:
     """Experiment trackers beside the JSONL file, which is always written."""
 
-    to: tuple[Literal["wandb", "tensorboard"], ...] = ()
-    project: str | None = None
-    name: str | None = None
+    to: tuple[Literal["wandb", "tensorboard"], ...] = ()  # trackers that get the log too
+    project: str | None = None  # of the tracker; null: eqm-video
+    name: str | None = None  # of the run in the tracker; null: the tracker's choice
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """The folder of a run: everything that it writes goes there."""
 
-    dir: str = "runs/default"
+    dir: str = "runs/default"  # everything that the run writes goes there
 
     @property
     def folder(self) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from eqm_video.errors import UserError
 from eqm_video.output.outputs import claim_output
 from eqm_video.system.claims import removed_if_empty
 from eqm_video.system.files import MARK, write_text
@@ -21,6 +22,7 @@ from eqm_video.training.checkpoint import LOCK, Checkpoints, lock_run
 from eqm_video.training.config import Config, to_tree, to_yaml
 from eqm_video.training.heartbeat import Heartbeat
 from eqm_video.training.options import parse
+from eqm_video.training.report import write_report
 from eqm_video.training.resume import compare, compare_data, starting_point, with_latents
 from eqm_video.training.strict_yaml import flatten
 from eqm_video.training.trackers import check_trackers, start_trackers
@@ -134,11 +136,21 @@ def _train(
     finished = run.trainer.run()
     if finished:
         export = run.export()
+        if accelerator.is_main_process:
+            say(note_report(folder))
         say(f"finished: {export} holds the model; sample with\n  eqm-video sample {export} --out samples")
     else:
         say(f"stopped after step {run.trainer.step}; type the same command with --resume to continue")
     accelerator.wait_for_everyone()
     run.log.close()  # which ends the communication of processes as well
+
+
+def note_report(folder: Path) -> str:
+    """Write the report of a finished run; returns a line about it. No failure here ends a run, which is whole."""
+    try:
+        return f"report: {write_report(folder)}"
+    except (UserError, OSError) as error:
+        return f"no report: {error}; later: eqm-video report {folder}"
 
 
 def summary(run: Any) -> str:

@@ -137,7 +137,12 @@ class Run:
             log=self.log,
             evaluations=self._evaluations(),
             hooks=[Hook(config.preview.every, self.preview)],
-            record={"config": to_tree(config), "data": self.data_record, "versions": machine.versions()},
+            record={
+                "config": to_tree(config),
+                "data": self.data_record,
+                "machine": machine.describe(accelerator.device),
+                "versions": machine.versions(),
+            },
             describe=self._describe,
             signals=self.signals,
             heartbeat=self.heartbeat,

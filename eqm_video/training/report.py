@@ -1,0 +1,289 @@
+"""The report of training runs: a page with their recipes, losses, previews, data and machine.
+
+It is made of the files that a run keeps: config.yaml, metrics.jsonl, previews and the newest checkpoint's record.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eqm_video.errors import UserError
+from eqm_video.output import html, plots
+from eqm_video.output.html import Page, Section, Table
+from eqm_video.system.files import write_text
+from eqm_video.system.reading import read_json
+from eqm_video.training.config import Config, load_config, to_tree, to_yaml
+from eqm_video.training.strict_yaml import flatten
+from eqm_video.wording import counted
+
+REPORT = "report.html"  # its name in the folder of a run
+PREVIEWS = 6  # previews of a run that are shown, at most
+MOST_BYTES = 12 * 2**20  # of all previews of a run
+MOMENTS = 4  # curves of loss by gamma, at most
+PLACES = {"device": "device", "processor": "processor", "cpu": "CPU", "cpu_cores": "cores", "threads": "threads"}
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of a run, read.
+
+    lines: of metrics.jsonl, by step. record: checkpoint.json of the newest checkpoint, {} without any.
+    """
+
+    folder: Path
+    config: Config
+    lines: list[dict[str, Any]]
+    previews: list[Path]
+    record: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder."""
+        return self.folder.name
+
+    @classmethod
+    def read(cls, folder: str | Path) -> RunFiles:
+        """The files of the run in `folder`; UserError where there is no config.yaml or no line of a log."""
+        folder = Path(folder).expanduser().resolve()
+        if not (folder / "config.yaml").is_file():
+            raise UserError(f"{folder} is no training run, since it has no config.yaml: give the folder of run.dir")
+        lines = read_log(folder / "metrics.jsonl")
+        if not lines:
+            raise UserError(f"{folder}/metrics.jsonl has no line yet: wait for the first step in train.log_every")
+        previews = sorted(path for path in folder.glob("previews/step_*") if path.suffix in html.KINDS)
+        checkpoints = sorted(folder.glob("checkpoints/step_*/checkpoint.json"), key=lambda path: path.parent.name)
+        record = read_json(checkpoints[-1]) if checkpoints else {}
+        return cls(folder, load_config(folder / "config.yaml"), lines, previews, record)
+
+    def curve(self, key: str) -> tuple[list[int], list[float]]:
+        """(steps, values) of a number of the log, such as "loss" or "held_out/mean", where it was measured."""
+        points = []
+        for line in self.lines:
+            value: Any = line
+            for part in key.split("/"):
+                value = value.get(part) if isinstance(value, Mapping) else None
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                points.append((line["step"], float(value)))
+        return [step for step, _ in points], [value for _, value in points]
+
+    def last(self, key: str) -> str:
+        """The last value of a number of the log, as text; "-" if there is none."""
+        values = self.curve(key)[1]
+        return f"{values[-1]:.4g}" if values else "-"
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics.jsonl, by step; [] without such a file. A line cut by a full disk is left out."""
+    lines = {}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines[line["step"]] = line  # a resumed run may have written a step twice
+    return [lines[step] for step in sorted(lines)]
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write the report of a run into its folder; returns the file. UserError if figures cannot be drawn."""
+    run = RunFiles.read(folder)
+    write_text(run.folder / REPORT, page([run]).render())
+    return run.folder / REPORT
+
+
+def page(runs: Sequence[RunFiles], more: Sequence[Section] = (), extra: Mapping[str, Any] | None = None) -> Page:
+    """The page of one run or several, with `more` sections before the last one, the machine.
+
+    extra: further entries of the machine's table.
+    """
+    first = runs[0]
+    steps = counted(first.lines[-1]["step"], "step")
+    what = f"{first.config.model.preset}, {steps} of {first.config.train.steps}, {first.folder}"
+    title = f"Training run {first.name}" if len(runs) == 1 else f"Training runs {', '.join(run.name for run in runs)}"
+    sections = [recipe(runs), losses(runs), *previews(runs), *data(runs), *more, machine(runs, extra or {})]
+    return Page(title, what if len(runs) == 1 else counted(len(runs), "run"), facts(runs), sections)
+
+
+def facts(runs: Sequence[RunFiles]) -> list[tuple[str, str]]:
+    """(name, value) pairs in a few words: of a single run; for several, the held-out loss of each."""
+    if len(runs) > 1:
+        key = "held_out/mean" if all(run.curve("held_out/mean")[1] for run in runs) else "loss"
+        return [(f"{key.replace('_', '-').replace('/', ' ')}, {run.name}", run.last(key)) for run in runs]
+    run = runs[0]
+    seconds, speed = run.curve("seconds")[1], run.curve("clips_per_second")[1]
+    pairs = [
+        ("objective", run.config.objective_name),
+        ("loss at the end", run.last("loss")),
+        ("held-out loss", run.last("held_out/mean")),
+        ("time", duration(seconds[-1]) if seconds else "-"),
+        ("clips a second (median)", f"{sorted(speed)[len(speed) // 2]:.3g}" if speed else "-"),
+        ("codec", Path(run.config.codec.name).name),
+    ]
+    return [pair for pair in pairs if pair[1] != "-"]
+
+
+def duration(seconds: float) -> str:
+    """A time in words, such as "2 h 05 min"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+# Sections -----------------------------------------------------------------------------------------------------------
+
+
+def recipe(runs: Sequence[RunFiles]) -> Section:
+    """The recipe: its values that differ from the defaults, or between the runs; the whole of it on a click."""
+    trees = [dict(flatten(to_tree(run.config))) for run in runs]
+    keys = list(dict.fromkeys(key for tree in trees for key in tree))
+    whole = [(f"the whole recipe of {run.name}", to_yaml(run.config)) for run in runs]
+    again = f"eqm-video train --config {runs[0].folder / 'config.yaml'} run.dir=NEW"
+    if len(runs) > 1:
+        rows = [[key, *(_short(tree.get(key)) for tree in trees)] for key in keys if key != "run.dir"]
+        rows = [row for row in rows if len(set(row[1:])) > 1]
+        text = "The values that differ between the runs." if rows else "All runs have the same recipe."
+        tables = [Table(["key", *(run.name for run in runs)], rows)] if rows else []
+        return Section("Recipe", [text], again, tables, folded=whole)
+    default = dict(flatten(to_tree(Config())))
+    changed = [key for key in keys if key != "run.dir" and trees[0].get(key) != default.get(key)]
+    rows = [[key, _short(trees[0][key]), _short(default.get(key))] for key in changed]
+    text = "The values that differ from the defaults. The command trains the same model again, in another folder."
+    return Section("Recipe", [text], again, [Table(["key", "this run", "default"], rows)], folded=whole)
+
+
+def losses(runs: Sequence[RunFiles]) -> Section:
+    """Loss, held-out loss, loss by gamma, gradient norm and speed."""
+    curves = [_loss_figure(runs), _gamma_figure(runs)]
+    curves += [
+        html.drawn(_curves(runs, "grad_norm", "gradient norm"), "norm of the weights' gradient, before clipping")
+    ]
+    curves.append(html.drawn(_curves(runs, "clips_per_second", "clips a second"), "speed, without evaluations"))
+    text = (
+        "The loss is the mean squared error of the field against its target. It depends on the codec, the decay and "
+        "the draw of gamma: compare runs only where these are equal."
+    )
+    return Section("Loss", [text], pictures=curves)
+
+
+def _loss_figure(runs: Sequence[RunFiles]) -> html.Picture:
+    figure = _curves(runs, "loss", "loss", yscale="log")
+    axes, held_out = figure.axes[0], False
+    for index, run in enumerate(runs):
+        steps, values = run.curve("held_out/mean")
+        held_out |= bool(values)
+        label = "held-out clips" if len(runs) == 1 else f"{run.name}, held out"
+        if values:
+            axes.plot(steps, values, "--o", color=plots.PALETTE[(index + (len(runs) == 1)) % 6], label=label, ms=3)
+    plots.legend(axes)
+    more = "; dashed: clips that are not trained on, at fixed gammas" if held_out else ""
+    return html.drawn(figure, f"loss by step{more}")
+
+
+def _gamma_figure(runs: Sequence[RunFiles]) -> html.Picture:
+    """Loss by gamma: of a single run at a few moments, of several at the end of each."""
+    figure = plots.figure(4.6, 3.2)
+    axes = plots.axes(figure, xlabel="gamma: 0 = noise, 1 = data", ylabel="loss of a frame", yscale="log")
+    series = []
+    for run in runs:
+        lines = [line for line in run.lines if line.get("loss_by_gamma")]
+        count = 1 if len(runs) > 1 else min(MOMENTS, len(lines))
+        chosen = dict.fromkeys(len(lines) - 1 - k * (len(lines) - 1) // max(1, count - 1) for k in range(count))
+        series += [(run.name if len(runs) > 1 else f"step {lines[k]['step']}", lines[k]) for k in sorted(chosen)]
+    for index, (name, line) in enumerate(series):
+        values = {float(low): value for low, value in line["loss_by_gamma"].items() if value and math.isfinite(value)}
+        places = sorted(low for low in values if low < 1)  # clean frames have a bin of their own, and a target of 0
+        axes.plot(
+            [low + 0.05 for low in places], [values[low] for low in places], label=name, ms=3, **plots.style(index)
+        )
+    plots.legend(axes)
+    return html.drawn(figure, "loss by gamma, in bins of 0.1; clean frames (gamma = 1) are left out")
+
+
+def _curves(runs: Sequence[RunFiles], key: str, label: str, **settings: Any) -> Any:
+    figure = plots.figure(4.6, 3.2)
+    axes = plots.axes(figure, xlabel="step", ylabel=label, **settings)
+    for index, run in enumerate(runs):
+        steps, values = run.curve(key)
+        axes.plot(steps, values, color=plots.PALETTE[index % 6], label=run.name if len(runs) > 1 else "training")
+    if len(runs) > 1 and key != "loss":
+        plots.legend(axes)
+    return figure
+
+
+def previews(runs: Sequence[RunFiles]) -> list[Section]:
+    """Previews through training, evenly spread, the last one among them."""
+    pictures, texts = [], []
+    for run in runs:
+        count = PREVIEWS if len(runs) == 1 else max(1, PREVIEWS // len(runs))
+        chosen = _within(spread(run.previews, count), MOST_BYTES)
+        who = f"{run.name}, " if len(runs) > 1 else ""
+        pictures += [html.shown(path, f"{who}step {int(path.stem.rpartition('_')[2])}") for path in chosen]
+        if len(chosen) < len(run.previews):
+            texts.append(f"{who}{len(chosen)} of {counted(len(run.previews), 'preview')} in {run.folder / 'previews'}.")
+    if not pictures:
+        return []
+    text = "Samples of the averaged weights: the same noise and the same labels at every step."
+    return [Section("Previews", [text, *texts], pictures=pictures)]
+
+
+def spread(items: Sequence[Path], count: int) -> list[Path]:
+    """At most `count` of `items`, evenly spread, the last one among them."""
+    if len(items) <= count:
+        return list(items)
+    return [items[len(items) - 1 - k * (len(items) - 1) // max(1, count - 1)] for k in reversed(range(count))]
+
+
+def _within(paths: Sequence[Path], most: int) -> list[Path]:
+    """The last of `paths` whose files have at most `most` bytes together."""
+    kept: list[Path] = []
+    for path in reversed(paths):
+        most -= path.stat().st_size
+        if most >= 0:
+            kept.insert(0, path)
+    return kept
+
+
+def data(runs: Sequence[RunFiles]) -> list[Section]:
+    """The data of each run in a line, with its labels on a click."""
+    texts, labels = [], []
+    for run in runs:
+        record, section = run.record.get("data", {}), run.config.data
+        if not {"size", "labels"} <= record.keys():
+            continue
+        images = f" and {counted(record['images'], 'image')} beside them" if "images" in record else ""
+        who = f"{run.name}: " if len(runs) > 1 else ""
+        texts.append(
+            f"{who}{counted(record['size'], section.kind[:-1])}{images} with {counted(len(record['labels']), 'label')} "
+            f"from {section.root}, split {section.split or 'all'}; {counted(section.frames, 'frame')} of "
+            f"{section.size} px, frame interval {section.frame_interval}."
+        )
+        if record["labels"]:
+            labels.append((f"labels of {run.name}", ", ".join(map(str, record["labels"]))))
+    return [Section("Data", texts, folded=labels)] if texts else []
+
+
+def machine(runs: Sequence[RunFiles], extra: Mapping[str, Any]) -> Section:
+    """The machine and the versions that trained, as far as the run's checkpoints say."""
+    rows = []
+    for run in runs:
+        where = run.record.get("machine", {})
+        pairs = [(name, where[key]) for key, name in PLACES.items() if key in where]
+        pairs += [("processes", run.record["world_size"])] if "world_size" in run.record else []
+        pairs += list(run.record.get("versions", {}).items())
+        rows += [[*([run.name] if len(runs) > 1 else []), str(name), str(value)] for name, value in pairs]
+    rows += [[*([""] if len(runs) > 1 else []), name, str(value)] for name, value in extra.items()]
+    head = [*(["run"] if len(runs) > 1 else []), "", "value"]
+    text = [] if rows else ["The run has no checkpoint yet, which would say where it trains."]
+    return Section("Machine", text, tables=[Table(head, rows)] if rows else [])
+
+
+def _short(value: Any) -> str:
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

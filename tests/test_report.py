@@ -1,0 +1,163 @@
+"""The report of runs: a single file that names what the run's files say, and is harmless whatever they hold."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import main, recipe
+
+from eqm_video.cli import main as command
+from eqm_video.errors import UserError
+from eqm_video.output import html, plots
+from eqm_video.output.html import Section, Table
+from eqm_video.studies.report import stops
+from eqm_video.training.report import RunFiles, duration, page, read_log, spread
+
+pytest.importorskip("matplotlib", reason="figures need matplotlib (pip install eqm-video[demo])")
+
+
+class Elements(HTMLParser):
+    """The tags of a page with their attributes, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, made: Path) -> Path:
+    """A finished tiny run with previews and held-out clips."""
+    folder = tmp_path_factory.mktemp("reported") / "run"
+    words = ["train.steps=4", "train.log_every=1", "preview.every=2", "preview.samples=2"]
+    words += ["held_out.fraction=0.5", "held_out.every=2", "held_out.clips=2"]
+    assert main([*recipe(made, folder), *words]) == 0
+    return folder
+
+
+def needs_nothing(text: str) -> None:
+    """Every source, link and style of a page lies within it."""
+    for tag, attributes in Elements(text).tags:
+        assert tag not in ("script", "link", "iframe", "object", "form"), tag
+        for name in ("src", "href", "xlink:href", "action", "data"):
+            value = attributes.get(name) or "#"
+            assert value.startswith(("#", "data:image/")), f"{tag} {name}={value[:60]}"
+    assert "@import" not in text and not re.search(r"url\((?!#)", text)
+
+
+def test_training_ends_with_a_report(run: Path) -> None:
+    text = (run / "report.html").read_text(encoding="utf-8")
+    needs_nothing(text)
+    said = " ".join(Elements(text).words)
+    lines = read_log(run / "metrics.jsonl")
+    assert f"{lines[-1]['loss']:.4g}" in said and f"{lines[-1]['held_out']['mean']:.4g}" in said
+    assert all(f"step {step}" in said for step in (2, 4)) and text.count("data:image/gif") == 2
+    assert "train.steps" in said and torch.__version__ in said and "processor" in said
+    assert text.count("<svg") == 4 and "run.dir" not in said.replace("run.dir=NEW", "")
+
+
+def test_the_command_adds_descents_and_results(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = run / "ood_first"
+    study.mkdir()
+    record = {"origin": "written by eqm-video", "command": "eqm-video ood <b>", "auroc": 0.75, "settings": {"n": 3}}
+    (study / "ood.json").write_text(json.dumps(record))
+    plots.save(plots.figure(1, 1), study / "ood.png")
+    assert command(["report", str(run), "--descents", "2"]) == 0
+    assert "Descents" in capsys.readouterr().out
+    text = (run / "report.html").read_text(encoding="utf-8")
+    needs_nothing(text)
+    assert "eqm-video ood &lt;b&gt;" in text and "0.75" in text and "data:image/png" in text
+    numbers = json.loads((run / "report.json").read_text())
+    (descent,) = numbers["descents"]
+    assert len(descent["gradient_rms"]["mean"]) == descent["nfe"] and numbers["runs"] == [str(run.resolve())]
+
+
+def test_several_runs_share_a_page(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    changed = (run / "config.yaml").read_text().replace("seed: 0", "seed: 7", 1)
+    (other / "config.yaml").write_text(changed)
+    (other / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text())
+    out = tmp_path / "both"
+    assert command(["report", str(run), str(other), "--descents", "0", "--out", str(out)]) == 0
+    text = (out / "report.html").read_text(encoding="utf-8")
+    needs_nothing(text)
+    tables = re.findall(r"<tbody>(.*?)</tbody>", text, re.DOTALL)
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", tables[0]) == ["train.seed", "0", "7"]
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({}, "is no training run, since it has no config.yaml"),
+        ({"config.yaml": "train: {steps: 3}"}, "has no line yet: wait for the first step"),
+        ({"config.yaml": "train: {steps: 3}", "metrics.jsonl": "{cut"}, "has no line yet"),
+    ],
+)
+def test_a_folder_without_a_run_is_one_sentence(tmp_path: Path, files: dict, sentence: str) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=sentence) as caught:
+        RunFiles.read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_log_gives_its_whole_lines(tmp_path: Path) -> None:
+    line = {"loss": 2.0, "loss_by_gamma": {"0.1": None, "0.3": 1.0, "1.0": 0.0}, "seconds": None}
+    rows = [{"step": 2, **line}, {"step": 1, **line}, {"step": 2, **line, "loss": 3.0}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 3, "lo')
+    (tmp_path / "config.yaml").write_text("train: {steps: 3}")
+    read = RunFiles.read(tmp_path)
+    assert read.curve("loss") == ([1, 2], [2.0, 3.0]) and read.curve("held_out/mean") == ([], [])
+    assert "<svg" in page([read]).render()
+
+
+def test_names_cannot_write_the_page() -> None:
+    bad = '<script>alert("&")</script>'
+    section = Section(bad, [bad], bad, [Table([bad], [[bad]])], folded=[(bad, bad)])
+    figure = plots.figure(2, 2)
+    plots.axes(figure, title=bad, xlabel=bad)
+    made = html.Page(bad, bad, [(bad, bad)], [section, Section("figure", pictures=[html.drawn(figure, bad)])])
+    assert "<script" not in made.render() and "&lt;script&gt;" in made.render()
+
+
+def test_tables_of_markdown() -> None:
+    first, second = Table.of_markdown("a\n| x | **y** |\n|---|--:|\n| b | 1.5 |\n\n| z |\n|---|\n| 3 % |\n")
+    assert (first.head, first.body) == (["x", "y"], [["b", "1.5"]])
+    assert [cell.number for cell in first.rows[0]] == [False, True] and second.rows[0][0].number
+
+
+def test_figures_have_ids_of_their_own() -> None:
+    drawn = []
+    for label in "ab":
+        figure = plots.figure(2, 2)
+        plots.axes(figure, xlabel=label).plot([0, 1], color="#000000")
+        drawn.append(plots.svg(figure))
+    ids = [set(re.findall(r'\bid="([^"]+)"', text)) for text in drawn]
+    assert not ids[0] & ids[1] and "currentColor" in drawn[0] and "#000000" not in drawn[0]
+    for text, own in zip(drawn, ids, strict=True):
+        assert set(re.findall(r"url\(#([^)]+)\)", text)) <= own
+
+
+def test_clips_stop_at_the_first_small_gradient() -> None:
+    rms = torch.tensor([[[4.0, 4.0], [4.0, 4.0]], [[1.0, 3.0], [1.0, 1.0]], [[1.0, 3.0], [9.0, 9.0]]])
+    assert stops(rms, 2.0) == [2] and stops(rms, 5.0) == [1, 1] and stops(rms, 0.5) == []
+
+
+def test_words_and_choices() -> None:
+    assert [duration(value) for value in (5, 600, 7500)] == ["5 s", "10 min", "2 h 05 min"]
+    items = [Path(str(k)) for k in range(10)]
+    assert [path.name for path in spread(items, 4)] == ["0", "3", "6", "9"] and spread(items[:2], 4) == items[:2]
+    assert [path.name for path in spread(items, 1)] == ["9"]
