@@ -188,6 +188,7 @@ ORDER = [
     (4, "training.own"),
     (4, "training.options"),
     (4, "training.report"),
+    (4, "training.card"),
     (4, "training.trackers"),
     (4, "training.tracking"),
     (4, "training.trainer"),
@@ -267,6 +268,7 @@ ORDER = [
     (5, "cli.convert"),
     (5, "cli.doctor"),
     (5, "cli.explain"),
+    (5, "cli.push"),
     (5, "cli.recipes"),
     (5, "cli.records"),
 ]

@@ -56,7 +56,7 @@ COMMANDS: Mapping[str, list[Words]] = {
         for name in ("partial", "ood", "predict")
     },
 }
-PRINTED = {"doctor", "explain", "recipes", "records"}  # commands that write no file, or only into a clone
+PRINTED = {"doctor", "explain", "push", "recipes", "records"}  # commands that write no file, or only into a clone
 LINES = [(name, words) for name, lines in COMMANDS.items() for words in lines]
 THEIRS = ("notes.txt", "parts/chapter1.tex", "clips/mine.gif", "report.json", "checkpoints/x", "previews/x", "export/x")
 THEIRS += (".incomplete-x", "deep/er/x", "parts/settings.json", "parts/00000000.npy", ".grid.gif.swp", "metrics.tmp")

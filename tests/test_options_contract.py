@@ -47,6 +47,7 @@ ZERO = {
         "start_gammas",
         "weight",
         "count of reconstruct",
+        "descents",
         "kl_weight",
         *("redraws", "permutations"),
     ),

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tiny_run import main, recipe
 
 from eqm_video.cli import main as command
+from eqm_video.cli import push
 from eqm_video.errors import UserError
 from eqm_video.output import html, plots
 from eqm_video.output.html import Section, Table
 from eqm_video.studies.report import stops
+from eqm_video.training.card import own_files, write_card
 from eqm_video.training.report import RunFiles, duration, page, read_log, spread
+
+WEIGHTS = "diffusion_pytorch_model"
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib (pip install eqm-video[demo])")
 
@@ -161,3 +167,55 @@ def test_words_and_choices() -> None:
     items = [Path(str(k)) for k in range(10)]
     assert [path.name for path in spread(items, 4)] == ["0", "3", "6", "9"] and spread(items[:2], 4) == items[:2]
     assert [path.name for path in spread(items, 1)] == ["9"]
+
+
+# Cards and sharing ----------------------------------------------------------------------------------------------------
+
+
+def test_an_export_has_a_card(run: Path) -> None:
+    text = (run / "export" / "README.md").read_text(encoding="utf-8")
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["library_name"] == "eqm-video" and "equilibrium-matching" in head["tags"]
+    lines = read_log(run / "metrics.jsonl")
+    assert f"{lines[-1]['loss']:.4g}" in text and f"{lines[-1]['held_out']['mean']:.4g}" in text
+    for part in ("## Use", "## Data", "## Training", "## Measured", "## Licence", "## Limits"):
+        assert part in text
+    assert "](samples.gif)" in text and (run / "export/samples.gif").read_bytes()[:4] == b"GIF8"
+    assert str(run.parent) not in text and "data.root" not in text, "paths of the machine stay out of a card"
+
+
+def test_a_users_card_is_kept(run: Path, tmp_path: Path) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    new.mkdir()
+    old.mkdir()
+    write_card(new, RunFiles.read(run), old)
+    assert own_files(new) == ["README.md", "samples.gif"]
+    shutil.copyfile(new / "samples.gif", old / "samples.gif")
+    (old / "README.md").write_text("mine")
+    assert own_files(old) == []
+    again = tmp_path / "again"
+    again.mkdir()
+    write_card(again, RunFiles.read(run), old)
+    assert list(again.iterdir()) == []
+
+
+def test_only_files_of_the_model_are_shared(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export = tmp_path / "export"
+    shutil.copytree(run / "export", export)
+    for name in ("notes.txt", "weights.pt", "transformer/notes.md", "token.json"):
+        (export / name).write_text("mine")
+    names = {path.relative_to(export).as_posix() for path in push.shared_files(export)}
+    weights = {
+        f"{part}/{name}" for part in ("transformer", "vae") for name in ("config.json", f"{WEIGHTS}.safetensors")
+    }
+    assert names == {"model_index.json", "README.md", "samples.gif", *weights}
+    assert command(["push", str(run), "me/shapes", "--dry-run"]) == 0
+    assert "7 files" in capsys.readouterr().out
+    (export / "README.md").unlink()
+    for words, sentence in (
+        ([str(export), "me/shapes"], "has no card: write README.md there"),
+        ([str(run), "shapes"], "names no owner: give OWNER/NAME"),
+        ([str(run), "me/two words"], "is no name of a repository"),
+    ):
+        assert command(["push", *words, "--dry-run"]) == 2
+        assert sentence in capsys.readouterr().err

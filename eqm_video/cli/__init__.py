@@ -65,6 +65,7 @@ COMMANDS = {
     "explain": Command("eqm_video.cli.explain", "use", "say what a key of a recipe means"),
     "records": Command("eqm_video.cli.records", "compare", "keep results as records, write documents from them"),
     "doctor": Command("eqm_video.cli.doctor", "use", "look at this machine, and whether a recipe fits it"),
+    "push": Command("eqm_video.cli.push", "use", "share a model on the Hugging Face hub"),
     "convert": Command("eqm_video.cli.convert", "use", "convert weights of the reference EqM or SiT code"),
 } | dict(_studies())
 

@@ -52,7 +52,7 @@ class RunReport(Opening, Seeded, group="look", record="report.json"):
     run, or named by --results, become sections with their tables and pictures. Several runs share one page.
     """
 
-    runs: tuple[Path, ...] = option(positional=True, metavar="RUN", help="folders of training runs")
+    folders: tuple[Path, ...] = option(positional=True, metavar="RUN", help="folders of training runs")
     out: Path | None = narrower(None, unset="the folder of the first run")
     results: tuple[Path, ...] = option((), metavar="FOLDER", help="folders with results of further studies")
     descents: int = option(8, least=0, most=64, metavar="N", help="clips to descend with each model; 0 = none")
@@ -60,7 +60,7 @@ class RunReport(Opening, Seeded, group="look", record="report.json"):
     @property
     def folder(self) -> Path:
         """--out, or the folder of the first run."""
-        return self.out if self.out is not None else self.runs[0]
+        return self.out if self.out is not None else self.folders[0]
 
     def check(self) -> None:
         """UserError for --results that are no folders."""
@@ -70,13 +70,13 @@ class RunReport(Opening, Seeded, group="look", record="report.json"):
 
     def paths(self) -> Sequence[Path]:
         """The runs that have a model, unless no descents are wanted; UserError for folders that are no runs."""
-        for run in self.runs:
+        for run in self.folders:
             RunFiles.read(run)
-        return [run for run in self.runs if has_model(run)] if self.descents else []
+        return [run for run in self.folders if has_model(run)] if self.descents else []
 
     def run(self, *models: EqMPipeline) -> Report:
         """Read the runs, descend with their models, and collect the results of other studies."""
-        runs = [RunFiles.read(folder) for folder in self.runs]
+        runs = [RunFiles.read(folder) for folder in self.folders]
         names = [run.name for run in runs if has_model(run.folder)]
         traces: list[Trace] = []
         refused: list[str] = []

@@ -47,13 +47,13 @@ class RunFiles:
         return self.folder.name
 
     @classmethod
-    def read(cls, folder: str | Path) -> RunFiles:
-        """The files of the run in `folder`; UserError where there is no config.yaml or no line of a log."""
+    def read(cls, folder: str | Path, *, strict: bool = True) -> RunFiles:
+        """The files of the run in `folder`; UserError without a config.yaml or, if `strict`, a line of a log."""
         folder = Path(folder).expanduser().resolve()
         if not (folder / "config.yaml").is_file():
             raise UserError(f"{folder} is no training run, since it has no config.yaml: give the folder of run.dir")
         lines = read_log(folder / "metrics.jsonl")
-        if not lines:
+        if strict and not lines:
             raise UserError(f"{folder}/metrics.jsonl has no line yet: wait for the first step in train.log_every")
         previews = sorted(path for path in folder.glob("previews/step_*") if path.suffix in html.KINDS)
         checkpoints = sorted(folder.glob("checkpoints/step_*/checkpoint.json"), key=lambda path: path.parent.name)
@@ -146,14 +146,14 @@ def recipe(runs: Sequence[RunFiles]) -> Section:
     whole = [(f"the whole recipe of {run.name}", to_yaml(run.config)) for run in runs]
     again = f"eqm-video train --config {runs[0].folder / 'config.yaml'} run.dir=NEW"
     if len(runs) > 1:
-        rows = [[key, *(_short(tree.get(key)) for tree in trees)] for key in keys if key != "run.dir"]
+        rows = [[key, *(short(tree.get(key)) for tree in trees)] for key in keys if key != "run.dir"]
         rows = [row for row in rows if len(set(row[1:])) > 1]
         text = "The values that differ between the runs." if rows else "All runs have the same recipe."
         tables = [Table(["key", *(run.name for run in runs)], rows)] if rows else []
         return Section("Recipe", [text], again, tables, folded=whole)
     default = dict(flatten(to_tree(Config())))
     changed = [key for key in keys if key != "run.dir" and trees[0].get(key) != default.get(key)]
-    rows = [[key, _short(trees[0][key]), _short(default.get(key))] for key in changed]
+    rows = [[key, short(trees[0][key]), short(default.get(key))] for key in changed]
     text = "The values that differ from the defaults. The command trains the same model again, in another folder."
     return Section("Recipe", [text], again, [Table(["key", "this run", "default"], rows)], folded=whole)
 
@@ -284,6 +284,7 @@ def machine(runs: Sequence[RunFiles], extra: Mapping[str, Any]) -> Section:
     return Section("Machine", text, tables=[Table(head, rows)] if rows else [])
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value of a recipe, as in YAML, in at most 80 characters."""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from eqm_video.system.claims import carry_over
 from eqm_video.system.reading import read_json
 from eqm_video.training import build
 from eqm_video.training import launcher as launch
+from eqm_video.training.card import own_files, write_card
 from eqm_video.training.checkpoint import Checkpoints, replace_folder
 from eqm_video.training.config import Config, TrainConfig, to_tree
 from eqm_video.training.data import (
@@ -44,6 +46,7 @@ from eqm_video.training.ema import Ema
 from eqm_video.training.heartbeat import Heartbeat
 from eqm_video.training.held_out import HeldOut
 from eqm_video.training.optim import OPTIMIZERS, Schedule
+from eqm_video.training.report import RunFiles
 from eqm_video.training.signals import Stopped, StopSignals
 from eqm_video.training.tracking import RunLog
 from eqm_video.training.trainer import Hook, Settings, Trainer
@@ -280,9 +283,11 @@ class Run:
         return final
 
     def _fill_export(self, folder: Path) -> None:
-        """Write the pipeline, and copy a user's own files from the export of before, such as a model card."""
+        """Write the pipeline and its card, and copy a user's own files from the export of before."""
+        old = self.folder / "export"
         self.pipeline().save_pretrained(folder)
-        carry_over(self.folder / "export", folder, EXPORTED)
+        write_card(folder, RunFiles.read(self.folder, strict=False), old)
+        carry_over(old, folder, "|".join([EXPORTED, *map(re.escape, own_files(old))]))
 
 
 def note_start(source: str, config: Config, codec: Codec) -> list[str]:
