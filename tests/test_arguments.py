@@ -83,12 +83,52 @@ def test_numbers_of_numpy_and_torch_are_numbers(pipe):
     assert latents(pipe, seeds=[-3, 2**70], steps=1).isfinite().all()  # any whole number is a seed
 
 
-@pytest.mark.parametrize(
-    ("wrong", "right"), [("num_inference_steps", "steps"), ("prompt", "labels"), ("image", "clips")]
-)
+@pytest.mark.parametrize(("wrong", "right"), [("class_labels", "labels"), ("prompt", "labels"), ("frame_rate", "fps")])
 def test_names_of_other_pipelines_are_answered_with_the_right_one(pipe, wrong, right):
     with pytest.raises(TypeError, match=f"{wrong} is no argument .*called {right}"):
         pipe(**{wrong: 3})
+
+
+def test_the_words_of_diffusers_mean_the_same(pipe):
+    """num_inference_steps, image, video and callback_on_step_end, beside the names that they have here."""
+    with pytest.warns(UserWarning, match="num_inference_steps is called steps here"):
+        assert torch.equal(latents(pipe, seeds=[1], num_inference_steps=2), latents(pipe, seeds=[1], steps=2))
+    picture = Image.new("RGB", (16, 16), (200, 30, 60))
+    same = {"seeds": [1], "steps": 2}
+    assert torch.equal(latents(pipe, image=picture, **same), latents(pipe, clips=picture, **same))
+    frames = [Image.new("RGB", (16, 16), (60 * k, 30, 60)) for k in range(3)]
+    theirs = latents(pipe, video=frames, known=[0, 1], num_frames=3, **same)
+    assert torch.equal(theirs, latents(pipe, clips=[frames], known=[0, 1], num_frames=3, **same))
+    seen = []
+
+    def on_step_end(pipeline, step, timestep, tensors):
+        assert pipeline is pipe and timestep == step
+        seen.append((step, sorted(tensors), tensors["latents"].clone()))
+        return tensors
+
+    made = latents(pipe, callback_on_step_end=on_step_end, **same)
+    assert [entry[:2] for entry in seen] == [(0, ["latents"]), (1, ["latents"])] and torch.equal(seen[-1][2], made)
+    both = ["gradient", "latents"]
+    latents(pipe, callback_on_step_end=on_step_end, callback_on_step_end_tensor_inputs=both, **same)
+    assert seen[-1][1] == both
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "sentence"),
+    [
+        ({"num_inference_steps": 2, "steps": 2}, TypeError, "is called steps here, and both are given"),
+        ({"image": 1, "video": 1}, TypeError, "video is called clips here, and both are given"),
+        ({"callback_on_step_end": lambda *_: {"latents": torch.zeros(1)}}, UserError, "returned other latents"),
+        (
+            {"callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]},
+            UserError,
+            "give some of latents, gradient",
+        ),
+    ],
+)
+def test_words_of_diffusers_that_cannot_be_meant(pipe, wrong, kind, sentence):
+    with pytest.raises(kind, match=sentence):
+        pipe(seeds=[0], **{"steps": 1, **wrong} if "num_inference_steps" not in wrong else wrong)
 
 
 def test_a_label_without_a_name_is_refused():

@@ -5,22 +5,44 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from eqm_video import options
+from eqm_video.codec import Codec
 from eqm_video.errors import UserError
-from eqm_video.models.convert import convert
+from eqm_video.models.convert import convert, convert_weights
 from eqm_video.models.loading import NETWORKS, class_in
 from eqm_video.models.presets import preset_name
-from eqm_video.options import narrower, option
-from eqm_video.sampling.option_groups import Written
+from eqm_video.models.reference_files import read_weights
+from eqm_video.models.transformer import EqMTransformer
+from eqm_video.options import narrower, option, same
+from eqm_video.output.outputs import claim_output
+from eqm_video.samplers.presets import SAMPLER_PRESETS
+from eqm_video.sampling.option_groups import Opened, Shaped, Written
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.system.files import writing_folder
+from eqm_video.system.reading import read_text
+
+MOST_NAMES = 2**24  # bytes of a file of names
+# Settings of an export by the target that its network was trained with: the reference EqM code's, and SiT's
+EQM: dict[str, Any] = {
+    "decay": {"kind": "truncated", "a": 0.8, "gain": 4.0},
+    "sampler": SAMPLER_PRESETS["paper-b2"],
+}
+FLOW: dict[str, Any] = {
+    "decay": {"kind": "constant", "gain": 1.0},
+    "sampler": {"kind": "heun", "steps": 125, "guidance_scale": 1.0},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Convert(Written):
     """Turn weights of the reference EqM (or of another SiT-layout network) into a saved EqMTransformer.
 
-    DIR must be new or empty.
+    With --codec DIR becomes a whole export, which can be sampled: network, codec, names of labels, decay and sampler.
+    Without it DIR holds the network alone, to start a training from. DIR must be new or empty.
     """
 
     source: Path = option(
@@ -32,9 +54,14 @@ class Convert(Written):
     )
     temporal: bool = option(False, help="add attention in time, which starts as the identity")
     conditioned_on_gamma: bool = option(False, help="for weights that were trained with the time fed to them")
+    codec: str | None = same(Opened, "codec", unset="none: the network alone")
+    size: tuple[int, int] | None = same(Shaped, "size", unset="256")
+    labels: str | None = option(None, metavar="NAMES", help="imagenet, or a text file with the name of a label a line")
 
     def __post_init__(self) -> None:
         options.check(self)
+        if self.codec is None and (self.size is not None or self.labels is not None):
+            raise UserError("--size and --labels belong to an export: add its codec, --codec stabilityai/sd-vae-ft-ema")
 
     def run(self) -> str:
         """Convert; returns a description of the network, line by line.
@@ -42,13 +69,9 @@ class Convert(Written):
         UserError for weights that cannot be converted.
         """
         _refuse_ours(self.source)
-        model = convert(
-            self.source,
-            self.out,
-            num_heads=self.num_heads,
-            temporal=self.temporal,
-            conditioned_on_gamma=self.conditioned_on_gamma,
-        )
+        how = {"num_heads": self.num_heads, "temporal": self.temporal}
+        how["conditioned_on_gamma"] = self.conditioned_on_gamma
+        model = self.export(how) if self.codec is not None else convert(self.source, self.out, **how)
         config = model.config
         name = preset_name(config.hidden_size, config.depth, config.num_heads, config.patch_size)
         sizes = f"width {config.hidden_size}, depth {config.depth}, heads {config.num_heads}, patch {config.patch_size}"
@@ -61,8 +84,37 @@ class Convert(Written):
                 f"temporal    {'yes: new layers, gates at zero' if config.temporal else 'no'}",
                 f"gamma       {'an input of' if config.conditioned_on_gamma else 'no input of'} the network",
                 f"written to  {self.out}",
+                f"sample with eqm-video sample {self.out}{self._more} --out samples",
             )
         )
+
+    @property
+    def _more(self) -> str:
+        return "" if self.codec is not None else " --codec stabilityai/sd-vae-ft-ema --size 256"
+
+    def export(self, how: dict[str, Any]) -> EqMTransformer:
+        """Write a whole export into a new folder; returns the network. UserError for parts that do not fit together."""
+        out = claim_output(self.out, "convert", option="")
+        names = None if self.labels is None else read_names(self.labels)
+        codec = Codec.load(self.codec)
+        model = convert_weights(read_weights(self.source), **how)
+        if names is not None and len(names) != model.config.num_labels:
+            raise UserError(f"--labels {self.labels} has {len(names)} names; the network has {model.config.num_labels}")
+        target = FLOW if self.conditioned_on_gamma else EQM
+        frames = 16 if self.temporal else 1
+        pipeline = EqMPipeline(model, codec.vae, names, **target, frames=frames, size=self.size or (256, 256))
+        pipeline.check_size(None)
+        with writing_folder(out) as folder:
+            pipeline.save_pretrained(folder)
+        return model
+
+
+def read_names(source: str) -> list[str]:
+    """The names of labels in the order of their numbers: those of ImageNet, or the lines of a text file."""
+    if source == "imagenet":
+        return (files("eqm_video") / "assets" / "imagenet.txt").read_text(encoding="utf-8").splitlines()
+    text = read_text(source, MOST_NAMES, what="the names of the labels", advice="; or type --labels imagenet")
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from eqm_video import options
 from eqm_video.errors import UserError
-from eqm_video.options import option
+from eqm_video.options import option, required
 from eqm_video.sampling.loading import find_model
 from eqm_video.sampling.option_groups import Dry, Modelled
 from eqm_video.wording import counted
@@ -31,6 +31,7 @@ class Push(Modelled, Dry):
     Afterwards `EqMPipeline.from_pretrained("OWNER/NAME")` loads the model.
     """
 
+    model: str = required()  # declared again, to stand before the repository
     repository: str = option(positional=True, metavar="OWNER/NAME", help="the repository; it is made if it is missing")
     private: bool = option(False, help="make a new repository private")
 

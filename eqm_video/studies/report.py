@@ -49,12 +49,12 @@ class RunReport(Opening, Seeded, group="look", record="report.json"):
     The page has the recipe and its differences, loss and loss by gamma, previews, the data and the machine. A few
     descents of the model are recorded as well: gradient and score along the descent, and after how many evaluations
     clips would stop at a tolerance. Results of other studies (evaluate, compare, descent, ood ...) in folders below the
-    run, or named by --results, become sections with their tables and pictures. Several runs share one page.
+    run, or named by --include, become sections with their tables and pictures. Several runs share one page.
     """
 
     folders: tuple[Path, ...] = option(positional=True, metavar="RUN", help="folders of training runs")
     out: Path | None = narrower(None, unset="the folder of the first run")
-    results: tuple[Path, ...] = option((), metavar="FOLDER", help="folders with results of further studies")
+    include: tuple[Path, ...] = option((), metavar="FOLDER", help="folders with results of further studies")
     descents: int = option(8, least=0, most=64, metavar="N", help="clips to descend with each model; 0 = none")
 
     @property
@@ -63,10 +63,10 @@ class RunReport(Opening, Seeded, group="look", record="report.json"):
         return self.out if self.out is not None else self.folders[0]
 
     def check(self) -> None:
-        """UserError for --results that are no folders."""
-        for folder in self.results:
+        """UserError for --include that are no folders."""
+        for folder in self.include:
             if not folder.is_dir():
-                raise UserError(f"--results {folder} is no folder: give one that a study wrote")
+                raise UserError(f"--include {folder} is no folder: give one that a study wrote")
 
     def paths(self) -> Sequence[Path]:
         """The runs that have a model, unless no descents are wanted; UserError for folders that are no runs."""
@@ -86,7 +86,7 @@ class RunReport(Opening, Seeded, group="look", record="report.json"):
             except UserError as error:
                 refused.append(f"{name}: no descent was recorded, since {error}.")
         sections = descents(traces, refused) if traces or refused else []
-        places = [*(run.folder for run in runs), *self.results]
+        places = [*(run.folder for run in runs), *self.include]
         collected = list(dict.fromkeys(record for place in places for record in records(place)))
         sections += [result(*record) for record in collected]
         made = page(runs, sections)
