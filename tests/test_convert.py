@@ -14,11 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eqm_video.cli.convert import main
+from eqm_video.cli.convert import main, read_names
+from eqm_video.core.decay import TruncatedDecay
 from eqm_video.errors import UserError
 from eqm_video.models.convert import convert, convert_weights, key_names
 from eqm_video.models.layers import position_table
 from eqm_video.models.transformer import EqMTransformer
+from eqm_video.sampling.pipeline import EqMPipeline
 
 FIXTURE = Path(__file__).parent / "fixtures" / "official_eqm" / "official_state_dict.safetensors"
 
@@ -290,3 +292,49 @@ def test_a_mistake_on_the_command_line_ends_with_one_sentence(tmp_path: Path) ->
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and "is not a file" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_codec_makes_a_whole_export(tmp_path: Path, capsys) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"label {k}" for k in range(10)) + "\n")
+    words = [str(FIXTURE), str(tmp_path / "export"), "--num-heads", "4"]
+    assert not main([*words, "--codec", "bundled", "--size", "32", "--labels", str(names)])
+    assert f"sample with eqm-video sample {tmp_path / 'export'} --out samples" in capsys.readouterr().out
+    pipeline = EqMPipeline.from_pretrained(tmp_path / "export")
+    assert pipeline.labels[3] == "label 3" and pipeline.config.frames == 1
+    assert pipeline.config.sampler["steps"] == 249 and pipeline.decay == TruncatedDecay(a=0.8, gain=4.0)
+    plain = convert(FIXTURE, tmp_path / "network", num_heads=4)
+    for name, weight in pipeline.transformer.state_dict().items():
+        assert torch.equal(weight, plain.state_dict()[name].float())
+    made = pipeline(labels=["label 3"], seeds=[0], steps=2, output_type="uint8").frames
+    assert made.shape == (1, 1, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--size", "32"], "--size and --labels belong to an export: add its codec"),
+        (["--codec", "bundled", "--labels", "imagenet"], "--labels imagenet has 1000 names; the network has 10"),
+        (["--codec", "bundled", "--size", "30"], "size"),
+        (["--codec", "bundled", "--labels", "nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_parts_that_make_no_export_leave_nothing(words: list[str], sentence: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        main([str(FIXTURE), "out", "--num-heads", "4", *words])
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_imagenet() -> None:
+    names = read_names("imagenet")
+    assert len(names) == len(set(names)) == 1000
+    known = {
+        0: "tench",
+        207: "golden retriever",
+        281: "tabby",
+        388: "giant panda",
+        980: "volcano",
+        999: "toilet tissue",
+    }
+    assert all(names[number].startswith(name) for number, name in known.items())
