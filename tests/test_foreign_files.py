@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, list[Words]] = {
     "cache": [lambda out, no: [f"data.root={no}", "codec.name=pixels", "--out", str(out)]],
     "sample": [lambda out, no: [str(no), "--out", str(out)], lambda out, no: [str(no), f"--out={out}", "--overwrite"]],
     "compare": [lambda out, no: [str(no), "--data", str(no), "--out", str(out)]],
+    "compare-results": [lambda out, no: [str(no), str(no), "--out", str(out)]],
     "convert": [lambda out, no: [str(no), str(out)]],
     "demo": [
         lambda out, no: ["--data", str(no), "--run", str(no), "--out", str(out)],
@@ -53,7 +54,7 @@ COMMANDS: Mapping[str, list[Words]] = {
     "compose": [lambda out, no: [str(no), "--out", str(out)]],
     **{
         name: [lambda out, no: [str(no), "--data", str(no), "--out", str(out)]]
-        for name in ("partial", "ood", "predict")
+        for name in ("partial", "ood", "predict", "evaluate")
     },
 }
 PRINTED = {"doctor", "explain", "push", "recipes", "records"}  # commands that write no file, or only into a clone
