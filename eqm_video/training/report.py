@@ -44,12 +44,12 @@ class RunFiles:
     @property
     def name(self) -> str:
         """The name of the run's folder."""
-        return self.folder.name
+        return self.folder.resolve().name
 
     @classmethod
     def read(cls, folder: str | Path, *, strict: bool = True) -> RunFiles:
         """The files of the run in `folder`; UserError without a config.yaml or, if `strict`, a line of a log."""
-        folder = Path(folder).expanduser().resolve()
+        folder = Path(folder).expanduser()
         if not (folder / "config.yaml").is_file():
             raise UserError(f"{folder} is no training run, since it has no config.yaml: give the folder of run.dir")
         lines = read_log(folder / "metrics.jsonl")
