@@ -166,8 +166,8 @@ def translated(pipeline: Any, keywords: dict[str, Any]) -> dict[str, Any]:
     num_inference_steps: `steps`, the updates of the descent. image: a picture, or one for each sample, in `clips`: the
     first frame. video: the frames of one video, or a list of videos, in `clips`. callback_on_step_end(pipeline, step,
     timestep, tensors): `callback`, with "latents" and "gradient" as tensors, or those of
-    callback_on_step_end_tensor_inputs; the timestep is the step, since the field knows no time. What it returns may not
-    hold other latents (UserError): the loop keeps its own.
+    callback_on_step_end_tensor_inputs; the timestep is the step, since the field knows no time. It may not
+    return other latents (UserError): the loop keeps its own.
     """
     result = dict(keywords)
     inputs = result.pop("callback_on_step_end_tensor_inputs", None)
