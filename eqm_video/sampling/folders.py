@@ -15,6 +15,8 @@ from eqm_video.models.loading import NETWORKS, class_in, word
 from eqm_video.system.record import is_checkpoint
 
 PARTS = ("transformer", "vae")
+SHIPPED = "demo"  # the name of the model that ships with the package; a folder of that name comes first
+SHIPPED_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "demo"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "float64")}
 
 
@@ -37,14 +39,18 @@ def holds_model(folder: Path) -> bool:
 def local_folder(path: str | Path, hub: dict[str, Any]) -> Path:
     """The folder at `path`. A hub id `OWNER/NAME` is downloaded first. UserError for anything else.
 
+    `SHIPPED` is the folder of the model that ships with the package, unless a folder of that name is there.
     hub: keywords of huggingface_hub's snapshot_download, such as revision and token.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
+    if str(path) == SHIPPED:
+        return SHIPPED_FOLDER
     if folder.exists() or str(path).count("/") != 1:
         raise UserError(
-            f"{path} is not a folder; give the folder of an export or a training run, or a hub id OWNER/NAME"
+            f"{path} is not a folder; give the folder of an export or a training run, a hub id OWNER/NAME, or "
+            f"{SHIPPED}, the model that ships with the package"
         )
     try:
         return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"], **hub))

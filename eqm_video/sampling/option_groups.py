@@ -283,7 +283,7 @@ class Modelled:
     model: str = option(
         positional=True,
         metavar="MODEL",
-        help="an export, a training run or checkpoint (folders), or a hub id OWNER/NAME",
+        help="an export, a training run or checkpoint (folders), a hub id OWNER/NAME, or demo (shipped)",
     )
 
 

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Generator, Tensor
 
-from eqm_video.codec import Codec
+from eqm_video.codec import BUNDLED, Codec
 from eqm_video.core.composition import ScheduledField
 from eqm_video.core.decay import ConstantDecay, Decay, ScaledDecay
 from eqm_video.core.field import GradientField
@@ -38,7 +38,14 @@ from eqm_video.sampling.arguments import (
     make_generators,
     step_gammas,
 )
-from eqm_video.sampling.folders import PARTS, describe_folder, holds_model, local_folder, part_dtype
+from eqm_video.sampling.folders import (
+    PARTS,
+    SHIPPED_FOLDER,
+    describe_folder,
+    holds_model,
+    local_folder,
+    part_dtype,
+)
 from eqm_video.sampling.model_settings import (
     check_settings,
     curvature_settings,
@@ -141,7 +148,7 @@ class EqMPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> EqMPipeline:
-        """Load an export: a local folder, or a hub id, which is downloaded first.
+        """Load an export: a local folder, a hub id, which is downloaded first, or "demo", which ships with the package.
 
         Keywords are diffusers' own (`torch_dtype`, `variant`, `revision`, `token` ...); weights become float32 unless
         `torch_dtype` (or `dtype`) says otherwise: a dtype or its name, "auto" (as they were saved), or a mapping of
@@ -163,7 +170,10 @@ class EqMPipeline(DiffusionPipeline):
         if "transformer" not in kwargs:
             kwargs["transformer"] = load_transformer(folder / "transformer", kinds["transformer"], variant)
         if "vae" not in kwargs:
-            kwargs["vae"] = Codec.load(folder / "vae", torch_dtype=kinds["vae"], variant=variant).vae
+            if folder == SHIPPED_FOLDER:  # its codec lies beside it, and is not stored twice
+                kwargs["vae"] = Codec.load(BUNDLED, torch_dtype=kinds["vae"]).vae
+            else:
+                kwargs["vae"] = Codec.load(folder / "vae", torch_dtype=kinds["vae"], variant=variant).vae
         return super().from_pretrained(str(folder), **kwargs)
 
     @classmethod
