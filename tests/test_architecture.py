@@ -183,6 +183,7 @@ ORDER = [
     (4, "training.config"),
     (4, "training.data"),
     (4, "training.launcher"),
+    (4, "training.estimate"),
     (4, "training.build"),
     (4, "training.resume"),
     (4, "training.own"),

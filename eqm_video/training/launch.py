@@ -20,6 +20,7 @@ from eqm_video.training import build
 from eqm_video.training import launcher as launch
 from eqm_video.training.checkpoint import LOCK, Checkpoints, lock_run
 from eqm_video.training.config import Config, to_tree, to_yaml
+from eqm_video.training.estimate import SPECS, count_memory, note_memory, seconds_per_step, this_device
 from eqm_video.training.heartbeat import Heartbeat
 from eqm_video.training.options import parse
 from eqm_video.training.report import write_report
@@ -35,13 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = options.config_of_run()
     if options.own is not None and os.environ.get("RANK", "0") == "0":
         print(options.choice.said, flush=True)
-    return dry_run(config) if options.dry_run else train(config, options.resume, options.from_older)
+    return (
+        dry_run(config, options.device_spec) if options.dry_run else train(config, options.resume, options.from_older)
+    )
 
 
-def dry_run(config: Config) -> int:
+def dry_run(config: Config, device_spec: str | None = None) -> int:
     """Print the resolved recipe, then a line of JSON: parameters, and operations of a forward pass of a clip.
 
-    The clip has `data.frames` frames. With `data.buckets` the line also has the operations of a clip of each shape.
+    Memory and time of a step on one device, `device_spec` or that at hand, go to stderr. The clip has `data.frames`
+    frames. With `data.buckets` the line also has the operations of a clip of each shape.
     """
     downsampling, channels = build.codec_shape(config.codec.name)
     labels = config.model.num_labels
@@ -63,6 +67,15 @@ def dry_run(config: Config) -> int:
         cost["flops_of_buckets"] = {shape: each[frames] for shape, frames in shapes.items()}
     print(to_yaml(config), end="")
     print(json.dumps(cost))
+    here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device(here) if device_spec is None else SPECS[device_spec]
+    frames = max(shape.frames for shape in config.data.shapes)
+    memory = count_memory(config, network, (frames, channels, size, size))
+    seconds = seconds_per_step(config, device, cost["flops"], config.data.frames)
+    parts = ", ".join(f"{name} {value:.2f}" for name, value in memory.gibibytes().items())
+    print(f"one {device.name}, a step: about {seconds:.3g} s (computed); memory in GiB: {parts}", file=sys.stderr)
+    for note in note_memory(memory, device):
+        print(note, file=sys.stderr)
     return 0
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from eqm_video import options
 from eqm_video.errors import UserError
@@ -30,6 +31,9 @@ class TrainOptions(Recipe, Dry):
     own: Path | None = option(
         None, metavar="FOLDER", help="your own videos (also: train own FOLDER): the recipe is picked for them"
     )
+    device_spec: Literal["h200", "h100", "a100", "l40s", "4090", "3090"] | None = option(
+        None, unset="the device at hand", help="with --dry-run: the GPU whose memory and time are counted"
+    )
     resume: str | None = option(
         None,
         metavar="[PATH]",
@@ -42,6 +46,8 @@ class TrainOptions(Recipe, Dry):
     def __post_init__(self) -> None:
         if self.from_older and self.resume is None:
             raise UserError("--from-older says where --resume goes on: type --resume --from-older")
+        if self.device_spec is not None and not self.dry_run:
+            raise UserError("--device-spec counts what a run would take: type --dry-run --device-spec NAME")
         if self.own is not None and self.config is not None:
             raise UserError("--own picks the recipe, and --config gives one: type one of them, and data.root=FOLDER")
 

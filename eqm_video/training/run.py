@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import warnings
 from dataclasses import replace
@@ -43,6 +44,7 @@ from eqm_video.training.data import (
     open_training_data,
 )
 from eqm_video.training.ema import Ema
+from eqm_video.training.estimate import Device, count_memory, free_memory, note_memory
 from eqm_video.training.heartbeat import Heartbeat
 from eqm_video.training.held_out import HeldOut
 from eqm_video.training.optim import OPTIMIZERS, Schedule
@@ -99,11 +101,25 @@ class Run:
         self.fps = playback_fps(data.clips, config.data.reference_fps)
         # A network that is cut in parts is never whole on a GPU.
         self.sharding = launch.read_sharding() if accelerator.num_processes > 1 else None
+        self.notes += self._note_memory(network)
         self.ema = Ema(network if self.sharding else network.to(accelerator.device), config.train.ema)
         self.log = RunLog(self.folder, accelerator, config.track.to)
         self.objective = EqMObjective(config.objective.decay, config.objective.dispersion_weight)
         self.data_record, self.data_notes = data.record, data.notes
         self.trainer = self._trainer(network, data)
+
+    def _note_memory(self, network: nn.Module) -> list[str]:
+        """A note if a step needs more memory than this process's device has free."""
+        accelerator, config = self.accelerator, self.config
+        free = free_memory(accelerator.device)
+        if accelerator.device.type == "cpu" and free is not None:  # the processes of this machine share it
+            free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        name = machine.device_name(accelerator.device)
+        size = config.data.size // self.codec.downsampling
+        shape = (max(shape.frames for shape in config.data.shapes), self.codec.latent_channels, size, size)
+        parts = accelerator.num_processes // self.sharding.copies if self.sharding is not None else 1
+        memory = count_memory(config, network, shape, accelerator.num_processes, parts)
+        return note_memory(memory, Device(name, accelerator.device.type, free, 0.0, 0.0))
 
     def _trainer(self, network: nn.Module, data: TrainingData) -> Trainer:
         config, train, accelerator = self.config, self.config.train, self.accelerator
