@@ -30,6 +30,7 @@ COLUMNS = {  # (task, measure): heading
     ("in-betweening", "error"): "in-betweening (px)",
     (LONG, "windows"): "long video",
 }
+MAIN = (("eqm", "eqf"), ("eqm", "eqf_decay"), ("eqf", "eqf_decay"), ("eqm", "flow"), ("eqf", "flow"))
 ERRORS = {"velocity": "held-out velocity error (mean square)", "level": "error of the estimated gamma"}
 
 
@@ -39,11 +40,12 @@ def tables(numbers: Mapping[str, Any]) -> str:
 
 
 def views(numbers: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The texts of a document's parts, by name: `results`, `differences`, `evaluations`, `field`, `choices`."""
+    """The texts of a document's parts, by name: `results`, `differences`, `main differences`, `field` ..."""
     draws = list(numbers["results"])
     titled = {"results": results, "differences": differences, "evaluations": evaluations, "field": field_errors}
     values = {name: [make(numbers, draw) for draw in draws] for name, make in titled.items()}
-    return values | {"choices": [choices(numbers)]}
+    main = [differences(numbers, draw, MAIN) for draw in draws]
+    return values | {"main differences": main, "choices": [choices(numbers)]}
 
 
 def title(name: str) -> str:
@@ -68,12 +70,14 @@ def results(numbers: Mapping[str, Any], draw: str) -> str:
     return f"{legend}\n\n{aligned(cells)}"
 
 
-def differences(numbers: Mapping[str, Any], draw: str) -> str:
-    """A line for each pair of targets and measure: the difference, its interval, and its adjusted p."""
+def differences(numbers: Mapping[str, Any], draw: str, pairs: Sequence[tuple[str, str]] | None = None) -> str:
+    """A line for each of some (None: all) pairs of targets and each measure: difference, interval, adjusted p."""
     cells: list[Sequence[str]] = [["measure", "difference", "mean", "95 %", "p (Holm)", "runs of its sign"]]
     for named, rows in numbers["differences"][draw].items():
         task, _, measure = named.rpartition(": ")
         for row in rows:
+            if pairs is not None and (row["one"], row["other"]) not in pairs:
+                continue
             low, high = amount(row["low"], measure), amount(row["high"], measure)
             pair = f"{title(row['one'])} - {title(row['other'])}"
             signs = f"{row['signs']} of {row['runs']}"
@@ -139,7 +143,7 @@ def spread(values: Mapping[str, Any], measure: str) -> str:
 
 def amount(value: float, measure: str, *, unit: bool = True) -> str:
     """Pixels, or a share as per cent."""
-    return f"{value:.2f}" if measure == "error" else f"{100 * value:.0f}{' %' if unit else ''}"
+    return f"{value:.2f}" if measure == "error" else f"{round(100 * value)}{' %' if unit else ''}"
 
 
 def runs_of(values: Mapping[str, Any]) -> str:
