@@ -192,6 +192,7 @@ ORDER = [
     (4, "training.card"),
     (4, "training.trackers"),
     (4, "training.tracking"),
+    (4, "training.verdict"),
     (4, "training.trainer"),
     (4, "training.cache"),
     (4, "training.run"),

@@ -25,7 +25,7 @@ from eqm_video.system.devices import double, send, widest
 TESTS = Path(__file__).resolve().parent
 TOOL = TESTS.parent.parent / "shared" / "tools" / "fake_cuda"
 TRAINING = """
-import pathlib, sys
+import copy, pathlib, sys
 from fakecuda import *
 patch_generators()
 torch.Tensor.pin_memory = lambda self, *unused: self  # the tool has no pinned memory
@@ -33,6 +33,17 @@ from tiny_run import MemoryClips, tiny_network, tiny_trainer
 from eqm_video.core.gamma import MixtureGamma
 from eqm_video.core.objective import EqMObjective
 from eqm_video.core.decay import TruncatedDecay
+from eqm_video.errors import UserError
+from eqm_video.training.optim import OPTIMIZERS, step_unless
+
+now, lags = 0, []  # the step at hand; how many steps after its record an event is waited for
+
+class Event:
+    def record(self): self.step = now
+    def query(self): return True
+    def synchronize(self): lags.append(now - self.step)
+
+torch.cuda.Event = Event
 
 class Device:
     device, num_processes, process_index, scaler = CUDA, 1, 0, None
@@ -45,24 +56,75 @@ def encode(batch, generators):
     return batch["moments"][:, :, :2].to(CUDA, non_blocking=True)
 
 def waits():
-    return sum(LOG.values()) - LOG["H2D non_blocking"]
+    # The tool counts every copy to the CPU. One that does not block is waited for at its event.
+    copies = sum(n for place, n in WHERE["sync copy cuda->cpu"].items() if "non_blocking=True" in place)
+    return sum(LOG.values()) - LOG["H2D non_blocking"] - copies + len(lags)
 
-for number, options in enumerate([{}, {"accumulation": 2}, {"images": 4, "batch_size": 8, "accumulation": 2}]):
+def make(number, **options):
+    network = tiny_network()
+    network.to(CUDA)
+    objective = EqMObjective(TruncatedDecay(a=0.8, gain=4.0), dispersion_weight=0.5)
+    return tiny_trainer(pathlib.Path(sys.argv[1], str(number)), network, accelerator=Device(), steps=4, encode=encode,
+                        gamma=MixtureGamma(), objective=objective, **options)
+
+def step(trainer, batches, spoil=False):
+    global now
+    now += 1
+    trainer.meter.mark()
+    trainer._forward_backward(now, batches)
+    if spoil:
+        next(trainer.network.blocks.parameters()).grad.inner.view(-1)[0] = float("nan")
+    trainer._judge(now, [])
+    trainer._update(now)
+
+def contents(trainer):
+    optimizer = trainer.optimizer
+    parts = getattr(optimizer, "parts", [optimizer])
+    state = [value for part in parts for entry in part.state.values() for value in entry.values()]
+    return [value.inner.clone() for value in (*trainer.network.parameters(), *trainer.ema.average.values(), *state)]
+
+def same(first, second):
+    return all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+mixed = {"images": 4, "batch_size": 8, "accumulation": 2}
+for number, options in enumerate([{}, {"accumulation": 2}, mixed, {"optimizer": "muon"}]):
     with cuda():
-        network = tiny_network()
-        network.to(CUDA)
-        objective = EqMObjective(TruncatedDecay(a=0.8, gain=4.0), dispersion_weight=0.5)
-        trainer = tiny_trainer(pathlib.Path(sys.argv[1], str(number)), network, accelerator=Device(), steps=4,
-                               encode=encode, gamma=MixtureGamma(), objective=objective, **options)
-        batches = trainer.batches.between(0, 4)
-        for step in range(1, 5):
+        trainer = make(number, **options)
+        batches, now = trainer.batches.between(0, 4), 0
+        for _ in range(4):
             before = waits()
-            trainer.meter.mark()
-            trainer._forward_backward(step, batches)
-            trainer._judge(step, [])
-            trainer._update(step)
-            print("WAITS", number, step, waits() - before)
+            step(trainer, batches)
+            print("WAITS", number, now, waits() - before)
     report(str(options))
+print("LAGS", *lags)
+
+for name in ("adamw", "muon"):
+    with cuda():
+        trainer, now = make(name, optimizer=name), 0
+        batches = trainer.batches.between(0, 4)
+        step(trainer, batches)
+        step(trainer, batches)
+        before = contents(trainer)
+        step(trainer, batches, spoil=True)
+        masked = same(before, contents(trainer)) and trainer.step == 3
+        try:
+            step(trainer, batches)
+        except UserError as error:
+            told = "step 3 is not finite" in str(error) and same(before, contents(trainer))
+            print("REFUSED", name, masked, told, trainer.step, trainer.ema.updates)
+
+        networks = [tiny_network().to(CUDA) for _ in range(2)]
+        for masking, network in enumerate(networks):
+            optimizer = OPTIMIZERS[name](network, lr=1e-2, weight_decay=0.1)
+            for parameter in network.parameters():
+                parameter.grad = torch.sin(100 * parameter.detach())
+            if masking:
+                with step_unless(optimizer, torch.zeros((), device=CUDA)):
+                    optimizer.step()
+            else:
+                optimizer.step()
+        first, second = ([p.detach().inner for p in network.parameters()] for network in networks)
+        print("SAME", name, same(first, second))
 """
 KNOWN_TO_WAIT = ("dopri5", "tolerance")  # each clip, and each update, by itself
 
@@ -115,11 +177,15 @@ def test_no_update_waits_for_the_device_without_a_tolerance(cases):
     assert waits["tolerance"][1] - waits["tolerance"][0] == 3  # one an update
 
 
-def test_a_training_step_waits_once_for_the_device(guard, tmp_path):
-    lines = [line.split()[1:] for line in run_there(guard, "-c", TRAINING, str(tmp_path)) if line.startswith("WAITS")]
-    counts = {(int(number), int(step)): int(count) for number, step, count in lines}
+def test_a_training_step_waits_once_and_for_the_step_before(guard, tmp_path):
+    lines = [line.split() for line in run_there(guard, "-c", TRAINING, str(tmp_path))]
+    counts = {(int(words[1]), int(words[2])): int(words[3]) for words in lines if words[:1] == ["WAITS"]}
     # The first step of a shape builds tables of positions on the device, once.
-    assert len(counts) == 12 and {count for (_, step), count in counts.items() if step > 1} == {1}, lines
+    assert len(counts) == 16 and {count for (_, step), count in counts.items() if step > 1} == {1}, lines
+    assert ["LAGS", *["1"] * 12] in lines  # 4 runs, 3 steps each with a step before
+    for name in ("adamw", "muon"):
+        assert ["REFUSED", name, "True", "True", "2", "2"] in lines  # left out on the device; then step 2 is the last
+        assert ["SAME", name, "True"] in lines
 
 
 def test_a_device_without_float64_gets_none(guard):

@@ -135,6 +135,26 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path) -> None:
     assert trainer.checkpoints.newest().name == "step_00000002"
 
 
+def test_a_step_that_the_device_refused_is_not_kept_when_the_next_fails(tmp_path) -> None:
+    """The verdict on step 3 was not read yet when the data of step 4 fail."""
+    trainer = tiny_trainer(tmp_path, steps=6, log_every=100, clips=Failing(4 * 3 + 1, raising(UserError("away"))))
+    clip, calls = trainer._clip, []
+
+    def spoil() -> torch.Tensor:
+        calls.append(weights(trainer.network))
+        if len(calls) == 3:
+            next(trainer.network.parameters()).grad.view(-1)[0] = float("nan")
+        return clip()
+
+    trainer._clip = spoil
+    with pytest.raises(UserError, match=r"away; step 2, the last whole one, is in"):
+        trainer.run()
+    again = tiny_trainer(tmp_path, tiny_network(seed=9), steps=6)
+    again.resume(trainer.checkpoints.newest())
+    assert again.step == again.ema.updates == 2 and len(again.meter.norms) == 2
+    assert equal(weights(again.network), calls[2]) and equal(weights(trainer.network), calls[2])
+
+
 def test_older_checkpoints_stay_when_a_failure_adds_one(tmp_path) -> None:
     clips = Failing(4 * 3 + 1, raising(UserError("away")))
     trainer = tiny_trainer(tmp_path, steps=6, save_every=2, keep=1, clips=clips)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,37 @@ def send(values: Tensor, device: torch.device | str) -> Tensor:
     if values.device.type != "cpu" or device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
+
+
+class Fetch:
+    """Numbers of a device on their way to the CPU. The CPU waits in `read` alone, and only until they are copied.
+
+    From CUDA they go to pinned memory, in the order of the current stream: work that is queued there later is not
+    waited for. `values` must not change afterwards.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._values, self._copied = values, None
+        if values.device.type == "cuda":
+            self._values = torch.empty(values.shape, dtype=values.dtype).pin_memory()
+            self._values.copy_(values, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def arrives(self, seconds: float) -> bool:
+        """Whether the numbers arrive within that time."""
+        end = time.monotonic() + seconds
+        while self._copied is not None and not self._copied.query():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def read(self) -> list[float]:
+        """The numbers, as `Tensor.tolist` gives them."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._values.tolist()
 
 
 def open_device(name: str) -> torch.device:

@@ -58,15 +58,25 @@ class Ema:
         return min(self.decay, (1 + self.updates) / (10 + self.updates))
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Move the average towards the network's weights; call it once after each optimizer step."""
+    def update(self, network: nn.Module, refused: Tensor | None = None) -> None:
+        """Move the average towards the network's weights; call it once after each optimizer step.
+
+        refused: (), 1 to leave the average as it is, else 0; None for 0. It is not read from a GPU, so `updates` is
+        one higher in any case.
+        """
         trained = dict(network.named_parameters())
         if trained.keys() != self.average.keys():
             raise ValueError(f"the parameters' names changed: {sorted(trained.keys() ^ self.average.keys())[:3]} ...")
         current = [own(trained[name].detach()).float() for name in self.average]
-        averages = [own(tensor) for tensor in self.average.values()]
-        torch._foreach_lerp_(averages, current, 1 - self.current_decay())
+        average, weight = [own(tensor) for tensor in self.average.values()], 1 - self.current_decay()
         self.updates += 1
+        if refused is None or refused.device.type == "cpu":
+            if refused is None or not refused:
+                torch._foreach_lerp_(average, current, weight)
+            return
+        steps = torch._foreach_sub(current, average)
+        torch._foreach_mul_(steps, weight * (1 - refused))
+        torch._foreach_add_(average, steps)
 
     @torch.no_grad()
     def load(self, weights: dict[str, Tensor], updates: int) -> None:

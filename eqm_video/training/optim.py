@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,28 @@ def _loss_of(closure: Callable[[], float] | None) -> float | None:
         return closure()
 
 
+def can_refuse(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `step_unless` works with this optimizer on its device: Muon, and AdamW where it is fused."""
+    parts = getattr(optimizer, "parts", [optimizer])
+    return all(isinstance(part, MatrixMuon) or part.defaults.get("fused") for part in parts)
+
+
+@contextmanager
+def step_unless(optimizer: torch.optim.Optimizer, refused: Tensor) -> Iterator[None]:
+    """A block in which `optimizer.step()` changes neither weights nor state if `refused`, () float32, is 1 (else 0).
+
+    `refused` stays on its device. It is handed over as torch's gradient scaler does: as the attribute `found_inf`.
+    """
+    parts = getattr(optimizer, "parts", [optimizer])
+    for part in parts:
+        part.found_inf = refused
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part.found_inf
+
+
 class MatrixMuon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for matrices: a step is the orthogonalized momentum.
 
@@ -108,26 +131,37 @@ class MatrixMuon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every matrix that has a gradient; returns the loss of `closure`, if any."""
         loss = _loss_of(closure)
+        refused = getattr(self, "found_inf", None)
+        if refused is not None and refused.device.type == "cpu":
+            if refused:
+                return loss
+            refused = None  # nothing to mask
         for group in self.param_groups:
             matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
             for alike in _stacks(matrices):
-                self._step(alike, group)
+                self._step(alike, group, refused)
         return loss
 
-    def _step(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
-        """Update matrices of the same shape, dtype and device."""
+    def _step(self, matrices: list[Tensor], group: dict[str, Any], refused: Tensor | None) -> None:
+        """Update matrices of the same shape, dtype and device; nothing changes if `refused`, on a GPU, is 1."""
         for matrix in matrices:
             if "momentum_buffer" not in self.state[matrix]:
                 self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix.grad)
         gradients = [matrix.grad for matrix in matrices]
         momenta = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+        before = torch.stack(momenta) if refused is not None else None
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
         # A matrix in parts is gathered: its singular values are those of the whole.
         stack = torch.stack([whole(matrix) for matrix in ahead]).to(_precision(matrices[0]))
         stack = orthogonalize(stack, group["ns_steps"], group["ns_coefficients"], group["eps"]).to(matrices[0].dtype)
         rms = 0.2 * math.sqrt(max(matrices[0].shape))  # the RMS of AdamW's steps (Moonshot, arXiv 2502.16982)
-        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+        decay: Any = 1 - group["lr"] * group["weight_decay"]
+        if refused is not None:  # never for matrices in parts
+            keep = refused > 0
+            torch._foreach_copy_(momenta, list(torch.where(keep, before, torch.stack(momenta)).unbind()))
+            stack, decay = stack.masked_fill(keep, 0.0), torch.where(keep, 1.0, decay)
+        torch._foreach_mul_(matrices, decay)
         steps = [own(part_of(step, matrix)) for step, matrix in zip(stack.unbind(), matrices, strict=True)]
         torch._foreach_add_([own(matrix) for matrix in matrices], steps, alpha=-group["lr"] * rms)
 

@@ -38,7 +38,7 @@ class Meter:
         self.sums = torch.zeros(2 + 2 * BINS, dtype=exact, device=device)  # loss, forward passes, bins, counts
         self.kinds = torch.zeros(2, len(KINDS), dtype=exact, device=device)  # losses and counts of clips
         self.norms: list[float] = []
-        self._marked: tuple[Tensor, Tensor, int] | None = None
+        self._marked: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def add_loss(self, loss: Tensor, losses: Tensor, gamma: Tensor, weight: float = 1.0) -> None:
@@ -81,21 +81,20 @@ class Meter:
         return result
 
     def mark(self) -> None:
-        """Remember the sums, before a step that may fail."""
-        self._marked = self.sums.clone(), self.kinds.clone(), len(self.norms)
+        """Remember the sums, before a step that may fail. The norm of a step is added when the step is kept."""
+        self._marked.append((self.sums.clone(), self.kinds.clone()))
 
     def keep(self) -> None:
-        """Keep what was added since `mark`: the step is done."""
-        self._marked = None
+        """Keep what was added after the oldest mark: that step is done."""
+        del self._marked[:1]
 
     def back(self) -> None:
-        """Undo what was added since `mark` by a step that was not finished."""
-        if self._marked is not None:
-            sums, kinds, count = self._marked
+        """Undo what was added after the oldest mark by steps that were not kept."""
+        if self._marked:
+            sums, kinds = self._marked[0]
             self.sums.copy_(sums)
             self.kinds.copy_(kinds)
-            del self.norms[count:]
-            self._marked = None
+            self._marked.clear()
 
     def state(self) -> dict[str, list]:
         """The sums as plain numbers, for a checkpoint; `load` takes them."""

@@ -25,21 +25,22 @@ from eqm_video.core.gamma import draw_gamma
 from eqm_video.core.objective import EqMObjective, dispersive_loss, interpolate
 from eqm_video.errors import UserError
 from eqm_video.randomness import fold, generator, normal
+from eqm_video.system.devices import send
+from eqm_video.system.patience import FULL, patience
 from eqm_video.system.record import read_record
 from eqm_video.training.batches import Batches
 from eqm_video.training.checkpoint import Checkpoints, load_state, move_into, save_state
 from eqm_video.training.ema import Ema
 from eqm_video.training.gather import gather_clips
 from eqm_video.training.heartbeat import Heartbeat
-from eqm_video.training.optim import set_lr
+from eqm_video.training.optim import can_refuse, set_lr, step_unless
 from eqm_video.training.progress import Forecast, beside
 from eqm_video.training.rescue import Rescue
 from eqm_video.training.saving import Saving, SavingTogether, stage_parts
 from eqm_video.training.sharding import whole
 from eqm_video.training.signals import Stopped, StopSignals
 from eqm_video.training.tracking import Meter, RunLog, Stopwatch
-
-MAX_SKIPPED = 50  # fp16: consecutive skipped steps after which the run gives up
+from eqm_video.training.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class Trainer:
             self.field, self.optimizer = field, accelerator.prepare_optimizer(optimizer, device_placement=False)
         else:
             self.field, self.optimizer = accelerator.prepare(field, optimizer)
+        self._plain = optimizer  # without Accelerate's wrapper
         self.step, self.skipped, self.saved = 0, 0, 0  # saved: the step of the newest checkpoint
         self.meter, self.watch = Meter(accelerator.device), Stopwatch()
         self.signals = signals or StopSignals(checkpoints.newest, accelerator.is_main_process)
@@ -123,10 +125,12 @@ class Trainer:
         else:
             self.saving = Saving(checkpoints, self._write, self.signals)
         self._spoiled: list[Tensor] = []  # for each clip of a step: True if its latents are not finite
+        self._verdict: Verdict | None = None  # on the newest step, unless it was read
+        self._stopping = False  # whether any process got a stop signal, as far as is known
 
     def run(self) -> bool:
         """Train from the present step to the last; returns False if a signal ended the run early."""
-        steps, every = self.settings.steps, self.settings
+        first, steps, every = self.step + 1, self.settings.steps, self.settings
         batches = self.batches.between(self.step, steps, self._may_leave)
         forecast = Forecast(
             steps,
@@ -136,7 +140,7 @@ class Trainer:
         )
         self._saved_at = time.monotonic()
         with self.signals, Rescue(self._keep_and_tell), self.heartbeat.working(), closing(batches), self._bar() as bar:
-            for step in range(self.step + 1, steps + 1):
+            for step in range(first, steps + 1):
                 self.heartbeat.beat(f"step {step}")
                 with self.watch:
                     self.meter.mark()
@@ -145,13 +149,16 @@ class Trainer:
                         names = self._forward_backward(step, batches)
                     except Stopped:  # while waiting for data
                         return self._leave()
-                    stop = self._judge(step, names)  # raises before a bad gradient reaches the weights
+                    stop = self._judge(step, names)  # raises for the step before, which the device left out
                     with self.saving.whole:
                         self._update(step)
                 last = step == steps
                 evaluations = [hook for hook in self.evaluations if hook.due(step, last) and not stop]
                 if step % every.log_every == 0 or evaluations or last:
+                    self._settle()
                     self._shown |= self._write_log(step, evaluations, bar)
+                elif step == first:
+                    self._settle()  # the loss is shown at once, as is a fault
                 bar.set_postfix(self._shown, refresh=False)
                 bar.update()
                 forecast.count(step)
@@ -160,6 +167,7 @@ class Trainer:
                     self.save() if last or stop else self.save(must=False)
                 hooks = [hook for hook in self.hooks if hook.due(step, last) and not stop]
                 if hooks:
+                    self._settle()
                     with beside(bar, "preview"), self.ema.whole() as average:
                         for hook in hooks:
                             hook.run(step, average)
@@ -168,13 +176,17 @@ class Trainer:
         return True
 
     def _update(self, step: int) -> None:
-        """Update weights and average; then the step is whole."""
-        self.optimizer.step()
+        """Update weights and average, unless the device refuses the step; then the step is whole."""
+        if self.sharded or (self.accelerator.scaler is None and not can_refuse(self._plain)):
+            self._settle()  # such an optimizer cannot leave a step out by itself
+        refused = self._verdict.refused if self._verdict is not None else None
+        # With a scaler the optimizer skips steps by itself; Accelerate's `step_was_skipped` does not notice it.
+        masked = refused is not None and self.accelerator.scaler is None
+        with step_unless(self._plain, refused) if masked else nullcontext():
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        # A fused optimizer skips steps by itself, which Accelerate's `step_was_skipped` does not notice.
-        if self.skipped == 0:
-            self.ema.update(self.network)
-        self.meter.keep()
+        if refused is not None or self.skipped == 0:
+            self.ema.update(self.network, refused)
         self.step = step
         if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
             self.saving.whole.done = torch.cuda.current_stream().record_event()
@@ -208,10 +220,10 @@ class Trainer:
         self._spoiled.append(~torch.isfinite(clean).flatten(1).all(dim=1))
         noise = normal(tuple(clean.shape[1:]), large, device=device)
         dropped = torch.stack([torch.rand((), generator=source) < self.settings.label_dropout for source in small])
-        gamma = _moved(draw_gamma(self.gamma, clean.shape[1], small), device)
+        gamma = send(draw_gamma(self.gamma, clean.shape[1], small), device)
         labels = batch["labels"].cpu()
-        labels = _moved(labels.masked_fill(dropped | (labels < 0), self.network.null_label), device)
-        times = _moved(batch["times"] * self.settings.reference_fps, device)
+        labels = send(labels.masked_fill(dropped | (labels < 0), self.network.null_label), device)
+        times = send(batch["times"] * self.settings.reference_fps, device)
         output = self.field(interpolate(clean, noise, gamma), labels, times=times, gamma=gamma)
         losses = self.objective.loss(output.sample, clean, noise, gamma)
         loss = losses.mean()
@@ -228,48 +240,58 @@ class Trainer:
         return whole(torch.as_tensor(self.accelerator.clip_grad_norm_(self.network.parameters(), limit)))
 
     def _judge(self, step: int, names: list[str]) -> bool:
-        """Whether any process got a stop signal. All raise UserError if latents or the gradient are not finite.
+        """Have the device judge this step, and settle the step before it; returns whether any process is to stop.
 
-        A step waits for the device only here: all values that the host needs come in a single tensor.
+        A step waits for the device only here, in `_settle`, for numbers that were sent a step ago. The stop signals of
+        other processes are known a step late as well.
         """
         spoiled = torch.cat(self._spoiled) if self._spoiled else torch.zeros(0, dtype=torch.bool)
         self._spoiled = []
         norm = torch.as_tensor(self._clip())
         requests = torch.tensor([float(self.signals.received), float(self._clock_is_due())])
         faults = torch.stack([(~norm.isfinite()).float(), spoiled.any().to(norm.device).float()])
-        flags = torch.cat([_moved(requests, norm.device), faults])
+        flags = torch.cat([send(requests, norm.device), faults])
         if self.accelerator.num_processes > 1:
             flags = self.accelerator.reduce(flags, reduction="sum")
         running = self.meter.sums[:2].to(norm.dtype)  # loss and forward passes of this process, since the last line
-        values = torch.cat([norm[None], flags, running, spoiled.to(norm.device).float()]).tolist()
-        norm, (stop, clock, infinite, bad), (loss, passes), mine = values[0], values[1:5], values[5:7], values[7:]
-        self._clock_saves = clock > 0
-        self._shown["loss"] = f"{loss / passes:.4f}" if passes else "-"
-        if not infinite:
-            self.meter.norms.append(norm)
-        scaled = self.accelerator.scaler is not None  # fp16 skips steps that overflow, and lowers its scale
-        self.skipped = self.skipped + 1 if infinite else 0
-        if bad:
-            clips = [name for name, faulty in zip(names, mine, strict=False) if faulty]
-            raise UserError(self._spoiled_by(step, clips))
-        if infinite and (not scaled or self.skipped > MAX_SKIPPED):
-            raise UserError(self._not_finite(step, norm, names))
-        return stop > 0
+        verdict = Verdict(step, names, norm, flags, running, spoiled, self.saving.whole.done)
+        self._settle()
+        self._verdict = verdict
+        return self._stopping or (self.signals.received and self.accelerator.num_processes == 1)
 
-    def _spoiled_by(self, step: int, clips: list[str]) -> str:
-        named = ", ".join(clips) or "clips without names, or of another process"
-        return (
-            f"the latents of these clips of step {step} are not finite, so it was left out: {named}. Use a codec and a "
-            "data set without such values: try `eqm-video reconstruct` on these files"
-        )
+    def _settle(self) -> None:
+        """Read the verdict on the newest step, unless that was done. UserError if the run cannot go on from it."""
+        if self._verdict is not None:
+            self._verdict.read()  # before the next line: a rescue from another thread may come while this waits
+            fault = self._count()
+            if fault is not None:
+                raise UserError(fault)
 
-    def _not_finite(self, step: int, norm: float, names: list[str]) -> str:
-        clips = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-        return (
-            f"the gradient of step {step} is not finite (norm {norm}), so the weights were left as they were. Use a "
-            "lower train.lr or a longer train.warmup, train.mixed_precision=bf16 instead of fp16, and look at the "
-            f"clips of this step: {clips or 'they have no names'}"
-        )
+    def _count(self) -> str | None:
+        """Count the newest step by its verdict, or take it back; returns the sentence with which the run ends, if any.
+
+        A refused step left weights and average as they were.
+        """
+        verdict, self._verdict = self._verdict, None
+        self._stopping, self._clock_saves = verdict.stop, verdict.clock
+        self._shown["loss"] = "-" if verdict.loss is None else f"{verdict.loss:.4f}"
+        self.skipped = self.skipped + 1 if verdict.infinite else 0
+        fault = verdict.fault(scaled=self.accelerator.scaler is not None, skipped=self.skipped)
+        if fault is not None:
+            self._take_back(verdict)
+            return fault
+        if not verdict.infinite:
+            self.meter.norms.append(verdict.norm)
+        elif self.step == verdict.step:  # counted, although the average stayed
+            self.ema.updates -= 1
+        self.meter.keep()
+        return None
+
+    def _take_back(self, verdict: Verdict) -> None:
+        """Count a step as not done: the device refused its update, or did not come to it."""
+        if self.step == verdict.step:
+            self.step, self.ema.updates = self.step - 1, self.ema.updates - 1
+            self.saving.whole.done = verdict.before
 
     def _clock_is_due(self) -> bool:
         """Whether the main process's clock asks for a checkpoint; the others go by it."""
@@ -293,6 +315,7 @@ class Trainer:
 
     def _leave(self) -> bool:
         """End early, with a checkpoint of the last whole step."""
+        self._settle()
         self.meter.back()
         if self.step > self.saved:
             self.save()
@@ -321,6 +344,7 @@ class Trainer:
 
     def save(self, must: bool = True) -> None:
         """Write a checkpoint of this step; every process must call it. `must`: see `Saving.save`."""
+        self._settle()
         self.heartbeat.beat(f"writing the checkpoint of step {self.step}")
         self.meter.gather(self.accelerator)
         written = self.saving.save(must) if self.sharded or self.accelerator.is_main_process else must
@@ -328,7 +352,7 @@ class Trainer:
         # Processes must agree, and only the main one knows whether it was written, unless all write.
         if written if self.sharded or self.accelerator.num_processes == 1 else must:
             self.saved = self.step
-        self._saved_at = time.monotonic()
+        self._saved_at, self._clock_saves = time.monotonic(), False
 
     def _write(self, prune: bool) -> Path:
         parts = {"network": self.network, "ema": self.ema, "optimizer": self.optimizer}
@@ -361,8 +385,24 @@ class Trainer:
 
         No other process takes part: the running means of the log are those of this process.
         """
+        self._settle_for_rescue()
         self.meter.back()
         return self.saving.keep(self.step, self.network)
+
+    def _settle_for_rescue(self) -> None:
+        """Count the newest step if its verdict comes; else take it back, as its update waits in a queue for ever."""
+        verdict = self._verdict
+        if verdict is None:
+            return
+        try:
+            if verdict.arrives(patience(FULL)):
+                verdict.read()
+                self._count()
+                return
+        except RuntimeError:  # the device is lost; `Saving.keep` meets the same error, and says so
+            pass
+        self._verdict = None
+        self._take_back(verdict)
 
     def _keep_and_tell(self) -> str:
         """`keep` in process 0, which tells the others; the others wait for its sentence."""
@@ -388,8 +428,3 @@ class Trainer:
             "optimizer": self.optimizer,
             "scaler": self.accelerator.scaler,
         }
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small CPU tensor on the device, from pinned memory: a copy from pageable memory would wait for the device."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
