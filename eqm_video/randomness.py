@@ -59,6 +59,11 @@ def normal(
     """
     if len(generators) == 0:
         raise ValueError("normal needs one generator for each sample, got none; give [generator(seed, k) for k in ...]")
-    rows = [torch.randn(tuple(shape), generator=draw, device=draw.device, dtype=torch.float32) for draw in generators]
-    stacked = torch.stack([row.to(rows[0].device) for row in rows])  # a single copy to the device for all samples
-    return send(stacked, device).to(dtype)
+    # Each row is drawn in its place: a kernel for each sample, no copy, and a single one to the device.
+    rows = torch.empty(len(generators), *shape, device=generators[0].device, dtype=torch.float32)
+    for row, draw in zip(rows.unbind(), generators, strict=True):
+        if draw.device == row.device:
+            row.normal_(generator=draw)
+        else:
+            row.copy_(torch.randn(tuple(shape), generator=draw, device=draw.device, dtype=torch.float32))
+    return send(rows, device).to(dtype)

@@ -82,6 +82,7 @@ ORDER = [
     (2, "models.reference_files"),
     (2, "models.transformer"),
     (2, "models.unet"),
+    (2, "models.recompute"),
     (2, "models.loading"),
     (2, "models.presets"),
     (2, "models.convert"),

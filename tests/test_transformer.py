@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from eqm_video.models import layers
 from eqm_video.models.layers import GammaEmbedding, attend, position_table, rotate, time_rotation
+from eqm_video.models.recompute import keep_products
 from eqm_video.models.transformer import EqMOutput, EqMTransformer
 
 SIZES = {"hidden_size": 32, "depth": 2, "num_heads": 4, "num_labels": 5}
@@ -201,21 +206,25 @@ def test_attention_never_meets_the_limit_of_sequences(monkeypatch: pytest.Monkey
     sizes = []
 
     def counted(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        sizes.append(query.shape[0] * query.shape[1])
+        sizes.append(query.shape[0])
         return scaled_dot_product_attention(query, key, value)
 
     monkeypatch.setattr(layers.F, "scaled_dot_product_attention", counted)
     assert torch.equal(model(clips, LABELS).sample, whole)
-    assert max(sizes) == B * (H // 2) * (W // 2) * 4  # the temporal sequences of all clips x heads, in one call
+    assert max(sizes) == B * (H // 2) * (W // 2)  # the temporal sequences of all clips, in one call
     calls = len(sizes)
-    for limit in (4 * 7, 4 * 7 + 3, 1):
-        sizes.clear()
-        monkeypatch.setattr(layers, "MAX_SEQUENCES", limit)
-        torch.testing.assert_close(model(clips, LABELS).sample, whole, rtol=1e-12, atol=1e-12)
-        assert max(sizes) <= max(limit, 4) and len(sizes) > calls  # one sequence (of 4 heads) is the least
+    for device in ("cuda", "cpu"):
+        monkeypatch.setattr(layers, "LIMITED", (device,))
+        for limit in (7, 1):
+            sizes.clear()
+            monkeypatch.setattr(layers, "MAX_SEQUENCES", limit)
+            torch.testing.assert_close(model(clips, LABELS).sample, whole, rtol=1e-12, atol=1e-12)
+            split = max(sizes) <= limit and len(sizes) > calls
+            assert split if device == "cpu" else len(sizes) == calls  # the network is on the CPU
 
 
-def test_seventy_thousand_sequences_are_split() -> None:
+def test_seventy_thousand_sequences_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "LIMITED", ("cpu",))
     query, key, value = (torch.randn(70_000, 1, 2, 2) for _ in range(3))
     split = attend(query, key, value)
     for part in (slice(0, 50), slice(65_500, 65_600), slice(69_950, 70_000)):
@@ -242,6 +251,23 @@ def test_gradient_checkpointing_gives_the_same_gradients(temporal: bool) -> None
     assert all(gradient.abs().sum() > 0 for gradient in gradients[0])
 
 
+@pytest.mark.parametrize("temporal", [False, True])
+def test_selective_checkpointing_keeps_products_and_gives_the_same_bits(temporal: bool) -> None:
+    model, clips = network(temporal=temporal, dtype=torch.float32), latents(dtype=torch.float32)
+    gradients, flops = [], []
+    for keep in (None, partial(checkpoint, use_reentrant=False), keep_products):
+        model.enable_gradient_checkpointing(keep) if keep else model.disable_gradient_checkpointing()
+        model.zero_grad()
+        with FlopCounterMode(display=False) as counter:
+            model(clips, LABELS).sample.square().mean().backward()
+        flops.append(counter.get_total_flops())
+        gradients.append([weight.grad for weight in model.parameters()])
+    plain, block, selective = flops
+    assert block > plain == selective  # no matrix product is computed again
+    for others in gradients[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(gradients[0], others, strict=True))
+
+
 def test_a_block_compiles_whole() -> None:
     """With `fullgraph` a graph break is an error; forward and backward through the traced graph."""
     model = network(dtype=torch.float32)
@@ -252,6 +278,20 @@ def test_a_block_compiles_whole() -> None:
     torch.testing.assert_close(compiled, expected)
     compiled.square().mean().backward()
     assert model.blocks[0].temporal.qkv.weight.grad.abs().sum() > 0
+
+
+def test_buckets_and_images_share_a_few_compiled_graphs() -> None:
+    """As in training: forward and backward passes of each shape, compiled block by block without a break."""
+    torch._dynamo.reset()
+    counters.clear()
+    model = network(dtype=torch.float32)
+    for block in model.blocks:
+        block.compile(backend="eager", fullgraph=True)
+    for clips, frames in ((2, 4), (2, 3), (2, 6), (2, 5), (6, 1), (2, 7)):  # buckets, and a pass of images
+        shape = torch.randn(clips, frames, C, H, W)
+        model(shape, torch.zeros(clips, dtype=torch.long)).sample.square().mean().backward()
+    torch._dynamo.reset()
+    assert counters["graph_break"] == {} and 2 <= counters["stats"]["unique_graphs"] <= 4
 
 
 def test_second_derivatives_exist_with_the_math_kernel() -> None:

@@ -16,7 +16,9 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 MAX_SEQUENCES = 65_535
-"""CUDA's attention kernels put sequences (x heads) on a grid axis that holds at most this many blocks."""
+"""CUDA's fused attention kernels put sequences on a grid axis that holds at most this many blocks."""
+LIMITED = ("cuda",)
+"""Types of devices with that limit."""
 
 
 @lru_cache(maxsize=32)
@@ -58,14 +60,13 @@ def rotate(heads: Tensor, rotation: Tensor) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Scaled dot-product attention over S independent sequences (S,A,L,E), in chunks that fit CUDA's grid.
+    """Scaled dot-product attention over S independent sequences (S,A,L,E), in chunks only where a kernel needs them.
 
-    A chunk has at most MAX_SEQUENCES // A sequences: some kernels count sequences, some sequences x heads.
+    Flash and memory-efficient attention of CUDA refuse more than MAX_SEQUENCES sequences, of any number of heads.
     """
-    chunk = max(1, MAX_SEQUENCES // query.shape[1])
-    if query.shape[0] <= chunk:
+    if query.shape[0] <= MAX_SEQUENCES or query.device.type not in LIMITED:
         return F.scaled_dot_product_attention(query, key, value)
-    parts = zip(query.split(chunk), key.split(chunk), value.split(chunk), strict=True)
+    parts = zip(*(tensor.split(MAX_SEQUENCES) for tensor in (query, key, value)), strict=True)
     return torch.cat([F.scaled_dot_product_attention(*part) for part in parts])
 
 

@@ -134,7 +134,9 @@ class TrainConfig:
     ema: float = option(0.9999, least=0, most=1)  # decay of the averaged weights, a step; 0: no average
     label_dropout: float = option(0.1, least=0, most=1)  # share of samples without their label, for guidance
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"  # of the forward pass
-    gradient_checkpointing: bool = False  # less memory, and a third more computation
+    gradient_checkpointing: bool = False  # less memory, and up to a third more computation
+    # Computed twice: whole blocks, or (selective) all but their matrix products and attention, which take most time.
+    recompute: Literal["block", "selective"] = "block"
     compile: bool = False  # torch.compile of every block
     log_every: int = option(50, least=1)  # steps between two lines of the log
     save_every: int = option(5000, least=1)  # steps between two checkpoints
@@ -281,10 +283,32 @@ def _check_ranges(config: Config) -> None:
             f"model.temporal is false, so {data.frames} frames would not see each other: add model.temporal=true, or "
             "frames=1 for an image model"
         )
+    if train.recompute == "selective":
+        _check_selective(config)
     if train.compile and config.model.energy != "implicit":
         raise UserError(
             f"train.compile=true does not go with model.energy={config.model.energy}: compiled blocks have no double "
             "backward; add train.compile=false"
+        )
+
+
+def _check_selective(config: Config) -> None:
+    """Refuse selective checkpointing where it would do nothing, or something else."""
+    train, energy = config.train, config.model.energy
+    if not train.gradient_checkpointing:
+        raise UserError(
+            "train.recompute=selective says what train.gradient_checkpointing computes again, and that is false: add "
+            "train.gradient_checkpointing=true"
+        )
+    if energy != "implicit":
+        raise UserError(
+            f"train.recompute=selective does not go with model.energy={energy}, whose blocks are differentiated twice: "
+            "add train.recompute=block"
+        )
+    if train.compile:
+        raise UserError(
+            "train.recompute=selective does not go with train.compile=true, whose blocks recompute what is cheap by "
+            "themselves: add train.gradient_checkpointing=false with train.recompute=block, or train.compile=false"
         )
 
 

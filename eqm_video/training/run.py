@@ -23,6 +23,7 @@ from eqm_video.core.objective import EqMObjective
 from eqm_video.data.datasets import collate
 from eqm_video.data.latents import collate_latents
 from eqm_video.errors import UserError
+from eqm_video.models.recompute import keep_products
 from eqm_video.randomness import generator
 from eqm_video.sampling.settings import Sampling
 from eqm_video.system import machine
@@ -124,10 +125,11 @@ class Run:
     def _trainer(self, network: nn.Module, data: TrainingData) -> Trainer:
         config, train, accelerator = self.config, self.config.train, self.accelerator
         if train.gradient_checkpointing:
-            network.enable_gradient_checkpointing(checkpoint_block if config.model.energy != "implicit" else None)
+            explicit = checkpoint_block if config.model.energy != "implicit" else None
+            network.enable_gradient_checkpointing(keep_products if train.recompute == "selective" else explicit)
         if train.compile:
             for block in network.blocks:
-                block.compile()
+                block.compile(fullgraph=True)  # a part that could not be compiled is an error, not a slower run
         field = Field(network)
         if self.sharding is not None:
             self.sharding.apply(field, accelerator)

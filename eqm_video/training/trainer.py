@@ -177,8 +177,6 @@ class Trainer:
 
     def _update(self, step: int) -> None:
         """Update weights and average, unless the device refuses the step; then the step is whole."""
-        if self.sharded or (self.accelerator.scaler is None and not can_refuse(self._plain)):
-            self._settle()  # such an optimizer cannot leave a step out by itself
         refused = self._verdict.refused if self._verdict is not None else None
         # With a scaler the optimizer skips steps by itself; Accelerate's `step_was_skipped` does not notice it.
         masked = refused is not None and self.accelerator.scaler is None
@@ -257,6 +255,8 @@ class Trainer:
         verdict = Verdict(step, names, norm, flags, running, spoiled, self.saving.whole.done)
         self._settle()
         self._verdict = verdict
+        if self.sharded or (self.accelerator.scaler is None and not can_refuse(self._plain)):
+            self._settle()  # such an optimizer cannot leave a step out by itself
         return self._stopping or (self.signals.received and self.accelerator.num_processes == 1)
 
     def _settle(self) -> None:
