@@ -129,7 +129,8 @@ class Run:
             network.enable_gradient_checkpointing(keep_products if train.recompute == "selective" else explicit)
         if train.compile:
             for block in network.blocks:
-                block.compile(fullgraph=True)  # a part that could not be compiled is an error, not a slower run
+                # A part that could not be compiled is an error, not a slower run. Parts of weights are gathered between.
+                block.compile(fullgraph=self.sharding is None)
         field = Field(network)
         if self.sharding is not None:
             self.sharding.apply(field, accelerator)
