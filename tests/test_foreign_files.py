@@ -65,7 +65,7 @@ THEIRS += (".incomplete-x", "deep/er/x", "parts/settings.json", "parts/00000000.
 
 def example(pattern: str) -> str:
     """A name that the pattern matches."""
-    name = re.sub(r"\((\w+)\|[^)]*\)", r"\1", pattern)
+    name = re.sub(r"\(([^|()]+)\|[^)]*\)", r"\1", pattern)
     name = re.sub(r"\([^)]*\)\?", "", name)
     for piece, text in ((r"\.", "."), (r"\d{6,}", "000000"), (r"\d{8,}", "00000000"), (r"\w*", ""), (".+", "x")):
         name = name.replace(piece, text)

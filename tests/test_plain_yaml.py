@@ -212,7 +212,7 @@ def test_what_is_no_small_file_is_refused_and_not_waited_for(tmp_path) -> None:
         (tmp_path / "pipe", "pipe"),
         ("/dev/zero", "device"),
         (tmp_path / "large", "256 KiB"),
-        (tmp_path / "none", "No such file"),
+        (tmp_path / "none", "is no file"),
         ("a\0b", "null"),
         ("x" * 5000, "too long"),
     ):
@@ -292,7 +292,7 @@ def test_mutated_recipes_are_read_or_one_sentence(tmp_path) -> None:
     recipes = [path.read_text() for path in sorted((ROOT / "configs").glob("*.yaml"))]
     recipes = ["\n".join(line for line in text.splitlines() if not line.startswith("#")) for text in recipes]
     path, read = tmp_path / "r.yaml", 0
-    for _ in range(300):
+    for _ in range(400):
         text = mutated(random_.choice(recipes)[:600], random_)
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
         try:
@@ -303,4 +303,4 @@ def test_mutated_recipes_are_read_or_one_sentence(tmp_path) -> None:
         read += 1
         path.write_text(to_yaml(config))
         assert load_config(path) == config
-    assert 5 < read < 250
+    assert 5 < read < 350

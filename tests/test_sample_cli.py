@@ -288,7 +288,7 @@ def test_processes_that_do_not_know_each_other_are_refused(export, tmp_path, mon
 
 def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit) as stopped:
-        run("--help")
+        run("--help-all")
     said = capsys.readouterr().out
     assert stopped.value.code == 0 and "--guidance-scale" in said and "--mixed-precision" in said
 

@@ -23,8 +23,7 @@ PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 EXAMPLES = """examples:
   eqm-video sample demo --out samples/first                                 (the model that ships with the package)
   eqm-video sample runs/mine --out moving --start-from photo.jpg            (image to video)
-  eqm-video sample runs/mine --out future --start-from clip.mp4 --known 0-3 (continuation; ends: in-betweening)
-  eqm-video sample runs/mine --out long --length 160 --overlap 4            (long video)"""
+  eqm-video sample runs/mine --out future --start-from clip.mp4 --known 0-3 (continuation; ends: in-betweening)"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,8 +63,8 @@ class Evaluate(
     what each metric sees, and when a number may be compared with a paper's.
 
     Examples:
-      python -m eqm_video evaluate samples/actions --data FOLDER --out results/actions
-      python -m eqm_video evaluate FOLDER --data UCF-101 --protocol stylegan-v --weights i3d_torchscript.pt --out DIR
+      eqm-video evaluate samples/actions --data FOLDER --out results/actions
+      eqm-video evaluate FOLDER --data UCF-101 --protocol stylegan-v --weights i3d_torchscript.pt --out DIR
     """
 
     samples: str = option(
@@ -81,25 +81,36 @@ class Evaluate(
         unset="the protocol's",
     )
     weights: Path | None = option(None, metavar="FILE", help="of i3d or inception, TorchScript")
-    input_layout: str = option("bcthw", choices=AXES, help="axes that a file takes; without a t: frame by frame")
-    input_size: int = option(224, least=1, most=4096, metavar="PIXELS", help="height and width that a file takes")
-    input_range: str = option("-1:1", choices=RANGES, help="of the pixels that a file takes")
+    input_layout: str = option(
+        "bcthw", choices=AXES, help="axes that a file takes; without a t: frame by frame", rare=True
+    )
+    input_size: int = option(
+        224, least=1, most=4096, metavar="PIXELS", help="height and width that a file takes", rare=True
+    )
+    input_range: str = option("-1:1", choices=RANGES, help="of the pixels that a file takes", rare=True)
     num_samples: int | None = narrower(None, unset="the protocol's, or all that there are; 64 of a model")
-    real: int | None = option(None, least=1, metavar="M", help="real clips", unset="the protocol's, or all")
+    real: int | None = option(None, least=1, metavar="M", help="real clips", unset="the protocol's, or all", rare=True)
     split: str | None = narrower(None, unset="the protocol's, all as a rule")
     frame_interval: int | None = narrower(None, unset="the protocol's, or by the fps of data and samples")
     seed: int = 0
-    order: Literal["sorted", "shuffled"] | None = option(None, help="of the real files", unset="the protocol's")
+    order: Literal["sorted", "shuffled"] | None = option(
+        None, help="of the real files", unset="the protocol's", rare=True
+    )
     window: Literal["first", "central", "random", "every"] | None = option(
-        None, help="of each real video", unset="the protocol's"
+        None, help="of each real video", unset="the protocol's", rare=True
     )
     paired: bool = option(False, help="compare each clip with the one of its name or place in --data: psnr, ssim")
-    redraws: int = option(200, least=0, most=100_000, metavar="B", help="redraws of an interval, 0: none")
-    permutations: int = option(1000, least=0, most=1_000_000, metavar="P", help="of the p-value of mmd, 0: none")
-    no_floor: bool = option(False, help="no floors: real clips against real clips are not compared")
-    cache: Path = option(CACHE, metavar="DIR", help="where measures of real sets are kept")
+    redraws: int = option(200, least=0, most=100_000, metavar="B", help="redraws of an interval, 0: none", rare=True)
+    permutations: int = option(
+        1000, least=0, most=1_000_000, metavar="P", help="of the p-value of mmd, 0: none", rare=True
+    )
+    no_floor: bool = option(False, help="no floors: real clips against real clips are not compared", rare=True)
+    cache: Path = option(CACHE, metavar="DIR", help="where measures of real sets are kept", rare=True)
     export_for: str | None = option(
-        None, choices=tuple(LAYOUTS), help="write both sets as that tool's scripts read them, and compute nothing"
+        None,
+        choices=tuple(LAYOUTS),
+        help="write both sets as that tool's scripts read them, and compute nothing",
+        rare=True,
     )
     guidance_scale: float | None = same(Sampling, "guidance_scale")
     batch_size: int = 16
