@@ -29,7 +29,7 @@ from eqm_video.data.datasets import open_data
 from eqm_video.data.latents import LatentsInMemory, collate_latents
 from eqm_video.errors import UserError
 from eqm_video.training import cache
-from eqm_video.training.config import load_config
+from eqm_video.training.config import load_config, to_yaml
 from eqm_video.training.data import LatentCaches
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -146,6 +146,7 @@ def test_the_weights_of_the_codec_wait_for_the_export(made: Path, plain: Path, t
     AcceleratorState._reset_state(reset_partial_state=True)
     config = load_config(None, words(made, f"data.latents=cache:{plain}", f"run.dir={tmp_path / 'run'}"))
     run = Run(config, build.make_accelerator(config))
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
     assert run.trainer.run() and not run.codec.has_weights
     assert (run.export() / "vae").is_dir() and run.codec.has_weights
 

@@ -149,7 +149,11 @@ def test_a_path_that_is_not_a_folder_is_one_sentence_and_nothing_is_left(command
 
 @pytest.mark.parametrize(
     ("command", "words"),
-    [line for line in LINES if line[0] not in ("oracle", "plane", "train-codec", "train-shipped", "demo", "ablate")],
+    [
+        line
+        for line in LINES
+        if line[0] not in ("oracle", "plane", "train-codec", "train-shipped", "demo", "ablate", "forcing")
+    ],
 )
 def test_a_command_that_fails_at_the_start_leaves_no_folder(command, words, tmp_path, capsys) -> None:
     if "--only" in words(tmp_path, tmp_path):
