@@ -129,7 +129,7 @@ class Run:
             network.enable_gradient_checkpointing(keep_products if train.recompute == "selective" else explicit)
         if train.compile:
             for block in network.blocks:
-                # A part that could not be compiled is an error, not a slower run. Parts of weights are gathered between.
+                # A part that cannot be compiled is an error, not a slower run. Parts of weights are gathered between.
                 block.compile(fullgraph=self.sharding is None)
         field = Field(network)
         if self.sharding is not None:
