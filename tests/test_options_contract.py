@@ -123,7 +123,10 @@ def test_numbers_without_sense_are_refused_before_anything_is_done(name, one, tm
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_help_fits_on_a_screen_and_says_what_it_leaves_out(name: str, capsys: pytest.CaptureFixture) -> None:
+def test_help_fits_on_a_screen_and_says_what_it_leaves_out(
+    name: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     said = {}
     for flag in ("--help", "--help-all"):
         with pytest.raises(SystemExit) as stopped:
