@@ -34,7 +34,10 @@ def find(name_or_path: str | Path, launch_files: bool = False) -> Path:
     `configs/own_videos.yaml` is `own_videos` where there is no such file. UserError where there is neither.
     """
     path = Path(name_or_path)
-    if path.is_file():
+    try:
+        if path.is_file():
+            return path
+    except OSError:  # a name that is too long: reading it says so
         return path
     name = str(name_or_path).removeprefix("configs/").removesuffix(".yaml")
     known = names(launch_files)
