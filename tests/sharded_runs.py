@@ -79,7 +79,7 @@ def obstruct(trainer: Trainer) -> None:
 def compile_cheaply() -> None:
     """Compile blocks with a backend that needs no C++ compiler."""
     compiled = nn.Module.compile
-    nn.Module.compile = lambda block: compiled(block, backend="aot_eager")
+    nn.Module.compile = lambda block, **options: compiled(block, backend="aot_eager", **options)
 
 
 if __name__ == "__main__":
