@@ -164,7 +164,7 @@ def digest(run: Path) -> dict[str, str]:
         for path in sorted(top.rglob("*")):
             if path.name == "optimizer.pt":
                 found[str(path.relative_to(run))] = state_digest(path)
-            elif path.is_file() and path.name not in ("checkpoint.json", "pipeline.json"):
+            elif path.is_file() and path.name not in ("checkpoint.json", "pipeline.json", "README.md"):
                 found[str(path.relative_to(run))] = hashlib.sha256(path.read_bytes()).hexdigest()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     found["metrics"] = json.dumps([(line["step"], line.get("loss")) for line in lines])
