@@ -5,6 +5,7 @@ Legend: B clips, T frames, C channels, H W height and width of the latents.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -96,6 +97,17 @@ def peak(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
     return 2 * size**3 / found["seconds"]
 
 
+def every_shape(options: argparse.Namespace, measure: Callable[..., list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of `measure(options, preset, frames, peak)` for all presets and numbers of frames of the options."""
+    torch.set_num_threads(options.threads)
+    rows = []
+    for preset in options.presets.split(","):
+        for frames in map(int, options.frames.split(",")):
+            top = peak(torch.device(options.device), DTYPES[options.dtype])  # at this moment
+            rows += measure(options, preset, frames, top)
+    return rows
+
+
 class Moved(TorchDispatchMode):
     """Counts `bytes`, those that each operation reads and writes, as if none were fused."""
 
@@ -130,7 +142,7 @@ def costs(preset: str, shape: Sequence[int], depth: int | None, *, training: boo
     return {"flops": counter.get_total_flops(), "bytes": moved.bytes}
 
 
-def rates(row: dict[str, Any], shape: Sequence[int], patch: int, cost: dict[str, float], top: float) -> dict[str, Any]:
+def rates(row: dict[str, Any], shape: Sequence[int], patch: int, cost: dict[str, Any], top: float) -> dict[str, Any]:
     """The row with what follows from its seconds: clips/s, tokens/s, TFLOP/s, the share of the peak, GiB moved."""
     seconds, tokens = row["seconds"], shape[0] * shape[1] * (shape[-1] // patch) ** 2
     return {
@@ -141,7 +153,7 @@ def rates(row: dict[str, Any], shape: Sequence[int], patch: int, cost: dict[str,
         "tflops": cost["flops"] / seconds / 1e12,
         "peak_tflops": top / 1e12,
         "of_peak": cost["flops"] / seconds / top,
-        "gib_moved_unfused": cost["bytes"] / 2**30,
+        "gib_moved_unfused": None if cost["bytes"] is None else cost["bytes"] / 2**30,
     }
 
 

@@ -29,9 +29,9 @@ from eqm_video.training.ema import Ema
 from eqm_video.training.optim import adamw
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(description: str) -> argparse.ArgumentParser:
     """The options, most of which the other benchmarks have too."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--presets", default="S/2", help="sizes, such as S/2,B/2 (S/2)")
     made.add_argument("--frames", default="16", help="frames of a clip, such as 1,16 (16)")
     made.add_argument("--size", type=int, default=32, help="height and width of the latents (32)")
@@ -75,12 +75,12 @@ def measure(options: argparse.Namespace, preset: str, frames: int, top: float) -
     device, shape = torch.device(options.device), (options.batch, frames, measuring.CHANNELS, *[options.size] * 2)
     names, works, costs = [], [], []
 
-    def add(name: str, module: nn.Module, call: Callable[..., Any], cost: dict[str, float] | None = None) -> None:
+    def add(name: str, module: nn.Module, call: Callable[..., Any], cost: dict[str, Any] | None = None) -> None:
         step = step_of(module, call, shape, device, options.dtype)
         if cost is None:
             with FlopCounterMode(display=False) as counter:
                 step()
-            cost = {"flops": counter.get_total_flops(), "bytes": float("nan")}
+            cost = {"flops": counter.get_total_flops(), "bytes": None}
         names.append(name), works.append(step), costs.append(cost)
 
     ours = measuring.costs(preset, shape, options.depth, training=True)
@@ -106,15 +106,8 @@ def measure(options: argparse.Namespace, preset: str, frames: int, top: float) -
 
 def main() -> None:
     """Measure every preset at every number of frames."""
-    options = parser().parse_args()
-    device = torch.device(options.device)
-    torch.set_num_threads(options.threads)
-    rows = []
-    for preset in options.presets.split(","):
-        for frames in map(int, options.frames.split(",")):
-            top = measuring.peak(device, measuring.DTYPES[options.dtype])  # at this moment
-            rows += measure(options, preset, frames, top)
-    measuring.record("train_step", rows, device, options.out)
+    options = parser(__doc__).parse_args()
+    measuring.record("train_step", measuring.every_shape(options, measure), torch.device(options.device), options.out)
 
 
 if __name__ == "__main__":

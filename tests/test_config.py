@@ -238,6 +238,20 @@ def test_flow_and_eqm_are_words_for_whole_objectives(tmp_path) -> None:
             load_config(recipe, overrides)
 
 
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ([], r"add train\.gradient_checkpointing=true"),
+        (["train.gradient_checkpointing=true", "model.energy=dot"], r"add train\.recompute=block"),
+        (["train.gradient_checkpointing=true", "train.compile=true"], r"or train\.compile=false"),
+    ],
+)
+def test_selective_checkpointing_is_refused_where_it_would_do_nothing(words, advice) -> None:
+    with pytest.raises(UserError, match=f"train.recompute=selective .*{advice}"):
+        load_config(None, ["train.recompute=selective", *words])
+    assert load_config(None, ["train.recompute=selective", "train.gradient_checkpointing=true"])
+
+
 def test_energies_are_read_back_and_do_not_go_with_compiled_blocks() -> None:
     assert load_config().model.energy == "implicit"
     config = load_config(None, ["model.energy=dot"])

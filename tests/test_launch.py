@@ -44,6 +44,18 @@ def test_what_launchers_set_anyway_is_harmless(monkeypatch, name, value) -> None
     check_environment()
 
 
+def test_compilation_without_a_compiler_is_a_sentence(monkeypatch, tmp_path) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"needs a C compiler.*train\.compile=false"):
+        build.check_compiler()
+    (tmp_path / "my-cc").write_text("#!/bin/sh\n")
+    (tmp_path / "my-cc").chmod(0o755)
+    monkeypatch.setenv("CC", "my-cc")
+    build.check_compiler()
+
+
 def test_gradients_are_whole_whatever_accelerate_reads(monkeypatch) -> None:
     monkeypatch.setattr("eqm_video.training.launcher.check_environment", lambda: None)
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")

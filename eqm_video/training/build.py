@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -86,6 +88,16 @@ def note_precision(config: Config, device: torch.device) -> list[str]:
     ):
         notes += machine.note_bf16(device, f"{key}=bf16", f"{key}={instead}") if precision == "bf16" else []
     return notes
+
+
+def check_compiler() -> None:
+    """UserError if the machine has no C compiler, which torch.compile needs on CPUs and GPUs alike."""
+    names = [os.environ.get(name, "") for name in ("CXX", "CC")] + ["g++", "gcc", "clang++", "clang", "cc", "cl"]
+    if not any(name and shutil.which(name) for name in names):
+        raise UserError(
+            "train.compile=true needs a C compiler, and this machine has none: install one (such as the package g++), "
+            "or type train.compile=false"
+        )
 
 
 def codec_shape(name: str) -> tuple[int, int]:

@@ -118,12 +118,17 @@ def count_memory(config: Config, network: nn.Module, shape: Sequence[int], world
         named = network.named_parameters()
         matrices = sum(p.numel() for name, p in named if p.ndim == 2 and ".modulation" not in name and "blocks" in name)
     clips = max(1, config.train.batch_size // world // config.train.accumulation)
-    activations = _activations(network, (clips, *shape), config.train.gradient_checkpointing)
+    activations = _activations(network, (clips, *shape), _recomputes(config))
     if config.train.mixed_precision != "no":
         activations = int(0.6 * activations)
     weights = 4 * parameters // parts
     codec = 4 * 83_653_863 if config.codec.name.startswith("stabilityai/sd-vae") else 0
     return Memory(weights, weights, (8 * parameters - 4 * matrices) // parts, weights, activations, codec)
+
+
+def _recomputes(config: Config) -> bool:
+    """Whether whole blocks are computed twice. Selective checkpointing counts as none: an upper bound on memory."""
+    return config.train.gradient_checkpointing and config.train.recompute == "block"
 
 
 def _activations(network: nn.Module, shape: tuple[int, ...], recomputed: bool) -> int:
@@ -192,7 +197,7 @@ def seconds_per_step(config: Config, device: Device, flops: int, frames: int, wo
     A backward pass takes twice a forward pass; recomputing activations is one more. Encoding is counted for stable
     diffusion's autoencoder where latents are computed online.
     """
-    passes = 4 if config.train.gradient_checkpointing else 3
+    passes = 4 if _recomputes(config) else 3
     step = passes * flops * config.train.batch_size / device.speed(config.train.mixed_precision)
     if config.data.latents in ("online", "auto") and config.codec.name.startswith("stabilityai/sd-vae"):
         encoding = ENCODE * config.data.size**2 * frames * config.train.batch_size

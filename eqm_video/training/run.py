@@ -128,6 +128,7 @@ class Run:
             explicit = checkpoint_block if config.model.energy != "implicit" else None
             network.enable_gradient_checkpointing(keep_products if train.recompute == "selective" else explicit)
         if train.compile:
+            build.check_compiler()
             for block in network.blocks:
                 # A part that cannot be compiled is an error, not a slower run. Parts of weights are gathered between.
                 block.compile(fullgraph=self.sharding is None)

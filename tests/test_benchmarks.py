@@ -1,0 +1,132 @@
+"""The benchmarks run at small sizes, and their numbers agree with each other."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import gpu
+import loader
+import measuring
+import memory
+import sample
+import train_step
+
+SHAPE = ["--presets", "S/2", "--frames", "1,2", "--size", "4", "--depth", "1", "--repeats", "1"]
+PEER = """
+import torch
+
+class Peer(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, latents, labels):
+        return self.linear(latents.movedim(2, -1)).movedim(-1, 2)
+
+def make(peer, *, width, depth, heads, patch, frames, size, channels, labels):
+    assert peer.name == "checkout" and (depth, patch, size, channels) == (1, 2, 4, 4)
+    return Peer(width)
+"""
+
+
+def rows_of(module, words: list[str], out: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """The rows of the record that a benchmark writes."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, *words, "--out", str(out)])
+    module.main()
+    record = json.loads(out.read_text())
+    assert record["benchmark"] == module.__name__ and record["machine"]["torch"] == torch.__version__
+    assert {"commit", "command", "load"} <= record.keys() and {"processor", "cpu_flags"} <= record["machine"].keys()
+    return record["rows"]
+
+
+def test_a_step_is_timed_beside_a_peer(tmp_path, monkeypatch) -> None:
+    (tmp_path / "adapter.py").write_text(PEER)
+    words = [*SHAPE, "--peer", str(tmp_path / "checkout"), "--adapter", str(tmp_path / "adapter.py")]
+    rows = rows_of(train_step, words, tmp_path / "out.json", monkeypatch)
+    assert [(row["module"], row["frames"]) for row in rows] == [
+        (m, f) for f in (1, 2) for m in ("eqm-video", "adapter")
+    ]
+    for row in rows:
+        assert row["clips_per_second"] == pytest.approx(1 / row["seconds"])
+        assert row["of_peak"] == pytest.approx(row["tflops"] / row["peak_tflops"])
+        assert row["tokens_per_second"] == pytest.approx(4 * row["frames"] / row["seconds"])
+    one, other, two, _ = rows
+    assert 1.5 < two["tflop"] / one["tflop"] < 3 and one["tflop"] > 100 * other["tflop"]  # attention in time, too
+    assert two["gib_moved_unfused"] > one["gib_moved_unfused"] and other["gib_moved_unfused"] is None
+
+
+def test_costs_are_those_of_the_written_out_network() -> None:
+    """Of a single linear layer a forward and a backward pass are 3 products, less that by the input."""
+    shape, network = (1, 1, 4, 4, 4), measuring.build("S/2", depth=1, device="meta", temporal=False)
+    found = measuring.costs("S/2", shape, 1, training=False)["flops"]
+    tokens, width = 4, 384
+    products = 2 * tokens * (16 * width + 12 * width**2 + 16 * width)  # patches, block, head
+    condition = 2 * (256 * width + width**2 + (6 + 2) * width**2)
+    attention = 2 * 2 * tokens**2 * width
+    assert found == products + condition + attention
+    training = measuring.costs("S/2", shape, 1, training=True)["flops"]
+    assert 2.9 * found < training <= 3 * found
+    assert sum(weight.numel() for weight in network.parameters()) > 2e6
+
+
+def test_a_descent_is_timed_beside_bare_calls(tmp_path, monkeypatch) -> None:
+    rows = rows_of(sample, [*SHAPE, "--steps", "2"], tmp_path / "out.json", monkeypatch)
+    assert [(row["frames"], row["guidance"]) for row in rows] == [(1, 1.0), (1, 2.0), (2, 1.0), (2, 2.0)]
+    assert rows[1]["tflop"] == pytest.approx(2 * rows[0]["tflop"], rel=0.2)
+    assert all(row["of_bare"] > 0 and math.isfinite(row["clips_per_second"]) for row in rows)
+
+
+def test_a_case_of_memory_is_measured(capsys) -> None:
+    words = ["--presets=S/2", "--frames=2", "--size=4", "--depth=1", "--recompute=selective"]
+    memory.one(train_step.parser("").parse_args(words))
+    row = json.loads(capsys.readouterr().out)
+    assert row["recompute"] == "selective" and row["gib"] >= 0
+
+
+def test_batches_of_a_recipe_are_timed(made, tmp_path, monkeypatch, fresh_accelerator) -> None:
+    words = ["actions", f"data.root={made / 'videos'}", f"codec.name={made / 'codec'}", "data.size=16", "frames=3"]
+    words += ["data.frame_interval=1", "data.split=null", "train.batch_size=2", "data.workers=0", "--batches", "2"]
+    (row,) = rows_of(loader, words, tmp_path / "out.json", monkeypatch)
+    assert row["clips"] == 4 and row["batch"][:2] == [2, 3] and row["clips_per_second"] > 0
+
+
+@pytest.fixture
+def options(tmp_path) -> argparse.Namespace:
+    """Those of `gpu.py --tiny`."""
+    return argparse.Namespace(out=tmp_path, device="cpu", tiny=True, size=4, depth=1, peer=None, adapter=None)
+
+
+def test_numbers_of_precisions_and_kernels_of_a_step(options) -> None:
+    exact, rough, compiled, _ = gpu.numbers(options)
+    assert all(exact[key] == 0 for key in exact if key.startswith("relative"))
+    assert 0 < rough["relative_sample"] < 0.05 and rough["relative_gradient"] < 0.1
+    assert compiled["relative_sample"] < 1e-5 and compiled["compiled"]
+    whole, *kernels = gpu.profile(options)
+    assert sum(row["share"] for row in kernels) <= 1.001 and kernels[0]["milliseconds"] <= whole["milliseconds"]
+
+
+def test_a_run_from_the_disk_is_stopped_and_resumed(options) -> None:
+    started, resumed = gpu.training(options)
+    assert resumed["step"] > started["step"] > 0 and resumed["clips_per_second"] > 0
+
+
+def test_every_stage_is_a_command_that_can_be_read_and_all_end_in_time(options, tmp_path) -> None:
+    for tiny, device in ((True, "cpu"), (False, "cuda")):
+        options.tiny, options.device, options.peer, options.adapter = tiny, device, tmp_path, tmp_path / "a.py"
+        made = gpu.stages(options)
+        assert sum(limit for *_, limit in made) <= 25 * 60 and set(gpu.OWN) <= {name for name, *_ in made}
+        for name, words, _ in made:
+            assert Path(words[0]).is_file()
+            if name not in gpu.OWN:
+                parsed, rest = train_step.parser("").parse_known_args(words[1:])
+                assert parsed.device == device and rest == []
