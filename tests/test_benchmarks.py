@@ -66,7 +66,7 @@ def test_a_step_is_timed_beside_a_peer(tmp_path, monkeypatch) -> None:
 
 
 def test_costs_are_those_of_the_written_out_network() -> None:
-    """Of a single linear layer a forward and a backward pass are 3 products, less that by the input."""
+    """A training step is 3 forward passes, less the derivative by the latents."""
     shape, network = (1, 1, 4, 4, 4), measuring.build("S/2", depth=1, device="meta", temporal=False)
     found = measuring.costs("S/2", shape, 1, training=False)["flops"]
     tokens, width = 4, 384
@@ -102,7 +102,7 @@ def test_batches_of_a_recipe_are_timed(made, tmp_path, monkeypatch, fresh_accele
 
 @pytest.fixture
 def options(tmp_path) -> argparse.Namespace:
-    """Those of `gpu.py --tiny`."""
+    """The options of `gpu.py --tiny`."""
     return argparse.Namespace(out=tmp_path, device="cpu", tiny=True, size=4, depth=1, peer=None, adapter=None)
 
 
