@@ -267,6 +267,10 @@ def test_the_command_prints_a_summary(tmp_path: Path, capsys: pytest.CaptureFixt
     model = EqMTransformer.from_pretrained(tmp_path / "out")
     assert f"parameters  {sum(weight.numel() for weight in model.parameters()):,}" in printed
     assert model.config.temporal and model.config.conditioned_on_gamma
+    assert not main([*arguments[:1], str(tmp_path / "second"), *arguments[2:], "--temporal-every", "2"])
+    assert EqMTransformer.from_pretrained(tmp_path / "second").config.temporal_every == 2
+    with pytest.raises(UserError, match="--temporal-every 2 needs attention in time: add --temporal"):
+        main([*arguments[:1], str(tmp_path / "third"), "--num-heads", "4", "--temporal-every", "2"])
     save_file({key: value.contiguous() for key, value in reference_layout(128, 4).items()}, tmp_path / "n.safetensors")
     assert not main([str(tmp_path / "n.safetensors"), str(tmp_path / "nano")])
     assert "preset      EqM-Nano/2" in capsys.readouterr().out

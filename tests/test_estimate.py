@@ -28,9 +28,10 @@ def saved_bytes(network: torch.nn.Module, shape: tuple[int, ...]) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-@pytest.mark.parametrize("energy", ["implicit", "dot"])
-def test_activations_are_what_autograd_keeps(energy) -> None:
-    network = build_model("EqM-Nano/2", num_labels=3, temporal=True, in_channels=4, energy=energy)
+@pytest.mark.parametrize(("energy", "every"), [("implicit", 1), ("dot", 1), ("implicit", 2)])
+def test_activations_are_what_autograd_keeps(energy, every) -> None:
+    options = {"temporal": True, "temporal_every": every, "energy": energy}
+    network = build_model("EqM-Nano/2", num_labels=3, in_channels=4, **options)
     words = ["model.preset=EqM-Nano/2", "train.batch_size=4", "train.accumulation=2", f"model.energy={energy}"]
     counted = count_memory(load_config(None, words), network, (6, 4, 16, 16)).activations
     assert counted == pytest.approx(saved_bytes(network, (2, 6, 4, 16, 16)), rel=0.02)

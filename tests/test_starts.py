@@ -15,6 +15,7 @@ from PIL import Image
 from tiny_run import read_metrics, tiny_network, write_codec, write_images, write_videos
 
 from eqm_video.cli import main as command_line
+from eqm_video.errors import UserError
 from eqm_video.models.convert import convert
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.sampling.pipeline import EqMPipeline
@@ -81,8 +82,9 @@ def image_and_video(source: Path, folder: Path, **options: object) -> tuple[EqMT
     return image, video, start_from(video, str(folder))
 
 
+@pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("start", ["image run", "converted", "converted with time"])
-def test_a_video_network_starts_as_the_image_network_bit_for_bit(tmp_path, start) -> None:
+def test_a_video_network_starts_as_the_image_network_bit_for_bit(tmp_path, start, every) -> None:
     """At T = 1 the same numbers; longer, every frame as an image of its own: the gates of the temporal layers are 0."""
     source = tmp_path / "image"
     if start == "image run":
@@ -92,8 +94,11 @@ def test_a_video_network_starts_as_the_image_network_bit_for_bit(tmp_path, start
     folder = source
     if start == "converted with time":
         folder = tmp_path / "video"
-        convert(FIXTURE, folder, num_heads=4, temporal=True)
-    image, video, notes = image_and_video(source, folder)
+        convert(FIXTURE, folder, num_heads=4, temporal=True, temporal_every=every)
+    image, video, notes = image_and_video(source, folder, temporal_every=every)
+    if start == "converted with time":
+        with pytest.raises(UserError, match=f"temporal_every {every} there, {3 - every} here"):
+            image_and_video(source, folder, temporal_every=3 - every)
     assert any("temporal layers start anew" in note for note in notes) == (start != "converted with time")
     clips = torch.randn(2, 5, image.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(0))
     labels, times = torch.tensor([1, 0]), torch.tensor([[0, 1, 4, 5.5, 9]]).expand(2, -1)

@@ -53,6 +53,7 @@ class Convert(Written):
         None, least=1, metavar="N", help="attention heads", unset="those of the preset with this width and depth"
     )
     temporal: bool = option(False, help="add attention in time, which starts as the identity")
+    temporal_every: int = option(1, least=1, most=2, metavar="N", help="with --temporal: in every N-th block, 1 or 2")
     conditioned_on_gamma: bool = option(False, help="for weights that were trained with the time fed to them")
     codec: str | None = same(Opened, "codec", unset="none: the network alone")
     size: tuple[int, int] | None = same(Shaped, "size", unset="256")
@@ -63,13 +64,16 @@ class Convert(Written):
         if self.codec is None and (self.size is not None or self.labels is not None):
             raise UserError("--size and --labels belong to an export: add its codec, --codec stabilityai/sd-vae-ft-ema")
 
+        if self.temporal_every > 1 and not self.temporal:
+            raise UserError(f"--temporal-every {self.temporal_every} needs attention in time: add --temporal")
+
     def run(self) -> str:
         """Convert; returns a description of the network, line by line.
 
         UserError for weights that cannot be converted.
         """
         _refuse_ours(self.source)
-        how = {"num_heads": self.num_heads, "temporal": self.temporal}
+        how = {"num_heads": self.num_heads, "temporal": self.temporal, "temporal_every": self.temporal_every}
         how["conditioned_on_gamma"] = self.conditioned_on_gamma
         model = self.export(how) if self.codec is not None else convert(self.source, self.out, **how)
         config = model.config

@@ -46,6 +46,7 @@ def convert(
     *,
     num_heads: int | None = None,
     temporal: bool = False,
+    temporal_every: int = 1,
     conditioned_on_gamma: bool = False,
 ) -> EqMTransformer:
     """Read reference weights from `source`, save them as a model of this package in the folder `out`, and return it.
@@ -57,7 +58,8 @@ def convert(
     """
     out = claim(Path(out), Output({}), (), option="").resolve()  # a new or empty folder
     weights = read_weights(Path(source))
-    model = convert_weights(weights, num_heads=num_heads, temporal=temporal, conditioned_on_gamma=conditioned_on_gamma)
+    options = {"temporal": temporal, "temporal_every": temporal_every, "conditioned_on_gamma": conditioned_on_gamma}
+    model = convert_weights(weights, num_heads=num_heads, **options)
     _write(model, out)
     return model
 
@@ -67,13 +69,15 @@ def convert_weights(
     *,
     num_heads: int | None = None,
     temporal: bool = False,
+    temporal_every: int = 1,
     conditioned_on_gamma: bool = False,
 ) -> EqMTransformer:
     """The network of a reference state dict.
 
     num_heads: None takes the number of the preset with the same width and depth. temporal: add attention in time, with
-    gates at zero, so that frames are first treated as images. conditioned_on_gamma: for weights of a network that was
-    conditioned on time. Raises UserError for keys, shapes or dtypes that are not those of the reference.
+    gates at zero, so that frames are first treated as images. temporal_every: in every block (1), or in every second
+    (2). conditioned_on_gamma: for weights of a network that was conditioned on time. Raises UserError for keys, shapes
+    or dtypes that are not those of the reference.
     """
     highest = max((int(match[1]) for key in weights if (match := re.match(r"blocks\.(\d{1,9})\.", key))), default=0)
     depth = 1 + min(highest, len(weights))  # a larger number is an unexpected key: no network is built for it
@@ -84,7 +88,7 @@ def convert_weights(
     _check_positions(weights[POSITIONS], sizes["hidden_size"])
     dtype = _one_dtype(weights[key] for key in names)
     sizes["num_heads"] = _heads(sizes["hidden_size"], depth, num_heads)
-    options = {"temporal": temporal, "conditioned_on_gamma": conditioned_on_gamma}
+    options = {"temporal": temporal, "temporal_every": temporal_every, "conditioned_on_gamma": conditioned_on_gamma}
     renamed = {names[key]: weights[key] for key in names}
     renamed["patch_embed.weight"] = renamed["patch_embed.weight"].flatten(1)
     for key in ("head.linear.weight", "head.linear.bias"):

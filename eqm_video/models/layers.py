@@ -151,15 +151,17 @@ class EqMBlock(nn.Module):
         self.modulation = Modulation(width, 6)
         self.spatial = Attention(width, num_heads)
         self.mlp = MLP(width, inner)
-        if temporal:
-            self.temporal_modulation = Modulation(width, 3)
-            self.temporal = Attention(width, num_heads)
+        self.temporal_modulation = Modulation(width, 3) if temporal else None
+        self.temporal = Attention(width, num_heads) if temporal else None
 
     def forward(self, tokens: Tensor, condition: Tensor, rotation: Tensor | None = None) -> Tensor:
-        """Tokens (B,T,N,D) to (B,T,N,D), with condition (B,T or 1,D); rotation None skips attention in time."""
+        """Tokens (B,T,N,D) to (B,T,N,D), with condition (B,T or 1,D); rotation None skips attention in time.
+
+        A block without attention in time ignores the rotation.
+        """
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition)
         tokens = tokens + gate * self.spatial(modulate(tokens, shift, scale))
-        if rotation is not None:
+        if rotation is not None and self.temporal is not None:
             shift, scale, gate = self.temporal_modulation(condition)
             tracks = rearrange(modulate(tokens, shift, scale), "b t n d -> b n t d")
             tokens = tokens + gate * rearrange(self.temporal(tracks, rotation), "b n t d -> b t n d")

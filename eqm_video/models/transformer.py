@@ -38,7 +38,8 @@ class EqMTransformer(ModelMixin, ConfigMixin):
     in_channels: C of the latents. patch_size: p. hidden_size: D, divisible by 4 (positions) and by num_heads.
     depth: blocks. num_heads: heads of both attentions. mlp_ratio: inner width of the MLP over D.
     num_labels: K; label K is the null label, also `.null_label`. temporal: with attention in time; without it there are
-    no temporal weights and frames do not see each other. conditioned_on_gamma: whether gamma is an input of `forward`;
+    no temporal weights and frames do not see each other. temporal_every: 1, every block has attention in time; 2, every
+    second block has it, beginning with the second. conditioned_on_gamma: whether gamma is an input of `forward`;
     the embedder exists either way, and gets 0 if not (Equilibrium Matching, arXiv 2510.02300, section 3.4).
     rope_base: slowest rotary period in time over 2 pi, in reference frames. energy: the meaning of the output f for
     `core.energy.Field`: "implicit", f is the gradient itself; "dot" or "l2", the field is the gradient of an energy
@@ -64,6 +65,7 @@ class EqMTransformer(ModelMixin, ConfigMixin):
         conditioned_on_gamma: bool = False,
         rope_base: float = 256.0,
         energy: str = "implicit",
+        temporal_every: int = 1,
     ) -> None:
         super().__init__()
         if energy not in ENERGIES:
@@ -75,6 +77,8 @@ class EqMTransformer(ModelMixin, ConfigMixin):
                 f"rotary times need heads of even width, but hidden_size {hidden_size} / num_heads {num_heads} = "
                 f"{hidden_size // num_heads}; choose other num_heads, or temporal=False"
             )
+        if temporal and not 1 <= temporal_every <= depth:
+            raise ValueError(f"temporal_every {temporal_every} must be at least 1 and at most the depth {depth}")
         values = patch_size * patch_size * in_channels
         self.null_label = num_labels
         self.gradient_checkpointing = False
@@ -82,7 +86,8 @@ class EqMTransformer(ModelMixin, ConfigMixin):
         self.label_embed = nn.Embedding(num_labels + 1, hidden_size)
         self.gamma_embed = GammaEmbedding(hidden_size)
         inner = round(hidden_size * mlp_ratio)
-        self.blocks = nn.ModuleList([EqMBlock(hidden_size, num_heads, inner, temporal) for _ in range(depth)])
+        in_time = [temporal and (number + 1) % temporal_every == 0 for number in range(depth)]
+        self.blocks = nn.ModuleList([EqMBlock(hidden_size, num_heads, inner, this) for this in in_time])
         self.head = Head(hidden_size, values)
         self.reset_parameters()
 

@@ -143,6 +143,7 @@ def make_network(config: Config, num_labels: int, channels: int) -> nn.Module:
                 config.model.preset,
                 num_labels=num_labels,
                 temporal=config.model.temporal,
+                **({"temporal_every": config.model.temporal_every} if config.model.temporal else {}),
                 conditioned_on_gamma=config.model.conditioned_on_gamma,
                 energy=config.model.energy,
                 in_channels=channels,
@@ -167,6 +168,8 @@ def start_from(network: EqMTransformer | EqMUNet, source: str, labels: Sequence[
     folder, settings = find_start(source)
     other = load_transformer(folder, torch.float32)
     free = {"temporal", "num_labels", "energy"}
+    if not other.config.temporal:  # an image network begins a network with attention in time in any of its blocks
+        free.add("temporal_every")
     ours = {key: value for key, value in network.config.items() if not key.startswith("_") and key not in free}
     theirs = other.config
     wrong = [f"{key} {theirs.get(key)} there, {value} here" for key, value in ours.items() if theirs.get(key) != value]

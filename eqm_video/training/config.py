@@ -35,6 +35,7 @@ class ModelConfig:
 
     preset: str = "EqM-B/2"  # the size of the network, and its patch; eqm_video/models/presets.py lists all
     temporal: bool = True  # false: no temporal weights, exactly the image model
+    temporal_every: int = option(1, least=1, most=2)  # attention in time in every block, or in every second
     conditioned_on_gamma: bool = False  # true: gamma is an input of the network, as in flow matching
     # Meaning of the output f: the gradient itself (implicit), or an energy, x.f(x) (dot) or |f(x)|^2 / 2 (l2), whose
     # true gradient is then trained and descended. l2 starts from a trained network (train.init_from).

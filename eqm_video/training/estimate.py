@@ -141,10 +141,11 @@ def _activations(network: nn.Module, shape: tuple[int, ...], recomputed: bool) -
         with torch.device("meta"):
             return _kept(EqMTransformer(**{**_settings(network), "depth": depth}), shape, again)
 
-    single, double = (blocks(depth, recomputed) for depth in (1, 2))
+    every = network.config.temporal_every if network.config.temporal else 1  # blocks of two kinds are counted together
+    single, more = (blocks(depth, recomputed) for depth in (every, 2 * every))
     # A block that is recomputed has all its activations for a while.
-    recomputing = blocks(2, False) - blocks(1, False) if recomputed else 0
-    return single + (network.config.depth - 1) * (double - single) + recomputing
+    recomputing = (blocks(2 * every, False) - blocks(every, False)) // every if recomputed else 0
+    return single + (network.config.depth - every) * (more - single) // every + recomputing
 
 
 def _settings(network: nn.Module) -> dict[str, Any]:
