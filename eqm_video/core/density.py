@@ -100,7 +100,7 @@ class DecayDensity:
 def _table(decay: Decay) -> tuple[Tensor, Tensor]:
     """Gammas (CELLS + 1,) and the share of c^2 below each, both float64 from 0 to 1."""
     grid = torch.linspace(0, 1, CELLS + 1, dtype=torch.float64)
-    weight = decay(grid).double().square()
+    weight = double(decay(grid)).square()
     share = torch.cumulative_trapezoid(weight, grid)
     return grid, torch.cat([share.new_zeros(1), share / share[-1]])
 

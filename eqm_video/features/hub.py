@@ -38,21 +38,14 @@ class Hub(Feature):
             raise UserError(
                 f"--features hub:{source} needs transformers; type pip install 'eqm-video[evaluate]'"
             ) from error
-        try:
-            config = transformers.AutoConfig.from_pretrained(source)
-            if config.model_type not in CLASSES:
-                raise UserError(
-                    f"--features hub:{source} is a {config.model_type}; the networks that are known are "
-                    f"{', '.join(CLASSES)}: export another one as TorchScript or ONNX, and type --features FILE"
-                )
-            network = getattr(transformers, CLASSES[config.model_type])
-            self.network = network.from_pretrained(source, use_safetensors=True).to(device).eval()
-        except (OSError, ValueError) as error:
-            reason = cut(str(error).strip().partition("\n")[0], 160)
+        config = _loaded(transformers.AutoConfig, source)
+        if config.model_type not in CLASSES:
             raise UserError(
-                f"--features hub:{source} cannot be loaded ({reason}); give OWNER/NAME of the hub, or a folder with "
-                "config.json and model.safetensors"
-            ) from error
+                f"--features hub:{source} is a {config.model_type}; the networks that are known are "
+                f"{', '.join(CLASSES)}: export another one as TorchScript or ONNX, and type --features FILE"
+            )
+        network = _loaded(getattr(transformers, CLASSES[config.model_type]), source, use_safetensors=True)
+        self.network = network.to(device).eval()
         self.kind, self.source, self.name = config.model_type, source, f"hub:{Path(source).name}"  # type: ignore[misc]
         self.digest = _digest(self.network)
         size = getattr(config, "crop_size", None) or config.image_size
@@ -77,6 +70,18 @@ class Hub(Feature):
     def record(self) -> dict[str, Any]:
         """The name of the network and the hash of its weights."""
         return {**super().record(), "kind": self.kind}
+
+
+def _loaded(kind: Any, source: str, **options: Any) -> Any:
+    """`kind.from_pretrained(source)`; UserError where the hub or the folder has no such thing."""
+    try:
+        return kind.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        reason = cut(str(error).strip().partition("\n")[0], 160)
+        raise UserError(
+            f"--features hub:{source} cannot be loaded ({reason}); give OWNER/NAME of the hub, or a folder with "
+            "config.json and model.safetensors"
+        ) from error
 
 
 def _digest(network: torch.nn.Module) -> str:

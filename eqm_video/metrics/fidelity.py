@@ -11,6 +11,7 @@ from torch import Tensor
 from eqm_video.errors import UserError
 from eqm_video.metrics.metric import Paired
 from eqm_video.metrics.psnr import psnr
+from eqm_video.system.devices import double
 
 
 def ssim(clips: Tensor, truth: Tensor) -> Tensor:
@@ -28,9 +29,9 @@ def ssim(clips: Tensor, truth: Tensor) -> Tensor:
         raise UserError(f"ssim needs frames of 11x11 pixels at least, and these have {height}x{width}: take psnr")
     values = []
     for pair in zip(clips, truth, strict=True):
-        left, right = (side.movedim(-1, 1).double() for side in pair)
+        left, right = (double(side.movedim(-1, 1)) for side in pair)
         values.append(structural_similarity_index_measure(left, right, data_range=255.0, reduction="none").mean())
-    return torch.stack(values).double()
+    return double(torch.stack(values))
 
 
 class PSNR(Paired, name="psnr", title="PSNR"):

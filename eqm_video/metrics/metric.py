@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from eqm_video.metrics.measured import Measured
+from eqm_video.system.devices import double
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,13 @@ class PerClip(Metric):
 
     def value(self, samples: Measured, real: Measured, settings: Statistics) -> float:
         """The mean over the clips."""
-        return float(self.per_clip(samples, real, settings).double().mean())
+        return float(double(self.per_clip(samples, real, settings)).mean())
 
     def redraws(
         self, samples: Measured, real: Measured, settings: Statistics, count: int, generator: torch.Generator
     ) -> Tensor:
         """Means (B,) over samples drawn anew; the real set stays."""
-        values = self.per_clip(samples, real, settings).double()
+        values = double(self.per_clip(samples, real, settings))
         return torch.stack([values[_redraw(len(values), generator)].mean() for _ in range(count)])
 
 

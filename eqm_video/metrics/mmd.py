@@ -89,9 +89,8 @@ class MMD(Metric, name="mmd", title="MMD"):
         weights = []
         for size in sizes:
             drawn = torch.randint(size, (count, size), generator=generator)
-            weights.append(
-                torch.zeros(count, size, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(drawn.shape).double())
-            )
+            ones = torch.ones(drawn.shape, dtype=torch.float64)
+            weights.append(torch.zeros(count, size, dtype=torch.float64).scatter_add_(1, drawn, ones))
         left = torch.cat([weights[0], torch.zeros(count, sizes[1], dtype=torch.float64)], 1)
         right = torch.cat([torch.zeros(count, sizes[0], dtype=torch.float64), weights[1]], 1)
         return settings.scale * weighted_mmd(matrix, left, right, settings.biased)
@@ -107,7 +106,7 @@ class MMD(Metric, name="mmd", title="MMD"):
             return {}
         matrix, sizes = _matrix(samples, real, settings)
         order = torch.rand(count, sum(sizes), generator=generator).argsort(1)
-        left = (order < sizes[0]).double()
+        left = double(order < sizes[0])
         null = weighted_mmd(matrix, left, 1 - left, settings.biased)
         first = torch.zeros(1, sum(sizes), dtype=torch.float64)
         first[:, : sizes[0]] = 1

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from eqm_video.metrics.metric import Reading
+from eqm_video.system.devices import double
 
 LUMA = (0.299, 0.587, 0.114)
 STILL = 0.5  # mean absolute change, of 255, below which a frame counts as frozen
@@ -16,7 +17,7 @@ STILL = 0.5  # mean absolute change, of 255, below which a frame counts as froze
 
 def changes(clips: Tensor) -> Tensor:
     """Mean absolute change from frame to frame (N, T - 1), of 255, float64."""
-    return torch.stack([clip.float().diff(dim=0).abs().flatten(1).mean(1).double() for clip in clips])
+    return double(torch.stack([clip.float().diff(dim=0).abs().flatten(1).mean(1) for clip in clips]))
 
 
 class Flicker(Reading, name="flicker", title="flicker"):
@@ -30,7 +31,7 @@ class Flicker(Reading, name="flicker", title="flicker"):
     def read(self, clips: Tensor) -> Tensor:
         """(N,) float64."""
         weights = torch.tensor(LUMA, dtype=torch.float64)
-        light = torch.stack([clip.float().mean(dim=(1, 2)).double() @ weights for clip in clips])
+        light = double(torch.stack([clip.float().mean(dim=(1, 2)) for clip in clips])) @ weights
         return light.diff(n=2, dim=1).square().mean(1).sqrt()
 
 
@@ -47,4 +48,4 @@ class Frozen(Reading, name="frozen", title="frozen frames"):
 
     def read(self, clips: Tensor) -> Tensor:
         """(N,) float64."""
-        return (changes(clips) < STILL).double().mean(1)
+        return double(changes(clips) < STILL).mean(1)
