@@ -151,6 +151,7 @@ ORDER = [
     (4, "sampling.loading"),
     (4, "sampling.rollout"),
     (4, "sampling.long"),
+    (4, "sampling.level_log"),
     (4, "sampling.start_files"),
     (4, "sampling.job"),
     (4, "sampling.launch"),

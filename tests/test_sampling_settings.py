@@ -28,7 +28,14 @@ KEYWORDS = {  # of a call, with their defaults: they do not change
     **{"guidance_interval": None, "match_norm": False, "composition": None, "plain_sum": False, "seeds": None},
     **{"generator": None, "fps": None, "size": None, "clips": None, "start_gamma": 0.0, "known": None},
     **{"context_gamma": 1.0, "history_guidance": 1.0, "frame_schedule": "joint", "tolerance": None},
-    **{"per_frame": False, "warp": None, "output_type": "pil", "callback": None, "decode_chunk_size": 64},
+    **{
+        "per_frame": False,
+        "warp": None,
+        "closed_loop": None,
+        "output_type": "pil",
+        "callback": None,
+        "decode_chunk_size": 64,
+    },
 }
 
 
@@ -37,7 +44,7 @@ def test_the_keywords_of_a_call_are_what_they_were() -> None:
     found.pop("self")
     assert {name: one.default for name, one in found.items()} == KEYWORDS
     assert all(one.kind is one.KEYWORD_ONLY for name, one in found.items() if name != "labels")
-    assert len(FIELDS) == 18 and FIELDS.items() <= KEYWORDS.items()
+    assert len(FIELDS) == 19 and FIELDS.items() <= KEYWORDS.items()
 
 
 def test_every_field_is_an_option_of_the_command_line() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from eqm_video.core.field import GradientField
+from eqm_video.core.field import GradientField, Sight
 from eqm_video.core.guidance import weighted_sum
 
 
@@ -57,7 +57,19 @@ class ComposedField(GradientField):
 
     def __call__(self, latents: Tensor) -> Tensor:
         """The weighted sum of the fields at latents (B, T, C, H, W), of the same shape."""
-        return weighted_sum([field(latents) for field in self.fields], self.weights, plain_sum=self.plain_sum)
+        return self.observed(latents)[0]
+
+    def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
+        """The weighted sum at latents (B, T, C, H, W), and the fields' plain mean, as long as each of them.
+
+        A plain sum is as many times as long as its weights say, as its decay is.
+        """
+        gradients, sights = zip(*(field.observed(latents) for field in self.fields), strict=True)
+        total = sum(self.weights) if self.plain_sum else 1.0
+        mean = sum(sight.plain for sight in sights) * (total / len(sights))
+        levels = [sight.level for sight in sights]
+        level = None if any(value is None for value in levels) else sum(levels) / len(levels)
+        return weighted_sum(gradients, self.weights, plain_sum=self.plain_sum), Sight(mean, level)
 
     def energies(self, latents: Tensor, energy: str | None = None) -> Tensor:
         """The weighted sum of the energies of each frame (B, T)."""
@@ -119,3 +131,7 @@ class ScheduledField(GradientField):
     def __call__(self, latents: Tensor) -> Tensor:
         """The field at the first step."""
         return self.at_step(0)(latents)
+
+    def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
+        """The field at the first step, and its sight."""
+        return self.at_step(0).observed(latents)

@@ -5,7 +5,22 @@ Legend: B clips, T frames, C channels, H W height and width, b selected clips.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sight:
+    """The part of an evaluation that tells how far frames are from data, for a closed loop.
+
+    plain: (B, T, C, H, W), the gradient without guidance, whose size is known.
+    level: (B, T), gamma of each frame as a learned readout gives it; None without one.
+    """
+
+    plain: Tensor
+    level: Tensor | None = None
 
 
 class GradientField:
@@ -20,6 +35,14 @@ class GradientField:
     def __call__(self, latents: Tensor) -> Tensor:
         """The gradient at latents (B, T, C, H, W), of the same shape."""
         raise NotImplementedError(f"{type(self).__name__} has no gradient: write its __call__")
+
+    def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
+        """The gradient at latents, of the same shape, and what the same evaluation says of the frames' levels.
+
+        Override it where the gradient is not that of training, as under guidance.
+        """
+        gradient = self(latents)
+        return gradient, Sight(gradient)
 
     @property
     def forwards(self) -> int:
@@ -62,3 +85,11 @@ class GradientField:
             TypeError: the field has no energy.
         """
         raise TypeError(f"{type(self).__name__} has no energy")
+
+
+def observe(gradient: Callable[[Tensor], Tensor], latents: Tensor) -> tuple[Tensor, Sight]:
+    """The gradient at latents, and its `Sight`. A plain callable, without a method `observed`, is its own sight."""
+    if hasattr(gradient, "observed"):
+        return gradient.observed(latents)
+    slope = gradient(latents)
+    return slope, Sight(slope)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from eqm_video.core.energy import Field
-from eqm_video.core.field import GradientField
+from eqm_video.core.field import GradientField, Sight
 
 _FIELD = "the field itself"  # asks a network for its gradient; any other value is an energy
 
@@ -136,10 +136,16 @@ class GuidedField(GradientField):
 
     def __call__(self, latents: Tensor) -> Tensor:
         """The guided field at latents (B, T, C, H, W), of the same shape."""
+        return self.observed(latents)[0]
+
+    def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
+        """The guided field at latents (B, T, C, H, W), and the labelled one, which guidance has not changed."""
         self._check_latents(latents)
         labelled, unlabelled = self._two(latents, lambda output: output.sample)
-        if unlabelled is None:
-            return labelled
+        return (labelled if unlabelled is None else self._guided(labelled, unlabelled)), Sight(labelled)
+
+    def _guided(self, labelled: Tensor, unlabelled: Tensor) -> Tensor:
+        """The guided field of the two fields, all (B, T, C, H, W)."""
         guided = self._guide(labelled, unlabelled)
         if self.match_norm:
             guided = guided * (_frame_norms(labelled) / _frame_norms(guided).clamp(min=1e-12))
@@ -269,12 +275,16 @@ class HistoryField(GradientField):
 
     def __call__(self, latents: Tensor) -> Tensor:
         """The guided field at latents (B, T, C, H, W), of the same shape."""
-        conditional = self.field(latents)
+        return self.observed(latents)[0]
+
+    def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
+        """The guided field at latents (B, T, C, H, W), and the one with the known frames."""
+        conditional, sight = self.field.observed(latents)
         if self.scale == 1:
-            return conditional
+            return conditional, sight
         hidden = self.known.reshape(self.known.shape + (1,) * (latents.ndim - 2))
         unconditional = self.unconditional(torch.where(hidden, self.noise.to(latents.dtype), latents))
-        return weighted_sum([unconditional, conditional], [1 - self.scale, self.scale])
+        return weighted_sum([unconditional, conditional], [1 - self.scale, self.scale]), sight
 
     def _with(self, field: GradientField, unconditional: GradientField) -> HistoryField:
         changed = copy(self)

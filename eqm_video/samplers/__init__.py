@@ -72,7 +72,7 @@ def run(
     sampler: Sampler,
     *,
     steps: int,
-    start_gamma: float = 0.0,
+    start_gamma: float | Tensor = 0.0,
     known: Tensor | None = None,
     moves: Tensor | None = None,
     tolerance: float | None = None,
@@ -86,7 +86,8 @@ def run(
 ) -> Descent:
     """Sample with any sampler: rules through `descend`, solvers through their own `solve`.
 
-    `start_gamma` is for solvers, `Multistep` and all that have a warp, which begin at it; other rules ignore it.
+    `start_gamma` is for solvers, `Multistep` and all that have a warp, which begin at it; other rules ignore it. Rules
+    take a tensor (B, T) as well, of frames that start apart.
     `moves`, `tolerance`, `per_frame` and `schedule` are for rules. `decay` is the c(gamma) of the field's training
     target, which `Multistep` and warps need. `warp` spreads the steps over gamma: with it gd, nag, euler and heun take
     the velocity f / c(gamma). None: equal steps for `Multistep`, the field itself for the others. `loop` corrects
@@ -109,7 +110,8 @@ def run(
     if not solves:
         route = None
         if decay is not None and (warp is not None or getattr(sampler, "needs_route", False)):
-            route = Route(decay, Identity() if warp is None else warp, check_start_gamma(start_gamma), loop)
+            begin = start_gamma if isinstance(start_gamma, Tensor) else check_start_gamma(start_gamma)
+            route = Route(decay, Identity() if warp is None else warp, begin, loop)
         return descend(
             gradient,
             start,

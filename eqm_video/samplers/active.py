@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from eqm_video.core.field import GradientField
+from eqm_video.core.field import GradientField, Sight, observe
 from eqm_video.samplers.checks import Gradient
 from eqm_video.samplers.rules import State
 from eqm_video.system.devices import send
@@ -127,6 +127,21 @@ class Active:
         `gamma` goes to a field that has `at_gamma`: as a number, or with known frames as (b, T), 1 on those. `levels`
         (b, T) is the gamma of every frame, and `gamma` then only the progress.
         """
+        slope = self._field(point, step, gamma, levels)(point)
+        _check_shape(slope, point)
+        return self.hide((slope if keep_graph else slope.detach()).to(point.dtype))
+
+    def observe(
+        self, point: Tensor, *, step: int, gamma: float, levels: Tensor, keep_graph: bool = False
+    ) -> tuple[Tensor, Sight]:
+        """The gradient (b, T, ...) as `evaluate` gives it, and the sight of the same evaluation, without a graph."""
+        slope, sight = observe(self._field(point, step, gamma, levels), point)
+        _check_shape(slope, point)
+        sight = Sight(sight.plain.detach(), sight.level)
+        return self.hide((slope if keep_graph else slope.detach()).to(point.dtype)), sight
+
+    def _field(self, point: Tensor, step: int, gamma: float | None, levels: Tensor | None) -> Gradient:
+        """The field for an evaluation at `point` (b, T, ...); the other arguments are those of `evaluate`."""
         condition: float | Tensor | None = gamma
         if levels is not None:
             condition = levels if point.ndim > 2 else levels[:, 0]  # a point has no frames
@@ -135,9 +150,7 @@ class Active:
             condition = torch.full(point.shape[:2], gamma, dtype=dtype, device=point.device).masked_fill(
                 ~self.unknown, 1.0
             )
-        slope = field_at(self.gradient, step, gamma, condition)(point)
-        _check_shape(slope, point)
-        return self.hide((slope if keep_graph else slope.detach()).to(point.dtype))
+        return field_at(self.gradient, step, gamma, condition)
 
     def hide(self, slope: Tensor) -> Tensor:
         """The gradient (b, T, ...) with 0 on frames that do not move."""
@@ -199,10 +212,15 @@ class Frozen(GradientField):
 
     def __call__(self, latents: Tensor) -> Tensor:
         """The gradient (b, ...) of the selected clips, at their latents (b, ...)."""
+        return self.observed(latents)[0]
+
+    def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
+        """The gradient (b, ...) of the selected clips, and its sight."""
         point = self.resting.index_copy(0, self.rows, latents)
-        slope = self.gradient(point)
+        slope, sight = observe(self.gradient, point)
         _check_shape(slope, point)
-        return slope[self.rows]
+        level = None if sight.level is None else sight.level[self.rows]
+        return slope[self.rows], Sight(sight.plain[self.rows], level)
 
     def select(self, indices: Tensor) -> Frozen:
         """The gradient of the selected clips at `indices`."""

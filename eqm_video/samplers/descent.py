@@ -37,6 +37,7 @@ class Descent:
     latents: Tensor  # as `start`
     nfe: Tensor  # (B,) int64: gradient evaluations of each clip
     frame_nfe: Tensor  # (B, T) int64: evaluations while the frame was moving; 0 for known frames
+    levels: Tensor | None = None  # (2, S, B, T), of a closed loop: see `Levels.history`
 
 
 def descend(
@@ -112,13 +113,9 @@ def descend(
         if active.count == 0:
             break
         now = scaled(rule, factors[step])
-        where = {} if levels is None else {"gamma": step / steps, "levels": levels.at(active.rows)}
-        point = now.point(active.latents, active.state)
-        slope = active.evaluate(point, step=step, keep_graph=start.requires_grad, **where)
+        slope = _evaluated(active, now, levels, step, steps, keep_graph=start.requires_grad)
         nfe[active.rows] += 1
         frame_nfe[active.rows] += active.moving
-        if levels is not None:
-            levels.observe(active.rows, active.moving, point, slope.detach(), getattr(rule, "mu", 0.0))
         stops = None
         if tolerance is not None:
             size = frame_rms(slope.detach()).cpu()  # the update's one wait for the device
@@ -142,7 +139,20 @@ def descend(
 
     latents = active.spread(active.latents, over=resting)
     check_finite(latents, torch.arange(len(latents)), rule, f"the latents after the last of {steps} steps", advice)
-    return Descent(latents=latents, nfe=nfe, frame_nfe=frame_nfe)
+    return Descent(latents, nfe, frame_nfe, None if levels is None else levels.history())
+
+
+def _evaluated(active: Active, rule: Rule, levels: Levels | None, step: int, steps: int, *, keep_graph: bool) -> Tensor:
+    """The gradient (b, T, ...) where the rule wants it; a closed loop then corrects the levels."""
+    point = rule.point(active.latents, active.state)
+    if levels is None:
+        return active.evaluate(point, step=step, keep_graph=keep_graph)
+    where = {"step": step, "gamma": step / steps, "levels": levels.at(active.rows), "keep_graph": keep_graph}
+    if levels.route.loop is None:
+        return active.evaluate(point, **where)
+    slope, sight = active.observe(point, **where)
+    levels.observe(active.rows, active.moving, point, sight.plain, getattr(rule, "mu", 0.0))
+    return slope
 
 
 def _at_rest(

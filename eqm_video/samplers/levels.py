@@ -8,6 +8,7 @@ noise to data dx = -v dgamma. A step of h in gamma is therefore one of eta = h /
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +80,7 @@ class Levels:
             self.gamma.masked_fill_(known.to(start.device), 1.0)
         self.left = torch.as_tensor(steps, **precision).expand(shape).clone()
         self.size = torch.zeros_like(self.gamma)  # of each frame's last step
+        self.log: list[Tensor] = []  # (2, B, T) for each evaluation: corrected levels and corrections, NaN elsewhere
         if route.loop is not None:
             self.power, self.chance = noise_of(start.detach(), self.gamma)
             self.variance = torch.full_like(self.gamma, route.loop.start_error**2)
@@ -90,19 +92,29 @@ class Levels:
     def observe(self, rows: Tensor, moving: Tensor, point: Tensor, slope: Tensor, look_ahead: float = 0.0) -> None:
         """Correct the levels of the frames `moving` (b, T) by the gradient `slope` (b, T, ...) evaluated at `point`.
 
-        look_ahead: how much further than the latents the point is, in units of the last step. Does nothing without a
-        loop.
+        slope: without guidance. look_ahead: how much further than the latents the point is, in units of the last step.
+        Needs a route with a loop.
         """
         loop = self.route.loop
-        if loop is None:
-            return
         gamma, variance = self.gamma[rows], self.variance[rows]
         further = torch.minimum(look_ahead * self.size[rows], 1 - gamma)
         noise = (self.power[rows], self.chance[rows])
         level, spread = loop.corrected(gamma + further, variance, self.route.decay, point, slope, *noise)
         moving = moving & (self.left[rows] >= 1)
-        self.gamma[rows] = torch.where(moving, (level - further).clamp(min=0), gamma)
+        level = torch.where(moving, (level - further).clamp(min=0), gamma)
+        self.gamma[rows] = level
         self.variance[rows] = torch.where(moving, spread, variance)
+        seen = self.gamma.new_full((2, *self.gamma.shape), math.nan)
+        seen[0, rows] = torch.where(moving, level, math.nan)
+        seen[1, rows] = torch.where(moving, level - gamma, math.nan)
+        self.log.append(seen)
+
+    def history(self) -> Tensor | None:
+        """(2, S, B, T): at each of S evaluations the corrected level of every frame that moved, and its correction.
+
+        NaN for frames that did not move; None without a loop.
+        """
+        return torch.stack(self.log, dim=1) if self.log else None
 
     def take(self, rows: Tensor, walking: Tensor) -> Step:
         """The next step of the frames `walking` (b, T) of the clips at `rows` (b,), which then stand at its end."""

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from eqm_video.output.media import gif_fps
 from eqm_video.samplers.frame_schedule import frame_delay
 from eqm_video.sampling.folder import Look, SampleFolder
+from eqm_video.sampling.level_log import by_sample, corrected
 from eqm_video.sampling.long import Long, measure, report_window
 from eqm_video.sampling.options import PRECISIONS
 from eqm_video.sampling.pipeline import EqMPipeline
@@ -82,12 +83,15 @@ class Work:
 
     def _clips(self, batch: range, bar: tqdm) -> None:
         result = self.pipeline.sample(self.how.call(), **self.call(batch, bar))
+        if result.levels is not None:
+            self.folder.keep("levels", batch.start, by_sample(result.levels, self.steps()))
+            self.folder.keep("framenfe", batch.start, result.frame_nfe.numpy())
         self.folder.write_part(batch.start, result.frames, self.look, result.nfe.numpy())
 
     def _videos(self, batch: range, bar: tqdm, watched: bool) -> None:
         """Long videos: the frames of a window go to disk before the next window begins."""
         shape = (len(batch), self.long.length, *self.folder.settings["size"], 3)
-        meters, nfe = [], np.zeros(len(batch), np.int64)
+        meters, shifts, nfe = [], [], np.zeros(len(batch), np.int64)
         settings = {"length": self.long.length, "overlap": self.long.overlap}
         with self.folder.open_part(batch.start, shape, self.look) as file:
             for window in roll_out(self.pipeline, how=self.how.call(), **settings, **self.call(batch, bar)):
@@ -95,10 +99,14 @@ class Work:
                     file.write(index, window.start, frames)
                 meters.append(measure(window))
                 nfe += window.nfe.numpy()
+                if window.levels is not None:
+                    shifts.append(corrected(window.levels, window.known))
                 if watched:
                     bar.write(report_window(window, meters[-1]))
             self.folder.keep("nfe", batch.start, nfe)
             self.folder.keep("drift", batch.start, np.stack(meters, axis=1))
+            if shifts:
+                self.folder.keep("shifts", batch.start, np.stack(shifts, axis=1))
 
 
 def describe(settings: dict[str, Any]) -> str:

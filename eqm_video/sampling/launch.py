@@ -24,6 +24,7 @@ from eqm_video.sampling.choices import choose_look, choose_sampling
 from eqm_video.sampling.folder import SampleFolder
 from eqm_video.sampling.job import Work, describe, report
 from eqm_video.sampling.labels import choose_labels, clip_labels, names
+from eqm_video.sampling.level_log import level_log
 from eqm_video.sampling.loading import load_pipeline
 from eqm_video.sampling.long import Long, summarise
 from eqm_video.sampling.options import SampleOptions, parse
@@ -84,10 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def finish(folder: SampleFolder, source: str, seed: int, long: Long | None) -> None:
-    """Join the batches, and write samples.json: model, labels, seeds, drift of long videos, versions."""
+    """Join the batches, and write samples.json: model, labels, seeds, drift of long videos, levels of a closed loop,
+    versions.
+    """
     record = {"model": source, "labels": folder.names, "seeds": [seed + index for index in range(folder.count)]}
     if long and (meters := folder.kept("drift")) is not None:
         record["drift"] = summarise(meters, long)
+    if (log := level_log(folder, long)) is not None:
+        record["levels"] = log
     folder.finish({**record, "versions": machine.versions()})
 
 

@@ -76,11 +76,14 @@ class EqMPipelineOutput(BaseOutput):
         float32 (B, T, 3, H, W) in [0, 1]; "uint8" an array (B, T, H, W, 3); "latent" the latents (B, T, C, h, w).
     nfe: (B,) int64 on the CPU: evaluations of the field for each sample (a guided evaluation counts once).
     frame_nfe: (B, T) int64: the evaluations at which the frame was active.
+    levels: (2, S, B, T) on the CPU, of a closed loop: the gamma of every frame at each of S evaluations after its
+        correction, and the correction; NaN while a frame did not move. None without a closed loop.
     """
 
     frames: Any
     nfe: Tensor
     frame_nfe: Tensor
+    levels: Tensor | None = None
 
 
 class EqMPipeline(DiffusionPipeline):
@@ -307,7 +310,8 @@ class EqMPipeline(DiffusionPipeline):
             raise UserError(str(error)) from error
         result = self.decode(start.finish(descent.latents), output_type, decode_chunk_size)
         self.maybe_free_model_hooks()
-        return EqMPipelineOutput(frames=result, nfe=descent.nfe.cpu(), frame_nfe=descent.frame_nfe.cpu())
+        levels = None if descent.levels is None else descent.levels.cpu()
+        return EqMPipelineOutput(result, descent.nfe.cpu(), descent.frame_nfe.cpu(), levels)
 
     def _descend(
         self,
@@ -331,6 +335,7 @@ class EqMPipeline(DiffusionPipeline):
                 start_gamma=how.start_gamma,
                 decay=self._decay_of(how),
                 warp=how.warp,
+                loop=how.closed_loop,
                 known=start.known,
                 moves=moves,
                 schedule=how.step_schedule,

@@ -30,7 +30,8 @@ class Window:
     frames: its new frames (in the first window all frames), of the pipeline's `output_type`. latents (B, T, C, h, w):
     the whole window, known frames first. known (B, T) bool. rms (B, T): the root mean square of every frame's gradient
     at the end of the descent. On known frames it measures drift, because the gradient vanishes at data. nfe (B,):
-    evaluations of the field, without the last one for `rms`.
+    evaluations of the field, without the last one for `rms`. levels (2, S, B, T): the log of a closed loop, see
+    `EqMPipelineOutput`; None without one.
     """
 
     index: int  # number of the window
@@ -40,6 +41,7 @@ class Window:
     known: Tensor
     rms: Tensor
     nfe: Tensor
+    levels: Tensor | None = None
 
     @property
     def drift(self) -> Tensor:
@@ -140,6 +142,7 @@ def roll_out(
             known=torch.zeros(latents.shape[:2], dtype=torch.bool) if mask is None else mask,
             rms=frame_rms(_at_data(meter, pipeline)(latents)).cpu(),
             nfe=result.nfe,
+            levels=result.levels,
         )
         context = latents[:, -overlap:].clone()
 

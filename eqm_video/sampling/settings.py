@@ -12,10 +12,11 @@ from eqm_video import options
 from eqm_video.errors import UserError
 from eqm_video.limits import MOST_UPDATES
 from eqm_video.options import option
-from eqm_video.samplers import FRAME_SCHEDULES, SAMPLERS, SCHEDULES, Sampler, Schedule
+from eqm_video.samplers import FRAME_SCHEDULES, SAMPLERS, SCHEDULES, ClosedLoop, Sampler, Schedule
 from eqm_video.samplers.warp import FORMS, Warp, read_warp, warp_text
 from eqm_video.sampling.arguments import default_steps
 
+LOOPS = ("field",)  # what a closed loop reads the levels from
 IN_THE_RULE = ("step_size", "mu", "temperature")  # numbers that belong to a sampler object
 
 
@@ -51,7 +52,9 @@ class Sampling:
     frames, see `EqMPipeline`. frame_schedule: "joint", "pyramid", "autoregressive", or the steps between the starts of
     two unknown frames; every frame makes `steps` updates of its own. warp: the spread of the steps over
     gamma, a text such as "shift:3" or an object such as `Shift(3.0)`; with it gd, nag, euler and heun follow the
-    velocity f / c(gamma) to gamma = 1.
+    velocity f / c(gamma) to gamma = 1. closed_loop: "field", or a `ClosedLoop` with other variances: the level of every
+    frame is corrected at every step, and the rest of its way shared by the steps that are left; for multistep, and for
+    gd and nag with a warp.
     """
 
     title: ClassVar[str] = "how to descend"
@@ -124,6 +127,14 @@ class Sampling:
         unset="equal steps for multistep, none for others",
         rare=True,
     )
+    closed_loop: str | ClosedLoop | None = option(
+        None,
+        choices=LOOPS,
+        metavar="KIND",
+        help="correct each frame's level at every step, by what its gradient says (field)",
+        unset="off",
+        rare=True,
+    )
 
     def __post_init__(self) -> None:
         options.check(self, prefix="")
@@ -185,7 +196,18 @@ class Sampling:
         more = {"temperature": self.temperature, "steps": steps, "guidance_scale": self.steepness, "plain": self.plain}
         rule = pipeline.rule(self.sampler, self.step_size, self.mu, step_schedule=self.step_schedule, **more)
         scale = own["guidance_scale"] if self.guidance_scale is None else self.guidance_scale
-        return replace(self, steps=steps, sampler=rule, guidance_scale=float(scale), **dict.fromkeys(IN_THE_RULE))
+        filled = {"guidance_scale": float(scale), "closed_loop": self.loop(rule)}
+        return replace(self, steps=steps, sampler=rule, **filled, **dict.fromkeys(IN_THE_RULE))
+
+    def loop(self, rule: Sampler) -> ClosedLoop | None:
+        """The closed loop of a descent by `rule`. UserError for a rule that does not step by levels."""
+        loop = ClosedLoop() if self.closed_loop == "field" else self.closed_loop
+        if loop is not None and (hasattr(rule, "solve") or not (self.warp or getattr(rule, "needs_route", False))):
+            raise UserError(
+                f"a closed loop corrects levels, by which {rule!r} does not step: take multistep (--sampler "
+                "multistep), or gd or nag with a warp (--warp identity), or leave closed_loop (--closed-loop) out"
+            )
+        return loop
 
     def record(self) -> dict[str, Any]:
         """The entries of samples.json, from what `on` returns. Fields that keep their defaults are left out."""
@@ -195,6 +217,8 @@ class Sampling:
         chosen = {entry.name: value for entry, value in values if value != entry.default}
         if self.warp is not None:
             chosen["warp"] = warp_text(self.warp)
+        if isinstance(self.closed_loop, ClosedLoop):
+            chosen["closed_loop"] = {"kind": "field", **asdict(self.closed_loop)}
         return {"steps": self.steps, "sampler": sampler, "guidance_scale": self.guidance_scale} | {
             name: value for name, value in chosen.items() if name not in ("steps", "sampler", "guidance_scale")
         }

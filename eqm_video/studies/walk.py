@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from eqm_video.analysis.gamma_estimate import frame_rms
 from eqm_video.core.composition import ScheduledField
-from eqm_video.core.field import GradientField
+from eqm_video.core.field import GradientField, Sight, observe
 from eqm_video.samplers import Descent, DivergenceError, Sampler, Schedule, run
 from eqm_video.sampling.arguments import make_generators, step_gammas
 from eqm_video.sampling.pipeline import EqMPipeline
@@ -39,7 +39,12 @@ class Watched(GradientField):
 
     def __call__(self, latents: Tensor) -> Tensor:
         """The gradient at latents, after the observer."""
-        return self.look(self, latents, self.field(latents))
+        return self.observed(latents)[0]
+
+    def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
+        """The gradient at latents, after the observer, and the sight of the field."""
+        gradient, sight = observe(self.field, latents)
+        return self.look(self, latents, gradient), sight
 
     @property
     def forwards(self) -> int:
