@@ -89,22 +89,28 @@ def timed(works: Sequence[Callable[[], Any]], repeats: int, device: torch.device
     return [{"seconds": min(one), "median_seconds": median(one)} for one in seconds]
 
 
-def peak(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
-    """The matrix product's FLOP/s in this process, of matrices that fill the device."""
-    size = 8192 if device.type == "cuda" else 1024
+def products(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Any], float]:
+    """Matrix products that fill the device, as a work for `timed`, and their FLOPs: the peak to compare with.
+
+    It takes turns with what it is compared with, because the clock of a processor that others use changes.
+    """
+    size, count = (8192, 4) if device.type == "cuda" else (1024, 20)
     first, second = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    (found,) = timed([lambda: first @ second], repeats, device)
-    return 2 * size**3 / found["seconds"]
+
+    def work() -> None:
+        for _ in range(count):
+            first @ second
+
+    return work, 2.0 * size**3 * count
 
 
 def every_shape(options: argparse.Namespace, measure: Callable[..., list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows of `measure(options, preset, frames, peak)` for all presets and numbers of frames of the options."""
+    """The rows of `measure(options, preset, frames)` for all presets and numbers of frames of the options."""
     torch.set_num_threads(options.threads)
     rows = []
     for preset in options.presets.split(","):
         for frames in map(int, options.frames.split(",")):
-            top = peak(torch.device(options.device), DTYPES[options.dtype])  # at this moment
-            rows += measure(options, preset, frames, top)
+            rows += measure(options, preset, frames)
     return rows
 
 

@@ -25,7 +25,7 @@ GUIDANCE = (1.0, 2.0)
 
 
 @torch.no_grad()
-def measure(options: argparse.Namespace, preset: str, frames: int, top: float) -> list[dict[str, Any]]:
+def measure(options: argparse.Namespace, preset: str, frames: int) -> list[dict[str, Any]]:
     """The rows of one shape: without guidance and with it."""
     device, shape = torch.device(options.device), (options.batch, frames, measuring.CHANNELS, *[options.size] * 2)
     network = measuring.build(preset, depth=options.depth, device=options.device).eval()
@@ -34,6 +34,7 @@ def measure(options: argparse.Namespace, preset: str, frames: int, top: float) -
             block.compile(fullgraph=True)
     start = torch.randn(shape, device=device)
     labels = torch.zeros(shape[0], dtype=torch.long, device=device)
+    products, flops = measuring.products(device, measuring.DTYPES[options.dtype])
     rows = []
     for scale in GUIDANCE:
         copies = 1 if scale == 1 else 2
@@ -49,13 +50,13 @@ def measure(options: argparse.Namespace, preset: str, frames: int, top: float) -
             with measuring.autocast(device, options.dtype):
                 run(field, start, NAG(step_size=0.003, mu=0.35), steps=options.steps)
 
-        alone, whole = measuring.timed([bare, descend], options.repeats, device)
+        alone, whole, peak = measuring.timed([bare, descend, products], options.repeats, device)
         cost = measuring.costs(preset, (copies * shape[0], *shape[1:]), options.depth, training=False)
         cost = {key: options.steps * value for key, value in cost.items()}
         row = {"preset": preset, "frames": frames, "batch": options.batch, "depth": options.depth}
         row |= {"dtype": options.dtype, "guidance": scale, "steps": options.steps, **whole}
         row["of_bare"] = whole["seconds"] / alone["seconds"]
-        rows.append(measuring.rates(row, shape, PRESETS[f"EqM-{preset}"].patch_size, cost, top))
+        rows.append(measuring.rates(row, shape, PRESETS[f"EqM-{preset}"].patch_size, cost, flops / peak["seconds"]))
     return rows
 
 

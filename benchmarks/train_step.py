@@ -70,7 +70,7 @@ def step_of(
     return step
 
 
-def measure(options: argparse.Namespace, preset: str, frames: int, top: float) -> list[dict[str, Any]]:
+def measure(options: argparse.Namespace, preset: str, frames: int) -> list[dict[str, Any]]:
     """The rows of one shape: ours, ours compiled, and the peer."""
     device, shape = torch.device(options.device), (options.batch, frames, measuring.CHANNELS, *[options.size] * 2)
     names, works, costs = [], [], []
@@ -96,8 +96,10 @@ def measure(options: argparse.Namespace, preset: str, frames: int, top: float) -
         peer = measuring.load_peer(options.adapter, options.peer, preset, shape, options.depth).to(device)
         add(options.adapter.stem, peer, peer)
     patch = PRESETS[f"EqM-{preset}"].patch_size
-    rows = []
-    for name, cost, seconds in zip(names, costs, measuring.timed(works, options.repeats, device), strict=True):
+    products, flops = measuring.products(device, measuring.DTYPES[options.dtype])
+    alone, *found = measuring.timed([products, *works], options.repeats, device)
+    top, rows = flops / alone["seconds"], []
+    for name, cost, seconds in zip(names, costs, found, strict=True):
         row = {"module": name, "preset": preset, "frames": frames, "batch": options.batch, "depth": options.depth}
         row |= {"dtype": options.dtype, "recompute": options.recompute, **seconds}
         rows.append(measuring.rates(row, shape, patch, cost, top))

@@ -19,6 +19,7 @@ import loader
 import measuring
 import memory
 import sample
+import temporal
 import train_step
 
 SHAPE = ["--presets", "S/2", "--frames", "1,2", "--size", "4", "--depth", "1", "--repeats", "1"]
@@ -130,3 +131,21 @@ def test_every_stage_is_a_command_that_can_be_read_and_all_end_in_time(options, 
             if name not in gpu.OWN:
                 parsed, rest = train_step.parser("").parse_known_args(words[1:])
                 assert parsed.device == device and rest == []
+
+
+def test_half_of_the_attention_in_time_is_compared_at_equal_computation(tmp_path) -> None:
+    whole, half = (temporal.flops("Nano/4", every) for every in (1, 2))
+    assert whole / half == pytest.approx(16 / 14, rel=0.01)  # of 16 D^2 products a block, attention in time has 4
+    runs = {every: [tmp_path / f"{every}_{seed}" for seed in range(2)] for every in (1, 2)}
+    for every, folders in runs.items():
+        for seed, folder in enumerate(folders):
+            folder.mkdir()
+            (folder / "measured_3.json").write_text(json.dumps({"generation": [1.0 * every, 2.0, 3.0]}))
+            lines = [{"step": 5, "held_out": {"mean": 9.0}}, {"step": 6, "held_out": {"mean": every + 0.1 * seed}}]
+            (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    clips, loss = temporal.summary(runs, 3)
+    assert (clips["every block"], clips["every second"]) == pytest.approx((2, 7 / 3))
+    assert clips["difference"]["mean"] == pytest.approx(1 / 3) and clips["difference"]["runs"] == 2
+    assert (loss["every block"], loss["every second"]) == pytest.approx((1.05, 2.05))  # of the last step
+    assert loss["difference"]["mean"] == pytest.approx(1) and loss["difference"]["signs"] == 2
+    assert loss["difference"]["high"] - loss["difference"]["low"] < 1e-6
