@@ -168,7 +168,7 @@ def test_a_signal_to_one_process_stops_both_and_one_process_goes_on(recipe, alon
     steps = max(STEPS, stopped)
     done = run_command(*recipe, f"run.dir={folder}", "--resume", f"train.steps={steps}", "preview.every=0")
     assert done.returncode == 0, done.stderr
-    assert "2 processes then, 1 now" in done.stdout
+    assert "2 processes so far, by 1 now" in done.stdout
     if steps == STEPS:
         assert_close(folder, alone)
 

@@ -9,8 +9,7 @@ import torch
 
 from eqm_video.cli import doctor, main
 from eqm_video.training.config import load_config
-
-CPU = torch.device("cpu")
+from eqm_video.training.estimate import Device
 
 
 @pytest.fixture(autouse=True)
@@ -39,14 +38,19 @@ def test_a_hub_that_does_not_answer_matters_to_recipes_that_need_it(monkeypatch)
     assert str(finding).startswith("BAD   hub         does not answer (")
 
 
-def test_a_long_run_and_a_large_network_are_told(monkeypatch) -> None:
+def device(speed: float, memory: int = 2**35) -> Device:
+    return Device("a CPU", "cpu", memory, speed, speed)
+
+
+def test_a_long_run_and_a_large_network_are_told() -> None:
     config = load_config("actions")
-    memory, time = doctor.fits(config, CPU, speed=1e6)
+    memory, time = doctor.fits(config, device(1e6))
     assert memory.state == doctor.FINE and time.state == doctor.SLOW and "a day is train.steps=" in time.advice
-    assert doctor.fits(config, CPU, speed=1e15) is not None
-    assert [one.state for one in doctor.fits(config, CPU, speed=1e15)] == [doctor.FINE, doctor.FINE]
-    monkeypatch.setattr(doctor, "memory", lambda: 2**20)
-    assert next(iter(doctor.fits(config, CPU, speed=1e15))).state == doctor.BAD
+    assert [one.state for one in doctor.fits(config, device(1e15))] == [doctor.FINE, doctor.FINE]
+    full = next(iter(doctor.fits(config, device(1e15, memory=2**20))))
+    assert full.state == doctor.BAD and "model.preset" in full.advice
+    tight = next(iter(doctor.fits(config, device(1e15, memory=2**28))))
+    assert tight.state == doctor.SLOW and "train.accumulation=4" in tight.advice
 
 
 def test_a_disk_that_cannot_be_written_and_wrong_words_are_sentences(monkeypatch, tmp_path, capsys) -> None:

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from eqm_video.sampling.option_groups import Overridden
 from eqm_video.system import machine
 from eqm_video.training import build
 from eqm_video.training.config import Config, load_config
+from eqm_video.training.estimate import REACHED, Device, count_memory, free_memory, seconds_per_step
 from eqm_video.training.progress import DAY, duration
 
 FINE, SLOW, BAD = "ok", "slow", "BAD"
@@ -37,8 +38,6 @@ SIDE = 1024  # of the matrices that are multiplied
 PATIENCE = 3.0  # seconds that the hub has to answer
 LEAST_SHM = 2**30  # bytes of /dev/shm: what four workers of a small recipe need
 LEAST_ROOM = 5 * 2**30  # bytes of the disk
-STATE = {"adamw": 5, "muon": 4}  # float32 copies of the weights: themselves, gradient, average, optimizer
-SHARE = 0.4  # of the speed of large products that training reaches; measured between 0.3 and 0.6
 LABELS = 101  # where a recipe counts them
 
 
@@ -96,7 +95,8 @@ def look(config: Config | None) -> Iterator[Finding]:
     yield devices(device)
     speed = product_speed(device, torch.float32)
     yield Finding(FINE, "float32", f"{speed / 1e9:,.0f} GFLOP/s in matrix products")
-    yield precision(device, speed)
+    half = product_speed(device, torch.bfloat16)
+    yield precision(device, speed, half)
     yield attention(device)
     yield from decoders()
     yield shared_memory()
@@ -104,7 +104,8 @@ def look(config: Config | None) -> Iterator[Finding]:
     if config is None or config.codec.name not in (BUNDLED, PIXELS):
         yield hub(None if config is None else config.codec.name)
     if config is not None:
-        yield from fits(config, device, speed)
+        bf16 = half if machine.has_bf16(device) else speed
+        yield from fits(config, Device(machine.device_name(device), device.type, free_memory(device), bf16, speed))
 
 
 def versions() -> Finding:
@@ -130,9 +131,8 @@ def product_speed(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * SIDE**3 / time_of(lambda: matrix @ matrix, device)
 
 
-def precision(device: torch.device, speed: float) -> Finding:
-    """The measured speed of bfloat16, and advice where it does not pay."""
-    half = product_speed(device, torch.bfloat16)
+def precision(device: torch.device, speed: float, half: float) -> Finding:
+    """The measured speed `half` of bfloat16 beside that of float32, and advice where it does not pay."""
     text = f"{half / 1e9:,.0f} GFLOP/s, {half / speed:.2g} times float32"
     if machine.has_bf16(device) and half > speed:
         return Finding(FINE, "bfloat16", text)
@@ -204,31 +204,39 @@ def hub(codec: str | None) -> Finding:
         return Finding(SLOW if codec is None else BAD, "hub", f"does not answer ({reason})", advice)
 
 
-def fits(config: Config, device: torch.device, speed: float) -> Iterator[Finding]:
-    """Memory and time of a recipe on this device, from its size and the measured speed."""
+def fits(config: Config, device: Device) -> Iterator[Finding]:
+    """Memory and time of a recipe on this device, counted by `training/estimate.py` from its measured speed."""
     downsampling, channels = build.codec_shape(config.codec.name)
     with torch.device("meta"):
         network = build.make_network(config, config.model.num_labels or LABELS, channels)
     size = build.check_size(config, downsampling, network.config.patch_size)
-    cost = build.measure(network, (1, config.data.frames, channels, size, size))
-    state = 4 * STATE[config.train.optimizer] * cost["parameters"]
-    room = torch.cuda.mem_get_info()[1] if device.type == "cuda" else memory()
-    text = f"{cost['parameters'] / 1e6:.1f} M parameters: {gib(state)} of {gib(room)} before any clip"
-    advice = "type a smaller model.preset"
-    yield Finding(BAD, "memory", text, advice) if state > 0.9 * room else Finding(FINE, "memory", text)
-    train = config.train
-    seconds = 3 * cost["flops"] * train.batch_size / (SHARE * speed)
-    text = f"about {seconds:.2g} s a step, {duration(seconds * train.steps)} for {train.steps:,} steps (an estimate)"
+    train, frames = config.train, config.data.frames
+    cost = build.measure(network, (1, frames, channels, size, size))
+    memory = count_memory(config, network, (frames, channels, size, size))
+    state = replace(memory, activations=0).peak
+    text = f"{cost['parameters'] / 1e6:.1f} M parameters: {gib(state)}, and {gib(memory.peak)} in a step"
+    text += "" if device.memory is None else f", of {gib(device.memory)}"
+    yield memory_finding(text, state, memory.peak, device.memory)
+    seconds = seconds_per_step(config, device, cost["flops"], frames)
+    kind = "cuda" if device.kind == "cuda" else "cpu"
+    text = (
+        f"about {seconds:.2g} s a step, {duration(seconds * train.steps)} for {train.steps:,} steps "
+        f"(computed: a step at {REACHED[kind]:.0%} of the speed above)"
+    )
     if seconds * train.steps <= DAY:
         yield Finding(FINE, "time", text)
     else:
-        small = "--config own_videos_cpu" if device.type == "cpu" else "a smaller model.preset"
+        small = "--config own_videos_cpu" if kind == "cpu" else "a smaller model.preset"
         yield Finding(SLOW, "time", text, f"a day is train.steps={DAY / seconds:,.0f}; or {small}".replace(",", ""))
 
 
-def memory() -> int:
-    """Bytes of the machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30
+def memory_finding(text: str, state: int, peak: int, room: int | None) -> Finding:
+    """`text`, and advice where the bytes of the training's `state`, or of a step at its `peak`, exceed the `room`."""
+    if room is None or peak <= 0.9 * room:
+        return Finding(FINE, "memory", text)
+    if state > 0.9 * room:
+        return Finding(BAD, "memory", text, "type a smaller model.preset")
+    return Finding(SLOW, "memory", text, "type train.accumulation=4, or train.gradient_checkpointing=true")
 
 
 def time_of(work: Callable[[], object], device: torch.device) -> float:

@@ -12,7 +12,6 @@ from eqm_video.data.layout import find_lists, list_files
 from eqm_video.wording import counted
 
 FEW = 100  # videos: a smaller set is memorised long before the steps of a large one are done
-KEPT = 500  # videos, at most, whose latents are kept in memory
 HOLDABLE = 20  # videos: of fewer than that none is held out
 GPU, CPU = "own_videos", "own_videos_cpu"
 STEPS = {(GPU, True): 20_000, (GPU, False): 100_000, (CPU, True): 4000, (CPU, False): 12_000}  # (recipe, few videos)
@@ -36,7 +35,7 @@ def choose(folder: Path, on_gpu: bool | None = None) -> Choice:
     on_gpu = torch.cuda.is_available() or torch.backends.mps.is_available() if on_gpu is None else on_gpu
     recipe, few = (GPU if on_gpu else CPU), count < FEW
     overrides = [f"data.root={folder}", f"run.dir=runs/{folder.resolve().name}", f"train.steps={STEPS[recipe, few]}"]
-    overrides.append(f"data.latents={'memory' if count <= KEPT else 'online'}")
+    overrides.append("data.latents=auto")  # in memory where the frames fit and are encoded less often that way
     withheld = "nothing held out"
     if find_lists(folder) is not None:
         overrides += ["data.split=train", "held_out.split=test"]

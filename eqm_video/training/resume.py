@@ -165,7 +165,8 @@ def compare(checkpoint: Path, config: Config, processes: int) -> list[str]:
     notes += note_rates(record["step"], recorded.train, config.train)
     count = record["world_size"]
     if count != processes:
-        notes.append(f"note: {count} processes then, {processes} now: the run goes on, but not bit for bit the same")
+        before = f"trained by {counted(count, 'process')} so far, by {processes} now"
+        notes.append(f"note: {before}: the run goes on, but not bit for bit the same")
     return notes
 
 
