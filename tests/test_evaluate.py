@@ -20,6 +20,7 @@ from tiny_run import ROOT, write_codec
 from eqm_video import cli
 from eqm_video.codec import Codec
 from eqm_video.data.moving_shapes import write_moving_shapes
+from eqm_video.data.transforms import crop_clip
 from eqm_video.errors import UserError
 from eqm_video.evaluation.clips import Altered, Arrays, jpeg, open_real, open_samples, through
 from eqm_video.evaluation.protocol import PRESETS, Protocol, check_same, differences, digest_of
@@ -29,6 +30,7 @@ from eqm_video.features.registry import open_feature
 from eqm_video.metrics.metric import Statistics
 from eqm_video.metrics.registry import metrics
 from eqm_video.output import media
+from eqm_video.studies.evaluate import is_model
 
 SIZE, FRAMES = 16, 6
 QUICK = ("--features", "random", "--redraws", "20", "--permutations", "50")
@@ -101,6 +103,29 @@ def test_a_record_has_the_protocol_and_its_hash_the_numbers_and_what_is_around_t
         file.write_bytes(b"damaged")
     assert run("evaluate", *words) == 0
     assert not result(out)["data"]["from_cache"] and result(out)["metrics"] == record["metrics"]
+
+
+def test_samples_of_several_sizes_come_to_the_size_that_is_given(data, samples, tmp_path, capsys):
+    archive = open_samples(samples, Protocol(size=(8, 12)), None)
+    whole = np.load(samples)["arr_0"]
+    assert archive.shape == (FRAMES, 8, 12) and archive.about["resized from"] == "16x16"
+    assert np.array_equal(archive.read([3])[0].numpy(), crop_clip(whole[3], (8, 12)))
+
+    folder = tmp_path / "mixed"
+    for name, clip in {"a": whole[0], "b": crop_clip(whole[1], (24, 24))}.items():
+        media.write_mp4((folder / name).with_suffix(".mp4"), clip, fps=8)
+    words = (folder, "--data", data, "--out", tmp_path / "out", *QUICK, "--metrics", "motion")
+    assert "16x16, 24x24 pixels: type --size" in fails(capsys, "evaluate", *words)
+    assert run("evaluate", *words, "--size", "16") == 0
+    assert "are resized and cropped to 16x16" in capsys.readouterr().err
+    assert result(tmp_path / "out")["samples"]["resized from"] == "16x16, 24x24"
+
+
+def test_the_model_that_ships_with_the_package_is_sampled(tmp_path, monkeypatch):
+    assert is_model("demo") and not is_model("demo.npz")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert not is_model("demo")  # a folder of that name comes first
 
 
 def evaluation(**settings) -> Evaluation:
@@ -315,7 +340,6 @@ def test_both_sets_are_written_for_other_tools(data, samples, tmp_path, capsys):
         (("--metrics", "over-time"), "needs clips of two windows of 16 frames"),
         (("--metrics", "accuracy"), "needs labels"),
         (("--protocol", "stylegan-v", "--frames", "6"), "holds 10 clips, and the protocol asks for 2048"),
-        (("--size", "32"), "the samples have 16x16 pixels, and the protocol says 32x32"),
     ],
 )
 def test_mistakes_are_explained(more, said, data, samples, tmp_path, capsys):

@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 import json
 import statistics
+import warnings
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from eqm_video.data.clips import ClipSet
 from eqm_video.data.datasets import open_data
 from eqm_video.data.identity import identity
 from eqm_video.data.source import kind_of
-from eqm_video.data.transforms import sides
+from eqm_video.data.transforms import crop_clip, sides
 from eqm_video.errors import UserError
 from eqm_video.evaluation.protocol import Protocol
 from eqm_video.randomness import generator
@@ -60,13 +61,14 @@ class ClipSource(ABC):
 
 @dataclass
 class Arrays(ClipSource):
-    """Clips in memory, uint8 (N, T, H, W, 3)."""
+    """Clips in memory, uint8 (N, T, H, W, 3). size: (height, width) to which they are resized; None for their own."""
 
     pixels: np.ndarray
     labels: Sequence[str | None]
     fps: float | None = None
     about: dict[str, Any] = field(default_factory=dict)
     names: Sequence[str] = ()
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         self.sources = range(len(self.pixels))
@@ -74,11 +76,14 @@ class Arrays(ClipSource):
     @property
     def shape(self) -> tuple[int, int, int]:
         """T, H, W."""
-        return tuple(self.pixels.shape[1:4])
+        return (self.pixels.shape[1], *(self.size or self.pixels.shape[2:4]))
 
     def read(self, rows: Sequence[int]) -> Tensor:
         """Clips, by number."""
-        return torch.from_numpy(np.ascontiguousarray(self.pixels[list(rows)]))
+        clips = self.pixels[list(rows)]
+        if self.shape[1:] != clips.shape[2:4]:
+            clips = np.stack([crop_clip(clip, self.shape[1:]) for clip in clips])
+        return torch.from_numpy(np.ascontiguousarray(clips))
 
 
 @dataclass
@@ -193,8 +198,9 @@ def through(codec: Codec) -> Callable[[Tensor], Tensor]:
 def open_samples(path: Path, protocol: Protocol, kind: str | None) -> ClipSource:
     """Samples of a folder of videos or pictures, of a folder by `sample_video.py`, or of an .npz.
 
-    The first frames of each are taken. UserError for what holds no clips, fewer than the protocol's `count`, or clips
-    that are too short or of another size.
+    The first frames of each are taken. Samples of another size than the protocol's are resized and cropped as real
+    clips are, with a warning. UserError for what holds no clips, fewer than the protocol's `count`, clips that are too
+    short, or, where the protocol has no size, clips of several sizes.
     """
     if path.suffix == ".npz" or (path / "samples.npz").is_file():
         source: ClipSource = _open_arrays(path, protocol)
@@ -205,11 +211,6 @@ def open_samples(path: Path, protocol: Protocol, kind: str | None) -> ClipSource
         raise UserError(
             f"{path} holds {total} clips, and the protocol asks for {count}: make more, or type --num-samples {total}, "
             "which is another protocol"
-        )
-    if protocol.size is not None and tuple(protocol.size) != source.shape[1:]:
-        raise UserError(
-            f"the samples have {source.shape[1]}x{source.shape[2]} pixels, and the protocol says "
-            f"{protocol.size[0]}x{protocol.size[1]}: leave --size out"
         )
     return source
 
@@ -238,19 +239,23 @@ def _open_arrays(path: Path, protocol: Protocol) -> Arrays:
     frames = protocol.frames or pixels.shape[1]
     _check_frames(archive, frames, pixels.shape[1])
     chosen = slice(0, protocol.count)
-    return Arrays(pixels[chosen, :frames], list(labels)[chosen], fps, {"file": str(archive)})
+    about = {"file": str(archive), **_resized(archive, {pixels.shape[2:4]}, protocol.size)}
+    return Arrays(pixels[chosen, :frames], list(labels)[chosen], fps, about, size=protocol.size)
 
 
 def _open_folder(path: Path, protocol: Protocol, kind: str | None) -> Files:
-    """The first frames of every file of a folder, in the order of the names, at their own size."""
+    """The first frames of every file of a folder, in the order of the names, at the protocol's size or their own."""
     kind = kind or kind_of(path)
     data = open_data(kind, path, frames=1, frame_interval=1, size=8, short="skip")
     infos = [info for _, _, info in data.files]
     size = protocol.size or (infos[0].height, infos[0].width)
-    others = {(info.height, info.width) for info in infos} - {size}
-    if others:
-        other = "x".join(map(str, sorted(others)[0]))
-        raise UserError(f"{path} holds samples of {size[0]}x{size[1]} and of {other} pixels; samples have one size")
+    sizes = {(info.height, info.width) for info in infos}
+    if protocol.size is None and len(sizes) > 1:
+        found = _shown(sizes)
+        raise UserError(
+            f"{path} holds samples of {found} pixels: type --size, to which they are then resized and cropped as real "
+            "clips are"
+        )
     frames = protocol.frames or (min(info.frames for info in infos) if kind == "videos" else 1)
     if kind == "images" and frames > 1:
         raise UserError(f"{path} holds pictures, and the protocol asks for clips of {frames} frames")
@@ -259,7 +264,28 @@ def _open_folder(path: Path, protocol: Protocol, kind: str | None) -> Files:
     data = data.view(Bucket(frames, 1))
     data.size = sides(size)
     order = sorted(range(len(data)), key=lambda index: data.files[index][0])[: protocol.count]
-    return Files(data, [(index, 0) for index in order], {"folder": str(path)})
+    about = {"folder": str(path), **_resized(path, sizes, protocol.size)}
+    return Files(data, [(index, 0) for index in order], about)
+
+
+def _resized(path: Path, sizes: Collection[tuple[int, int]], size: tuple[int, int] | None) -> dict[str, Any]:
+    """For the record: the sizes of samples that are resized, with a warning; empty where none is."""
+    if size is None or set(sizes) == {tuple(size)}:
+        return {}
+    found = _shown(sizes)
+    warnings.warn(
+        f"{path} holds samples of {found} pixels: they are resized and cropped to {size[0]}x{size[1]}, as the real "
+        "clips are",
+        stacklevel=2,
+    )
+    return {"resized from": found}
+
+
+def _shown(sizes: Collection[tuple[int, int]]) -> str:
+    """Sizes in words, such as 64x64, 240x320 and 5 more."""
+    words = ["x".join(map(str, size)) for size in sorted(sizes)]
+    more = f" and {len(words) - 3} more" if len(words) > 3 else ""
+    return ", ".join(words[:3]) + more
 
 
 def _check_frames(path: Path, frames: int, have: int) -> None:

@@ -28,7 +28,7 @@ class Protocol:
     split, fold: of official lists, or "all". order: how the real videos are taken where there are more than real_count:
     sorted by name, or shuffled with `seed`. window: which frames of a real video: the first ones, the central ones, at
     a random place drawn from `seed` and the file's name, or every window without overlap. size: (height, width), None:
-    as the samples have; other samples are refused. crop: how real videos come to that size; adm is this package's
+    as the samples have. crop: how real videos, and samples of another size, come to that size; adm is this package's
     reader: box, then bicubic, then the centre. jpeg: quality of a JPEG round trip of both sets before the network, 0 is
     none. fit, antialias: the resize to the network's input. window_frames: of metrics over time.
     """

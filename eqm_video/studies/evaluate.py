@@ -24,7 +24,7 @@ from eqm_video.metrics.registry import ALIASES, find_metric, metrics
 from eqm_video.options import narrower, option, same
 from eqm_video.output.tables import aligned
 from eqm_video.sampling import option_groups as groups
-from eqm_video.sampling.folders import holds_model
+from eqm_video.sampling.folders import SHIPPED, holds_model
 from eqm_video.sampling.launch import choose_device, start_processes
 from eqm_video.sampling.loading import find_model
 from eqm_video.sampling.pipeline import EqMPipeline
@@ -238,10 +238,10 @@ class Evaluate(
 
 
 def is_model(path: str) -> bool:
-    """Whether SAMPLES is a model: an export, a run, a checkpoint, or a hub id (no file or folder of that name)."""
+    """Whether SAMPLES is a model: an export, a run, a checkpoint, or, without a file of that name, a hub id or demo."""
     folder = Path(path).expanduser()
     if not folder.exists():
-        return path.count("/") == 1 and not path.endswith(".npz")
+        return path == SHIPPED or (path.count("/") == 1 and not path.endswith(".npz"))
     inside = ("model_index.json", "checkpoints", "export")
     return holds_model(folder) or any((folder / name).exists() for name in inside)
 
