@@ -251,9 +251,9 @@ def _open_folder(path: Path, protocol: Protocol, kind: str | None) -> Files:
     size = protocol.size or (infos[0].height, infos[0].width)
     sizes = {(info.height, info.width) for info in infos}
     if protocol.size is None and len(sizes) > 1:
-        found = _shown(sizes)
+        shown = _shown(sizes)
         raise UserError(
-            f"{path} holds samples of {found} pixels: type --size, to which they are then resized and cropped as real "
+            f"{path} holds samples of {shown} pixels: type --size, to which they are then resized and cropped as real "
             "clips are"
         )
     frames = protocol.frames or (min(info.frames for info in infos) if kind == "videos" else 1)
@@ -272,13 +272,13 @@ def _resized(path: Path, sizes: Collection[tuple[int, int]], size: tuple[int, in
     """For the record: the sizes of samples that are resized, with a warning; empty where none is."""
     if size is None or set(sizes) == {tuple(size)}:
         return {}
-    found = _shown(sizes)
+    shown = _shown(sizes)
     warnings.warn(
-        f"{path} holds samples of {found} pixels: they are resized and cropped to {size[0]}x{size[1]}, as the real "
+        f"{path} holds samples of {shown} pixels: they are resized and cropped to {size[0]}x{size[1]}, as the real "
         "clips are",
         stacklevel=2,
     )
-    return {"resized from": found}
+    return {"resized from": shown}
 
 
 def _shown(sizes: Collection[tuple[int, int]]) -> str:
