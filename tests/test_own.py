@@ -80,3 +80,13 @@ def test_it_trains_resumes_and_says_what_it_picked(tmp_path, capsys, monkeypatch
     assert (tmp_path / "runs" / "mine" / "export").is_dir()
     assert main(["train", "own", "mine", *small, "train.steps=3", "--resume"]) == 0
     assert "resuming" in capsys.readouterr().out
+
+
+def test_a_recipe_is_named_by_the_first_word_as_by_config() -> None:
+    config = parse(["--config", "demo", "train.steps=3"]).config_of_run()
+    assert parse(["demo", "train.steps=3"]).config_of_run() == config != load_config(None, ["train.steps=3"])
+    assert parse(["train.steps=3"]).config_of_run() == load_config(None, ["train.steps=3"])
+    with pytest.raises(UserError, match=r"dmo is no file, and no recipe of that name"):
+        parse(["dmo", "train.steps=3"]).config_of_run()
+    with pytest.raises(UserError, match="--own picks the recipe"):
+        parse(["--own", "videos", "demo"])

@@ -211,9 +211,22 @@ class Overridden:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Overridden):
-    """--config, and section.key=value."""
+    """--config, or the recipe as the first word, and section.key=value."""
 
-    config: str | None = option(None, metavar="RECIPE", help="a YAML file, or a name that `eqm-video recipes` lists")
+    config: str | None = option(
+        None, metavar="RECIPE", help="a YAML file, or a name that `eqm-video recipes` lists; also as the first word"
+    )
+
+    @property
+    def recipe(self) -> str | None:
+        """The recipe: that of --config, or the first word if it is no section.key=value."""
+        named = self.config is None and self.overrides and "=" not in self.overrides[0]
+        return self.overrides[0] if named else self.config
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """The words section.key=value."""
+        return self.overrides if self.recipe == self.config else self.overrides[1:]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,7 @@ class Look(Study, Recipe, group="look"):
 
     def run(self) -> Report:
         """Read the first step's clips as training does. UserError for what training would refuse too."""
-        config = load_config(self.config, self.overrides)
+        config = load_config(self.recipe, self.changes)
         disk = cache_folder(config) is not None
         config = replace(
             config,

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Fill the cache; returns the exit status. UserError for a mistake of the user."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     chosen = options.parse(CacheOptions, words, prog="eqm-video cache")
-    config = load_config(chosen.config, chosen.overrides)
+    config = load_config(chosen.recipe, chosen.changes)
     accelerator = build.make_accelerator(config)
     launch.check_launch(accelerator)
     for note in build.note_precision(config, accelerator.device):

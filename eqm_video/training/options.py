@@ -48,7 +48,7 @@ class TrainOptions(Recipe, Dry):
             raise UserError("--from-older says where --resume goes on: type --resume --from-older")
         if self.device_spec is not None and not self.dry_run:
             raise UserError("--device-spec counts what a run would take: type --dry-run --device-spec NAME")
-        if self.own is not None and self.config is not None:
+        if self.own is not None and self.recipe is not None:
             raise UserError("--own picks the recipe, and --config gives one: type one of them, and data.root=FOLDER")
 
     @cached_property
@@ -59,15 +59,15 @@ class TrainOptions(Recipe, Dry):
     def config_of_run(self) -> Config:
         """The configuration: the recipe with its overrides. `--resume` without a recipe uses the checkpoint's."""
         if self.own is not None:
-            return load_config(self.choice.recipe, [*self.choice.overrides, *self.overrides])
-        config = load_config(self.config, self.overrides)
-        if self.resume is None or self.config is not None:
+            return load_config(self.choice.recipe, [*self.choice.overrides, *self.changes])
+        config = load_config(self.recipe, self.changes)
+        if self.resume is None or self.recipe is not None:
             return config
         if self.resume == NEWEST:
             checkpoint = Checkpoints(config.run.folder / "checkpoints").newest()
         else:
             checkpoint = find_checkpoint(Path(self.resume))
-        return config if checkpoint is None else recorded_config(checkpoint, self.overrides)
+        return config if checkpoint is None else recorded_config(checkpoint, self.changes)
 
 
 def parse(arguments: Sequence[str] | None = None) -> TrainOptions:
