@@ -127,6 +127,11 @@ OUTPUTS = {
         (r"forcing(_[a-z_]+)?\.png",),
         weak={"forcing.md": beside("forcing.json", record("command", "settings", "differences"))},
     ),
+    "few-steps": Output(
+        {"few_steps.json": record("command", "settings", "model"), **_MEASURED},
+        ("few_steps.png",),
+        weak={"few_steps.md": beside("few_steps.json", record("command", "settings", "model"))},
+    ),
     "ablate": Output(
         {"ablations.json": record("command", "lines"), **_MEASURED},
         ("ablations.png", r"measured/.+\.npz"),

@@ -32,7 +32,7 @@ def ways(decay: Decay) -> dict[str, Way]:
         fitting += [Way("heun", _equal_gamma("heun", each=2)), Way("nag", _equal_gamma("nag"))]
     else:
         gain = float(getattr(decay, "gain", 1.0))
-        fitting += [Way(f"nag {stride:g}", _nag(stride, gain)) for stride in STRIDES]
+        fitting += [Way(f"nag {stride:g}", nag(stride, gain)) for stride in STRIDES]
     return {way.name: way for way in fitting}
 
 
@@ -45,7 +45,7 @@ def _equal_gamma(kind: str, each: int = 1) -> Callable[[int], Mapping[str, Any] 
     return sampling
 
 
-def _nag(stride: float, gain: float) -> Callable[[int], Mapping[str, Any]]:
+def nag(stride: float, gain: float) -> Callable[[int], Mapping[str, Any]]:
     """NAG along the field whose steps add up to `stride` / gain; no step is larger than `LARGEST` / gain."""
 
     def sampling(count: int) -> Mapping[str, Any]:

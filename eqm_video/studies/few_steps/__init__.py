@@ -1,0 +1,1 @@
+"""Quality by the number of evaluations, sampler by sampler."""

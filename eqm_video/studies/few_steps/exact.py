@@ -1,0 +1,93 @@
+"""The samplers of the few-step curve on exact fields, where the right end of every start is known.
+
+Legend: K repeats, N starts of each, M points, D numbers of a point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eqm_video.analysis.exact_field import OracleField
+from eqm_video.core.decay import Decay
+from eqm_video.metrics.intervals import estimate
+from eqm_video.randomness import generator
+from eqm_video.samplers import SAMPLERS, Multistep, run
+from eqm_video.samplers.warp import Identity
+from eqm_video.studies.forcing.ways import Way
+from eqm_video.studies.measured import Measured
+
+POINTS, NUMBERS = 100, 576
+FINE = 100  # multistep steps of the solution that decides where a start ends
+
+
+def measure(
+    decays: Mapping[str, Decay],
+    listed: Mapping[str, Mapping[str, Way]],
+    counts: Sequence[int],
+    sizes: tuple[int, int, int],
+    kept: Measured,
+) -> dict[str, Any]:
+    """By field, measure, way and number of evaluations: estimates over repeats and starts.
+
+    Args:
+        decays: of the fields, by name; none of them is told gamma.
+        listed: the ways of each field.
+        counts: numbers of evaluations.
+        sizes: K, N, and the first seed.
+        kept: the measurements that are there already.
+    """
+    numbers: dict[str, Any] = {}
+    for name, decay in decays.items():
+        wanted = {"decay": repr(decay), "counts": list(counts), "sizes": sizes, "ways": list(listed[name])}
+
+        def work(name: str = name, decay: Decay = decay) -> tuple[dict[str, Any], None]:
+            print(f"measuring the exact field of {decay!r}", flush=True)
+            return {"found": _field(decay, listed[name], counts, sizes)}, None
+
+        values = kept.keep(f"exact_{name}", wanted, work)["found"]
+        numbers[name] = {
+            kind: {
+                way: {count: asdict(estimate(torch.tensor(lists, dtype=torch.float64))) for count, lists in row.items()}
+                for way, row in rows.items()
+            }
+            for kind, rows in values.items()
+        }
+    return numbers
+
+
+def _field(
+    decay: Decay, listed: Mapping[str, Way], counts: Sequence[int], sizes: tuple[int, int, int]
+) -> dict[str, dict[str, dict[str, list[list[float]]]]]:
+    """Values (K, N) by measure, way and count. reached: 1 where a start ends at the point of the fine solution;
+    distance: RMS from the nearest point.
+    """
+    repeats, starts, seed = sizes
+    data = torch.randn(POINTS, NUMBERS, generator=generator(seed, "exact points", 0), dtype=torch.float64)
+    field = OracleField(data, decay)
+    values: dict[str, dict[str, dict[str, list[list[float]]]]] = {"reached": {}, "distance": {}}
+    for repeat in range(repeats):
+        noise = torch.randn(starts, NUMBERS, generator=generator(seed, "exact starts", repeat), dtype=torch.float64)
+        goal = _nearest(run(lambda x: field(x), noise, Multistep(), steps=FINE, decay=decay).latents, data)[1]
+        for name, way in listed.items():
+            for count in counts:
+                how = way.sampling(count)
+                if how is None:
+                    continue
+                sampler = SAMPLERS[how["sampler"]]() if isinstance(how["sampler"], str) else how["sampler"]
+                spread = {"warp": Identity()} if "warp" in how else {}
+                end = run(lambda x: field(x), noise, sampler, steps=how["steps"], decay=decay, **spread).latents
+                gap, place = _nearest(end, data)
+                for kind, lists in (("reached", (place == goal).double()), ("distance", gap)):
+                    values[kind].setdefault(name, {}).setdefault(str(count), []).append(lists.tolist())
+    return values
+
+
+def _nearest(points: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
+    """The RMS distance (N,) of points (N, D) from the nearest of `data` (M, D), and its number (N,)."""
+    gaps = torch.cdist(points, data) / data.shape[1] ** 0.5
+    return gaps.min(dim=1).values, gaps.min(dim=1).indices

@@ -1,0 +1,78 @@
+"""The few-step curve: measurements that are kept, exact ends, tables, refusals."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tiny_models import tiny_pipeline, tiny_transformer
+
+from eqm_video import cli
+from eqm_video.core.decay import ConstantDecay
+from eqm_video.data.moving_shapes import label_names
+from eqm_video.studies.few_steps import exact, report
+from eqm_video.studies.few_steps.study import OWN, FewSteps
+from eqm_video.studies.forcing.ways import ways
+from eqm_video.studies.measured import Measured
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a finished run on a tiny model, and its words."""
+    folder = tmp_path_factory.mktemp("few")
+    names = label_names(("Disc", "Square"))
+    tiny_pipeline(tiny_transformer(num_labels=8), id2label=names, frames=4).save_pretrained(folder / "export")
+    words = ["few-steps", str(folder / "export"), "--out", str(folder / "out"), "--evaluations", "1", "2"]
+    words += ["--reference", "3", "--repeats", "2", "--num-samples", "2", "--exact-starts", "2", "--exact-most", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact, "FINE", 4)
+        assert cli.main(words) == 0
+    return folder / "out", words
+
+
+def test_every_sampler_is_measured_from_the_same_noise(run):
+    out, _ = run
+    numbers = json.loads((out / "few_steps.json").read_text())
+    model = numbers["model"]
+    assert set(model) == {"right", "distance", "mmd"} and set(model["distance"]) == {
+        "multistep",
+        "euler",
+        "nag 2",
+        "nag 6",
+        OWN,
+    }
+    assert list(model["right"]["multistep"]) == ["1", "2", "3"] and list(model["right"]["euler"]) == ["1", "2"]
+    assert model["distance"][OWN]["3"]["mean"] == 0 < model["distance"]["multistep"]["3"]["mean"]
+    assert model["distance"]["euler"]["1"] == model["distance"]["multistep"]["1"]  # the first step is Euler's
+    assert model["mmd"]["euler"]["2"]["runs"] == 2 and model["right"]["euler"]["2"]["clips"] == 2
+    assert numbers["right against the reference"][OWN]["3"]["mean"] == 0
+    assert numbers["settings"]["reference"] == f"{OWN}, 3 evaluations"
+    views = FewSteps.views(numbers)
+    assert (
+        set(views) == {"right", "distance", "mmd", "exact", "settings"} and "| NAG, the model's walk |" in views["mmd"]
+    )
+    assert (out / "few_steps.png").stat().st_size > 1000 and "As many real clips" in (out / "few_steps.md").read_text()
+
+
+def test_finished_measurements_are_not_made_again(run, capsys):
+    _, words = run
+    capsys.readouterr()
+    assert cli.main(words) == 0
+    assert "measuring" not in capsys.readouterr().out
+
+
+def test_more_evaluations_end_nearer_on_the_exact_field(tmp_path, monkeypatch):
+    monkeypatch.setattr(exact, "POINTS", 12)
+    monkeypatch.setattr(exact, "NUMBERS", 128)
+    decay = ConstantDecay()
+    rows = exact.measure({"velocity": decay}, {"velocity": ways(decay)}, [2, 12], (2, 3, 0), Measured(tmp_path))[
+        "velocity"
+    ]
+    for name in ("multistep", "euler"):
+        assert rows["distance"][name]["12"]["mean"] < rows["distance"][name]["2"]["mean"]
+        assert rows["reached"][name]["12"]["mean"] >= rows["reached"][name]["2"]["mean"] > 0
+    assert rows["reached"]["multistep"]["12"]["mean"] == 1.0
+
+
+def test_a_share_is_shown_with_its_interval():
+    assert report._cell({"mean": 0.5, "low": 0.25, "high": 0.755}, "right") == "50 % (25–76)"
