@@ -100,7 +100,8 @@ class RunReport(Opening, Seeded, group="look", record="report.json"):
         """Recorded descents of a model with the sampler that its export recommends."""
         asked_for = _Samples(self.descents, self.seed)
         steps = default_steps(pipeline.config.sampler, None)
-        return trace(pipeline, Request.of(pipeline, asked_for), name, pipeline.rule(), steps, shown=self.descents)
+        request = Request.of(pipeline, asked_for)
+        return trace(pipeline, request, name, pipeline.rule(), steps, shown=self.descents, along=False)
 
 
 @dataclass(frozen=True)

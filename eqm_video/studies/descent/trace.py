@@ -30,8 +30,9 @@ class Trace:
 
     settings: the sampler, its steps and evaluations. rms, energy (E, B, T): of the guided field at each evaluation.
     measure: the name of the energy. states: the numbers of updates after which clips were kept. pixels uint8
-    (S, M, T, H, W, 3): the first M clips in these states. gamma (S, B, T): of all clips in these states; None for a
-    model without a decay. expected: rms, energy and gamma (E,) in closed form for a single data point, if there is one.
+    (S, M, T, H, W, 3): the first M clips in these states, or (1, M, T, H, W, 3) in the last one. gamma (S, B, T): of
+    all clips in these states; None for a model without a decay. expected: rms, energy and gamma (E,) in closed form for
+    a single data point, if there is one.
     """
 
     name: str
@@ -51,9 +52,12 @@ def is_flow(pipeline: EqMPipeline) -> bool:
 
 
 @torch.no_grad()
-def trace(pipeline: EqMPipeline, request: Request, name: str, sampler: Sampler, steps: int, shown: int = 3) -> Trace:
+def trace(
+    pipeline: EqMPipeline, request: Request, name: str, sampler: Sampler, steps: int, shown: int = 3, along: bool = True
+) -> Trace:
     """Descend all samples in one batch and record every evaluation; the first `shown` clips are decoded.
 
+    along: whether their states on the way are decoded too, which takes most of the time, or the last one alone.
     UserError if the descent diverges.
     """
     scheduled, start, generators = begin(pipeline, request, slice(None), sampler, steps)
@@ -87,7 +91,7 @@ def trace(pipeline: EqMPipeline, request: Request, name: str, sampler: Sampler, 
         rms=torch.stack(rms),
         energy=torch.stack(energy),
         states=states,
-        pixels=np.stack([decode(pipeline, kept[state][:shown]) for state in states]),
+        pixels=np.stack([decode(pipeline, kept[state][:shown]) for state in (states if along else [steps])]),
         gamma=read_gamma(pipeline, request, kept, sampler, steps),
         expected=expectation(pipeline, sampler, steps, calibrate(result.latents), explicit),
     )
