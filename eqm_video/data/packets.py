@@ -14,14 +14,14 @@ import threading
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eqm_video.data.colour import has_alpha, is_hdr, rgb
+from eqm_video.data.colour import ToRgb, has_alpha, is_hdr, rgb
 from eqm_video.data.containers import Pictures, VideoDecodeError, open_video, video_stream
 
 if TYPE_CHECKING:
@@ -48,6 +48,12 @@ class Table:
     exact: bool  # decord addresses these frames exactly, unless the picture is rotated outside mp4 and mov
     rotates: bool  # decord applies the rotation in this kind of file
     lead: int = 0  # ticks before a keyframe's time that a seek to it must aim at
+    avi: bool = False  # the file's format
+
+    @property
+    def group(self) -> float:
+        """Mean number of frames from a keyframe to the next."""
+        return len(self.times) / max(1, len(self.keys))
 
     def seconds(self, frames: np.ndarray | None = None) -> np.ndarray:
         """Times (T,) of `frames` (T,), indices, or of all frames if None, in seconds from the first, float64."""
@@ -154,6 +160,7 @@ def _table(container: InputContainer, stream: VideoStream) -> Table:
         exact=closed and not hidden and depth <= 8,
         rotates="mp4" in container.format.name,
         lead=lead if container.format.name.startswith("mpeg") else 0,  # seeks in MPEG streams use decoding times
+        avi=is_avi,
     )
 
 
@@ -256,8 +263,8 @@ def turns(frame: av.VideoFrame) -> int:
     return round(frame.rotation / 90) % 4
 
 
-def _pixels(frame: av.VideoFrame) -> np.ndarray:
-    return np.rot90(rgb(frame), turns(frame))
+def _pixels(frame: av.VideoFrame, convert: Callable[[av.VideoFrame], np.ndarray] = rgb) -> np.ndarray:
+    return np.rot90(convert(frame), turns(frame))
 
 
 def stream_pyav(path: Path, indices: np.ndarray) -> Iterator[np.ndarray]:
@@ -279,16 +286,16 @@ def stream_pyav(path: Path, indices: np.ndarray) -> Iterator[np.ndarray]:
 
 def _counted(pictures: Pictures, places: list[int]) -> Iterator[np.ndarray]:
     """Yield the frames at rising `places`, counted from the start."""
-    chosen = set(places)
+    chosen, convert = set(places), ToRgb()
     for place, picture in zip(range(places[-1] + 1), pictures, strict=False):
         if place in chosen:
-            yield _pixels(picture)
+            yield _pixels(picture, convert)
 
 
 def _at(pictures: Pictures, table: Table, times: list[int]) -> Iterator[np.ndarray]:
     """Yield the frames shown at `times` (rising ticks); ends at the first frame that is missing."""
     coming: Iterator[av.VideoFrame] = iter(())
-    now = table.keys[0] - 1
+    now, convert = table.keys[0] - 1, ToRgb()
     for time in times:
         nearest = table.keys[bisect_right(table.keys, time) - 1]
         picture = None
@@ -304,7 +311,7 @@ def _at(pictures: Pictures, table: Table, times: list[int]) -> Iterator[np.ndarr
         if picture is None:
             return
         now = time
-        yield _pixels(picture)
+        yield _pixels(picture, convert)
 
 
 def _advance(pictures: Iterator[av.VideoFrame], time: int) -> av.VideoFrame | None:
