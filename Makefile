@@ -2,6 +2,7 @@
 # make test   set everything up, run the tests
 # make lint   style
 # make docs   the site of the documentation in runs/site; a broken link is an error
+# make options  write the options of all commands into eqm_video/assets/options.json, after a change of an option
 # make faults kill, fill, damage and stop for hours; ends with a table (SHARE=0.1 for a tenth of the tries)
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 INSTALL = $(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: setup demo test lint docs faults clean
+.PHONY: setup demo test lint docs options faults clean
 
 setup: $(VENV)/.installed
 
@@ -27,6 +28,9 @@ demo: $(VENV)/.demo
 
 test: setup
 	$(RUN) -m pytest $(TESTS)
+
+options: setup
+	$(RUN) -m eqm_video.cli.snapshot
 
 faults: setup
 	PYTHONPATH=tests:. $(RUN) -m faults --share $(or $(SHARE),1) --out runs/faults

@@ -215,7 +215,7 @@ def declared(cls: type) -> dict[str, Declared]:
                 rule = dataclasses.replace(rule, **home.metadata.get("narrower", {}))
             optional = type(None) in typing.get_args(hints[entry.name])
             first = [base for base in cls.__mro__ if entry.name in vars(base).get("__annotations__", {})][-1]
-            title = vars(first).get("title", TITLES[0])
+            title = entry.metadata.get("title") or vars(first).get("title", TITLES[0])
             options[entry.name] = Declared(entry.name, kind, count, entry.default, rule, optional, title)
     return options
 
@@ -253,18 +253,19 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return f"{action.metavar or default_metavar} ..." if more else super()._format_args(action, default_metavar)
 
 
-def parse(cls: type[T], arguments: Sequence[str], *, prog: str, epilog: str = "", sections: Sequence[str] = ()) -> T:
+def parse(cls: type[T], arguments: Sequence[str], *, prog: str) -> T:
     """An instance of `cls` from the words of a command line; UserError for unknown, wrong and missing words.
 
-    prog: the command in messages. epilog: text below the help. sections: if there are any, `key=value` and
-    `section.key=value` mean `--key value`.
+    prog: the command in messages. `cls` may have: epilog, a text below the help; sections, such that `key=value` and
+    `section.key=value` mean `--key value`; spelled_out, a function that replaces short forms among the words.
     """
-    options = declared(cls)
+    options, sections = declared(cls), getattr(cls, "sections", ())
+    arguments = cls.spelled_out(arguments) if hasattr(cls, "spelled_out") else arguments
     names = [entry.flag for entry in options.values() if not entry.option.positional] + ["--help", "--help-all"]
     words = list(_words(arguments, options, sections, names))
     everything = "--help-all" in words
     helping = everything or not {"-h", "--help"}.isdisjoint(words)
-    made = parser(cls, prog=prog, epilog=epilog, strict=helping, everything=everything)
+    made = parser(cls, prog=prog, strict=helping, everything=everything)
     typed = vars(made.parse_intermixed_args(["--help"] if helping else words))
     typed = {name: value for name, value in typed.items() if value not in (None, [])}
     missing = [entry.label for name, entry in options.items() if entry.default is MISSING and name not in typed]
@@ -273,9 +274,7 @@ def parse(cls: type[T], arguments: Sequence[str], *, prog: str, epilog: str = ""
     return cls(**{name: _value(options[name], value) for name, value in typed.items()})
 
 
-def parser(
-    cls: type, *, prog: str, epilog: str = "", strict: bool = True, everything: bool = True
-) -> argparse.ArgumentParser:
+def parser(cls: type, *, prog: str, strict: bool = True, everything: bool = True) -> argparse.ArgumentParser:
     """The argparse parser of a class, with its docstring as the description; parsed values stay text.
 
     Without `strict` missing words are accepted, because argparse would name missing options but not missing positional
@@ -285,11 +284,12 @@ def parser(
     words = [entry for entry in every if entry.option.positional]
     usage = [*words, *(entry for entry in every if entry.default is MISSING and not entry.option.positional)]
     hidden = 0 if everything else sum(entry.option.rare for entry in every)
+    more = [f"{hidden} more options: {prog} --help-all" if hidden else "", getattr(cls, "epilog", "")]
     made = _Parser(
         prog=prog,
         usage=" ".join([prog, *map(_shown, usage), "[options]"]).replace("%", "%%"),
         description=inspect.getdoc(cls),
-        epilog="\n\n".join(filter(None, [f"{hidden} more options: {prog} --help-all" if hidden else "", epilog])),
+        epilog="\n\n".join(filter(None, more)),
         formatter_class=_Help,
         argument_default=argparse.SUPPRESS,
         add_help=False,

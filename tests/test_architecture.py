@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from eqm_video import cli
+from eqm_video.cli import quick
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "eqm_video"
 
@@ -141,6 +144,7 @@ ORDER = [
     (4, "sampling.arguments"),
     (4, "sampling.field"),
     (4, "sampling.pictures"),
+    (4, "sampling.option_words"),
     (4, "sampling.settings"),
     (4, "sampling.option_groups"),
     (4, "sampling.options"),
@@ -187,6 +191,7 @@ ORDER = [
     (4, "training.launcher"),
     (4, "training.estimate"),
     (4, "training.build"),
+    (4, "training.short_forms"),
     (4, "training.resume"),
     (4, "training.own"),
     (4, "training.options"),
@@ -234,6 +239,7 @@ ORDER = [
     (5, "studies.compare.report"),
     (5, "studies.compare.study"),
     (5, "studies.compose.report"),
+    (5, "studies.compose.terms"),
     (5, "studies.compose.study"),
     (5, "studies.curvature.report"),
     (5, "studies.curvature.study"),
@@ -271,14 +277,17 @@ ORDER = [
     (5, "studies.few_steps.exact"),
     (5, "studies.few_steps.report"),
     (5, "studies.few_steps.study"),
+    (5, "cli.quick"),
     (5, "cli"),
     (5, "__main__"),
+    (5, "cli.completion"),
     (5, "cli.convert"),
     (5, "cli.doctor"),
     (5, "cli.explain"),
     (5, "cli.push"),
     (5, "cli.recipes"),
     (5, "cli.records"),
+    (5, "cli.snapshot"),
 ]
 TENSORS = {"torch", "einops"}
 LIBRARIES = {
@@ -291,7 +300,7 @@ LIBRARIES = {
     | {"jinja2", "markupsafe"},
     4: TENSORS | {"numpy", "diffusers", "safetensors", "huggingface_hub", "accelerate", "tqdm", "PIL", "wandb", "yaml"},
 }
-LIBRARIES[5] = LIBRARIES[3] | LIBRARIES[4]
+LIBRARIES[5] = LIBRARIES[3] | LIBRARIES[4] | {"shtab"}
 PLACES = {name: (layer, line) for line, (layer, name) in enumerate(ORDER)}
 
 
@@ -352,6 +361,13 @@ def test_network_and_pipeline_load_no_decoder_and_no_tracker() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.strip().splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", [*cli.COMMANDS, quick.RECIPE])
+def test_the_stored_declarations_are_of_the_sources(name: str) -> None:
+    """Else help takes seconds: the declarations of options have changed, and `make options` writes them down again."""
+    entry = quick.stored().get(name)
+    assert entry is not None and entry["digest"] == quick.digest(entry["sources"]), "type make options, and commit"
 
 
 def test_no_latent_scale_is_written_by_hand() -> None:

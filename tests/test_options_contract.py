@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 import os
 import re
@@ -25,11 +24,7 @@ from eqm_video.training.config import Config, parse_config
 from eqm_video.training.options import TrainOptions
 
 ROOT = Path(__file__).resolve().parent.parent
-STUDIES = {
-    name: getattr(importlib.import_module(command.module), command.study)
-    for name, command in cli.COMMANDS.items()
-    if command.study
-}
+STUDIES = {name: command.options() for name, command in cli.COMMANDS.items() if command.study}
 CLASSES = STUDIES | {"cache": CacheOptions, "sample": SampleOptions, "train": TrainOptions, "convert": Convert}
 EVERY = [(name, one) for name, given in CLASSES.items() for one in declared(given).values()]
 # Names with two or more meanings. labels: of what is sampled, those that clips have, and names for an export; clips:
@@ -256,8 +251,15 @@ class Narrow(Many):
     steps: int = narrower(5, least=4)
 
 
-def parsed(text: str, cls: type = Many, **more: object) -> Many:
-    return options.parse(cls, ["MODEL", *text.split()], prog="PROG", **more)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sectioned(Many):
+    """As `Many`, with keys of a section for options."""
+
+    sections: typing.ClassVar[tuple[str, ...]] = ("sampler",)
+
+
+def parsed(text: str, cls: type = Many) -> Many:
+    return options.parse(cls, ["MODEL", *text.split()], prog="PROG")
 
 
 @pytest.mark.parametrize(
@@ -310,7 +312,7 @@ def test_mistakes_are_one_sentence(text: str, sentence: str) -> None:
 
 def test_sections_may_stand_for_options(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert parsed("frames=2 sampler.step_size=0.5", sections=("sampler",)).frames == 2
+    assert parsed("frames=2 sampler.step_size=0.5", Sectioned).frames == 2
     for text, sentence in (
         ("frame=2", r"unknown override 'frame=2'; did you mean frames=2\? "),
         ("labels=a", "'labels=a': --labels is an option, not an override"),
@@ -318,11 +320,11 @@ def test_sections_may_stand_for_options(tmp_path, monkeypatch) -> None:
         ("frames=0", "--frames is 0: it must be a whole number of at least 1"),
     ):
         with pytest.raises(UserError, match=sentence):
-            parsed(text, sections=("sampler",))
+            parsed(text, Sectioned)
     with pytest.raises(UserError, match=r"unrecognized arguments: train\.frames=2"):
-        parsed("train.frames=2", sections=("sampler",))
+        parsed("train.frames=2", Sectioned)
     (tmp_path / "frames=2").touch()
-    assert options.parse(Many, ["frames=2"], prog="", sections=("sampler",)).model == "frames=2"
+    assert options.parse(Sectioned, ["frames=2"], prog="").model == "frames=2"
 
 
 def test_an_option_declared_again_keeps_its_meaning() -> None:

@@ -18,8 +18,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from eqm_video.cli import quick
 from eqm_video.errors import UserError, cut
 
 GROUPS = {"use": "make and use models", "look": "look into one", "compare": "compare many"}
@@ -32,17 +33,24 @@ STUDY = re.compile(
 
 
 class Command(NamedTuple):
-    """A command: its module (and class, for a study), its group, and a line that says what it does."""
+    """A command: its module and the class of its options there, its group, and a line that says what it does.
+
+    study: whether the class is a study, which runs by itself; else the module has a function `main`.
+    """
 
     module: str
+    class_name: str
     group: str
     says: str
-    study: str | None = None
+    study: bool = False
 
     def main(self) -> Callable[[Sequence[str]], int | None]:
         """The function that runs the command. It takes the words after the command's name."""
-        module = importlib.import_module(self.module)
-        return module.main if self.study is None else getattr(module, self.study).main
+        return self.options().main if self.study else importlib.import_module(self.module).main
+
+    def options(self) -> Any:
+        """The class of the command's options."""
+        return getattr(importlib.import_module(self.module), self.class_name)
 
 
 def _studies() -> Iterator[tuple[str, Command]]:
@@ -54,19 +62,29 @@ def _studies() -> Iterator[tuple[str, Command]]:
             group = next(ast.literal_eval(word.value) for word in node.keywords if word.arg == "group")
             first = ast.get_docstring(node).partition("\n")[0].rstrip(".")
             module = ".".join(("eqm_video.studies", *inside))
-            yield inside[0].replace("_", "-"), Command(module, group, first[0].lower() + first[1:], node.name)
+            says = first[0].lower() + first[1:]
+            yield inside[0].replace("_", "-"), Command(module, node.name, group, says, study=True)
 
 
 COMMANDS = {
-    "train": Command("eqm_video.training.launch", "use", "train a model from a recipe"),
-    "cache": Command("eqm_video.training.cache", "use", "encode the clips of a recipe once and keep them on disk"),
-    "sample": Command("eqm_video.sampling.launch", "use", "sample clips or images from a model"),
-    "recipes": Command("eqm_video.cli.recipes", "use", "list the recipes that ship with the package"),
-    "explain": Command("eqm_video.cli.explain", "use", "say what a key of a recipe means"),
-    "records": Command("eqm_video.cli.records", "compare", "keep results as records, write documents from them"),
-    "doctor": Command("eqm_video.cli.doctor", "use", "look at this machine, and whether a recipe fits it"),
-    "push": Command("eqm_video.cli.push", "use", "share a model on the Hugging Face hub"),
-    "convert": Command("eqm_video.cli.convert", "use", "convert weights of the reference EqM or SiT code"),
+    "train": Command("eqm_video.training.launch", "TrainOptions", "use", "train a model from a recipe"),
+    "cache": Command(
+        "eqm_video.training.cache", "CacheOptions", "use", "encode the clips of a recipe once and keep them on disk"
+    ),
+    "sample": Command("eqm_video.sampling.launch", "SampleOptions", "use", "sample clips or images from a model"),
+    "recipes": Command("eqm_video.cli.recipes", "RecipesOptions", "use", "list the recipes that ship with the package"),
+    "explain": Command("eqm_video.cli.explain", "Explain", "use", "say what a key of a recipe means"),
+    "records": Command(
+        "eqm_video.cli.records", "RecordsOptions", "compare", "keep results as records, write documents from them"
+    ),
+    "doctor": Command(
+        "eqm_video.cli.doctor", "DoctorOptions", "use", "look at this machine, and whether a recipe fits it"
+    ),
+    "completion": Command(
+        "eqm_video.cli.completion", "CompletionOptions", "use", "complete commands and options in bash and zsh"
+    ),
+    "push": Command("eqm_video.cli.push", "Push", "use", "share a model on the Hugging Face hub"),
+    "convert": Command("eqm_video.cli.convert", "Convert", "use", "convert weights of the reference EqM or SiT code"),
 } | dict(_studies())
 
 
@@ -112,6 +130,8 @@ def _run(name: str, words: Sequence[str]) -> int:
         raise UserError(f"unknown command {name!r}; {hint}commands: {', '.join(COMMANDS)}")
     with warnings.catch_warnings():
         warnings.showwarning = _warn
+        if "torch" not in sys.modules:  # else the true command answers as quickly
+            quick.answer(name, words)
         return COMMANDS[name].main()(words) or 0
 
 

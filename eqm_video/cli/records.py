@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -84,16 +83,12 @@ def add(folder: Path, name: str, root: Path, *, overwrite: bool = False) -> Path
 
 def studies() -> dict[str, Any]:
     """The classes of all studies, by name."""
-    return {
-        name: getattr(importlib.import_module(command.module), command.study)
-        for name, command in cli.COMMANDS.items()
-        if command.study is not None
-    }
+    return {name: command.options() for name, command in cli.COMMANDS.items() if command.study}
 
 
 def views(study: str, numbers: Mapping[str, Any]) -> Mapping[str, str]:
     """The texts that a study makes of its numbers for documents; UserError for a study that does not exist."""
     command = cli.COMMANDS.get(study)
-    if command is None or command.study is None:
+    if command is None or not command.study:
         raise UserError(f"a record of {study!r}: there is no such study")
-    return getattr(importlib.import_module(command.module), command.study).views(numbers)
+    return command.options().views(numbers)

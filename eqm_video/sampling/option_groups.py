@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import ClassVar, get_type_hints
@@ -13,22 +12,10 @@ from typing import ClassVar, get_type_hints
 from eqm_video.options import narrower, option, required, same
 from eqm_video.samplers import SAMPLERS
 from eqm_video.sampling.known import KnownFrames, parse_known
+from eqm_video.sampling.option_words import read_size, read_split, split_recipe
 from eqm_video.sampling.settings import Sampling
 
 SPLIT = "test"  # studies measure clips that a model was not trained on, if there are lists
-
-
-def read_size(text: str) -> tuple[int, int]:
-    """(height, width) of a text: pixels, or HEIGHTxWIDTH. ValueError for any other text."""
-    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
-    if match is None:
-        raise ValueError(text)
-    return int(match[1]), int(match[2] or match[1])
-
-
-def read_split(text: str) -> str:
-    """The name of a split; null and none, which a recipe's data.split may be, become "all"."""
-    return "all" if text in ("null", "none") else text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,13 +207,12 @@ class Recipe(Overridden):
     @property
     def recipe(self) -> str | None:
         """The recipe: that of --config, or the first word if it is no section.key=value."""
-        named = self.config is None and self.overrides and "=" not in self.overrides[0]
-        return self.overrides[0] if named else self.config
+        return split_recipe(self.config, self.overrides)[0]
 
     @property
     def changes(self) -> tuple[str, ...]:
         """The words section.key=value."""
-        return self.overrides if self.recipe == self.config else self.overrides[1:]
+        return split_recipe(self.config, self.overrides)[1]
 
 
 @dataclass(frozen=True, kw_only=True)

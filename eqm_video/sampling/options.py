@@ -108,6 +108,8 @@ class SampleOptions(
 ):
     """Sample labelled clips, or images, from a trained model."""
 
+    epilog: ClassVar[str] = EXAMPLES
+    sections: ClassVar[tuple[str, ...]] = ("data", "sampler")  # of sections of a recipe whose keys are options here
     num_samples: int | None = narrower(None, unset="16, or the number of clips to start from")
     fps: float | None = option(
         None, least=0.01, metavar="F", help="frames per second", unset="as trained, or as in the clips of known frames"
@@ -130,4 +132,4 @@ def parse(arguments: Sequence[str] | None) -> SampleOptions:
     arguments: the words, by default those of the process. UserError for words that make no sense.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    return options.parse(SampleOptions, words, prog="eqm-video sample", epilog=EXAMPLES, sections=("data", "sampler"))
+    return options.parse(SampleOptions, words, prog="eqm-video sample")

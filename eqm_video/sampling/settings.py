@@ -15,27 +15,10 @@ from eqm_video.options import option
 from eqm_video.samplers import FRAME_SCHEDULES, SAMPLERS, SCHEDULES, ClosedLoop, Sampler, Schedule
 from eqm_video.samplers.warp import FORMS, Warp, read_warp, warp_text
 from eqm_video.sampling.arguments import default_steps
+from eqm_video.sampling.option_words import read_term
 
 LOOPS = ("field",)  # what a closed loop reads the levels from
 IN_THE_RULE = ("step_size", "mu", "temperature")  # numbers that belong to a sampler object
-
-
-def read_frame_schedule(text: str) -> str | int:
-    """A name of `FRAME_SCHEDULES`, or a number of steps; ValueError for any other text."""
-    return text if text in FRAME_SCHEDULES else int(text) if text.isdecimal() else int("")
-
-
-def read_term(text: str) -> tuple[str, float]:
-    """(label, weight) of LABEL:WEIGHT; without :WEIGHT the weight is 1. ValueError for a weight that is no number."""
-    label, colon, weight = text.rpartition(":")
-    return (label, _finite(weight)) if colon else (text, 1.0)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not abs(value) <= 1e9:
-        raise ValueError(text)
-    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +92,8 @@ class Sampling:
     )
     frame_schedule: str | int = option(
         "joint",
-        read=read_frame_schedule,
-        kind=f"one of {', '.join(FRAME_SCHEDULES)}, or a number of steps",
+        least=0,
+        words=FRAME_SCHEDULES,
         metavar="KIND",
         help="joint, pyramid, autoregressive, or a delay in steps",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,20 +16,13 @@ from eqm_video.options import narrower, option
 from eqm_video.output import plots
 from eqm_video.samplers import SIZED
 from eqm_video.sampling.option_groups import Data, PerFrame, Ruled
+from eqm_video.sampling.option_words import read_fixed
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.quality import NAMES, Judge
 from eqm_video.studies.request import Request, describe_rule
 from eqm_video.studies.study import Report, Sampled
 from eqm_video.studies.walk import Walk, decode, walk
 from eqm_video.system import machine
-
-
-def read_fixed(text: str) -> tuple[int, float]:
-    """(steps, step size) of STEPS:STEP_SIZE; ValueError for any other text."""
-    steps, _, size = text.partition(":")
-    if not re.fullmatch(r"0*[1-9]\d{0,8}", steps) or not 0 < float(size) <= 1e9:
-        raise ValueError(text)
-    return int(steps), float(size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,7 @@ class Study(groups.Written, ABC):
     def main(cls, arguments: Sequence[str] | None = None) -> int:
         """The command: parse, open the models, run, write the record, draw, and print where the files are."""
         words = list(sys.argv[1:] if arguments is None else arguments)
-        study = options.parse(cls, words, prog=f"eqm-video {cls.name}", sections=cls.sections)
+        study = options.parse(cls, words, prog=f"eqm-video {cls.name}")
         option = "" if options.declared(cls)["out"].option.positional else "--out"
         first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
         if study.folder is not None:

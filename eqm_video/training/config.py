@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import yaml
 
-from eqm_video import options
 from eqm_video.core.decay import DECAYS, TruncatedDecay
 from eqm_video.core.gamma import GAMMA_DRAWS, SharedGamma
 from eqm_video.core.objective import objective_name
@@ -264,9 +263,7 @@ def to_yaml(config: Config) -> str:
 def _check_ranges(config: Config) -> None:
     """Raise UserError for values that no run could use. None has passed before where the type allows it."""
     data, train = config.data, config.train
-    for entry in fields(config):
-        if is_dataclass(section := getattr(config, entry.name)) and "kinds" not in entry.metadata:
-            options.check(section, prefix=f"{entry.name}.")
+    recipe.check_ranges(config)
     if not config.held_out.gammas:
         raise UserError(
             "held_out.gammas is empty: give one or more, such as held_out.gammas=0.5, or held_out.split=null"

@@ -22,7 +22,7 @@ from eqm_video.training.checkpoint import LOCK, Checkpoints, lock_run
 from eqm_video.training.config import Config, to_tree, to_yaml
 from eqm_video.training.estimate import SPECS, count_memory, note_memory, seconds_per_step, this_device
 from eqm_video.training.heartbeat import Heartbeat
-from eqm_video.training.options import parse
+from eqm_video.training.options import TrainOptions, parse
 from eqm_video.training.report import write_report
 from eqm_video.training.resume import compare, compare_data, starting_point, with_latents
 from eqm_video.training.strict_yaml import flatten
@@ -32,7 +32,7 @@ from eqm_video.wording import counted
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status. Raises UserError for a user's mistake."""
-    options = parse(arguments)
+    options: TrainOptions = parse(arguments)
     config = options.config_of_run()
     if options.own is not None and os.environ.get("RANK", "0") == "0":
         print(options.choice.said, flush=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from eqm_video import options
 from eqm_video.errors import UserError
@@ -16,7 +16,8 @@ from eqm_video.sampling.option_groups import Dry, Recipe
 from eqm_video.training.checkpoint import Checkpoints
 from eqm_video.training.config import Config, load_config
 from eqm_video.training.own import Choice, choose
-from eqm_video.training.resume import NEWEST, find_checkpoint, recorded_config
+from eqm_video.training.resume import find_checkpoint, recorded_config
+from eqm_video.training.short_forms import NEWEST, spell_out
 
 EXAMPLE = """examples:
   eqm-video train own FOLDER
@@ -27,6 +28,9 @@ EXAMPLE = """examples:
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(Recipe, Dry):
     """Train a video or image model with Equilibrium Matching."""
+
+    epilog: ClassVar[str] = EXAMPLE
+    spelled_out: ClassVar = staticmethod(spell_out)
 
     own: Path | None = option(
         None, metavar="FOLDER", help="your own videos (also: train own FOLDER): the recipe is picked for them"
@@ -72,26 +76,5 @@ class TrainOptions(Recipe, Dry):
 
 def parse(arguments: Sequence[str] | None = None) -> TrainOptions:
     """The options of a command line (by default the process's); UserError for words that make no sense."""
-    words = separate_resume(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == ["own"]:
-        if len(words) < 2 or words[1].startswith("-") or "=" in words[1]:
-            raise UserError("train own needs the folder of your videos: type eqm-video train own FOLDER")
-        words = [f"--own={words[1]}", *words[2:]]
-    return options.parse(TrainOptions, words, prog="eqm-video train", epilog=EXAMPLE)
-
-
-def separate_resume(words: Sequence[str]) -> list[str]:
-    """The words with `--resume` spelled `--resume=newest` where no path follows.
-
-    No path follows at the end, before an option, and before an override: `--resume train.steps=9` means the newest
-    checkpoint, unless there is a file of that name.
-    """
-    words = list(words)
-    for place, word in enumerate(words):
-        if len(word) < 3 or not "--resume".startswith(word):
-            continue
-        following = words[place + 1] if place + 1 < len(words) else None
-        option_follows = following is None or (following.startswith("-") and following != "-")
-        if option_follows or ("=" in following and not Path(following).exists()):
-            words[place] = f"--resume={NEWEST}"
-    return words
+    words = sys.argv[1:] if arguments is None else arguments
+    return options.parse(TrainOptions, words, prog="eqm-video train")

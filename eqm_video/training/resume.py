@@ -14,10 +14,9 @@ from eqm_video.system.record import damage
 from eqm_video.training.checkpoint import Checkpoints, is_checkpoint, read_record, step_of
 from eqm_video.training.config import Config, TrainConfig, parse_config, to_tree
 from eqm_video.training.optim import Schedule
+from eqm_video.training.short_forms import NEWEST
 from eqm_video.training.strict_yaml import flatten
 from eqm_video.wording import counted
-
-NEWEST = "newest"  # the meaning of `--resume` without a path
 
 # Keys that may not change when a run continues: with another value it would be another run.
 FIXED = (

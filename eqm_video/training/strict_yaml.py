@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from eqm_video import options
 from eqm_video.errors import UserError, cut, short
 from eqm_video.limits import WHOLE_NUMBERS
 from eqm_video.system.reading import read_text
@@ -100,6 +101,13 @@ def parse(cls: type, tree: Mapping[str, Any], overrides: Sequence[str], aliases:
     for path, text in sorted(pairs, key=lambda pair: ("." in pair[0], not pair[0].endswith(".kind"))):
         _override(cls, tree, path, text)
     return _section(cls, tree, "", [key for key, _ in flatten(to_tree(cls()))])
+
+
+def check_ranges(config: Any) -> None:
+    """Raise UserError for a value of a section that is out of its option's bounds."""
+    for entry in dataclasses.fields(config):
+        if dataclasses.is_dataclass(section := getattr(config, entry.name)) and "kinds" not in entry.metadata:
+            options.check(section, prefix=f"{entry.name}.")
 
 
 def to_tree(config: Any) -> dict[str, Any]:

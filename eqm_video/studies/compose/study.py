@@ -5,12 +5,11 @@ Legend: N samples, T frames, H W pixels; pixels uint8, channels last.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from eqm_video.sampling.option_groups import Columns, Ruled, Stepping
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.compose import report
 from eqm_video.studies.compose.report import Samples
+from eqm_video.studies.compose.terms import WRITE_DATA, Term, read_term
 from eqm_video.studies.request import Request, describe_rule
 from eqm_video.studies.study import Report, Sampled
 from eqm_video.studies.walk import FAR
@@ -36,36 +36,6 @@ from eqm_video.system import machine
 
 GREY = 128  # the level of clips that diverged
 VIDEOS, HELD_OUT = 118, 12  # of each attribute: as many clips as the demo has in all
-WRITE_DATA = "--write-data"
-
-
-@dataclass(frozen=True)
-class Term:
-    """A summand: a label (None: unlabelled) of model number `model` (0 is MODEL), and its weight."""
-
-    label: str | None
-    weight: float
-    model: int = 0
-
-    @property
-    def name(self) -> str:
-        """The label as shown, with the number of its model unless that is MODEL."""
-        label = "unlabelled" if self.label is None else self.label
-        return f"{self.model + 1}/{label}" if self.model else label
-
-    def __str__(self) -> str:
-        return f"{self.model + 1}/{'none' if self.label is None else self.label}:{self.weight!r}"
-
-
-def read_term(text: str) -> Term:
-    """The term of a text such as `Disc:2`, `2/DiscLeft:1` or `none:-1`; ValueError for any other form."""
-    place, slash, rest = text.partition("/")
-    if not slash or not place.isdecimal():  # a label may contain a slash
-        place, rest = "1", text
-    label, colon, weight = rest.rpartition(":")
-    if not colon or not math.isfinite(float(weight)):
-        raise ValueError(text)
-    return Term(None if label == "none" else label, float(weight), int(place) - 1)
 
 
 @dataclass(frozen=True)
@@ -105,6 +75,7 @@ class Compose(Sampled, Ruled, Stepping, Columns, group="look"):
     terms is n times larger, so the same step size makes a larger step.
     """
 
+    elsewhere: ClassVar[tuple[str, ...]] = (WRITE_DATA,)
     num_samples: int = 64
     labels: tuple[str, ...] | None = ("none",)
     step_size: float | None = narrower(None, words=())
