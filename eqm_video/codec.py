@@ -26,6 +26,7 @@ from eqm_video.models.bounds import check_config, check_scaling
 from eqm_video.models.loading import first_line, load_weights
 from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.randomness import normal
+from eqm_video.system import waits
 from eqm_video.system.reading import read_json
 
 BUNDLED = "bundled"
@@ -142,7 +143,7 @@ class Codec:
                 f"pixels are {height}x{width} (height x width); codec {self.name!r} needs multiples of "
                 f"{self.downsampling}, such as {self.nearest_size(height)}x{self.nearest_size(width)}"
             )
-        return self._by_chunks(pixels, self._moments_of_frames, height * width, self.encoding)
+        return self._by_chunks(pixels, self._moments_of_frames, height * width, "encoding", self.encoding)
 
     @torch.no_grad()
     def sample(self, moments: Tensor, generators: Sequence[Generator] | None = None) -> Tensor:
@@ -165,7 +166,8 @@ class Codec:
         _check_video(latents, self.latent_channels, "latents")
         height, width = latents.shape[-2:]
         shift, scale = self._shift_and_scale(latents)
-        return self._by_chunks(latents / scale + shift, self._pixels_of_frames, height * width * self.downsampling**2)
+        pixels = height * width * self.downsampling**2
+        return self._by_chunks(latents / scale + shift, self._pixels_of_frames, pixels, "decoding")
 
     def nearest_size(self, pixels: int, multiple: int = 1) -> int:
         """The multiple of `downsampling * multiple` that is nearest to a height or width, and at least 1 of it."""
@@ -185,13 +187,18 @@ class Codec:
         video: Tensor,
         apply: Callable[[Tensor], Tensor],
         pixels_per_frame: int,
+        what: str,
         autocast: torch.dtype = torch.float32,
     ) -> Tensor:
         device, dtype = self.device, self.vae.dtype
         size = min(self.chunk, max(1, PIXELS_AT_ONCE // pixels_per_frame))
         frames = rearrange(video, "b t c h w -> (b t) c h w")
         with torch.autocast(device.type, autocast, enabled=autocast != torch.float32):
-            parts = [apply(part.to(device, dtype)) for part in frames.split(size)]
+            parts = []
+            with waits.bar(what=what, total=len(frames), unit="frame", shown=len(frames) > size) as bar:
+                for part in frames.split(size):
+                    parts.append(apply(part.to(device, dtype)))
+                    bar.update(len(part))
         joined = torch.cat(parts).to(torch.promote_types(dtype, torch.float32))
         return rearrange(joined, "(b t) c h w -> b t c h w", b=video.shape[0])
 

@@ -32,6 +32,7 @@ from eqm_video.errors import UserError, cut, short
 TITLES = ("what", "how to descend", "start from", "long videos", "files", "device")  # the groups of the help, in order
 WIDEST = 110  # columns of a help text, at most
 LARGEST = {int: 10**12, float: 1e9}  # of numbers without an upper bound of their own: more is a typing error
+QUIET = "--quiet"  # an option of every command, which its runner takes
 T = TypeVar("T")
 
 
@@ -261,7 +262,7 @@ def parse(cls: type[T], arguments: Sequence[str], *, prog: str) -> T:
     """
     options, sections = declared(cls), getattr(cls, "sections", ())
     arguments = cls.spelled_out(arguments) if hasattr(cls, "spelled_out") else arguments
-    names = [entry.flag for entry in options.values() if not entry.option.positional] + ["--help", "--help-all"]
+    names = [entry.flag for entry in options.values() if not entry.option.positional] + [QUIET, "--help", "--help-all"]
     words = list(_words(arguments, options, sections, names))
     everything = "--help-all" in words
     helping = everything or not {"-h", "--help"}.isdisjoint(words)
@@ -295,7 +296,9 @@ def parser(cls: type, *, prog: str, strict: bool = True, everything: bool = True
         add_help=False,
     )
     groups = {title: made.add_argument_group(title) for title in TITLES if any(entry.title == title for entry in every)}
-    made.add_argument_group("help").add_argument("-h", "--help", action="help", help="this text; --help-all: all of it")
+    helps = made.add_argument_group("help")
+    helps.add_argument(QUIET, action="store_true", help="show no progress")
+    helps.add_argument("-h", "--help", action="help", help="this text; --help-all: all of it")
     for entry in every:
         rule, group = entry.option, groups[entry.title]
         settings: dict[str, Any] = {"help": _help(entry).replace("%", "%%")}

@@ -32,6 +32,7 @@ ORDER = [
     (0, "system.patience"),
     (0, "system.reading"),
     (0, "system.record"),
+    (0, "system.waits"),
     (1, "core"),
     (1, "core.decay"),
     (1, "core.energy"),
@@ -291,7 +292,7 @@ ORDER = [
 ]
 TENSORS = {"torch", "einops"}
 LIBRARIES = {
-    0: TENSORS,
+    0: TENSORS | {"tqdm"},
     1: TENSORS | {"torchdiffeq", "scipy", "torchmetrics"},
     2: TENSORS | {"diffusers", "safetensors", "huggingface_hub"},
     3: TENSORS

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from eqm_video.cli import quick
 from eqm_video.errors import UserError, cut
+from eqm_video.options import QUIET
 
 GROUPS = {"use": "make and use models", "look": "look into one", "compare": "compare many"}
 STUDIES = Path(__file__).resolve().parents[1] / "studies"
@@ -128,11 +129,15 @@ def _run(name: str, words: Sequence[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"unknown command {name!r}; {hint}commands: {', '.join(COMMANDS)}")
+    silent, words = QUIET in words, [word for word in words if word != QUIET]
     with warnings.catch_warnings():
         warnings.showwarning = _warn
         if "torch" not in sys.modules:  # else the true command answers as quickly
             quick.answer(name, words)
-        return COMMANDS[name].main()(words) or 0
+        from eqm_video.system import waits
+
+        with waits.quiet(silent):
+            return COMMANDS[name].main()(words) or 0
 
 
 def _overview() -> str:
@@ -167,9 +172,9 @@ def _reader_left() -> bool:
 
 def _warn(message: Warning | str, *unused: object) -> None:
     """Print a warning as a sentence, without the line of code that raised it."""
-    from tqdm import tqdm
+    from eqm_video.system import waits
 
-    tqdm.write(f"warning: {message}", file=sys.stderr)  # tqdm puts it above a progress bar
+    waits.say(f"warning: {message}", sys.stderr)
 
 
 def _fail(sentence: str) -> int:

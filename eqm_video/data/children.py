@@ -24,11 +24,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from eqm_video.data.looks import READY, request
 from eqm_video.errors import UserError
 from eqm_video.names import shown
+from eqm_video.system import waits
 
 SECONDS = 60.0  # time limit of a file, and one second more for every
 BYTES = 10_000_000  # bytes of its size
@@ -249,7 +248,7 @@ class _Worker(threading.Thread):
             return False
         if self.announced is not now:
             self.announced = now
-            tqdm.write(f"{shown(now.name)} takes long to look at; it is given {now.seconds:.0f} s", file=sys.stderr)
+            waits.say(f"{shown(now.name)} takes long to look at; it is given {now.seconds:.0f} s", sys.stderr)
         if waited > now.seconds and self.late is not now:
             self.late = now
             child.process.kill()

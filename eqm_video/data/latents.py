@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from eqm_video.codec import Codec
 from eqm_video.data.ahead import read_ahead
@@ -32,6 +31,7 @@ from eqm_video.data.scan import Substitutes
 from eqm_video.data.video import VideoDecodeError
 from eqm_video.errors import UserError
 from eqm_video.randomness import generator
+from eqm_video.system import waits
 
 LIMIT = 8 * 2**30  # bytes in memory; larger sets are encoded online, or kept on disk
 DTYPE = torch.float16  # of the moments
@@ -133,7 +133,7 @@ class LatentsInMemory(LatentSet):
                 f"{LIMIT // 2**30}): type data.latents=online, or keep them on disk (eqm-video cache --help)"
             )
         self.files: dict[int, tuple[list[np.ndarray], np.ndarray]] = {}
-        for index in tqdm(range(len(data)), desc="encoding", unit="file", disable=quiet or None):
+        for index in waits.bar(range(len(data)), "encoding", unit="file", shown=not quiet):
             stored = [np.empty((data.length(index), *shape), np.float16) for _ in range(1 + data.flip)]
             for piece in encode_files(data, [index], codec, device):
                 if isinstance(piece, Unreadable):

@@ -16,18 +16,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from tqdm import tqdm
 
 from eqm_video.data.children import Answer, look_at
 from eqm_video.data.layout import quote, tally
 from eqm_video.data.video import VideoDecodeError
 from eqm_video.names import shown
 from eqm_video.randomness import generator
+from eqm_video.system import waits
 from eqm_video.system.files import write_json
 
 VERSION = 2  # of the index file; a file of another version is ignored and replaced
 EMPTY = "the file is empty (0 bytes)"
-MANY = 200  # files from which on progress is shown
 SAVED = 60.0  # seconds between two writings of the index during a scan, or 20 times the duration of a writing
 TRIES = 8  # files for a request: if 1 in 10 is broken, 1 request in 10^8 fails
 
@@ -161,10 +160,9 @@ def examine(
         return {name: kind() for name in stamps if name not in empty}, _ordered(names, {**reasons, **empty})
     index = Index.load(index_path, kind)
     pending = [name for name, stamp in stamps.items() if not index.is_known(name, stamp, again)]
-    quiet = None if len(pending) >= MANY else True  # None: only on a terminal
     saved, wait = time.monotonic(), SAVED
     try:
-        with tqdm(total=len(pending), desc="files", disable=quiet) as bar:
+        with waits.bar(what="looking at files", total=len(pending), unit="file") as bar:
             for name, answer in look_at(root, pending, look):
                 bar.update()
                 index.add(name, stamps[name], answer)

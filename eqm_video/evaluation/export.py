@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from eqm_video.errors import UserError
 from eqm_video.evaluation.clips import ClipSource
+from eqm_video.system import waits
 
 LAYOUTS = {"stylegan-v": "{index:06d}/{frame:06d}.png"}  # a folder for each video, a picture for each frame
 
@@ -30,7 +30,7 @@ def export_for(tool: str, out: Path, samples: ClipSource, real: ClipSource | Non
     for name, source in (("fake", samples), ("real", real)):
         if source is None:
             continue
-        for index in tqdm(range(len(source)), desc=f"writing {name}", unit="clip", leave=False, disable=None):
+        for index in waits.bar(range(len(source)), f"writing {name}", unit="clip"):
             for frame, pixels in enumerate(source.read([index])[0].numpy()):
                 path = folder / name / LAYOUTS[tool].format(index=index, frame=frame)
                 path.parent.mkdir(parents=True, exist_ok=True)

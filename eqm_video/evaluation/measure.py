@@ -20,14 +20,13 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from eqm_video.errors import UserError
 from eqm_video.evaluation.clips import ClipSource
 from eqm_video.features.feature import Feature
 from eqm_video.metrics.measured import Measured
 from eqm_video.metrics.metric import Metric, Paired, Reading
-from eqm_video.system import files
+from eqm_video.system import files, waits
 
 PARTS = ("features", "logits", "spatial", "windows")
 
@@ -116,7 +115,7 @@ class Meter:
             range(first, min(first + self.batch_size, len(source))) for first in range(0, len(source), self.batch_size)
         ]
         mine, parts = blocks[rank::world], []
-        with tqdm(total=len(source), desc=what, unit="clip", disable=None if rank == 0 else True, leave=False) as bar:
+        with waits.bar(what=what, total=len(source), unit="clip", shown=rank == 0) as bar:
             for block in mine:
                 clips = source.read(block)
                 pair = None if truth is None else truth.read(block)

@@ -22,6 +22,7 @@ from PIL import GifImagePlugin, Image, ImageChops, PngImagePlugin
 
 from eqm_video.errors import UserError
 from eqm_video.output.grids import Grid, checked
+from eqm_video.system import waits
 from eqm_video.system.files import MARK, refusing, write_file, writing
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _stream_gif(path: Path, frames: np.ndarray | Sequence[np.ndarray], palette: 
     shown: Image.Image | None = None  # the picture that a viewer sees so far
     part, corner, wait = None, (0, 0), 0  # the block to write next: its delay is known once a frame differs
     with open(path, "wb") as file:
-        for frame in frames:
+        for frame in waits.bar(frames, "writing a GIF", unit="frame"):
             picture = Image.fromarray(checked(frame, 3, "a frame (H, W, 3)"))
             picture = picture.quantize(palette=palette, dither=Image.Dither.NONE)
             if shown is None:
@@ -165,7 +166,7 @@ def _encode(path: Path, frames: np.ndarray | Sequence[np.ndarray], rate: Fractio
         context = stream.codec_context  # written down, or players guess the matrix from the height
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = LIMITED
-        for frame in frames:
+        for frame in waits.bar(frames, "writing a video", unit="frame"):
             frame = checked(frame, 3, "a frame (H, W, 3)")
             frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
@@ -186,7 +187,8 @@ def write_npz(path: str | Path, samples: np.ndarray | Iterable[np.ndarray], labe
     shape = (len(labels), *first.shape[1:])
 
     def write(aside: Path) -> None:
-        with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        progress = waits.bar(what=f"writing {Path(path).name}", total=len(labels), unit="sample")
+        with progress, zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             with archive.open("arr_0.npy", "w", force_zip64=True) as member:
                 header = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(member, header)  # with the magic bytes
@@ -196,6 +198,7 @@ def write_npz(path: str | Path, samples: np.ndarray | Iterable[np.ndarray], labe
                         raise ValueError(f"samples are {piece.dtype} {piece.shape}, not uint8 (n, {shape[1:]})")
                     for sample in piece:
                         member.write(np.ascontiguousarray(sample).data)
+                        progress.update()
                     count += len(piece)
                 if count != len(labels):
                     raise ValueError(f"{count} samples but {len(labels)} labels; give one label for each sample")

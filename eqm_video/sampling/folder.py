@@ -28,7 +28,7 @@ from eqm_video.output import media
 from eqm_video.output.grids import Grid
 from eqm_video.output.outputs import OLD_PARTS, PARTS, SAMPLES
 from eqm_video.output.overlays import draw_known_borders
-from eqm_video.system import files
+from eqm_video.system import files, waits
 from eqm_video.system.claims import remove_empty
 from eqm_video.system.files import remove_asides
 
@@ -189,7 +189,7 @@ class SampleFolder:
         """Write the grid, and the files of clips that have none yet; returns the grid's files."""
         samples = media.open_npz(self.npz)
         samples = samples[:, None] if samples.ndim == 4 else samples
-        for index in range(min(self.count, look.clips)):
+        for index in waits.bar(range(min(self.count, look.clips)), "writing clips", unit="clip"):
             self._show(index, samples[index], look)
         clips, names = samples[:GRID_CLIPS], self.names[:GRID_CLIPS] if self.names else None
         scale, files = look.scale or max(1, round(128 / clips.shape[3])), []

@@ -24,6 +24,7 @@ from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.rollout import roll_out
 from eqm_video.sampling.settings import Sampling
 from eqm_video.sampling.start_files import Start
+from eqm_video.system import waits
 from eqm_video.wording import counted
 
 
@@ -48,7 +49,7 @@ class Work:
         done, mine, steps = 0, sum(map(len, batches)), self.steps()
         watched = bool(batches) and state.is_main_process
         precision = PRECISIONS[self.folder.settings["mixed_precision"]]
-        with tqdm(total=len(batches) * steps, unit="step", disable=not watched) as bar:
+        with waits.bar(total=len(batches) * steps, unit="step", delay=0, keep=True, shown=watched) as bar:
             for count, batch in enumerate(batches, 1):
                 bar.set_description(f"samples {done}-{done + len(batch)} of {mine}")
                 with torch.autocast(self.pipeline.device.type, precision, enabled=precision is not None):

@@ -62,6 +62,7 @@ from eqm_video.sampling.model_settings import (
 from eqm_video.sampling.pictures import Pictures
 from eqm_video.sampling.settings import Sampling, with_sampling
 from eqm_video.sampling.start import Clips, Start, check_start
+from eqm_video.system import waits
 from eqm_video.system.reading import read_json
 
 OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
@@ -344,6 +345,12 @@ class EqMPipeline(DiffusionPipeline):
                 callback=_both(lambda *_: bar.update(), callback),
                 generators=generators,
             )
+
+    def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
+        """The bar of a descent, as `set_progress_bar_config` says: disable=True hides it."""
+        look = dict(getattr(self, "_progress_bar_config", {}))
+        hidden, what = look.pop("disable", False), look.pop("desc", "descending")
+        return waits.bar(iterable, what, unit=look.pop("unit", "step"), total=total, shown=not hidden, **look)
 
     def _field_of(self, how: Sampling, labels: Sequence[Label], timing: Mapping[str, Any]) -> GradientField:
         """The field to descend: the composition, or the guided field of the labels."""

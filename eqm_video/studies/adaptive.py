@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from eqm_video.errors import UserError
 from eqm_video.options import narrower, option
@@ -22,7 +21,7 @@ from eqm_video.studies.quality import NAMES, Judge
 from eqm_video.studies.request import Request, describe_rule
 from eqm_video.studies.study import Report, Sampled
 from eqm_video.studies.walk import Walk, decode, walk
-from eqm_video.system import machine
+from eqm_video.system import machine, waits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +61,7 @@ class Adaptive(Sampled, Ruled, PerFrame, Data, group="look"):
         fixed = self.fixed or own_settings(pipeline)
         judge = Judge.of(pipeline, request, self.data)
         runs = len(fixed) * (1 + len(self.tolerances)) * self.repeats
-        with tqdm(total=runs, unit="run", disable=None) as bar:
+        with waits.bar(what="descending", total=runs, unit="run") as bar:
             results = [self.compare(pipeline, request, judge, setting, bar) for setting in fixed]
         numbers = {
             "settings": {**request.settings(), "repeats": self.repeats, "per_frame": self.per_frame},
@@ -87,7 +86,7 @@ class Adaptive(Sampled, Ruled, PerFrame, Data, group="look"):
         request: Request,
         judge: Judge,
         fixed: tuple[int, float],
-        bar: tqdm,
+        bar: Any,
     ) -> dict[str, Any]:
         """The record of a fixed setting: all steps, then each tolerance beside a fixed descent of equal cost."""
         steps, step_size = fixed

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from eqm_video.codec import BUNDLED, Codec
 from eqm_video.data.datasets import ClipSet, open_data
@@ -17,6 +16,7 @@ from eqm_video.output import media
 from eqm_video.sampling.option_groups import Cut, Kind, Shaped
 from eqm_video.studies.request import lists_of
 from eqm_video.studies.study import Opening, Report
+from eqm_video.system import waits
 from eqm_video.system.devices import open_device
 from eqm_video.wording import counted
 
@@ -75,7 +75,7 @@ def reconstruct(data: ClipSet, codec: Codec, count: int) -> tuple[list[dict], li
     """
     numbers, pairs = [], []
     indices = dict.fromkeys(k * len(data) // count for k in range(count))
-    for index in tqdm(indices, desc="reconstructing", unit="file"):
+    for index in waits.bar(indices, "reconstructing", unit="file"):
         clip = data.clip(index)
         pixels = clip.pixels[None].to(codec.device).float() / 127.5 - 1
         latents = codec.encode(pixels)

@@ -33,10 +33,9 @@ def lists_of(split: str, fold: int | None) -> dict[str, Any]:
 
 
 def open_model(options: Any, path: str | Path | None = None) -> EqMPipeline:
-    """The model `path` (default: `options.model`) on `options.device`, without progress bars."""
+    """The model `path` (default: `options.model`) on `options.device`."""
     diffusers_logging.disable_progress_bar()
     pipeline, _ = load_pipeline(options.model if path is None else path, codec=options.codec)
-    pipeline.set_progress_bar_config(disable=True)
     pipeline.to(open_device(options.device))
     return pipeline
 

@@ -21,6 +21,7 @@ from eqm_video.samplers import Descent, DivergenceError, Sampler, Schedule, run
 from eqm_video.sampling.arguments import make_generators, step_gammas
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.request import Request
+from eqm_video.system import waits
 from eqm_video.system.machine import synchronise
 
 FAR = 5.0  # a clip whose latents have this root mean square has diverged: noise has 1, data about 1
@@ -104,7 +105,8 @@ def begin(
 @torch.no_grad()
 def walk(pipeline: EqMPipeline, request: Request, sampler: Sampler, *, steps: int, **how: Any) -> Walk:
     """Sample the requested clips, batch by batch. `how`: keywords of `samplers.run` (tolerance, per_frame ...)."""
-    parts = [_walk(pipeline, request, batch, sampler, steps, how) for batch in request.batches()]
+    every = waits.bar(request.batches(), "descending", unit="batch")
+    parts = [_walk(pipeline, request, batch, sampler, steps, how) for batch in every]
     joined = {name: torch.cat([getattr(part, name).cpu() for part in parts]) for name in _PER_CLIP}
     totals = {name: sum(getattr(part, name) for part in parts) for name in ("seconds", "cpu_seconds", "forwards")}
     return Walk(**joined, **totals)

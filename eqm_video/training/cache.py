@@ -14,7 +14,6 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from tqdm import tqdm
 
 from eqm_video import options
 from eqm_video.codec import Codec
@@ -24,7 +23,7 @@ from eqm_video.data.layout import quote
 from eqm_video.errors import UserError
 from eqm_video.output.outputs import CACHED, claim_output
 from eqm_video.sampling.option_groups import Dry, Recipe, Written
-from eqm_video.system import machine
+from eqm_video.system import machine, waits
 from eqm_video.system.claims import removed_if_empty
 from eqm_video.system.files import write_record
 from eqm_video.training import build
@@ -177,8 +176,8 @@ def _fill(part: Part, config: Config, codec: Codec, accelerator: Accelerator) ->
     if mine:
         codec.to(accelerator.device)
     unreadable: list[str] = []
-    quiet = not accelerator.is_main_process or not frames
-    with tqdm(total=frames, desc=f"encoding {part.name}", unit="frame", disable=quiet or None) as bar:
+    main = accelerator.is_main_process
+    with waits.bar(what=f"encoding {part.name}", total=frames, unit="frame", shown=main and frames > 0) as bar:
         for work in mine:
             device = accelerator.device
             unreadable += part.cache.fill(part.data, work, codec, device, config.data.workers, bar.update)

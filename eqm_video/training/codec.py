@@ -21,12 +21,11 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
-from tqdm import tqdm
 
 from eqm_video.codec import Codec
 from eqm_video.data.dead_leaves import dead_leaves
 from eqm_video.metrics.psnr import psnr
-from eqm_video.system import files
+from eqm_video.system import files, waits
 from eqm_video.system.machine import note_bf16
 from eqm_video.training.ema import Ema
 
@@ -76,7 +75,9 @@ class CanvasPool:
 
     def __init__(self, size: int, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
-        self.canvases = [dead_leaves(self.rng, CANVAS, CANVAS) for _ in tqdm(range(size), desc="canvases")]
+        self.canvases = [
+            dead_leaves(self.rng, CANVAS, CANVAS) for _ in waits.bar(range(size), "drawing canvases", unit="canvas")
+        ]
         self.drawn = 0
 
     def batch(self) -> Tensor:
@@ -125,7 +126,7 @@ class CodecTraining:
         for note in note_bf16("cpu", "--bf16", "the command without it") if self.bf16 else ():
             print(note)
         start, step, progress, numbers = time.monotonic(), 0, 0.0, {}
-        bar = tqdm(total=self.steps, desc="codec")
+        bar = waits.bar(what="training the codec", total=self.steps, unit="step", delay=0, keep=True)
         while progress < 1.0:
             for group in optimizer.param_groups:
                 group["lr"] = self.rate(step, progress)
@@ -142,7 +143,7 @@ class CodecTraining:
             if step % 1000 == 0 or progress >= 1.0:
                 numbers = evaluate(average.network, held_out)
                 at = f"step {step}  {elapsed:.0f} s"
-                tqdm.write(f"{at}  loss {loss.item():.4f}  held-out PSNR {numbers['psnr']:.2f} dB")
+                waits.say(f"{at}  loss {loss.item():.4f}  held-out PSNR {numbers['psnr']:.2f} dB")
                 save(average.network, numbers, out)
         bar.close()
         return numbers

@@ -18,6 +18,7 @@ from eqm_video.data.presence import patient
 from eqm_video.data.scan import Substitutes
 from eqm_video.data.video import VideoDecodeError
 from eqm_video.randomness import fold, generator, normal
+from eqm_video.system import waits
 from eqm_video.training.signals import Stopped
 
 
@@ -58,7 +59,7 @@ class HeldOut:
         """Mean loss at every gamma; {} if a signal stopped the evaluation. `step` is not used."""
         sums, stopped = torch.zeros(len(self.gammas), device=self.accelerator.device), 0.0
         try:
-            for k in self.mine:
+            for k in waits.bar(self.mine, "held-out loss", unit="clip"):
                 self.pulse()
                 sums += self._losses(self._clip(k, network.null_label), k, network)
         except Stopped:

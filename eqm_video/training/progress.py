@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
+
+from eqm_video.system import waits
 
 STEPS = 20  # steps after a start, before the forecast
 SLOWEST = 3  # steps left out, beside the first: compiling and fetching happen once
@@ -42,7 +44,7 @@ class Forecast:
         self._ends.append(self.clock())
         if len(self._ends) == STEPS and step < self.last and not self.silent:
             for sentence in self._sentences(step):
-                tqdm.write(sentence)
+                waits.say(sentence)
             sys.stdout.flush()  # a log file shows it at once
 
     def _sentences(self, step: int) -> Iterator[str]:

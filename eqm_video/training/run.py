@@ -254,7 +254,6 @@ class Run:
         if not seeds:
             return {}
         pipeline = self.pipeline()
-        pipeline.set_progress_bar_config(disable=True)
         try:
             with self.accelerator.autocast():  # the precision of the run: a preview in float32 takes much longer
                 made = pipeline.sample(Sampling(), labels, seeds=seeds, output_type="uint8", callback=self.pulse)

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from eqm_video.core.energy import Field
 from eqm_video.core.gamma import draw_gamma
 from eqm_video.core.objective import EqMObjective, dispersive_loss, interpolate
 from eqm_video.errors import UserError
 from eqm_video.randomness import fold, generator, normal
+from eqm_video.system import waits
 from eqm_video.system.devices import send
 from eqm_video.system.patience import FULL, patience
 from eqm_video.system.record import read_record
@@ -339,8 +340,8 @@ class Trainer:
 
     def _bar(self) -> tqdm:
         self._logged = self.step
-        hidden = not self.accelerator.is_local_main_process
-        return tqdm(total=self.settings.steps, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True)
+        main = self.accelerator.is_local_main_process
+        return waits.bar(total=self.settings.steps, done=self.step, unit="step", delay=0, keep=True, shown=main)
 
     def save(self, must: bool = True) -> None:
         """Write a checkpoint of this step; every process must call it. `must`: see `Saving.save`."""

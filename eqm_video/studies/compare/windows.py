@@ -13,10 +13,10 @@ from pathlib import PurePosixPath
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from eqm_video.data.datasets import ClipSet
 from eqm_video.metrics.nearest import NearestClips
+from eqm_video.system import waits
 
 CHUNK = 2**24  # pixel values of a chunk of samples or windows
 KEPT = 2**28  # pixel values of windows that are kept as queries, at most
@@ -60,7 +60,7 @@ class Windows:
         """
         numbers = torch.arange(len(self)) if numbers is None else numbers
         files = self.files[numbers]
-        for index in tqdm(files.unique().tolist(), desc=what, unit="file", leave=False, disable=None):
+        for index in waits.bar(files.unique().tolist(), what, unit="file"):
             frames, seconds = self.data.whole(index)
             rows = max(1, CHUNK // (self.data.frames * frames[0].size))
             for part in numbers[files == index].split(rows):

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from eqm_video import options
 from eqm_video.core.composition import ScheduledField
@@ -32,7 +31,7 @@ from eqm_video.studies.compose.terms import WRITE_DATA, Term, read_term
 from eqm_video.studies.request import Request, describe_rule
 from eqm_video.studies.study import Report, Sampled
 from eqm_video.studies.walk import FAR
-from eqm_video.system import machine
+from eqm_video.system import machine, waits
 
 GREY = 128  # the level of clips that diverged
 VIDEOS, HELD_OUT = 118, 12  # of each attribute: as many clips as the demo has in all
@@ -122,7 +121,7 @@ class Compose(Sampled, Ruled, Stepping, Columns, group="look"):
         every: list[Samples] = []
         done: dict[Variant, tuple[np.ndarray, int]] = {}
         work = [(terms, variant) for terms in pairs for variant in variants(terms, models, request)]
-        for terms, variant in tqdm(work, desc="compositions", unit="set", disable=None):
+        for terms, variant in waits.bar(work, "compositions", unit="set"):
             if variant not in done:
                 done[variant] = self.sample(models, request, variant)
             clips, diverged = done[variant]
@@ -157,7 +156,7 @@ class Compose(Sampled, Ruled, Stepping, Columns, group="look"):
         steps = self.steps or default_steps(first.config.sampler, sampler)
         gammas = network_gammas(models, variant, sampler, steps)
         how = {"steps": steps, "decay": field_decay(models, variant, sampler)}
-        for batch in request.batches():
+        for batch in waits.bar(request.batches(), "sampling", unit="batch"):
             generators = make_generators(len(request.seeds[batch]), request.seeds[batch], None)
             noise = first.start_noise(generators, num_frames=request.frames, size=request.size)
             scheduled = ScheduledField(field(models, request, variant, len(noise)), steps, gammas)

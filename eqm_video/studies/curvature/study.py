@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from tqdm import tqdm
 
 from eqm_video.analysis.curvature import curl, largest_curvature, step_limit
 from eqm_video.core.objective import interpolate
@@ -30,7 +29,7 @@ from eqm_video.studies.batches import batches
 from eqm_video.studies.curvature.report import Stages, draw, numbers, stiffest, verdicts
 from eqm_video.studies.request import Request
 from eqm_video.studies.study import Report, Sampled
-from eqm_video.system import files, machine
+from eqm_video.system import files, machine, waits
 from eqm_video.system.reading import read_json
 
 Points = Callable[[float], Tensor]  # guidance scale -> latents (S, B, T, C, h, w) of the stages
@@ -86,7 +85,8 @@ class Curvature(Sampled, Ruled, Stepping, Data, group="look"):
             where, progress = self.points_of_descents(pipeline, request)
         scales = choose_scales(request, self.guidance_scales)
         measured = [
-            self.measure(pipeline, request, where(scale), scale) for scale in tqdm(scales, desc="guidance scales")
+            self.measure(pipeline, request, where(scale), scale)
+            for scale in waits.bar(scales, "guidance scales", unit="scale")
         ]
         own = next(stages for stages in measured if stages.guidance_scale == request.guidance_scale)
         curvature = self.summarise(pipeline, measured, own)
@@ -156,7 +156,7 @@ class Curvature(Sampled, Ruled, Stepping, Data, group="look"):
         """Curvature at all points (S, B, T, C, h, w), and the curl if the guidance is the model's own."""
         values, odd, errors = [], [], []
         with_curl = scale == request.guidance_scale
-        for stage, latents in enumerate(tqdm(points, desc=f"guidance {scale:g}", unit="stage", leave=False)):
+        for stage, latents in enumerate(waits.bar(points, f"guidance {scale:g}", unit="stage")):
             for rows in batches(len(latents), request.batch_size):
                 ids = request.ids[rows]
                 field = pipeline.field(ids, num_frames=request.frames, guidance_scale=scale)

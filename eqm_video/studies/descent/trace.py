@@ -19,6 +19,7 @@ from eqm_video.samplers import NAG, DivergenceError, GradientDescent, Sampler, r
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.request import Request, describe_rule
 from eqm_video.studies.walk import Watched, begin, decode
+from eqm_video.system import waits
 
 STATES = 60  # states of a descent that are kept, at most
 FOLLOWERS = (GradientDescent, NAG)  # rules that follow the gradient: their gamma has a closed form
@@ -74,13 +75,15 @@ def trace(
     kept = {0: start}
 
     def keep(step: int, latents: Tensor, gradient: Tensor) -> None:
+        bar.update()
         if step + 1 in states:
             kept[step + 1] = latents.clone()
 
     watched = Watched(scheduled, torch.arange(len(start), device=start.device), look)
     try:
         how = {"steps": steps, "generators": generators, "decay": pipeline.decay}
-        result = run(watched, start, sampler, callback=keep, **how)
+        with waits.bar(what=f"descending: {name}", total=steps, unit="step") as bar:
+            result = run(watched, start, sampler, callback=keep, **how)
     except DivergenceError as error:
         raise UserError(f"{name}: {error}") from error
     kept[steps] = result.latents

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from eqm_video.data.source import Clips, Source
 from eqm_video.errors import UserError
@@ -23,6 +22,7 @@ from eqm_video.studies.ood import report
 from eqm_video.studies.ood.sets import made_sets, other_labels
 from eqm_video.studies.request import lists_of, split_of
 from eqm_video.studies.study import OneModel, Report
+from eqm_video.system import waits
 
 Scores = dict[str, Tensor]  # score -> (N, T)
 CUTS = ("spliced", "jump cut")  # sets with a cut before frame T // 2
@@ -97,7 +97,7 @@ class Ood(OneModel, HeldOut, ClipLabels, Batched, Seeded, group="look"):
         clips with other labels.
         """
         scores: dict[str, dict[str, Scores]] = {mode: {} for mode in modes}
-        for name, pixels in tqdm(sets.items(), desc="scoring", unit="set", leave=False, disable=None):
+        for name, pixels in waits.bar(sets.items(), "scoring", unit="set"):
             latents = encode(pipeline, pixels, self.batch_size)
             for mode in modes:
                 condition = [labels[k % len(labels)] if mode == "given" else None for k in range(len(pixels))]
@@ -150,7 +150,7 @@ def label_modes(wanted: str | None, clips: Clips, pipeline: EqMPipeline) -> list
 def score(pipeline: EqMPipeline, latents: Tensor, labels: Sequence[str | None], batch_size: int) -> Scores:
     """Frame scores (N, T) of latents (N, T, C, H, W), on the CPU, by the plain field of the labels (no guidance)."""
     parts = []
-    for rows in batches(len(latents), batch_size):
+    for rows in waits.bar(batches(len(latents), batch_size), "fields", unit="batch"):
         field = pipeline.field(list(labels[rows]), num_frames=latents.shape[1], guidance_scale=1.0)
         parts.append(frame_scores(field.at_gamma(1.0), latents[rows], pipeline.transformer.config.energy))
     return {key: torch.cat([part[key] for part in parts]).cpu() for key in SCORES}

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from eqm_video.output import media
 from eqm_video.output.overlays import RESTING, draw_gamma_bars
+from eqm_video.system import waits
 
 FPS, HOLD = 6.25, 4  # pictures per second, and pictures for which the start is repeated
 PICTURES = 16  # pictures of the descents, at most: noise makes a GIF large
@@ -42,7 +43,8 @@ def draw_film(path: Path, strips: Sequence[Strip]) -> None:
     """Draw every strip as a row: the task, the frames above bars of their gammas, and the frames as a playing clip."""
     order = moments(strips)
     first = len(order) - ROUNDS * strips[0].states.shape[1]  # the finished clip plays from its first frame
-    pictures = [draw_moment(strips, step, place - first) for place, step in enumerate(order)]
+    shown = waits.bar(list(enumerate(order)), "drawing the film", unit="picture")
+    pictures = [draw_moment(strips, step, place - first) for place, step in shown]
     media.write_gif(path, np.stack(pictures), FPS)
 
 

@@ -22,6 +22,7 @@ from eqm_video.output import media
 from eqm_video.randomness import generator, normal
 from eqm_video.samplers import NAG, descend
 from eqm_video.studies.oracle.pictures import Strip
+from eqm_video.system import waits
 
 DECAY = TruncatedDecay(a=0.8, gain=4.0)
 GROUND = (40, 44, 60)
@@ -103,7 +104,10 @@ class Runs:
     def ends(self, *, frame_wise: bool = True, **how: Any) -> Any:
         """The ends of descents along the exact field with a gamma for each frame, or one gamma for the clip."""
         field = OracleField(self.clips, DECAY, frame_wise)
-        return descend(field, self.start, self.rule, steps=self.options.steps, known=self.known, **how)
+        steps = self.options.steps
+        with waits.bar(what=self.task.name, total=steps, unit="step") as bar:
+            how = {"steps": steps, "known": self.known, "callback": lambda *_: bar.update(), **how}
+            return descend(field, self.start, self.rule, **how)
 
     def measure(self, names: Sequence[str], ends: Any) -> dict[str, Any]:
         """The entry of this task in oracle.json."""

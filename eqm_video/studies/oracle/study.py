@@ -13,7 +13,7 @@ from eqm_video.sampling.option_groups import Filmed, Many, Seeded, Shaped, Stepp
 from eqm_video.studies.oracle.pictures import draw_film
 from eqm_video.studies.oracle.runs import DECAY, Runs, moving_clips, tasks
 from eqm_video.studies.study import Report, Study
-from eqm_video.system import machine
+from eqm_video.system import machine, waits
 
 MU = 0.35
 LARGEST_STEP = 0.045  # NAG at mu = 0.35 is stable about data up to step size 0.0588
@@ -55,7 +55,7 @@ class Oracle(Study, Many, Shaped, Stepping, Stopping, Seeded, Filmed, group="loo
         clips, names = moving_clips(self.size[0], self.frames)
         rule = NAG(self.step_size, MU)
         results, strips = {}, []
-        for task in tasks(self.frames):
+        for task in waits.bar(tasks(self.frames), "every task", unit="task"):
             runs = Runs(clips, task, rule, self)
             ends = runs.ends()
             results[task.name] = runs.measure(names, ends)

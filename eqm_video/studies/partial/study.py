@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from tqdm import tqdm
 
 from eqm_video.core.composition import ScheduledField
 from eqm_video.core.decay import ConstantDecay
@@ -32,6 +31,7 @@ from eqm_video.studies.batches import batches, encode
 from eqm_video.studies.partial import report
 from eqm_video.studies.request import describe_rule, lists_of, split_of
 from eqm_video.studies.study import Opening, Report
+from eqm_video.system import waits
 
 MOVING_SHAPES = frozenset(label_names())
 
@@ -109,7 +109,7 @@ class Partial(Opening, HeldOut, ClipLabels, Guided, Seeded, Batched, group="look
         measured, shown = {}, {}
         for path, variant in variants(pipelines):
             rows = []
-            for gamma in tqdm(starts, desc=variant.name, unit="start", leave=False, disable=None):
+            for gamma in waits.bar(starts, variant.name, unit="start"):
                 latents = denoise(variant, pairs[path], labels, gamma, self)
                 pixels = variant.pipeline.decode(latents)
                 rows.append(measure(clips, pixels, latents, pairs[path].clean))
@@ -210,7 +210,7 @@ def denoise(variant: Variant, pairs: Pairs, labels: Sequence[str | None], gamma:
     passed, gammas = 0.0 if variant.told == "0" else gamma, None
     if pipeline.transformer.config.conditioned_on_gamma:
         gammas = step_gammas(pipeline.decay, sampler, steps, "constant", passed, None)
-    for rows in batches(len(start), options.batch_size):
+    for rows in waits.bar(batches(len(start), options.batch_size), "descending", unit="batch"):
         field = pipeline.field(list(labels[rows]), num_frames=start.shape[1], guidance_scale=options.guidance_scale)
         scheduled = ScheduledField(field, steps, gammas)
         generators = [source.clone_state() for source in pairs.generators[rows]]  # every start gets the same noise

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from eqm_video.output import media, plots
 from eqm_video.studies.plane import worlds as plane
+from eqm_video.system import waits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,7 +143,7 @@ def draw_distances(axes: Axes, scene: Scene) -> None:
 def draw_film(path: Path, scene: Scene) -> None:
     """Draw a film of two rows (exact, trained) and two columns (flow, equilibrium), with two steps a picture."""
     steps = list(range(0, 2 * scene.steps + 1, 2))
-    pictures = [draw_moment(scene, step) for step in steps]
+    pictures = [draw_moment(scene, step) for step in waits.bar(steps, "drawing the film", unit="picture")]
     end = next(index for index, step in enumerate(steps) if step >= scene.steps)
     order = [0] * HOLD + list(range(end)) + [end] * HOLD + list(range(end, len(steps))) + [len(steps) - 1] * 2 * HOLD
     media.write_gif(path, np.stack([pictures[index] for index in order]), FPS)

@@ -27,6 +27,7 @@ from eqm_video.core.gamma import PerFrameGamma
 from eqm_video.core.objective import EqMObjective, interpolate
 from eqm_video.randomness import generator, normal
 from eqm_video.samplers import GradientDescent, descend
+from eqm_video.system import waits
 from eqm_video.training.optim import Schedule, adamw, set_lr
 
 EQUILIBRIUM, FLOW = TruncatedDecay(), ConstantDecay()
@@ -105,7 +106,7 @@ def train(points: Tensor, decay: Decay, *, told_gamma: bool, steps: int, seed: i
         network = PlaneNetwork()
     schedule = Schedule(lr=2e-3, steps=steps, warmup=min(50, steps), kind="cosine")
     optimizer = adamw(network, lr=schedule.lr)
-    for step in range(1, steps + 1):
+    for step in waits.bar(range(1, steps + 1), "training a network", unit="step"):
         chosen = torch.randint(len(points), (BATCH,), generator=random)
         clean = points[chosen].reshape(1, BATCH, 1, 1, 2)
         noise = torch.randn(clean.shape, generator=random)

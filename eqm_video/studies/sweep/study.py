@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from eqm_video.errors import UserError
 from eqm_video.options import narrower, option
@@ -24,7 +23,7 @@ from eqm_video.studies.request import Request
 from eqm_video.studies.study import Compared, Report
 from eqm_video.studies.sweep.plot import draw_sweep
 from eqm_video.studies.walk import decode, walk
-from eqm_video.system import files, machine
+from eqm_video.system import files, machine, waits
 
 LENGTHS = (0.25, 0.5, 1.0, 2.0)  # lengths of the walk for --step-size auto, in units of the model's own
 EVALUATIONS = {"heun": 2}  # evaluations of a step; 1 for other samplers
@@ -77,7 +76,7 @@ class Sweep(Compared, Ruled, Stepping, Data, Overwriting, group="look"):
         missing = [setting for setting in wanted if record.find(setting) is None]
         if len(missing) < len(wanted):
             print(f"{len(wanted) - len(missing)} of {len(wanted)} settings are there already")
-        for setting in tqdm(missing, unit="setting", disable=None):
+        for setting in waits.bar(missing, "sweeping", unit="setting"):
             record.add(setting, measure(pipelines[setting.model], request, setting, judge, self.mu))
         known = {**judge.scale, "limits": limits(models[0], self.mu)}
         return Report(
