@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 from accelerate.utils import DistributedType
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from eqm_video.cli import main
 from eqm_video.errors import UserError
 from eqm_video.training import build
 from eqm_video.training.config import load_config
@@ -82,3 +84,20 @@ def test_parallelism_without_fsdp_is_refused(monkeypatch) -> None:
         read_sharding()
     monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "false")
     assert read_sharding() is None
+
+
+def test_an_error_stands_at_the_end_of_torchruns_report(monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert main(["trian"]) == 2
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(tmp_path / "error.json"))
+    assert "error: unknown command 'trian'; did you mean train?" in str(ChildFailedError("train", {0: failure}))
+    assert "accelerate" not in capsys.readouterr().err
+
+
+def test_the_traceback_of_accelerate_launch_is_announced(monkeypatch, capsys) -> None:
+    assert main(["trian"]) == 2
+    assert "traceback" not in capsys.readouterr().err
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert main(["trian"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("error: unknown command") and "the traceback below is accelerate's own" in said[1]

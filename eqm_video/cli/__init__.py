@@ -7,13 +7,16 @@ or studies/NAME/study.py is the command NAME, and the list of commands shows the
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import importlib
 import io
+import json
 import os
 import re
 import select
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -181,4 +184,22 @@ def _fail(sentence: str) -> int:
     """Print the error, with the number of the process if there are several; returns the exit status."""
     rank = os.environ.get("RANK", "0")
     print(f"error: {sentence}" if rank == "0" else f"error (process {rank}): {sentence}", file=sys.stderr, flush=True)
+    _tell_launcher(f"error: {sentence}")
     return 2
+
+
+def _tell_launcher(sentence: str) -> None:
+    """Put the sentence at the end of torchrun's report; announce the traceback of `accelerate launch`, which has none.
+
+    Both launchers report that a process failed in many lines below its own error.
+    """
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file is not None:
+        with contextlib.suppress(OSError):  # the sentence is on the screen already
+            Path(file).write_text(json.dumps({"message": sentence, "timestamp": int(time.time())}), encoding="utf-8")
+    elif "ACCELERATE_MIXED_PRECISION" in os.environ:  # which `accelerate launch` sets
+        print(
+            "(the traceback below is accelerate's own: this process ended; `accelerate launch -q` leaves it out)",
+            file=sys.stderr,
+            flush=True,
+        )
