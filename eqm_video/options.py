@@ -296,8 +296,8 @@ def parser(cls: type, *, prog: str, strict: bool = True, everything: bool = True
         add_help=False,
     )
     groups = {title: made.add_argument_group(title) for title in TITLES if any(entry.title == title for entry in every)}
-    told = f"this text; --help-all: all of it; {QUIET}: show no progress"
-    made.add_argument_group("help").add_argument("-h", "--help", action="help", help=told)
+    text = f"this text; --help-all: all of it; {QUIET}: show no progress"
+    made.add_argument_group("help").add_argument("-h", "--help", action="help", help=text)
     for entry in every:
         rule, group = entry.option, groups[entry.title]
         settings: dict[str, Any] = {"help": _help(entry).replace("%", "%%")}

@@ -49,7 +49,7 @@ def bar(
 
     what: the work, in a word or two. unit: of a step, such as "clip". done: units that earlier runs did. delay: seconds
     before it appears. keep: whether it stays on the screen when it ends. shown: False hides it. look: further settings
-    of tqdm, for a terminal. Of the processes on a machine only the first shows any.
+    of tqdm, for a terminal. Only the first process of a machine shows any.
     """
     settings: dict[str, Any] = {"desc": what, "unit": unit or "it", "total": total, "initial": done}
     if _silent or not shown or os.environ.get("LOCAL_RANK", "0") != "0":
