@@ -32,6 +32,8 @@ KEYWORDS = {  # of a call, with their defaults: they do not change
         "per_frame": False,
         "warp": None,
         "closed_loop": None,
+        "loop": False,
+        "known_mask": None,
         "output_type": "pil",
         "callback": None,
         "decode_chunk_size": 64,
@@ -44,7 +46,7 @@ def test_the_keywords_of_a_call_are_what_they_were() -> None:
     found.pop("self")
     assert {name: one.default for name, one in found.items()} == KEYWORDS
     assert all(one.kind is one.KEYWORD_ONLY for name, one in found.items() if name != "labels")
-    assert len(FIELDS) == 19 and FIELDS.items() <= KEYWORDS.items()
+    assert len(FIELDS) == 20 and FIELDS.items() <= KEYWORDS.items()
 
 
 def test_every_field_is_an_option_of_the_command_line() -> None:

@@ -16,6 +16,8 @@ from eqm_video.samplers import SAMPLER_PRESETS
 from eqm_video.sampling import option_groups as groups
 from eqm_video.sampling.clips import END
 from eqm_video.sampling.known import KnownFrames, parse_keyframe
+from eqm_video.sampling.known_mask import FORMS as FORMS_OF_MASKS
+from eqm_video.sampling.known_mask import KnownMask, parse_known_mask
 from eqm_video.sampling.settings import Sampling
 
 FORMATS = ("gif", "mp4", "png")
@@ -28,13 +30,21 @@ EXAMPLES = """examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Starting(groups.Known, groups.Cut):
-    """Options to start from clips or pictures: --start-from, --known, --keyframes, --at and those of `Cut`."""
+    """Options to start from clips or pictures: --start-from, --known, --keyframes, --at and others."""
 
     title: ClassVar[str] = "start from"
     start_from: Path | None = option(
         None, metavar="PATH", help="a video, an image, a folder of one kind, or a samples.npz"
     )
     known: KnownFrames | None = narrower(None, unset="first, of an image")
+    known_mask: KnownMask | None = option(
+        None,
+        read=parse_known_mask,
+        kind=FORMS_OF_MASKS,
+        metavar="REGION",
+        help="keep a part of frames: a PICTURE (white), x0,y0,x1,y1, outside:BOX, with @FRAMES for some of them",
+        rare=True,
+    )
     keyframes: tuple[tuple[int, Path], ...] | None = option(
         None,
         read=parse_keyframe,

@@ -21,6 +21,8 @@ from eqm_video.core.composition import ScheduledField
 from eqm_video.core.decay import ConstantDecay, Decay, ScaledDecay
 from eqm_video.core.field import GradientField
 from eqm_video.core.guidance import HistoryField
+from eqm_video.core.region import RegionField
+from eqm_video.core.ring import RingField
 from eqm_video.errors import UserError
 from eqm_video.models.loading import load_transformer
 from eqm_video.models.pixels import PixelAutoencoder
@@ -61,7 +63,7 @@ from eqm_video.sampling.model_settings import (
 )
 from eqm_video.sampling.pictures import Pictures
 from eqm_video.sampling.settings import Sampling, with_sampling
-from eqm_video.sampling.start import Clips, Start, check_start
+from eqm_video.sampling.start import Clips, Start, check_start, known_pixels
 from eqm_video.system import waits
 from eqm_video.system.reading import read_json
 
@@ -236,7 +238,8 @@ class EqMPipeline(DiffusionPipeline):
         Pictures are turned upright, resized and cropped to size. start_gamma: the unknown frames start at start_gamma *
         clip + (1 - start_gamma) * noise (partial denoising). known: frames that stay as they are in `clips` while the
         others descend, by number (-1 is the last) or as bool (B, T): the first for image-to-video, the first k for
-        continuation, the first and the last for in-betweening. context_gamma: the gamma to which known frames are
+        continuation, the first and the last for in-betweening. known_mask: the known
+        pixels of other frames, bool (H, W), (T, H, W) or (B, T, H, W). context_gamma: that to which known frames are
         noised before the network sees them; a little below 1 makes it forgive their faults. history_guidance: s of
         `HistoryField`. callback(step, latents, gradient). output_type: see EqMPipelineOutput. decode_chunk_size: frames
         decoded at once. All fields of `Sampling` are keywords too: steps, sampler, guidance_scale and the others.
@@ -259,6 +262,7 @@ class EqMPipeline(DiffusionPipeline):
         size: int | tuple[int, int] | None = None,
         clips: Any = None,
         known: Tensor | Sequence[int] | None = None,
+        known_mask: Any = None,
         output_type: str = "pil",
         callback: Callable[[int, Tensor, Tensor], Any] | None = None,
         decode_chunk_size: int = 64,
@@ -276,7 +280,9 @@ class EqMPipeline(DiffusionPipeline):
             num_samples, num_frames, size = origin.agree(self, labels, num_samples, num_frames, size)
         conditioned = self.transformer.config.conditioned_on_gamma
         context, history = how.context_gamma, how.history_guidance
-        known = check_start(origin, how.start_gamma, known, context, history, conditioned=conditioned)
+        masked = known_mask is not None
+        known = check_start(origin, how.start_gamma, known, context, history, conditioned=conditioned, masked=masked)
+        pixels = known_pixels(known_mask, origin, self.codec.downsampling) if masked else None
         if how.step_size == "auto" and how.history_guidance != 1:
             raise UserError("step_size auto was measured without history guidance: give step_size a number")
         wanted = as_list(labels, num_samples, seeds, generator)
@@ -302,10 +308,8 @@ class EqMPipeline(DiffusionPipeline):
         try:
             field = self._field_of(how, wanted, timing)
             noise = self.start_noise(generators, num_frames=num_frames, size=size)
-            around = {"gamma": how.start_gamma, "known": known, "context_gamma": how.context_gamma}
+            around = {"gamma": how.start_gamma, "known": known, "context_gamma": how.context_gamma, "pixels": pixels}
             start = Start.of(noise, self.codec, origin, **around)
-            if how.history_guidance != 1:
-                field = HistoryField(field, start.known, noise, how.history_guidance)
             descent = self._descend(how, field, start, generators, callback)
         except ValueError as error:  # wrong numbers and divergence; the message says which
             raise UserError(str(error)) from error
@@ -327,6 +331,7 @@ class EqMPipeline(DiffusionPipeline):
         if moves is not None:
             check_turns(how.sampler, how.guidance_interval)
         total = how.steps if moves is None else len(moves)
+        field = self._placed(how, field, start, generators, total)
         with self.progress_bar(total=total) as bar:
             return run(
                 ScheduledField(field, total, self._gammas(how, start.known, moves)),
@@ -351,6 +356,29 @@ class EqMPipeline(DiffusionPipeline):
         look = dict(getattr(self, "_progress_bar_config", {}))
         hidden, what = look.pop("disable", False), look.pop("desc", "descending")
         return waits.bar(iterable, what, unit=look.pop("unit", "step"), total=total, shown=not hidden, **look)
+
+    def _placed(
+        self, how: Sampling, field: GradientField, start: Start, generators: Sequence[Generator], steps: int
+    ) -> GradientField:
+        """The field on a ring, with history guidance and beside known tokens, where these are asked for."""
+        frames = start.noise.shape[1]
+        if how.loop:
+            if frames < 2:
+                raise UserError("a loop needs at least 2 frames: give num_frames (--frames), or leave loop out")
+            turns = [torch.randint(frames, (1,), generator=each, device=each.device) for each in generators]
+            field = RingField(field, steps, torch.cat(turns).to(start.noise.device), frames)
+        if how.history_guidance != 1:
+            field = HistoryField(field, start.known, start.noise, how.history_guidance)
+        if start.region is None:
+            return field
+        divided = how.warp is not None or getattr(how.sampler, "needs_route", False)
+        if not divided and not (hasattr(how.sampler, "solve") and isinstance(self.decay, ConstantDecay)):
+            raise UserError(
+                f"known tokens move by the level of their frame, which {how.sampler!r} does not know: take multistep "
+                "(--sampler multistep), or gd, nag, euler or heun with a warp (--warp identity)"
+            )
+        decay = self._decay_of(how) if divided else self.decay
+        return RegionField(field, start.region, start.clean, start.noise, decay)
 
     def _field_of(self, how: Sampling, labels: Sequence[Label], timing: Mapping[str, Any]) -> GradientField:
         """The field to descend: the composition, or the guided field of the labels."""

@@ -104,6 +104,9 @@ def roll_out(
     if options.get("generator") is not None:
         raise UserError("long videos draw the noise of every window from seeds: give seeds= instead of generator")
     how, options = Sampling.split(options, how)
+    if how.loop or options.get("known_mask") is not None:
+        name = "loop" if how.loop else "known_mask"
+        raise UserError(f"{name} is for clips of one window, not for long videos: leave {name} or the length out")
     check_context(how.context_gamma, conditioned=pipeline.transformer.config.conditioned_on_gamma)
     if clips is not None:
         shape = (num_samples, num_frames, options.get("size"))

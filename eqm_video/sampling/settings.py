@@ -37,7 +37,7 @@ class Sampling:
     gamma, a text such as "shift:3" or an object such as `Shift(3.0)`; with it gd, nag, euler and heun follow the
     velocity f / c(gamma) to gamma = 1. closed_loop: "field", or a `ClosedLoop` with other variances: the level of every
     frame is corrected at every step, and the rest of its way shared by the steps that are left; for multistep, and for
-    gd and nag with a warp.
+    gd and nag with a warp. loop: frames on a ring, see `core.ring.RingField`.
     """
 
     title: ClassVar[str] = "how to descend"
@@ -119,6 +119,8 @@ class Sampling:
         rare=True,
     )
 
+    loop: bool = option(False, help="the last frame meets the first: a seamless loop", rare=True)
+
     def __post_init__(self) -> None:
         options.check(self, prefix="")
         if isinstance(self.warp, str):
@@ -179,10 +181,10 @@ class Sampling:
         more = {"temperature": self.temperature, "steps": steps, "guidance_scale": self.steepness, "plain": self.plain}
         rule = pipeline.rule(self.sampler, self.step_size, self.mu, step_schedule=self.step_schedule, **more)
         scale = own["guidance_scale"] if self.guidance_scale is None else self.guidance_scale
-        filled = {"guidance_scale": float(scale), "closed_loop": self.loop(rule)}
+        filled = {"guidance_scale": float(scale), "closed_loop": self.closed(rule)}
         return replace(self, steps=steps, sampler=rule, **filled, **dict.fromkeys(IN_THE_RULE))
 
-    def loop(self, rule: Sampler) -> ClosedLoop | None:
+    def closed(self, rule: Sampler) -> ClosedLoop | None:
         """The closed loop of a descent by `rule`. UserError for a rule that does not step by levels."""
         loop = ClosedLoop() if self.closed_loop == "field" else self.closed_loop
         if loop is not None and (hasattr(rule, "solve") or not (self.warp or getattr(rule, "needs_route", False))):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from eqm_video.codec import Codec
 from eqm_video.core.objective import interpolate
+from eqm_video.core.region import tokens
 from eqm_video.errors import UserError
 from eqm_video.sampling.arguments import as_pixels, check_fraction, known_frames
 
@@ -79,22 +80,54 @@ class Clips:
         return None if isinstance(labels, (list, tuple)) else count, frames, own
 
 
+def known_pixels(mask: Any, clips: Clips, scale: int) -> Tensor | None:
+    """Known pixels (B, T, H, W) bool, of a bool mask (H, W), (T, H, W) or (B, T, H, W); None stays None.
+
+    scale: pixels of a latent's side, if the clips are latents. UserError for another shape, and for clips all of whose
+    pixels are known.
+    """
+    if mask is None:
+        return None
+    values = torch.as_tensor(mask)
+    batch, frames, _, height, width = clips.values.shape
+    side = scale if clips.latent else 1
+    shape = (batch, frames, height * side, width * side)
+    if values.dtype != torch.bool or not 2 <= values.ndim <= 4 or values.shape != shape[4 - values.ndim :]:
+        raise UserError(
+            f"known_mask is {values.dtype} {tuple(values.shape)}; it must be bool, true where pixels are known: "
+            f"(H, W), (T, H, W) or (B, T, H, W) = {shape}"
+        )
+    if bool(values.all()):
+        raise UserError("known_mask: all pixels are known, so that nothing is left to sample; leave some out")
+    return values.expand(shape)
+
+
 @dataclass(frozen=True)
 class Start:
     """The start of a descent; `finish` puts the known frames back into its end."""
 
     latents: Tensor  # (B, T, C, h, w)
     noise: Tensor  # (B, T, C, h, w): the start noise of every frame, of known ones too
+    region: Tensor | None = None  # (B, T, 1, h, w) bool: known tokens of the frames that are not known
     known: Tensor | None = None  # (B, T) bool: frames that stay as they are
     clean: Tensor | None = None  # (B, T, C, h, w): the latents of the clips
 
     @classmethod
     def of(
-        cls, noise: Tensor, codec: Codec, clips: Clips | None, *, gamma: float, known: Any, context_gamma: float
+        cls,
+        noise: Tensor,
+        codec: Codec,
+        clips: Clips | None,
+        *,
+        gamma: float,
+        known: Any,
+        context_gamma: float,
+        pixels: Tensor | None = None,
     ) -> Start:
         """Clips mixed with their noise, known frames at `context_gamma`, the others at `gamma`.
 
-        Without clips: the noise. `check_start` checks the numbers before. UserError for latents of another codec.
+        pixels: (B, T, H, W) bool, known ones, see `known_pixels`. Without clips: the noise. `check_start` checks the
+        numbers before. UserError for latents of another codec.
         """
         if clips is None:
             return cls(noise, noise)
@@ -104,7 +137,8 @@ class Start:
         if mask is not None:
             mask = mask.to(noise.device)
             gammas = gammas.masked_fill(mask, float(context_gamma))
-        return cls(interpolate(clean, noise, gammas), noise, mask, clean)
+        region = None if pixels is None else tokens(pixels.to(noise.device), codec.downsampling)[:, :, None]
+        return cls(interpolate(clean, noise, gammas), noise, region=region, known=mask, clean=clean)
 
     @property
     def unknown(self) -> Tensor:
@@ -113,30 +147,39 @@ class Start:
         return torch.ones(shape, dtype=torch.bool, device=self.latents.device) if self.known is None else ~self.known
 
     def finish(self, latents: Tensor) -> Tensor:
-        """The end of a descent (B, T, C, h, w) with the known frames of the clips in their places."""
+        """The end of a descent (B, T, C, h, w) with the known frames and tokens of the clips in their places."""
+        if self.region is not None:
+            latents = torch.where(self.region, self.clean, latents)
         if self.known is None:
             return latents
         return torch.where(self.known[:, :, None, None, None], self.clean, latents)
 
 
 def check_start(
-    clips: Clips | None, gamma: float, known: Any, context_gamma: float, history_guidance: float, *, conditioned: bool
+    clips: Clips | None,
+    gamma: float,
+    known: Any,
+    context_gamma: float,
+    history_guidance: float,
+    *,
+    conditioned: bool,
+    masked: bool = False,
 ) -> Tensor | None:
     """The mask (B, T) of known frames, None without any. UserError for a start that is impossible or has no effect.
 
     Args:
         clips, gamma, known, context_gamma: as for `Start.of`. history_guidance: as in a call.
-        conditioned: whether the network is conditioned on gamma.
+        conditioned: whether the network is conditioned on gamma. masked: whether a part of frames is known.
     """
     gamma, context_gamma = check_fraction("start_gamma", gamma), check_context(context_gamma, conditioned=conditioned)
-    if clips is None and (gamma or known is not None):
-        raise UserError("start_gamma and known need clips to start from: give clips=")
+    if clips is None and (gamma or known is not None or masked):
+        raise UserError("start_gamma, known_mask and known need clips to start from: give clips=")
     mask = None if known is None else known_frames(known, tuple(clips.values.shape[:2]))
     if mask is not None and bool(mask.any()):
         return mask
     if context_gamma != 1 or history_guidance != 1:
         raise UserError("context_gamma and history_guidance are about known frames: give known= at least one frame")
-    if clips is not None and gamma == 0:
+    if clips is not None and gamma == 0 and not masked:
         raise UserError(
             "clips are given, but no frame of them is known and start_gamma is 0, so that they would have "
             "no effect: give known=, such as [0], or start_gamma= above 0, or leave clips out"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Start:
     )  # the label of every clip, None: unlabelled; None for all: labels do not count
     digest: str  # a hash of the clips
     said: str  # a line about the files
+    mask: np.ndarray | None = None  # (T, H, W) bool, known pixels of the frames that are not known
 
     @property
     def rates(self) -> list[float]:
@@ -78,22 +79,33 @@ class Start:
         known = {"known": self.known} if self.known else {}
         rates = self.rates if self.mixed else []
         timing = {"fps": [rates[sample % len(rates)] for sample in samples]} if rates else {}
-        return {"clips": self.batch(samples), **known, **timing}
+        region = {} if self.mask is None else {"known_mask": self.mask}
+        return {"clips": self.batch(samples), **known, **region, **timing}
 
     def settings(self) -> dict[str, Any]:
         """The entries of samples.json that describe the start."""
         known = {"known": self.known} if self.known else {}
-        return {"start_from": self.digest, **known, **({"clip_fps": self.rates} if self.mixed else {})}
+        region = {} if self.mask is None else {"known_mask": hashlib.blake2b(self.mask, digest_size=16).hexdigest()}
+        return {"start_from": self.digest, **known, **region, **({"clip_fps": self.rates} if self.mixed else {})}
 
 
 def open_start(pipeline: EqMPipeline, options: argparse.Namespace) -> Start | None:
     """The start that the command line asks for; None for noise. UserError for options that exclude each other."""
     if options.length is not None:
         _check_first_window(options)
+    start = _opened(pipeline, options)
+    if start is None or options.known_mask is None:
+        return start
+    mask = options.known_mask.of(start.frames, tuple(start.size))
+    return replace(start, mask=mask, said=f"{start.said}; known region: {options.known_mask}")
+
+
+def _opened(pipeline: EqMPipeline, options: argparse.Namespace) -> Start | None:
+    """The start without a known region."""
     if options.keyframes:
         return _from_keyframes(pipeline, options)
     if options.start_from is None:
-        for name in ("start_gamma", "known", *READING):
+        for name in ("start_gamma", "known", "known_mask", *READING):
             if getattr(options, name) is not None:
                 option = f"--{name.replace('_', '-')}"
                 raise UserError(f"{option} needs clips to start from: add --start-from FILE_OR_FOLDER")
@@ -108,7 +120,7 @@ def open_start(pipeline: EqMPipeline, options: argparse.Namespace) -> Start | No
 
 def _from_keyframes(pipeline: EqMPipeline, options: argparse.Namespace) -> Start:
     """A clip whose keyframes are pictures."""
-    others = ("start_from", "known", "start_gamma", *READING)
+    others = ("start_from", "known", "known_mask", "start_gamma", *READING)
     if clash := [f"--{name.replace('_', '-')}" for name in others if getattr(options, name) is not None]:
         raise UserError(
             f"--keyframes names the known frames and their pictures itself: leave {' and '.join(clash)} out"
@@ -139,7 +151,7 @@ def _from_arrays(pipeline: EqMPipeline, options: argparse.Namespace) -> Start:
     _check_shape(pipeline, options, frames, size)
     pipeline.check_frames(frames)
     pipeline.check_size(size)
-    if options.known is None and options.start_gamma is None:
+    if options.known is None and options.start_gamma is None and options.known_mask is None:
         raise UserError(_neither(path))
     pixels = pixels[: options.num_samples]
     known = options.known.of(frames) if options.known else []
@@ -161,12 +173,12 @@ def _from_files(pipeline: EqMPipeline, options: argparse.Namespace) -> Start:
     path, fps = options.start_from, options.fps or pipeline.config.fps
     still = _shows_images(path)
     known = options.known
-    if known is None and options.start_gamma is None:
+    if known is None and options.start_gamma is None and options.known_mask is None:
         if not still or frames == 1:
             raise UserError(_neither(path))
         known = KnownFrames("first", ((0, 0),))  # a picture can be nothing else
     kept = known.of(frames) if known else []
-    needed = list(range(frames)) if options.start_gamma or not kept else kept
+    needed = list(range(frames)) if options.start_gamma or options.known_mask or not kept else kept
     spec = ClipSpec(frames, size, fps, needed, options.at or 0.0, options.frame_interval)
     split = None if options.split == "all" else options.split
     if options.fold and not split:
@@ -221,6 +233,8 @@ def _check_interval(options: argparse.Namespace, clips: Sequence[Opened]) -> Non
 
 def _check_first_window(options: argparse.Namespace) -> None:
     """UserError where known frames of a long video are counted from the end, which is only the first window's."""
+    if options.known_mask is not None:
+        raise UserError("--known-mask is for clips of one window: leave --length out, or --known-mask")
     known = [number for part in options.known.parts for number in part] if options.known else []
     words = [f"--known {options.known}"] if any(number < 0 for number in known) else []
     words += [f"--keyframes {frame}={path}" for frame, path in options.keyframes or () if frame < 0]
@@ -234,7 +248,7 @@ def _check_first_window(options: argparse.Namespace) -> None:
 def _neither(path: Path) -> str:
     return (
         f"--start-from {path}: choose what to keep: --known FRAMES (such as first, 0-3 or ends), or --start-gamma G, "
-        "such as 0.5, for a start between noise and clip"
+        "such as 0.5, for a start between noise and clip, or --known-mask REGION for a part of every frame"
     )
 
 

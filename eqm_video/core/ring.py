@@ -1,0 +1,105 @@
+"""A field on a ring of frames: the last frame meets the first, so that a clip plays as a seamless loop.
+
+Legend: B clips, T frames, C channels, H W height and width.
+
+A network sees frames in a row. On a ring every frame may be the first of the row, so the frames are turned before each
+evaluation, its gradient is turned back, and the next evaluation turns them further: where the row is cut at one step is
+its middle at another. The first turn of each clip is drawn at random. With R_k, which moves frame t to t + k, a descent
+from R_j x with the first turn o + j then is R_j of the one from x with o. Noise and first turn are as likely as turned
+ones, and so are the clips: they have no first frame.
+"""
+
+from __future__ import annotations
+
+import math
+from copy import copy
+
+import torch
+from torch import Tensor
+
+from eqm_video.core.field import GradientField, Sight, observe
+
+
+class RingField(GradientField):
+    """A field whose frames are turned before each evaluation, by the step of the descent.
+
+    Args:
+        field: of clips with T frames; a `GuidedField` or a `ComposedField`, which keep nothing of single frames but
+            their gamma.
+        steps: of the descent.
+        first: (B,) integers, the first turn of each clip.
+        frames: T.
+    """
+
+    def __init__(self, field: GradientField, steps: int, first: Tensor, frames: int) -> None:
+        self.field, self.steps, self.first, self.frames = field, steps, first, frames
+        self.turn = 0
+        self.gamma: Tensor | None = None  # (B, T) of the frames, if they differ
+
+    @property
+    def forwards(self) -> int:
+        """Network calls so far."""
+        return self.field.forwards
+
+    @property
+    def settled(self) -> bool:
+        """Always false: the turn changes along the descent."""
+        return False
+
+    def select(self, indices: Tensor) -> RingField:
+        """The field of the clips at `indices` (1-D integers)."""
+        chosen = self._of(self.field.select(indices))
+        chosen.first = self.first[indices.to(self.first.device)]
+        if self.gamma is not None:
+            chosen.gamma = self.gamma[indices.to(self.gamma.device)]
+        return chosen
+
+    def at_progress(self, progress: float) -> RingField:
+        """The field at a point of the descent, 0 (start) to 1 (end), with the turn of that step."""
+        moved = self._of(self.field.at_progress(progress))
+        moved.turn = round(progress * self.steps) * stride(self.frames)
+        return moved
+
+    def at_gamma(self, gamma: float | Tensor) -> RingField:
+        """The field at gamma of the frames: a number, or (B, T), which turns with them."""
+        if not isinstance(gamma, Tensor):
+            return self._of(self.field.at_gamma(gamma))
+        moved = copy(self)
+        moved.gamma = gamma
+        return moved
+
+    def tell(self, gamma: float | Tensor) -> RingField:
+        """The field with its network conditioned on `gamma`: a number, or (B, T)."""
+        if isinstance(gamma, Tensor):
+            return self.at_gamma(gamma)
+        return self._of(self.field.tell(gamma))
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """The field at latents (B, T, C, H, W), of the same shape."""
+        return self.observed(latents)[0]
+
+    def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
+        """The field at latents (B, T, C, H, W), and its sight."""
+        turns = self.first.to(latents.device) + self.turn
+        field = self.field if self.gamma is None else self.field.at_gamma(turned(self.gamma, -turns))
+        gradient, sight = observe(field, turned(latents, -turns))
+        level = None if sight.level is None else turned(sight.level, turns)
+        return turned(gradient, turns), Sight(turned(sight.plain, turns), level)
+
+    def _of(self, field: GradientField) -> RingField:
+        changed = copy(self)
+        changed.field = field
+        return changed
+
+
+def stride(frames: int) -> int:
+    """The turn from one step to the next: about 0.38 of the ring, and without a common divisor with `frames`."""
+    near = sorted(range(1, max(2, frames)), key=lambda turn: abs(turn - 0.382 * frames))
+    return next(turn for turn in near if math.gcd(turn, frames) == 1)
+
+
+def turned(values: Tensor, turns: Tensor) -> Tensor:
+    """Values (B, T, ...) with frame t of clip b at t + turns[b], around the ring."""
+    frames = torch.arange(values.shape[1], device=values.device)
+    places = (frames - turns.to(values.device)[:, None]) % values.shape[1]
+    return values[torch.arange(len(values), device=values.device)[:, None], places]
