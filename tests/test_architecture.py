@@ -281,6 +281,15 @@ ORDER = [
     (5, "studies.few_steps.exact"),
     (5, "studies.few_steps.report"),
     (5, "studies.few_steps.study"),
+    (5, "page"),
+    (5, "page.controls"),
+    (5, "page.gate"),
+    (5, "page.shelf"),
+    (5, "page.uploads"),
+    (5, "page.served"),
+    (5, "page.drawing"),
+    (5, "page.app"),
+    (5, "page.launch"),
     (5, "cli.quick"),
     (5, "cli"),
     (5, "__main__"),
@@ -304,7 +313,7 @@ LIBRARIES = {
     | {"jinja2", "markupsafe"},
     4: TENSORS | {"numpy", "diffusers", "safetensors", "huggingface_hub", "accelerate", "tqdm", "PIL", "wandb", "yaml"},
 }
-LIBRARIES[5] = LIBRARIES[3] | LIBRARIES[4] | {"shtab"}
+LIBRARIES[5] = LIBRARIES[3] | LIBRARIES[4] | {"shtab"} | {"gradio", "fastapi", "starlette", "uvicorn"}
 PLACES = {name: (layer, line) for line, (layer, name) in enumerate(ORDER)}
 
 

@@ -90,7 +90,7 @@ def test_gamma_is_read_where_the_size_of_a_learned_field_says_too_little(shrink)
     gammas = [0.0, 0.3, 0.6, 0.9, 1.0]
     kept, pipe = on_the_way(gammas, shrink)
     request = Request([0, 0], ["up"] * 2, [0, 1], 3, (32, 32), 1.0, 2)
-    read = descent.read_gamma(pipe, request, kept, GradientDescent(0.05), steps=4)
+    read = descent.read_gammas(pipe, request, kept, GradientDescent(0.05), steps=4)
     assert read.shape == (5, 2, 3)
     assert (read - torch.tensor(gammas, dtype=torch.float64)[:, None, None]).abs().max() < 0.08
 
@@ -99,11 +99,11 @@ def test_gamma_that_is_given_or_unknown():
     kept, _ = on_the_way([0.0, 0.5, 1.0], 1.0)
     request = Request([0, 0], ["up"] * 2, [0, 1], 3, (32, 32), 1.0, 2)
     told = tiny_pipeline(tiny_transformer(conditioned_on_gamma=True))
-    read = descent.read_gamma(told, request, kept, GradientDescent(0.1), steps=2)
+    read = descent.read_gammas(told, request, kept, GradientDescent(0.1), steps=2)
     torch.testing.assert_close(read[:, 1, 2], torch.tensor([0.0, 0.4, 0.8], dtype=torch.float64))
-    read = descent.read_gamma(told, request, kept, Euler(), steps=2)
+    read = descent.read_gammas(told, request, kept, Euler(), steps=2)
     torch.testing.assert_close(read[:, 1, 2], torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
-    assert descent.read_gamma(tiny_pipeline(decay=None), request, kept, GradientDescent(0.1), steps=2) is None
+    assert descent.read_gammas(tiny_pipeline(decay=None), request, kept, GradientDescent(0.1), steps=2) is None
 
 
 def test_the_closed_form_is_that_of_one_data_point():

@@ -18,6 +18,7 @@ from eqm_video import cli, options
 from eqm_video.cli.convert import Convert
 from eqm_video.errors import UserError
 from eqm_video.options import Declared, Option, declared, narrower, option
+from eqm_video.page.launch import PageOptions
 from eqm_video.sampling.options import SampleOptions
 from eqm_video.training.cache import CacheOptions
 from eqm_video.training.config import Config, parse_config
@@ -26,6 +27,7 @@ from eqm_video.training.options import TrainOptions
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = {name: command.options() for name, command in cli.COMMANDS.items() if command.study}
 CLASSES = STUDIES | {"cache": CacheOptions, "sample": SampleOptions, "train": TrainOptions, "convert": Convert}
+CLASSES |= {"page": PageOptions}
 EVERY = [(name, one) for name, given in CLASSES.items() for one in declared(given).values()]
 # Names with two or more meanings. labels: of what is sampled, those that clips have, and names for an export; clips:
 # that are measured, that get files of their own, and that are shown; step_schedule: the sweep has one that goes by the

@@ -15,6 +15,7 @@ target's mean given the noisy latents. It is the `dot` energy of Equilibrium Mat
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -112,6 +113,16 @@ def infer_gamma(rms: Tensor, decay: Decay, scale: float, *, dot: Tensor | None =
     # A large gradient along the latents belongs to noise, even if an uncertain prediction is short.
     open_ = (strength >= threshold) | ((dot > 0) & (strength > threshold / 2) & (threshold < math.inf))
     return torch.where(open_, _gamma_of_dot(dot, decay, scale, most), most)
+
+
+def read_gamma(field: Callable[[Tensor], Tensor], latents: Tensor, decay: Decay, scale: float) -> Tensor:
+    """The gamma of every frame (B, T), float64 on the CPU, read from one evaluation of an unguided field.
+
+    latents (B, T, C, H, W) of any gamma; decay and scale as for `infer_gamma`.
+    """
+    gradient = field(latents)
+    dot = frame_dot(latents, gradient).cpu()
+    return infer_gamma(frame_rms(gradient).cpu(), decay, scale, dot=dot)
 
 
 def _open_from(decay: Decay) -> float:

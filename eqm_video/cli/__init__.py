@@ -87,6 +87,7 @@ COMMANDS = {
     "completion": Command(
         "eqm_video.cli.completion", "CompletionOptions", "use", "complete commands and options in bash and zsh"
     ),
+    "page": Command("eqm_video.page.launch", "PageOptions", "use", "show a model on a web page"),
     "push": Command("eqm_video.cli.push", "Push", "use", "share a model on the Hugging Face hub"),
     "convert": Command("eqm_video.cli.convert", "Convert", "use", "convert weights of the reference EqM or SiT code"),
 } | dict(_studies())

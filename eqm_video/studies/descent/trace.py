@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqm_video.analysis.gamma_estimate import calibrate, frame_dot, frame_rms, infer_gamma
+from eqm_video.analysis.gamma_estimate import calibrate, frame_dot, frame_rms, read_gamma
 from eqm_video.core.decay import ConstantDecay, gamma_path
 from eqm_video.errors import UserError
 from eqm_video.samplers import NAG, DivergenceError, GradientDescent, Sampler, run
@@ -95,36 +95,40 @@ def trace(
         energy=torch.stack(energy),
         states=states,
         pixels=np.stack([decode(pipeline, kept[state][:shown]) for state in (states if along else [steps])]),
-        gamma=read_gamma(pipeline, request, kept, sampler, steps),
+        gamma=read_gammas(pipeline, request, kept, sampler, steps),
         expected=expectation(pipeline, sampler, steps, calibrate(result.latents), explicit),
     )
 
 
-def read_gamma(
+def read_gammas(
     pipeline: EqMPipeline, request: Request, kept: dict[int, Tensor], sampler: Sampler, steps: int
 ) -> Tensor | None:
     """The gamma of every frame in the kept states (B, T, C, h, w): (S, B, T), float64.
 
-    A flow, or a network that is conditioned on gamma, has the gamma that its sampler passes: a solver's time, or the
-    closed form of a descent. For all others gamma is estimated from the unguided gradient. None for a model without a
-    decay.
+    A flow, or a network that is conditioned on gamma, has the gamma of `passed_gamma`. For all others gamma is
+    estimated from the unguided gradient. None for a model without a decay.
     """
-    states, decay = sorted(kept), pipeline.decay
-    if is_flow(pipeline) or pipeline.transformer.config.conditioned_on_gamma:
-        path = torch.linspace(0, 1, steps + 1, dtype=torch.float64)  # the times of a solver
-        if isinstance(sampler, FOLLOWERS):
-            path = gamma_path(decay, [sampler.step_size] * steps + [0.0], steps + 1)
+    states, path = sorted(kept), passed_gamma(pipeline, sampler, steps)
+    if path is not None:
         return path[states][:, None, None].expand(-1, *kept[0].shape[:2])
-    if decay is None:
+    if pipeline.decay is None:
         return None
     field = pipeline.field(request.ids, num_frames=request.frames, guidance_scale=1.0)
     scale = calibrate(kept[steps])
-    gammas = []
-    for state in states:
-        gradient = field(kept[state])
-        rms, dot = frame_rms(gradient).cpu(), frame_dot(kept[state], gradient).cpu()
-        gammas.append(infer_gamma(rms, decay, scale, dot=dot))
-    return torch.stack(gammas)
+    return torch.stack([read_gamma(field, kept[state], pipeline.decay, scale) for state in states])
+
+
+def passed_gamma(pipeline: EqMPipeline, sampler: Sampler, steps: int) -> Tensor | None:
+    """The gamma after each number of updates (steps + 1,), where the sampler passes it to the network, or follows it.
+
+    So it is for a flow, and for a network that is conditioned on gamma: a solver's time, or the closed form of a
+    descent. None for all others.
+    """
+    if not is_flow(pipeline) and not pipeline.transformer.config.conditioned_on_gamma:
+        return None
+    if isinstance(sampler, FOLLOWERS):
+        return gamma_path(pipeline.decay, [sampler.step_size] * steps + [0.0], steps + 1)
+    return torch.linspace(0, 1, steps + 1, dtype=torch.float64)  # the times of a solver
 
 
 def expectation(pipeline: EqMPipeline, sampler: Sampler, steps: int, scale: float, explicit: bool) -> dict[str, Tensor]:
