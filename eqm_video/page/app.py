@@ -275,9 +275,9 @@ def _settings(offered: Sequence[controls.Control]) -> list[Any]:
 
     usual = [control for control in offered if not control.entry.option.rare]
     rare = [control for control in offered if control.entry.option.rare]
-    with gr.Row():
+    with gr.Row(elem_classes="eqm-settings"):
         made = [component(control) for control in usual]
-    with gr.Accordion("More settings", open=False), gr.Row():
+    with gr.Accordion("More settings", open=False), gr.Row(elem_classes="eqm-settings"):
         made += [component(control) for control in rare]
     return made
 
