@@ -1,11 +1,11 @@
 """What each metric sees: real clips with one flaw each, against other real clips, for every metric and feature.
 
-    python benchmarks/what_metrics_see.py FOLDER --out DIR [--features random transnet ...]
+    python benchmarks/what_metrics_see.py FOLDER --out DIR [--features readings random ...]
 
 FOLDER holds videos in class folders whose names carry a person or scene, v_Class_gXX_cYY. Clips of one half of the
 people are the real set; those of the other half are compared with it, once as they are and once with every flaw. A cell
 is the change of the value that a flaw makes, in half-widths of the 95 % interval of the unaltered clips' value: beyond
-1 (or below -1) the metric sees the flaw at this number of clips.
+1 (or below -1) the metric sees the flaw at this number of clips. `readings` are the metrics that need no network.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def measure(folder: Path, features: list[str]) -> dict[str, object]:
     labels = sorted(set(real.labels))
     table: dict[str, dict[str, dict[str, float]]] = {}
     for feature in features:
-        network = None if feature == "pixels" else open_feature(feature, Input())
+        network = None if feature == "readings" else open_feature(feature, Input())
         chosen = [metric for metric in metrics().values() if fits(metric, network)]
         meter = Meter(chosen, network, FRAMES // 2, torch.device("cpu"), 16)
         plain = replace(meter, metrics=[metric for metric in chosen if not isinstance(metric, Paired)])
@@ -237,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--features", nargs="+", default=["random", "transnet", "pixels"])
+    parser.add_argument("--features", nargs="+", default=["readings", "random", "pixels", "transnet"])
     parser.add_argument("--drawn", action="store_true", help="draw the record that is there already")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

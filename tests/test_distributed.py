@@ -39,6 +39,8 @@ def recipe(tmp_path_factory) -> list[str]:
         *("model.preset=EqM-Nano/4", "data.size=16", "frames=3", "data.frame_interval=2", "data.workers=0"),
         *("gamma=mixture", f"train.steps={STEPS}", "train.batch_size=4", "train.save_every=100", "train.log_every=2"),
         *("train.ema=0.9", "preview.every=6", "preview.samples=3", "sampler.steps=2", "train.label_dropout=0.3"),
+        *("held_out.fraction=0.3", "held_out.every=1000", "train.evaluate.every=6", "train.evaluate.n=3"),
+        *("train.evaluate.features=random", "train.evaluate.best=mmd"),
     ]
 
 
@@ -49,8 +51,8 @@ def two_processes(*arguments: str) -> subprocess.Popen:
     return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def exported(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "export" / "transformer" / "diffusion_pytorch_model.safetensors")
+def exported(folder: Path, name: str = "export") -> dict[str, torch.Tensor]:
+    return load_file(folder / name / "transformer" / "diffusion_pytorch_model.safetensors")
 
 
 def assert_close(folder: Path, expected: Path) -> None:
@@ -79,6 +81,11 @@ def test_two_processes_train_the_run_of_one(recipe, alone, tmp_path) -> None:
         assert line["loss"] == pytest.approx(twin["loss"], rel=1e-4)
         assert line["grad_norm"] == pytest.approx(twin["grad_norm"], rel=1e-3)
         assert line["loss_by_gamma"] == pytest.approx(twin["loss_by_gamma"], rel=1e-3)
+        assert ("evaluate" in line) == ("evaluate" in twin) == (line["step"] % 6 == 0)
+        if "evaluate" in line:
+            assert line["evaluate"]["mmd"] == pytest.approx(twin["evaluate"]["mmd"], rel=1e-3)
+            assert line["best_step"] == twin["best_step"]
+    assert exported(folder, "export_best").keys() == exported(folder).keys()
     previews = [path.name for path in sorted((folder / "previews").iterdir())]
     assert previews == ["step_00000006.gif", "step_00000012.gif"]
 

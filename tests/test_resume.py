@@ -34,12 +34,16 @@ def recipe(tmp_path_factory) -> list[str]:
         *("data.buckets=3x2,5x1,2x3:0.5", f"data.images={folder / 'images'}", "data.image_fraction=0.5"),
         *("gamma=mixture", f"train.steps={STEPS}", "train.batch_size=2", "train.save_every=2", "train.log_every=1"),
         *("train.schedule=cosine", "train.warmup=5", "train.ema=0.95", "preview.every=0", "train.label_dropout=0.3"),
+        *("held_out.fraction=0.3", "held_out.every=1000", "train.evaluate.every=4", "train.evaluate.n=3"),
+        *("train.evaluate.features=random", "train.evaluate.best=mmd", "sampler.steps=2", "train.keep=1"),
     ]
 
 
-def exported(folder: Path) -> str:
-    weights = folder / "export" / "transformer" / "diffusion_pytorch_model.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest()
+def exported(folder: Path) -> list[str]:
+    """Hashes of the last model's weights, and of the best one's."""
+    name = "transformer/diffusion_pytorch_model.safetensors"
+    exports = (folder / export / name for export in ("export", "export_best"))
+    return [hashlib.sha256(weights.read_bytes()).hexdigest() for weights in exports]
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +94,10 @@ def test_killed_twice_while_training_and_while_writing_then_resumed(recipe, stra
     assert not list((folder / "checkpoints").glob(".incomplete*"))
     lines, expected = read_metrics(folder), read_metrics(straight)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    for key in ("loss", "loss_by_gamma", "loss_by_mode"):
-        assert [line[key] for line in lines] == [line[key] for line in expected]
+    for key in ("loss", "loss_by_gamma", "loss_by_mode", "evaluate", "best_step"):
+        assert [line.get(key) for line in lines] == [line.get(key) for line in expected]
+    kept = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (folder, straight)]
+    assert kept[0] == kept[1] and f"step_{lines[-1]['best_step']:08d}" in kept[0]
     assert {"image"} < {mode for line in lines for mode in line["loss_by_mode"]}
 
 

@@ -98,16 +98,22 @@ def every_key() -> Iterator[Key]:
         if "kinds" in section.metadata:
             yield from _kinds(section, section.name, _default(section))
             continue
-        cls = _section(section.name)
-        says = comments(cls)
-        for entry in dataclasses.fields(cls):
-            path = f"{section.name}.{entry.name}"
-            if entry.metadata.get("flat"):
-                yield from _kinds(entry, section.name, entry.default)
-            elif "kinds" in entry.metadata:
-                yield from _kinds(entry, path, entry.default)
-            else:
-                yield _key(cls, entry, path, says.get(entry.name, ""), entry.default)
+        yield from _keys(_section(section.name), section.name)
+
+
+def _keys(cls: type, section: str) -> Iterator[Key]:
+    """The keys of a section, and of the sections in it."""
+    says, hints = comments(cls), typing.get_type_hints(cls)
+    for entry in dataclasses.fields(cls):
+        path = f"{section}.{entry.name}"
+        if entry.metadata.get("flat"):
+            yield from _kinds(entry, section, entry.default)
+        elif "kinds" in entry.metadata:
+            yield from _kinds(entry, path, entry.default)
+        elif dataclasses.is_dataclass(hints[entry.name]):
+            yield from _keys(hints[entry.name], path)
+        else:
+            yield _key(cls, entry, path, says.get(entry.name, ""), entry.default)
 
 
 def _kinds(entry: dataclasses.Field, path: str, default: typing.Any) -> Iterator[Key]:

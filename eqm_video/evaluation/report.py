@@ -79,6 +79,7 @@ class Judgement:
         if not self.redraws:
             return None
         values = metric.redraws(samples, real, self.settings, self.redraws, generator("redraws", self.seed))
+        values = values[values.isfinite()]  # of very few clips a redraw may have a single one, and then no value
         tail = (1 - CONFIDENCE) / 2
         low, high = values.quantile(torch.tensor([tail, 1 - tail], dtype=values.dtype)).tolist()
         bias = float(values.mean()) - value

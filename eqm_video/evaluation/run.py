@@ -49,28 +49,24 @@ class Evaluation:
         real: Files | None = None,
         codec: Codec | None = None,
         truth: ClipSource | None = None,
+        real_set: Measured | None = None,
     ) -> dict[str, Any]:
         """The record: the protocol with its hash, both sets, and every metric; the same on every process.
 
         `truth` are the true clips of PSNR and SSIM, in the order of the samples; `codec` is the one whose floor is
-        measured. UserError for sets that a metric cannot be computed of.
+        measured; `real_set` is the result of `measure_real`, if it was called before. UserError for sets that a metric
+        cannot be computed of.
         """
-        meter = Meter(self.metrics, self.feature, self.protocol.window_frames, self.device, self.batch_size)
-        labels = sorted({label for source in (samples, real) if source for label in source.labels if label is not None})
+        meter, labels = self.meter, labels_of(samples, real)
         meter.check(samples.shape)
         resolved = self.resolved(samples, real)
-        real_set, codec_set, kept = None, None, False
+        codec_set, kept = None, real_set is not None
         if real is not None:
-            meter_of_real = replace(
-                meter, metrics=[metric for metric in self.metrics if not isinstance(metric, Paired)]
-            )
-            key = self._key(meter_of_real, resolved, real, labels)
-            real_set, kept = cached(
-                self.cache, key, lambda: meter_of_real.measure(self._jpeg(real), labels, "real clips")
-            )
+            if real_set is None:
+                real_set, kept = self.measure_real(samples, real)
             if codec is not None:
                 rebuilt = self._jpeg(Altered(real, through(codec)))
-                codec_set = meter_of_real.measure(rebuilt, labels, "clips through the codec")
+                codec_set = self._meter_of_real.measure(rebuilt, labels, "clips through the codec")
         measured = meter.measure(self._jpeg(samples), labels, "samples", truth)
         return {
             "protocol": resolved,
@@ -80,6 +76,21 @@ class Evaluation:
             "data": None if real is None else {**real.about, "count": len(real), "from_cache": kept},
             "metrics": self.judge(measured, real_set, codec_set, samples.shape[0]),
         }
+
+    @property
+    def meter(self) -> Meter:
+        """The measures of each clip that the metrics need."""
+        return Meter(self.metrics, self.feature, self.protocol.window_frames, self.device, self.batch_size)
+
+    @property
+    def _meter_of_real(self) -> Meter:
+        return replace(self.meter, metrics=[metric for metric in self.metrics if not isinstance(metric, Paired)])
+
+    def measure_real(self, samples: ClipSource, real: Files) -> tuple[Measured, bool]:
+        """The real clips, measured, and whether the cache had them; of `samples` only shape and labels are used."""
+        meter, labels = self._meter_of_real, labels_of(samples, real)
+        key = self._key(meter, self.resolved(samples, real), real, labels)
+        return cached(self.cache, key, lambda: meter.measure(self._jpeg(real), labels, "real clips"))
 
     def judge(
         self, samples: Measured, real: Measured | None, codec: Measured | None, frames: int
@@ -131,6 +142,11 @@ class Evaluation:
             "parts": parts,
             "readings": readings,
         }
+
+
+def labels_of(samples: ClipSource, real: ClipSource | None) -> list[str]:
+    """The labels of both sets, sorted: their numbers in `Measured`."""
+    return sorted({label for source in (samples, real) if source for label in source.labels if label is not None})
 
 
 def duplicates(samples: ClipSource, measured: Measured) -> int:

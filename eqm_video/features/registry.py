@@ -13,6 +13,7 @@ from eqm_video.features.file import SCRIPTS, File
 from eqm_video.features.hub import Hub
 from eqm_video.features.i3d import I3D
 from eqm_video.features.inception import Inception
+from eqm_video.features.pixels import Pixels
 from eqm_video.features.transnet import TransNet
 from eqm_video.features.untrained import Random
 
@@ -23,12 +24,14 @@ FEATURES: dict[str, type[Feature]] = {
     "hub:NAME": Hub,
     "FILE": File,
     "random": Random,
+    "pixels": Pixels,
 }
+SIMPLE = {"transnet": TransNet, "random": Random, "pixels": Pixels}  # those that need no more than their name
 
 
 def is_known(name: str) -> bool:
     """Whether a word names a feature: one of the list, hub:NAME, or a file."""
-    return name in ("transnet", "i3d", "inception", "random") or name.startswith("hub:") or _is_file(name)
+    return name in (*SIMPLE, "i3d", "inception") or name.startswith("hub:") or _is_file(name)
 
 
 def open_feature(name: str, taken: Input, weights: Path | None = None, device: torch.device | str = "cpu") -> Feature:
@@ -48,15 +51,14 @@ def open_feature(name: str, taken: Input, weights: Path | None = None, device: t
         return Hub(name.removeprefix("hub:"), device)
     if _is_file(name):
         return File(Path(name), taken, device)
-    simple = {"transnet": TransNet, "random": Random}
-    if name not in simple:
+    if name not in SIMPLE:
         near = difflib.get_close_matches(name, FEATURES, n=1, cutoff=0.4)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise UserError(
-            f"--features {name}: there is no such feature{hint}; type transnet, random, i3d or inception with "
+            f"--features {name}: there is no such feature{hint}; type transnet, random, pixels, i3d or inception with "
             "--weights FILE, hub:OWNER/NAME, or a TorchScript or ONNX file"
         )
-    return simple[name](device)
+    return SIMPLE[name](device)
 
 
 def _is_file(name: str) -> bool:

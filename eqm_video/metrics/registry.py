@@ -29,21 +29,22 @@ def metrics() -> dict[str, Metric]:
     return every
 
 
-def find_metric(name: str, feature: str) -> Metric:
+def find_metric(name: str, feature: str, option: str = "--metrics ") -> Metric:
     """The metric that a name stands for; UserError for an unknown one, and where the name is another network's.
 
-    fvd, fid and kvd are names for frechet and kid with the features i3d and inception, and for nothing else.
+    fvd, fid and kvd are names for frechet and kid with the features i3d and inception, and for nothing else. option:
+    what precedes the name where it is typed, for messages.
     """
     every = metrics()
     if REQUIRED.get(name, feature) != feature:
         raise UserError(
-            f"--metrics {name} is a number of the feature {REQUIRED[name]}, and the feature is {feature}: type "
-            f"--metrics {ALIASES[name]}, or --features {REQUIRED[name]} with its weights"
+            f"{option}{name} is a number of the feature {REQUIRED[name]}, and the feature is {feature}: type "
+            f"{option}{ALIASES[name]}, or the feature {REQUIRED[name]} with its weights"
         )
     if ALIASES.get(name, name) not in every:
         near = difflib.get_close_matches(name, [*every, *ALIASES], n=1, cutoff=0.4)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"--metrics {name}: there is no such metric{hint}; type some of {', '.join(every)}")
+        raise UserError(f"{option}{name}: there is no such metric{hint}; type some of {', '.join(every)}")
     return every[ALIASES.get(name, name)]
 
 

@@ -78,7 +78,11 @@ SAMPLES = Output(
     older={f"{OLD_PARTS}/settings.json": record("model", "num_samples", "seed", "sampler", "steps")},
 )
 RUN = Output(
-    {"config.yaml": _is_resolved_recipe, r"\.lock": _is_lock},
+    {
+        "config.yaml": _is_resolved_recipe,
+        r"\.lock": _is_lock,
+        r"evaluations/step_\d{8,}\.json": record("protocol_hash", "step"),
+    },
     ("report.html",),
     weak={
         "metrics.jsonl": _is_log,  # other programs write such lines too, so the folder may be theirs
@@ -86,8 +90,9 @@ RUN = Output(
         "checkpoints": Path.is_dir,
         "previews": Path.is_dir,
         r"previews/step_\d{8,}\.(gif|png)": _is_picture,
-        r"\.incomplete-(deleting-)?export": folder_with("model_index.json", "transformer", "vae"),
-        "export": lambda path: path.is_dir() and not path.is_symlink(),
+        r"\.incomplete-(deleting-)?export(_best)?": folder_with("model_index.json", "transformer", "vae"),
+        "export(_best)?": lambda path: path.is_dir() and not path.is_symlink(),
+        "evaluations": Path.is_dir,
         "wandb_id": anything,
     },
     older={r"checkpoints/step_\d{8,}": _is_checkpoint},

@@ -6,6 +6,7 @@ No path of the machine goes into a card: an export is made to be shared.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,19 @@ SAMPLES = ("samples.gif", "samples.png")  # the last preview, beside the card
 PATHS = ("data.root", "data.images", "held_out.root", "train.init_from", "run.dir", "track.project", "track.name")
 
 
-def write_card(export: Path, run: RunFiles, old: Path | None = None) -> None:
+def write_card(export: Path, run: RunFiles, old: Path | None = None, best: Mapping[str, Any] | None = None) -> None:
     """Write README.md and the last preview into the folder of an export.
 
     old: the export before this one. Files of these names there that this package did not write are the user's: no new
-    ones are written.
+    ones are written. best: the state of the best evaluation, where the export is of its step; no preview is of it.
     """
     if old is not None and not own_files(old) and any((old / name).exists() for name in (CARD, *SAMPLES)):
         return
     picture = None
-    if run.previews:
+    if run.previews and best is None:
         picture = f"samples{run.previews[-1].suffix}"
         shutil.copyfile(run.previews[-1], export / picture)
-    write_text(export / CARD, card(run, picture))
+    write_text(export / CARD, card(run, picture, best))
 
 
 def own_files(export: Path) -> list[str]:
@@ -44,8 +45,8 @@ def own_files(export: Path) -> list[str]:
     return names if all(is_marked(export / name) for name in names) else []
 
 
-def card(run: RunFiles, picture: str | None = None) -> str:
-    """The text of a card, as Markdown. picture: the file of samples beside it."""
+def card(run: RunFiles, picture: str | None = None, best: Mapping[str, Any] | None = None) -> str:
+    """The text of a card, as Markdown. picture: the file of samples beside it. best: see `write_card`."""
     config = run.config
     videos = config.data.frames > 1
     parts = [_head(videos), f"# {run.name}", _what(run)]
@@ -53,7 +54,12 @@ def card(run: RunFiles, picture: str | None = None) -> str:
         step = int(run.previews[-1].stem.rpartition("_")[2])
         parts.append(f"![samples after {counted(step, 'step')}]({picture})")
     parts += ["## Use", _use(run), "## Data", _data(run), "## Training", _training(run)]
-    if numbers := _numbers(run):
+    if best is not None:
+        parts.append(
+            f"These are the weights after step {best['step']}, the best of the evaluations by {best['metric']}; the "
+            "run went on."
+        )
+    if numbers := _numbers(run, best):
         parts += ["## Measured", numbers]
     parts += ["## Licence", _licence(config), "## Limits", _limits(run)]
     return "\n\n".join(parts) + f"\n\n<!-- {MARK.decode()} -->\n"
@@ -113,8 +119,18 @@ def _training(run: RunFiles) -> str:
     return f"{text}. Values of the recipe that differ from the defaults:\n\n{aligned([['key', 'value'], *rows])}"
 
 
-def _numbers(run: RunFiles) -> str:
+def _numbers(run: RunFiles, best: Mapping[str, Any] | None = None) -> str:
     rows = []
+    last = run.lines[-1]["step"] if run.lines else 0
+    step = last if best is None else best["step"]
+    for name, value in next((line for line in run.lines if line["step"] == step), {}).get("evaluate", {}).items():
+        evaluate = run.config.train.evaluate
+        how = f"{counted(evaluate.n, 'sample')} against held-out clips, features {Path(evaluate.features).name}; 95 % "
+        how += f"{value['low']:.4g} to {value['high']:.4g}"
+        how += f"; real clips: {value['floor']:.4g}" if "floor" in value else ""
+        rows.append([name, f"{value['value']:.4g}", how])
+    if best is not None:
+        return aligned([["what", "value", "how"], *rows], left=3) if rows else ""
     if run.curve("loss")[1]:
         rows.append(["training loss", run.last("loss"), "mean squared error of the field, the last line of the log"])
     if run.curve("held_out/mean")[1]:

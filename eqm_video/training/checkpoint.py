@@ -54,7 +54,7 @@ __all__ = ["Checkpoints", "is_checkpoint", "load_state", "lock_run", "read_recor
 LOCK = ".lock"
 PARTS = "parts"
 _LEFTOVER = ".incomplete-"  # prefix of folders that are being written or deleted
-_OURS = re.compile(rf"{re.escape(_LEFTOVER)}(deleting-|parts-)?(step_\d{{8,}}|export)")
+_OURS = re.compile(rf"{re.escape(_LEFTOVER)}(deleting-|parts-)?(step_\d{{8,}}|export(_best)?)")
 _WRITTEN = re.compile(  # the files of earlier versions' checkpoints, whose records do not list them
     r"(model\.safetensors|optimizer\.pt|pipeline\.json|ema/(config\.json|.*\.safetensors(\.index\.json)?))"
 )
@@ -81,6 +81,11 @@ class Checkpoints:
         """The whole checkpoint of the highest step, or None. `damage` tells whether its files were damaged later."""
         return next((path for path in reversed(self.named()) if is_checkpoint(path)), None)
 
+    def at(self, step: int | None) -> Path | None:
+        """The whole checkpoint of a step, or None."""
+        path = self.folder / f"step_{step or 0:08d}"
+        return path if step is not None and is_checkpoint(path) else None
+
     def newest_intact(self) -> tuple[Path | None, dict[Path, str]]:
         """The newest checkpoint with intact files (or None), and the faults of newer ones, by path."""
         wrong: dict[Path, str] = {}
@@ -105,10 +110,19 @@ class Checkpoints:
         """The folder in which all processes put their parts of checkpoint `step`, before it is written."""
         return self.folder / f"{_LEFTOVER}parts-step_{step:08d}"
 
-    def write(self, step: int, fill: Callable[[Path], None], record: dict[str, Any], *, prune: bool = True) -> Path:
+    def write(
+        self,
+        step: int,
+        fill: Callable[[Path], None],
+        record: dict[str, Any],
+        *,
+        prune: bool = True,
+        best: int | None = None,
+    ) -> Path:
         """Write checkpoint `step` and delete the oldest; returns its folder. UserError where it cannot be written.
 
-        fill: puts the files into the folder that it gets. record: the entries of checkpoint.json.
+        fill: puts the files into the folder that it gets. record: the entries of checkpoint.json. best: the step of a
+        checkpoint that stays, whatever its age.
         """
         final = self.folder / f"step_{step:08d}"
 
@@ -124,11 +138,13 @@ class Checkpoints:
             kept = f"the newest whole one is {newest}" if newest else "there is none yet"
             raise UserError(f"cannot write the checkpoint of step {step} to {self.folder}: {error}; {kept}") from error
         if prune:
-            self._prune()
+            self._prune(best)
         return final
 
-    def _prune(self) -> None:
+    def _prune(self, best: int | None) -> None:
         for path in self.all()[: -self.keep] if self.keep else ():
+            if step_of(path) == best:
+                continue
             try:
                 remove_folder(path)
             except OSError as error:  # the new one is written: an old one only costs room

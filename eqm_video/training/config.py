@@ -17,7 +17,10 @@ from eqm_video.core.gamma import GAMMA_DRAWS, SharedGamma
 from eqm_video.core.objective import objective_name
 from eqm_video.data.buckets import Bucket
 from eqm_video.errors import UserError, short
+from eqm_video.features.registry import is_known
 from eqm_video.limits import HIGHEST_RATE, LARGEST_SIDE, MOST_FRAMES, MOST_ITEMS, MOST_LABELS, MOST_UPDATES
+from eqm_video.metrics.metric import Paired
+from eqm_video.metrics.registry import find_metric
 from eqm_video.options import option
 from eqm_video.samplers import NAG, SAMPLERS
 from eqm_video.training import recipes
@@ -112,6 +115,21 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
+class EvaluateConfig:
+    """Metrics of the averaged weights while training: samples against the clips that `held_out` holds out."""
+
+    every: int = option(0, least=0)  # steps between two evaluations, and one after the last step; 0: none
+    n: int = option(64, least=2, most=MOST_ITEMS)  # samples, by `sampler`; and held-out clips, four times n at most
+    metrics: tuple[str, ...] = ("mmd",)  # names that `eqm-video evaluate --list` shows
+    # The network of the metrics: transnet, random or pixels (neither is trained), i3d or inception with their weights,
+    # hub:OWNER/NAME, or a TorchScript or ONNX file.
+    features: str = "transnet"
+    weights: str | None = None  # the file of i3d or inception
+    # A metric of the list whose best checkpoint is kept, whatever its age, and exported beside the last; null: none.
+    best: str | None = None
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The optimization; `batch_size` counts the samples of one optimizer step over all processes.
 
@@ -143,6 +161,7 @@ class TrainConfig:
     save_every_minutes: float | None = option(None, above=0)  # a checkpoint by the clock too; null: by steps alone
     keep: int | None = option(3, least=1)  # newest checkpoints kept; null: all
     init_from: str | None = None  # a run, an export or a converted network to start from, weights only
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
 @dataclass(frozen=True)
@@ -230,6 +249,7 @@ class Config:
         _check_ranges(self)
         _check_objective(self)
         _check_samples(self)
+        _check_evaluate(self)
 
     @property
     def objective_name(self) -> str:
@@ -287,6 +307,41 @@ def _check_ranges(config: Config) -> None:
         raise UserError(
             f"train.compile=true does not go with model.energy={config.model.energy}: compiled blocks have no double "
             "backward; add train.compile=false"
+        )
+
+
+def _check_evaluate(config: Config) -> None:
+    """Raise UserError for an evaluation that no run could make."""
+    evaluate = config.train.evaluate
+    if evaluate.every == 0:
+        if evaluate.best is not None:
+            raise UserError(
+                f"train.evaluate.best={evaluate.best} needs evaluations, and train.evaluate.every is 0: add for "
+                "instance train.evaluate.every=1000"
+            )
+        return
+    if not config.held_out.wanted:
+        raise UserError(
+            "train.evaluate.every needs clips that are not trained on: add held_out.fraction=0.1, which holds out a "
+            "tenth of the files, held_out.root=FOLDER, or held_out.split=test"
+        )
+    if not evaluate.metrics:
+        raise UserError("train.evaluate.metrics is empty: give one or more, such as train.evaluate.metrics=mmd")
+    if not is_known(evaluate.features):
+        raise UserError(
+            f"train.evaluate.features is {short(evaluate.features)}: it must be transnet, random, pixels, i3d, "
+            "inception, hub:OWNER/NAME, or a TorchScript or ONNX file"
+        )
+    for name in evaluate.metrics:
+        metric = find_metric(name, evaluate.features, "train.evaluate.metrics=")
+        if isinstance(metric, Paired):
+            raise UserError(
+                f"train.evaluate.metrics={name} compares a clip with its true one, and samples have none: leave it out"
+            )
+    if evaluate.best is not None and evaluate.best not in evaluate.metrics:
+        raise UserError(
+            f"train.evaluate.best is {short(evaluate.best)}: it must be one of train.evaluate.metrics, which are "
+            f"{', '.join(evaluate.metrics)}"
         )
 
 

@@ -148,10 +148,12 @@ def _train(
         run.make_up_preview()
     finished = run.trainer.run()
     if finished:
-        export = run.export()
+        export, best = run.export(), run.export_best()
         if accelerator.is_main_process:
             say(note_report(folder))
         say(f"finished: {export} holds the model; sample with\n  eqm-video sample {export} --out samples")
+        if best is not None:
+            say(f"{best} holds the best model by {run.best.metric}, {run.best.value:.4g} after step {run.best.step}")
     else:
         say(f"stopped after step {run.trainer.step}; type the same command with --resume to continue")
     accelerator.wait_for_everyone()

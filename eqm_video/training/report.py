@@ -165,6 +165,8 @@ def losses(runs: Sequence[RunFiles]) -> Section:
         html.drawn(_curves(runs, "grad_norm", "gradient norm"), "norm of the weights' gradient, before clipping")
     ]
     curves.append(html.drawn(_curves(runs, "clips_per_second", "clips a second"), "speed, without evaluations"))
+    names = dict.fromkeys(name for run in runs for line in run.lines for name in line.get("evaluate", {}))
+    curves += [_metric_figure(runs, name) for name in names]
     text = (
         "The loss is the mean squared error of the field against its target. It depends on the codec, the decay and "
         "the draw of gamma: compare runs only where these are equal."
@@ -184,6 +186,24 @@ def _loss_figure(runs: Sequence[RunFiles]) -> html.Picture:
     plots.legend(axes)
     more = "; dashed: clips that are not trained on, at fixed gammas" if held_out else ""
     return html.drawn(figure, f"loss by step{more}")
+
+
+def _metric_figure(runs: Sequence[RunFiles], name: str) -> html.Picture:
+    """A metric of samples against held-out clips by step, with its intervals and, of a single run, its floor."""
+    figure = plots.figure(4.6, 3.2)
+    axes = plots.axes(figure, xlabel="step", ylabel=name)
+    for index, run in enumerate(runs):
+        steps, values = run.curve(f"evaluate/{name}/value")
+        low, high = (run.curve(f"evaluate/{name}/{end}")[1] for end in ("low", "high"))
+        colour = plots.PALETTE[index % 6]
+        axes.plot(steps, values, "-o", color=colour, label=run.name if len(runs) > 1 else "samples", ms=3)
+        if len(low) == len(high) == len(steps):
+            axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+        floor = run.curve(f"evaluate/{name}/floor")[1]
+        if floor and len(runs) == 1:
+            axes.axhline(floor[-1], color=plots.GREY, linestyle=":", label="real clips")
+    plots.legend(axes)
+    return html.drawn(figure, f"{name} of samples against held-out clips, with 95 % intervals")
 
 
 def _gamma_figure(runs: Sequence[RunFiles]) -> html.Picture:

@@ -34,6 +34,7 @@ FREE = (
         "train.save_every",
         "train.save_every_minutes",
         "train.keep",
+        "train.evaluate",
         "held_out",
         "preview",
         "sampler",

@@ -23,6 +23,7 @@ from eqm_video.core.objective import EqMObjective
 from eqm_video.data.datasets import collate
 from eqm_video.data.latents import collate_latents
 from eqm_video.errors import UserError
+from eqm_video.models.loading import load_transformer
 from eqm_video.models.recompute import keep_products
 from eqm_video.randomness import generator
 from eqm_video.sampling.settings import Sampling
@@ -31,6 +32,7 @@ from eqm_video.system.claims import carry_over
 from eqm_video.system.reading import read_json
 from eqm_video.training import build
 from eqm_video.training import launcher as launch
+from eqm_video.training.best import Best
 from eqm_video.training.card import own_files, write_card
 from eqm_video.training.checkpoint import Checkpoints, replace_folder
 from eqm_video.training.config import Config, TrainConfig, to_tree
@@ -46,6 +48,7 @@ from eqm_video.training.data import (
 )
 from eqm_video.training.ema import Ema
 from eqm_video.training.estimate import Device, count_memory, free_memory, note_memory
+from eqm_video.training.evaluating import Evaluating
 from eqm_video.training.heartbeat import Heartbeat
 from eqm_video.training.held_out import HeldOut
 from eqm_video.training.optim import OPTIMIZERS, Schedule
@@ -136,6 +139,8 @@ class Run:
         if self.sharding is not None:
             self.sharding.apply(field, accelerator)
             self.ema.shard(network)
+        self.best: Best | None = None  # of the evaluations
+        evaluations = self._evaluations()
         return Trainer(
             field,
             self.objective,
@@ -158,7 +163,7 @@ class Run:
             ),
             checkpoints=self.checkpoints,
             log=self.log,
-            evaluations=self._evaluations(),
+            evaluations=evaluations,
             hooks=[Hook(config.preview.every, self.preview)],
             record={
                 "config": to_tree(config),
@@ -167,6 +172,7 @@ class Run:
                 "versions": machine.versions(),
             },
             describe=self._describe,
+            best=self.best,
             signals=self.signals,
             heartbeat=self.heartbeat,
             sharded=self.sharding is not None,
@@ -178,12 +184,20 @@ class Run:
         self.signals.check()
 
     def _evaluations(self) -> list[Hook]:
-        held_out, data = self.config.held_out, self.config.data
+        """The loss on held-out clips, and metrics of samples against them, where they are wanted."""
+        held_out, data, evaluate = self.config.held_out, self.config.data, self.config.train.evaluate
         clips = open_held_out(self.config, self.accelerator, self.video_labels)
         if clips is None:
             return []
         if held_out.root is not None or not clips.report.complete:
             self.notes.append(f"held out: {clips.report.summary()}")
+        more = []
+        if evaluate.every:
+            labels = spread(evaluate.n, len(self.video_labels))
+            settings = {"fps": self.fps, "accelerator": self.accelerator}
+            evaluating = Evaluating(self.config, clips, self._sample, labels, **settings)
+            self.best = evaluating.best
+            more = [Hook(evaluate.every, evaluating)]
         if self.caches is not None:
             clips = self.caches.open(HELD_OUT if held_out.root is not None else VIDEOS, clips)
         evaluation = HeldOut(
@@ -198,7 +212,7 @@ class Run:
             accelerator=self.accelerator,
             pulse=self.pulse,
         )
-        return [Hook(held_out.every, evaluation)]
+        return [Hook(held_out.every, evaluation), *more]
 
     def pipeline_settings(self) -> dict[str, Any]:
         """The settings of the run's pipeline: everything beside the network and the codec."""
@@ -214,11 +228,11 @@ class Run:
             "size": self.config.data.size,
         }
 
-    def pipeline(self) -> Any:
-        """The averaged network with its codec, ready to sample or to save."""
+    def pipeline(self, network: nn.Module | None = None) -> Any:
+        """The averaged network, or another one, with the run's codec: ready to sample or to save."""
         from eqm_video.sampling.pipeline import EqMPipeline
 
-        return EqMPipeline(transformer=self.ema.network, vae=self.codec.vae, **self.pipeline_settings())
+        return EqMPipeline(transformer=network or self.ema.network, vae=self.codec.vae, **self.pipeline_settings())
 
     def _describe(self, folder: Path) -> None:
         """Write pipeline.json into a checkpoint: the settings to sample from it."""
@@ -300,6 +314,28 @@ class Run:
                     ) from error
         self.accelerator.wait_for_everyone()
         return final
+
+    def export_best(self) -> Path | None:
+        """Write the averaged network of the best evaluation as `export_best`; None without such a checkpoint."""
+        best = self.checkpoints.at(None if self.best is None else self.best.step)
+        if best is None:
+            return None
+        final = self.folder / "export_best"
+        if self.accelerator.is_main_process:
+            try:
+                replace_folder(final, lambda folder: self._fill_best(folder, best))
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"cannot write {final} ({error}): mend that, then add --resume to write it") from error
+        self.accelerator.wait_for_everyone()
+        return final
+
+    def _fill_best(self, folder: Path, checkpoint: Path) -> None:
+        """Write the pipeline of a checkpoint with its card, and keep a user's own files."""
+        old = self.folder / "export_best"
+        network = load_transformer(checkpoint / "ema", torch.float32)
+        self.pipeline(network).save_pretrained(folder)
+        write_card(folder, RunFiles.read(self.folder, strict=False), old, best=self.best.state())
+        carry_over(old, folder, "|".join([EXPORTED, *map(re.escape, own_files(old))]))
 
     def _fill_export(self, folder: Path) -> None:
         """Write the pipeline and its card, and copy a user's own files from the export of before."""

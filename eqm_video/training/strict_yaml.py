@@ -103,11 +103,13 @@ def parse(cls: type, tree: Mapping[str, Any], overrides: Sequence[str], aliases:
     return _section(cls, tree, "", [key for key, _ in flatten(to_tree(cls()))])
 
 
-def check_ranges(config: Any) -> None:
-    """Raise UserError for a value of a section that is out of its option's bounds."""
+def check_ranges(config: Any, prefix: str = "") -> None:
+    """Raise UserError for a value of a section, or of a section in it, that is out of its option's bounds."""
     for entry in dataclasses.fields(config):
         if dataclasses.is_dataclass(section := getattr(config, entry.name)) and "kinds" not in entry.metadata:
-            options.check(section, prefix=f"{entry.name}.")
+            inner = f"{prefix}{entry.name}."
+            options.check(section, prefix=inner)
+            check_ranges(section, inner)
 
 
 def to_tree(config: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -30,6 +31,7 @@ from eqm_video.system.devices import send
 from eqm_video.system.patience import FULL, patience
 from eqm_video.system.record import read_record
 from eqm_video.training.batches import Batches
+from eqm_video.training.best import Best
 from eqm_video.training.checkpoint import Checkpoints, load_state, move_into, save_state
 from eqm_video.training.ema import Ema
 from eqm_video.training.gather import gather_clips
@@ -74,7 +76,8 @@ class Trainer:
     """The training of a field; `run` is the loop.
 
     `encode(batch, generators)` gives clean latents (B, T, C, H, W); `evaluations` are hooks whose numbers enter the
-    log, `hooks` run after the checkpoint (previews); `record` and `describe(folder)` go into every checkpoint.
+    log, `hooks` run after the checkpoint (previews); `record` and `describe(folder)` go into every checkpoint. `best`:
+    the best evaluation so far, which an evaluation updates: its checkpoint is written at once, and kept.
     `signals` end the run after a step; `heartbeat` reports progress to the other processes. `sharded`: whether
     `Sharding.apply` has cut the field's weights, and `ema.shard` the averages.
     """
@@ -98,6 +101,7 @@ class Trainer:
         hooks: Sequence[Hook] = (),
         record: dict[str, Any] | None = None,
         describe: Callable[[Path], None] = lambda folder: None,
+        best: Best | None = None,
         signals: StopSignals | None = None,
         heartbeat: Heartbeat | None = None,
         sharded: bool = False,
@@ -107,7 +111,7 @@ class Trainer:
         self.schedule, self.settings, self.accelerator = schedule, settings, accelerator
         self.checkpoints, self.log = checkpoints, log
         self.evaluations, self.hooks = evaluations, hooks
-        self.record, self.describe = record or {}, describe
+        self.record, self.describe, self.best = record or {}, describe, best
         self.sharded = sharded
         if sharded:  # DDP would copy the parts of process 0 to all others
             self.field, self.optimizer = field, accelerator.prepare_optimizer(optimizer, device_placement=False)
@@ -164,7 +168,10 @@ class Trainer:
                 bar.update()
                 forecast.count(step)
                 stop = stop or self._agree_on_stop(synchronized=bool(evaluations))
-                if step % every.save_every == 0 or self._clock_saves or last or stop or self._retries:
+                improved = self.best is not None and self.best.step == step
+                if improved and not (last or stop):
+                    self._save_best()
+                elif step % every.save_every == 0 or self._clock_saves or last or stop or self._retries:
                     self.save() if last or stop else self.save(must=False)
                 hooks = [hook for hook in self.hooks if hook.due(step, last) and not stop]
                 if hooks:
@@ -343,8 +350,19 @@ class Trainer:
         main = self.accelerator.is_local_main_process
         return waits.bar(total=self.settings.steps, done=self.step, unit="step", delay=0, keep=True, shown=main)
 
-    def save(self, must: bool = True) -> None:
-        """Write a checkpoint of this step; every process must call it. `must`: see `Saving.save`."""
+    def _save_best(self) -> None:
+        """Write the checkpoint of the best evaluation; where that fails, the best one stays what it was before."""
+        written = self.save(must=False)
+        if self.accelerator.num_processes > 1 and not self.sharded:  # only the main process knows
+            written = broadcast_object_list([written])[0]
+        if not written:
+            self.best.back()
+
+    def save(self, must: bool = True) -> bool:
+        """Write a checkpoint of this step; every process must call it. `must`: see `Saving.save`.
+
+        Returns whether it was written, as far as this process knows.
+        """
         self._settle()
         self.heartbeat.beat(f"writing the checkpoint of step {self.step}")
         self.meter.gather(self.accelerator)
@@ -354,6 +372,7 @@ class Trainer:
         if written if self.sharded or self.accelerator.num_processes == 1 else must:
             self.saved = self.step
         self._saved_at, self._clock_saves = time.monotonic(), False
+        return written
 
     def _write(self, prune: bool) -> Path:
         parts = {"network": self.network, "ema": self.ema, "optimizer": self.optimizer}
@@ -371,7 +390,10 @@ class Trainer:
             self.describe(folder)
 
         record = {"world_size": self.accelerator.num_processes, **self.record}
-        return self.checkpoints.write(self.step, fill, record, prune=prune)
+        if self.best is None:
+            return self.checkpoints.write(self.step, fill, record, prune=prune)
+        record["best"] = self.best.state()
+        return self.checkpoints.write(self.step, fill, record, prune=prune, best=self.best.step)
 
     @property
     def _retries(self) -> bool:
@@ -421,6 +443,9 @@ class Trainer:
         self.watch.total = extra["seconds"]
         self.meter.load(extra["meter"], self.accelerator.is_main_process)
         self.log.truncate(self.step, extra.get("log", ()))
+        state = record.get("best") or {}
+        if self.best is not None and self.checkpoints.at(state.get("step")) is not None:  # a branch does not have it
+            self.best.load(state)
 
     def _state(self) -> dict[str, Any]:
         return {
