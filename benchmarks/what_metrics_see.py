@@ -29,7 +29,7 @@ from eqm_video.evaluation.report import Judgement
 from eqm_video.features.feature import Input
 from eqm_video.features.registry import open_feature
 from eqm_video.metrics.metric import Paired, Statistics
-from eqm_video.metrics.registry import metrics
+from eqm_video.metrics.registry import metrics, title_of
 from eqm_video.output import plots
 from eqm_video.system import files, machine
 
@@ -153,11 +153,15 @@ def sets(folder: Path) -> tuple[Arrays, dict[str, Arrays]]:
     return real, made
 
 
-def measure(folder: Path, features: list[str]) -> dict[str, object]:
-    """For each feature, metric and flaw: the value, and the change in half-widths of the unaltered value's interval."""
+def measure(folder: Path, features: list[str], file: Path) -> None:
+    """For each feature, metric and flaw: the value, and the change in half-widths of the unaltered value's interval.
+
+    The record `file` is written after each feature; those that are in it already stay.
+    """
     real, made = sets(folder)
     labels = sorted(set(real.labels))
-    table: dict[str, dict[str, dict[str, float]]] = {}
+    about = {"clips": len(made["as they are"]), "real": len(real), "frames": FRAMES, "size": SIZE}
+    table: dict[str, dict[str, dict[str, float]]] = json.loads(file.read_text())["table"] if file.is_file() else {}
     for feature in features:
         network = None if feature == "readings" else open_feature(feature, Input())
         chosen = [metric for metric in metrics().values() if fits(metric, network)]
@@ -170,24 +174,23 @@ def measure(folder: Path, features: list[str]) -> dict[str, object]:
             truth = made["as they are"] if name in ("as they are", *FLAWS, "twice as fast", "half as fast") else None
             used = meter if truth is not None else plain
             measured = used.measure(clips, labels, f"{feature}: {name}", truth)
-            results[name] = {metric.name: judgement.judge(metric, measured, reference) for metric in used.metrics}
+            judged = judgement if name == "as they are" else replace(judgement, redraws=0)
+            results[name] = {metric.name: judged.judge(metric, measured, reference) for metric in used.metrics}
             print(feature, name, {key: round(value["value"], 6) for key, value in results[name].items()}, flush=True)
         for metric in chosen:
             low, high = results["as they are"][metric.name]["interval"]
             value, half = results["as they are"][metric.name]["value"], max((high - low) / 2, 1e-12)
             row = {name: result[metric.name]["value"] for name, result in results.items() if metric.name in result}
-            title = (
-                judgement.judge(metric, measured, reference)["title"]
-                if not isinstance(metric, Paired)
-                else metric.title
-            )
+            title = title_of(metric, feature, FRAMES)
             table[title] = {name: {"value": each, "change": (each - value) / half} for name, each in row.items()}
-    return {"clips": len(made["as they are"]), "real": len(real), "frames": FRAMES, "size": SIZE, "table": table}
+        files.write_json(file, {**about, "table": table, "machine": machine.describe()}, indent=1)
 
 
 def fits(metric, network) -> bool:
     """Whether a metric is one of this network, or of the pixels where there is none."""
     parts = metric.needs & {"features", "spatial", "logits", "windows"}
+    if metric.name in ("direction", "shape", "label"):  # of moving shapes alone
+        return False
     if network is None:
         return not parts
     return bool(parts) and parts <= {"windows", *network.outputs}
@@ -243,7 +246,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     record = options.out / "what_metrics_see.json"
     if not options.drawn:
-        files.write_json(record, {**measure(options.folder, options.features), "machine": machine.describe()}, indent=1)
+        measure(options.folder, options.features, record)
     draw(json.loads(record.read_text()), options.out / "what_metrics_see.png")
 
 

@@ -106,7 +106,8 @@ def test_held_out_error_is_free_of_the_decay_and_its_gain(tmp_path: Path) -> Non
 def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
     monkeypatch.setattr("eqm_video.studies.demo.VIDEOS", 2)
     monkeypatch.setattr("eqm_video.studies.demo.HELD_OUT", 1)
-    words = ["--out", tmp_path / "runs", "--data", tmp_path / "data", "--num-samples", 8, "--only", "base", "flow"]
+    words = ["--metrics", "frechet", "mmd", "--features", "pixels"]
+    words += ["--out", tmp_path / "runs", "--data", tmp_path / "data", "--num-samples", 8, "--only", "base", "flow"]
     write_codec(tmp_path / "codec")
     words += [f"codec.name={tmp_path / 'codec'}"]
     words += ["train.steps=2", "train.batch_size=4", "held_out.clips=2", "sampler.steps=4"]
@@ -119,9 +120,13 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
     assert ways == [*expected, ("flow", "euler", 4), ("flow", "heun", 4), ("flow", "sde", 3)]
     for line in summary["lines"]:
         assert 0 <= line["both_accuracy"] <= line["direction_accuracy"] <= 1 and line["frechet"] > 0
+        assert line["mmd_low"] < line["mmd"] < line["mmd_high"]
         assert line["rest"] > 0 and line["diverged"] == 0 and line["training_steps"] == 2
     assert (tmp_path / "runs" / "ablations.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "runs" / "ablations.md").read_text() in said
+    measures = summary["measures"]
+    assert measures["metrics"]["frechet"]["title"] == "Fréchet distance (pixels)" and measures["protocol_hash"]
+    assert measures["metrics"]["frechet"]["real"]["n"]["samples"] == 8
     assert re.search(r"^\| flow, told gamma +\| heun +\|", said, re.MULTILINE)
 
     monkeypatch.setattr(ablate, "sample", None)

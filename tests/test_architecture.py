@@ -66,10 +66,10 @@ ORDER = [
     (1, "metrics.measured"),
     (1, "metrics.metric"),
     (1, "metrics.psnr"),
+    (1, "metrics.intervals"),
     (1, "metrics.fidelity"),
     (1, "metrics.frechet"),
     (1, "metrics.inception_score"),
-    (1, "metrics.intervals"),
     (1, "metrics.mmd"),
     (1, "metrics.kid"),
     (1, "metrics.motion"),
@@ -78,6 +78,7 @@ ORDER = [
     (1, "metrics.over_time"),
     (1, "metrics.precision_recall"),
     (1, "metrics.neighbours"),
+    (1, "metrics.moving_shapes"),
     (1, "metrics.sfid"),
     (1, "metrics.registry"),
     (2, "models"),
@@ -241,6 +242,7 @@ ORDER = [
     (5, "studies.adaptive"),
     (5, "studies.ablate.report"),
     (5, "studies.ablate.study"),
+    (5, "studies.evaluate"),
     (5, "studies.compare.memorisation"),
     (5, "studies.compare.windows"),
     (5, "studies.compare.report"),
@@ -265,7 +267,6 @@ ORDER = [
     (5, "studies.plane.worlds"),
     (5, "studies.plane.pictures"),
     (5, "studies.plane.study"),
-    (5, "studies.evaluate"),
     (5, "studies.compare_results"),
     (5, "studies.sweep.plot"),
     (5, "studies.sweep.study"),
@@ -308,7 +309,7 @@ ORDER = [
 TENSORS = {"torch", "einops"}
 LIBRARIES = {
     0: TENSORS | {"tqdm"},
-    1: TENSORS | {"torchdiffeq", "scipy", "torchmetrics"},
+    1: TENSORS | {"numpy", "torchdiffeq", "scipy", "torchmetrics"},
     2: TENSORS | {"diffusers", "safetensors", "huggingface_hub"},
     3: TENSORS
     | {"numpy", "diffusers", "safetensors", "huggingface_hub", "av", "decord", "PIL", "imageio", "tqdm", "matplotlib"}

@@ -17,10 +17,8 @@ from eqm_video import cli
 from eqm_video.data.datasets import open_data
 from eqm_video.data.moving_shapes import write_moving_shapes
 from eqm_video.output import media
-from eqm_video.randomness import generator
-from eqm_video.studies.compare import study as module
 from eqm_video.studies.compare.report import caption
-from eqm_video.studies.compare.windows import Windows, halves, thin
+from eqm_video.studies.compare.windows import Windows, thin
 from eqm_video.system import files
 
 FRAMES, SIZE = 4, 16
@@ -75,7 +73,7 @@ def copied(data, tmp_path_factory) -> tuple[Path, list[tuple[str, int]], str]:
     """Copies that were compared: their folder, where they come from, what was printed."""
     folder, where = copies(data, tmp_path_factory.mktemp("copied"))
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        assert run(folder, "--data", data, "--dimensions", 8, "--stride", 4) == 0
+        assert run(folder, "--data", data, "--features", "pixels", "--stride", 4) == 0
     return folder, where, said.getvalue()
 
 
@@ -101,10 +99,11 @@ def test_copies_of_training_clips_are_found(copied):
     for scale in ("another file", "another group"):
         assert summary["nearest"][f"real clips to {scale}"]["min"] > 1
         assert nearest[f"real clips to {scale}"]["count"] == 3 * videos
-    frechet = summary["frechet"]
-    assert (frechet["dimensions"], frechet["seed"], frechet["halved by"]) == (8, 0, "group")
-    assert frechet["clips"] == [48, 48] and frechet["real clips"]["count"] == 3  # 4 groups make 3 pairs of halves
-    assert frechet["samples"] < frechet["real clips"]["median"]
+    mmd = summary["metrics"]["mmd"]
+    assert summary["halved by"] == "group" and mmd["title"] == "MMD (pixels)"
+    assert mmd["n"] == {"samples": 48, "real": 64}  # a file of 16 frames has two windows of 7
+    assert mmd["floor"]["n"] == {"samples": 32, "real": 32} and mmd["value"] < mmd["floor"]["max"]
+    assert summary["protocol"]["feature"]["name"] == "pixels" and summary["protocol_hash"] in said
     grid = Image.open(folder / "compare" / "nearest.gif")
     assert grid.n_frames == FRAMES and 0.7 < grid.width / grid.height < 1.4
     assert "48 of 48 samples are nearer" in said and "nearest.gif" in said
@@ -133,7 +132,7 @@ def test_held_out_clips_that_cannot_be_had_are_named(data, tmp_path, capsys):
     root = tmp_path / "train only"
     shutil.copytree(data, root)
     (root / "splits" / "testlist01.txt").unlink()
-    words = ("--dimensions", 8, "--stride", 8, "--out", tmp_path / "out")
+    words = ("--features", "pixels", "--stride", 8, "--out", tmp_path / "out")
     assert run(folder, "--data", root, *words) == 0
     assert "no held-out clips beside the samples: there is no testlist01.txt" in capsys.readouterr().out
     assert "held-out clips" not in results(tmp_path / "out")[0]["memorisation"]
@@ -143,7 +142,7 @@ def test_held_out_clips_that_cannot_be_had_are_named(data, tmp_path, capsys):
 
 def test_by_default_every_start_is_looked_at(data, tmp_path):
     folder, where = copies(data, tmp_path, starts=(1, 6, 9))
-    assert run(folder, "--data", data, "--dimensions", 8) == 0
+    assert run(folder, "--data", data, "--features", "pixels") == 0
     summary, nearest = results(folder / "compare")
     assert [(row["name"], row["start"]) for row in nearest["samples"]] == where
     assert summary["nearest"]["samples"]["max"] == 0 and summary["data"]["windows"] == 32 * 10
@@ -151,7 +150,7 @@ def test_by_default_every_start_is_looked_at(data, tmp_path):
 
 def test_real_clips_are_compared_with_other_files_by_hand(data, tmp_path):
     folder, _ = copies(data, tmp_path)
-    assert run(folder, "--data", data, "--dimensions", 2, "--stride", 4, "--out", tmp_path / "out") == 0
+    assert run(folder, "--data", data, "--features", "pixels", "--stride", 4, "--out", tmp_path / "out") == 0
     summary, _ = results(tmp_path / "out")
     windows = Windows(clip_set(data), 4)
     clips = torch.cat([clips for _, clips in windows.read()]).flatten(1).double()
@@ -165,19 +164,20 @@ def test_real_clips_are_compared_with_other_files_by_hand(data, tmp_path):
 def test_noise_is_far_away_and_seeds_repeat(data, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (20, FRAMES, SIZE, SIZE, 3), np.uint8)
     folder = fake(tmp_path / "noise", noise, None)
-    options = (folder, "--data", data, "--dimensions", 8, "--stride", 4)
+    options = (folder, "--data", data, "--features", "pixels", "--stride", 4)
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         assert run(*options, "--seed", seed, "--out", tmp_path / name) == 0
     (one, nearest), (again, _), (other, _) = (results(tmp_path / name) for name in "abc")
-    measures = ("samples", "clips", "data", "nearest", "memorisation", "frechet")
+    measures = ("samples", "clips", "data", "nearest", "memorisation", "metrics")
     assert (
         all(one[key] == again[key] for key in measures)
-        and one["frechet"] != other["frechet"]
+        and one["metrics"]["mmd"]["interval"] != other["metrics"]["mmd"]["interval"]
+        and one["metrics"]["mmd"]["value"] == other["metrics"]["mmd"]["value"]
         and one["nearest"] == other["nearest"]
     )
     assert one["nearest"]["samples"]["min"] > one["nearest"]["real clips to another file"]["max"]
     assert one["nearest"]["samples nearer than any real clip"] == 0 and one["memorisation"]["samples"]["memorised"] == 0
-    assert one["frechet"]["samples"] > one["frechet"]["real clips"]["max"]
+    assert one["metrics"]["mmd"]["value"] > one["metrics"]["mmd"]["floor"]["max"]
     assert {row["label"] for row in nearest["samples"]} == {None}
 
 
@@ -187,11 +187,11 @@ def test_images_have_a_still_picture_and_halves_by_file(tmp_path):
     for index, picture in enumerate(pictures):
         media.write_png(root / f"{index:02d}.png", picture)
     folder = fake(tmp_path / "samples", pictures[::2], None)
-    assert run(folder, "--data", root, "data.split=null", "--dimensions", 2, "--columns", 2) == 0
+    assert run(folder, "--data", root, "data.split=null", "--columns", 2) == 0
     summary, nearest = results(folder / "compare")
     assert [row["name"] for row in nearest["samples"]] == [f"{index:02d}.png" for index in range(0, 12, 2)]
     assert summary["nearest"]["samples"]["max"] == 0 and "real clips to another group" not in summary["nearest"]
-    assert summary["frechet"]["halved by"] == "file" and summary["frechet"]["clips"] == [6, 6]
+    assert summary["halved by"] == "file" and summary["metrics"]["mmd"]["title"] == "MMD (pixels)"
     with Image.open(folder / "compare" / "nearest.png") as grid:
         assert grid.width > 2 * 2 * SIZE
     assert not (folder / "compare" / "nearest.gif").exists()
@@ -201,17 +201,6 @@ def test_captions_are_short():
     assert caption("Run", "Run/v_Run_g01_c02.avi") == "Run | g01_c02"
     assert caption("Run", "Walk/v_Walk_g01_c02.avi") == "Run | Walk_g01_c02"
     assert caption(None, "0001.png") == "sample | 0001"
-
-
-def test_halves_are_disjoint_sets_of_groups_and_each_way_counts_once(data):
-    windows = Windows(clip_set(data), 4)
-    assert windows.grouped and len(windows.groups.unique()) == 4
-    ways = halves(windows.groups, generator(0))
-    assert len(ways) == 3
-    for one, other in ways:
-        assert torch.equal(torch.cat([one, other]).sort().values, torch.arange(len(windows)))
-        assert not set(windows.groups[one].tolist()) & set(windows.groups[other].tolist())
-    assert len(halves(torch.arange(30), generator(0))) == 10
 
 
 def test_windows_are_those_of_the_set(data, monkeypatch):
@@ -227,28 +216,18 @@ def test_windows_are_those_of_the_set(data, monkeypatch):
             assert torch.equal(clip, videos.clip(index, start=start).pixels.permute(0, 2, 3, 1))
 
 
-def test_thinned_samples_keep_the_share_of_each_label():
-    labels = ["a", "b", "c", "d"] * 8
-    kept = [labels[k] for k in thin(torch.tensor(module.by_label(labels)), 8).tolist()]
-    assert sorted(kept) == ["a", "a", "b", "b", "c", "c", "d", "d"]
-
-
 def test_mistakes_are_explained(data, tmp_path, capsys):
     folder, _ = copies(data, tmp_path / "copies")
     assert "there is no" in fails(capsys, tmp_path, "--data", data)
     (tmp_path / ".parts-eqm").mkdir()
     assert "unfinished" in fails(capsys, tmp_path, "--data", data)
     assert "does not exist" in fails(capsys, folder, "--data", tmp_path / "nothing")
-    error = fails(
-        capsys, folder, "--data", data, "--split", "test", "--stride", 4
-    )  # 8 files of one group, 24 windows: halves of 12
-    assert "48 samples and 12 windows" in error and "type --dimensions 6 or less" in error
     assert "shorter than a clip" in fails(capsys, folder, "--data", data, "--frame-interval", 9)
-    assert "did you mean frame_interval=3" in fails(capsys, folder, "--data", data, "data.frames=3")
+    assert "did you mean frame_interval=3" in fails(capsys, folder, "--data", data, "data.interval=3")
     assert "--kind videos" in fails(capsys, folder, "--data", data, "data.kind=images")
     few = fake(tmp_path / "few", np.zeros((1, FRAMES, SIZE, SIZE, 3), np.uint8), None)
-    assert "sample more" in fails(capsys, few, "--data", data, "--dimensions", 1)
-    assert "a whole number from 1 to 32" in fails(capsys, folder, "--data", data, "--dimensions", 33)
+    assert "needs 2 clips of each set" in fails(capsys, few, "--data", data, "--features", "pixels")
+    assert "did you mean mmd?" in fails(capsys, folder, "--data", data, "--metrics", "mdm")
     assert "--data must be given" in fails(capsys, folder)
 
 

@@ -8,6 +8,7 @@ import scipy.linalg
 import torch
 from torch import nn
 
+from eqm_video.data.moving_shapes import DIRECTIONS, label_names, render_clip
 from eqm_video.errors import UserError
 from eqm_video.evaluation.report import Judgement
 from eqm_video.metrics.fidelity import ssim
@@ -15,7 +16,7 @@ from eqm_video.metrics.frechet import Moments, frechet_distance, frechet_of_sets
 from eqm_video.metrics.inception_score import inception_score
 from eqm_video.metrics.measured import Measured
 from eqm_video.metrics.metric import Statistics
-from eqm_video.metrics.mmd import kernel, mmd, weighted_mmd
+from eqm_video.metrics.mmd import MMD, kernel, mmd, weighted_mmd
 from eqm_video.metrics.precision_recall import within
 from eqm_video.metrics.registry import find_metric, metrics, title_of
 from eqm_video.randomness import generator
@@ -234,3 +235,36 @@ def test_names_are_those_of_networks():
         title_of(every["frechet"], *of) for of in (("i3d", 16), ("inception", 1), ("inception", 16), ("random", 1))
     ]
     assert named == ["FVD", "FID", "Fréchet distance (inception)", "Fréchet distance (random)"]
+
+
+@pytest.mark.parametrize("endless", [False, True])
+def test_moving_shapes_are_measured_against_their_labels(endless) -> None:
+    labels, rng = label_names(("Disc", "Square")), np.random.default_rng(0)
+    pairs = [(shape, direction) for shape in ("Disc", "Square") for direction in DIRECTIONS]
+    clips = torch.from_numpy(
+        np.stack([render_clip(*pair, frames=8, size=32, rng=rng, endless=endless) for pair in pairs])
+    )
+    every, settings = metrics(), Statistics()
+    for name, wrong in (("direction", 0.0), ("shape", 0.75), ("label", 0.0)):
+        readings = {name: every[name].read(clips)}
+        right = torch.arange(8)
+        parts = {"readings": readings, "label_names": tuple(labels)}
+        good, other = (Measured.of(torch.zeros(8, 1), labels=place, **parts) for place in (right, (right + 1) % 8))
+        assert every[name].value(good, good, settings) == 1.0
+        assert every[name].value(other, other, settings) == wrong  # one direction on; two shapes change
+        assert every[name].redraws(good, good, settings, 3, torch.Generator()).tolist() == [1.0] * 3
+    zero = torch.zeros(8, dtype=torch.int64)
+    alone = Measured.of(torch.zeros(8, 1), labels=zero, readings=readings, label_names=("a",))
+    with pytest.raises(UserError, match="--metrics label needs labels of moving shapes, such as DiscRight"):
+        every["label"].value(alone, alone, settings)
+    with pytest.raises(UserError, match="is square, and the clips have 16x32"):
+        every["label"].read(clips[:, :, :16])
+
+
+def test_a_large_set_says_of_how_many_clips_interval_and_p_value_are(monkeypatch) -> None:
+    monkeypatch.setattr("eqm_video.metrics.mmd.MOST", 8)
+    left, right = (Measured.of(torch.randn(12, 3, generator=torch.Generator().manual_seed(k))) for k in range(2))
+    found = MMD().extras(left, right, Statistics(), 10, torch.Generator())
+    assert found["interval_and_p_value_of"] == {"samples": 8, "real": 8}
+    few = left.thinned(8)
+    assert "interval_and_p_value_of" not in MMD().extras(few, few, Statistics(), 10, torch.Generator())

@@ -41,6 +41,9 @@ def test_errors_are_those_of_the_unknown_frames_and_the_best_sample_is_chosen_by
     assert found["error"]["best"] == 0
     assert found["error by frame"]["mean"] == pytest.approx([0, 0, 2.5, 2.5, 2.5])
     assert found["error"]["held"] == pytest.approx(20)
+    decibels = [(10 * np.log10(255**2 / each**2) + 100) / 2 for each in (6, 4)]  # of a wrong sample, and a perfect one
+    assert found["psnr"]["mean"] == pytest.approx(np.mean(decibels)) and "ssim" not in found  # frames are too small
+    assert found["psnr"]["low"] == pytest.approx(decibels[0]) and found["psnr"]["high"] == pytest.approx(decibels[1])
     assert compare(truth[None], truth, [0])["motion"] == 1
     still = np.repeat(truth[:, :1], 5, axis=1)
     assert motion(truth) == 10 and compare(still[None], truth, [0])["motion"] == 0
@@ -67,8 +70,9 @@ def test_the_command(folders, capsys):
     assert all(by_frame["mean"][frame] < 0.6 for frame in (0, -1))  # the known ones, as the codec keeps them
     assert all(by_frame["mean"][frame] > 1 for frame in (1, 2))  # an untrained network knows nothing
     assert ends["error"]["best"] <= ends["error"]["mean"]
+    assert ends["psnr"]["low"] < ends["psnr"]["mean"] < ends["psnr"]["high"] and -1 < ends["ssim"]["mean"] < 1
     printed = capsys.readouterr().out
-    assert "| 0,-1" in printed and "predict.gif" in printed
+    assert "| 0,-1" in printed and f"{ends['psnr']['mean']:.1f} (" in printed and "predict.gif" in printed
     with Image.open(folders / "out" / "predict.gif") as picture:
         assert picture.n_frames == FRAMES
     for name in ("predict.png", "predict_strips.png"):

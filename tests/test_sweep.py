@@ -109,14 +109,14 @@ def test_walks_of_batches_are_those_of_the_pipeline():
 def test_shapes_are_judged_in_closed_form_and_other_labels_are_not():
     names = label_names(("Disc", "Square"))
     pipe = tiny_pipeline(tiny_transformer(num_labels=8), id2label=names)
-    judge = Judge.of(pipe, Request([0], names[:1], [0], 8, (32, 32), 1.0, 1), None)
+    judge = Judge.of(pipe, Request([0], names[:1], [0], 8, (32, 32), 1.0, 1), SimpleNamespace(data=None))
     assert judge.shapes == ("Disc", "Square") and judge.headline == "both_accuracy"
     rng = np.random.default_rng(0)
     clips = np.stack([render_clip("Disc", "Right", frames=8, size=32, rng=rng) for _ in range(4)])
     assert judge(clips, ["DiscRight"] * 4)["both_accuracy"] == 1.0
     assert judge(clips, ["DiscRight", "DiscLeft", "DiscRight", "SquareRight"])["both_accuracy"] == 0.5
     other = tiny_pipeline()
-    silent = Judge.of(other, request_of(other, 2), None)
+    silent = Judge.of(other, request_of(other, 2), SimpleNamespace(data=None))
     assert silent.headline is None and silent(clips, ["up"] * 4) == {}
 
 
@@ -190,14 +190,51 @@ def test_a_damaged_record_is_refused(folders, tmp_path):
         sweep.Sweep.main([folders.eqm, "--out", str(tmp_path), "--num-samples", "2"])
 
 
-def test_a_frechet_distance_is_small_for_real_clips_and_large_for_others(tmp_path):
+def judged(pipe: EqMPipeline, videos, count: int, *words: str) -> Judge:
+    """A judge of `count` samples by the options of a sweep."""
+    study = parse(sweep.Sweep, ["MODEL", "--out", "DIR", "--data", str(videos), *words], prog="")
+    return Judge.of(pipe, request_of(pipe, count), study)
+
+
+def test_any_metric_of_any_feature_is_small_for_real_clips_and_large_for_others(tmp_path):
     videos = write_videos(tmp_path, size=16, frames=9, each=4)
     pipe = tiny_pipeline(fps=8.0)
-    request = request_of(pipe, 6)
-    judge = Judge.of(pipe, request, videos)
-    assert judge.headline == "frechet" and judge.data.shape == (24, 3)  # three windows of every file
+    names = ("mmd", "frechet", "motion")
     real = Source(videos, frames=3, size=(16, 16), fps=8.0, count=24).read().pixels
-    near, far = judge(real[::4], ["up"] * 6)["frechet"], judge(255 - real[::4], ["up"] * 6)["frechet"]
-    assert near < far / 3 and judge.scale["frechet of real clips"] > 0
-    with pytest.raises(UserError, match="--num-samples"):
-        Judge.of(pipe, request_of(pipe, 3), videos)
+    for features in ("pixels", "random"):
+        judge = judged(pipe, videos, 6, "--metrics", *names, "--features", features)
+        assert judge.headline == "mmd" and len(judge.real) == 24  # three windows of every file
+        near, far = judge(real[::4], ["up"] * 6), judge(255 - real[::4], ["up"] * 6)
+        assert near["mmd"] < far["mmd"] / 3 and near["frechet"] < far["frechet"] and near["motion"] == far["motion"]
+        assert all(near[f"{name}_low"] <= near[name] <= near[f"{name}_high"] for name in names)
+        measures = judge.scale(6)["measures"]
+        assert measures["metrics"]["mmd"]["title"] == f"MMD ({features})"
+        floor = measures["metrics"]["frechet"]["real"]
+        assert 0 < floor["value"] < far["frechet"] and floor["n"] == {"samples": 6, "real": 12}
+        assert measures["metrics"]["motion"]["real"]["value"] > 0
+        assert (measures["protocol"]["count"], measures["protocol"]["feature"]["name"]) == (6, features)
+
+
+def test_metrics_that_samples_cannot_have_are_refused(tmp_path):
+    videos = write_videos(tmp_path, size=16, frames=9, each=2)
+    pipe = tiny_pipeline(fps=8.0)
+    with pytest.raises(UserError, match="psnr compare a clip with its true one"):
+        judged(pipe, videos, 6, "--metrics", "psnr")
+    with pytest.raises(UserError, match="fvd is a number of the feature i3d, and the feature is random"):
+        judged(pipe, videos, 6, "--metrics", "fvd", "--features", "random")
+    with pytest.raises(UserError, match="has no logits"):
+        judged(pipe, videos, 6, "--metrics", "is", "--features", "random")
+
+
+def test_rows_of_a_sweep_have_the_metrics_with_their_intervals(folders, tmp_path, capsys):
+    videos = write_videos(tmp_path / "videos", size=16, frames=9, each=2)
+    words = f"{folders.eqm} --out {tmp_path / 'out'} --num-samples 6 --sampler gd --steps 2 --step-size 0.05"
+    words += f" --data {videos} --metrics mmd accuracy --features pixels"
+    assert sweep.Sweep.main(words.split()) == 0
+    (row,) = rows_of(tmp_path / "out")
+    assert row["mmd_low"] < row["mmd"] < row["mmd_high"] and 0 <= row["accuracy"] <= 1
+    record = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert record["measures"]["metrics"]["mmd"]["title"] == "MMD (pixels)"
+    assert f"{row['mmd']:.4g}" in capsys.readouterr().out and (tmp_path / "out" / "sweep.png").is_file()
+    with pytest.raises(UserError, match="--overwrite"):  # other measures are another sweep
+        sweep.Sweep.main(words.replace("accuracy", "kid").split())

@@ -37,3 +37,18 @@ def test_a_folder_that_cannot_be_written_is_said_before_training(capsys: pytest.
     (tmp_path / "file").touch()
     assert main(["train-codec", str(tmp_path / "file" / "out"), "--steps", "2"]) == 2
     assert "cannot write to" in capsys.readouterr().err
+
+
+def test_the_perceptual_term_is_linear_in_its_weight_and_moves_the_weights() -> None:
+    pixels = training.to_pixels(np.stack([dead_leaves(np.random.default_rng(k), 32, 32) for k in range(2)]))
+    model, losses, gradients = training.new_autoencoder(), [], []
+    for weight in (0.0, 1.0, 2.0):
+        torch.manual_seed(0)  # of the latents
+        model.zero_grad()
+        settings = {"steps": 1, "seed": 0, "lr": 1e-3, "kl_weight": 0.0, "perceptual": weight}
+        loss = training.CodecTraining(**settings).loss(model, pixels)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(model.decoder.conv_out.weight.grad.clone())
+    assert losses[0] < losses[1] and losses[2] - losses[0] == pytest.approx(2 * (losses[1] - losses[0]), rel=1e-4)
+    assert not torch.allclose(gradients[0], gradients[1])

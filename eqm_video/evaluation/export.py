@@ -23,6 +23,9 @@ def export_for(tool: str, out: Path, samples: ClipSource, real: ClipSource | Non
     to videos first (JPEG of quality 75) is the caller's choice.
     """
     folder = out / tool
+    height, width = samples.shape[1:]
+    if height != width:
+        raise UserError(f"--export-for {tool}: its scripts take square frames, and these have {height}x{width} pixels")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(
             f"{folder} is there already, and clips of two exports would mix: delete it, or choose another --out"

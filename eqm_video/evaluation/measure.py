@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,10 @@ class Meter:
             return
         if frames < self.feature.least_frames:
             least = self.feature.least_frames
-            raise UserError(f"the feature {self.feature.name} needs clips of {least} frames, and these have {frames}")
+            raise UserError(
+                f"the feature {self.feature.name} needs clips of {least} frames, and these have {frames}: type "
+                "--features random or pixels, which need a single one"
+            )
         outputs = self.feature.outputs
         missing = set() if outputs is None else (self.needed & {"logits", "spatial"}) - set(outputs)
         if missing:
@@ -148,6 +151,7 @@ def _assemble(
         rows=torch.arange(len(order)),
         labels=torch.tensor([ids[place] for place in order]),
         readings=readings,
+        label_names=tuple(labels),
         **{part: tensors[part][picked] for part in PARTS if part in tensors},
     )
 
@@ -169,7 +173,7 @@ def cached(folder: Path | None, key: dict[str, Any], measure: Callable[[], Measu
     text = json.dumps(key, sort_keys=True)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
     if (kept := _read_cache(path, text)) is not None:
-        return kept, True
+        return replace(kept, label_names=tuple(key["labels"])), True
     measured = measure()
     if processes()[0] == 0:
         tensors = {f"readings.{name}": value for name, value in measured.readings.items()}

@@ -70,9 +70,47 @@ class Judgement:
         if halves:
             result["floor"] = self._floor(metric, samples, real, halves)
             if codec is not None:
-                pairs = [(of_sources(codec, left), of_sources(real, right)) for left, right in halves]
-                result["codec"] = spread([metric.value(left, right, self.settings) for left, right in pairs])
+                result["codec"] = self.of_codec(metric, real, codec)["codec"]
         return result
+
+    def floor(self, metric: Metric, real: Measured, count: int) -> dict[str, Any] | None:
+        """The metric of `count` real clips against those of other files, or the real clips' own value.
+
+        None for fewer than 4 files, or than `metric.least` clips in a half.
+        """
+        if not metric.reference:
+            own = metric.value(real, real, self.settings)
+            return {"value": own, "interval": self._interval(metric, real, real, own)}
+        pairs = self._halves(real, split_by_source(real, SPLITS, self.seed), count)
+        if not pairs or min(len(side) for pair in pairs for side in pair) < max(2, metric.least):
+            return None
+        sizes = {"samples": len(pairs[0][0]), "real": min(len(right) for _, right in pairs)}
+        return {**spread([metric.value(left, right, self.settings) for left, right in pairs]), "n": sizes}
+
+    def of_codec(self, metric: Metric, real: Measured, codec: Measured) -> dict[str, Any] | None:
+        """A codec's cost: reconstructions of one half of the real clips against the other half, beside the half itself.
+
+        None for fewer than 4 files.
+        """
+        halves = split_by_source(real, SPLITS, self.seed)
+        if not halves:
+            return None
+        values = {
+            name: spread(
+                [metric.value(of_sources(each, left), of_sources(real, right), self.settings) for left, right in halves]
+            )
+            for name, each in (("codec", codec), ("floor", real))
+        }
+        sizes = [min(len(of_sources(real, side[k])) for side in halves) for k in range(2)]
+        return {"title": title_of(metric, self.feature, self.frames), **values, "n": sizes}
+
+    def _halves(
+        self, real: Measured, halves: Sequence[tuple[Tensor, Tensor]], count: int
+    ) -> list[tuple[Measured, Measured]]:
+        """Both halves of the real clips for each way to halve them, the first one of at most `count` clips."""
+        pairs = [(of_sources(real, left), of_sources(real, right)) for left, right in halves]
+        count = min([count, *(len(left) for left, _ in pairs)])
+        return [(left.thinned(count), right) for left, right in pairs]
 
     def _interval(self, metric: Metric, samples: Measured, real: Measured, value: float) -> list[float] | None:
         """The central 95 % of redraws, moved to have the value as their mean: redrawn clips repeat, a bias for some."""
@@ -90,9 +128,8 @@ class Judgement:
         self, metric: Metric, samples: Measured, real: Measured, halves: Sequence[tuple[Tensor, Tensor]]
     ) -> dict[str, Any]:
         """The metric of real clips against others of them, and of as many samples against the same ones."""
-        pairs = [(of_sources(real, left), of_sources(real, right)) for left, right in halves]
-        count = min(len(samples), *(len(left) for left, _ in pairs))
-        pairs = [(left.thinned(count), right) for left, right in pairs]
+        pairs = self._halves(real, halves, len(samples))
+        count = len(pairs[0][0])
         values = [metric.value(left, right, self.settings) for left, right in pairs]
         few = samples.thinned(count)
         return {
@@ -130,5 +167,5 @@ def _check_counts(metric: Metric, samples: Measured, real: Measured | None) -> N
         raise UserError(f"--metrics {metric.name} compares with real clips: type --data FOLDER")
     if "labels" in metric.needs:
         for side, name in ((samples, "samples"), (real, "real clips")):
-            if not bool((side.labels >= 0).any()):
+            if side is not None and not bool((side.labels >= 0).any()):
                 raise UserError(f"--metrics {metric.name} needs labels, and the {name} have none that both sets know")

@@ -92,11 +92,30 @@ class Evaluation:
         key = self._key(meter, self.resolved(samples, real), real, labels)
         return cached(self.cache, key, lambda: meter.measure(self._jpeg(real), labels, "real clips"))
 
+    def floor(self, metric: Metric, real: Measured, count: int, frames: int) -> dict[str, Any] | None:
+        """The metric of real clips against others of them, at `count` samples; see `Judgement.floor`."""
+        return self._judgement(frames).floor(metric, real, count)
+
+    def of_codec(self, real: ClipSource, rebuilt: ClipSource) -> dict[str, Any]:
+        """Each metric of a codec's reconstructions, clip by clip those of `real`; see `Judgement.of_codec`."""
+        labels = labels_of(real, None)
+        self.meter.check(real.shape)
+        sets = [
+            self.meter.measure(each, labels, what) for each, what in ((real, "clips"), (rebuilt, "reconstructions"))
+        ]
+        judgement = self._judgement(real.shape[0])
+        costs = {metric.name: judgement.of_codec(metric, *sets) for metric in self.metrics}
+        return {name: cost for name, cost in costs.items() if cost is not None}
+
     def judge(
         self, samples: Measured, real: Measured | None, codec: Measured | None, frames: int
     ) -> dict[str, dict[str, Any]]:
         """The record of every metric, by its name."""
-        judgement = Judgement(
+        judgement = self._judgement(frames)
+        return {metric.name: judgement.judge(metric, samples, real, codec) for metric in self.metrics}
+
+    def _judgement(self, frames: int) -> Judgement:
+        return Judgement(
             self.protocol.statistics,
             "none" if self.feature is None else self.feature.name,
             frames,
@@ -105,7 +124,6 @@ class Evaluation:
             self.floors,
             self.seed,
         )
-        return {metric.name: judgement.judge(metric, samples, real, codec) for metric in self.metrics}
 
     def resolved(self, samples: ClipSource, real: Files | None) -> dict[str, Any]:
         """The protocol with what the data decided: numbers of clips, frames, size and stride."""

@@ -42,10 +42,15 @@ class Random(Feature):
 
     def __call__(self, clips: Tensor) -> dict[str, Tensor]:
         """features (B, 448), (B, 224) of images; spatial (B, 448)."""
-        maps, means = self.input.prepare(clips), []
-        for place, weight in enumerate(self.weights):
-            maps = leaky_relu(conv2d(maps, weight, stride=2, padding=1), 0.2)
-            means.append(maps.mean((2, 3)))
-            if place == 1:
-                spatial = adaptive_avg_pool2d(maps[:, :MAPS], CELLS).flatten(1).unflatten(0, clips.shape[:2]).mean(1)
+        every = self.maps(self.input.prepare(clips))
+        means = [maps.mean((2, 3)) for maps in every]
+        spatial = adaptive_avg_pool2d(every[1][:, :MAPS], CELLS).flatten(1).unflatten(0, clips.shape[:2]).mean(1)
         return {"features": pool_frames(torch.cat(means, 1).unflatten(0, clips.shape[:2])), "spatial": spatial}
+
+    def maps(self, frames: Tensor) -> list[Tensor]:
+        """The maps of every layer, (N, C, h, w), of frames (N, 3, H, W) in [-1, 1]; they can be differentiated."""
+        every = []
+        for weight in self.weights:
+            frames = leaky_relu(conv2d(frames, weight, stride=2, padding=1), 0.2)
+            every.append(frames)
+        return every

@@ -17,9 +17,9 @@ class Measured:
     """N clips, measured.
 
     features (N, D), logits (N, K), spatial (N, S) and windows (N, W, D) are outputs of a feature network, None where it
-    has no such output. readings: numbers read off the pixels, each (N,), by the name of their metric. labels (N,)
-    int64, -1 without a label. sources (N,) int64: clips of one file have one number. rows (N,): the clip's number in
-    the whole set, by which clips that were drawn twice are known.
+    has no such output. readings: numbers read off the pixels, each (N, ...), by the name of their metric. labels (N,)
+    int64, -1 without a label, are places in label_names. sources (N,) int64: clips of one file have one number. rows
+    (N,): the clip's number in the whole set, by which clips that were drawn twice are known.
     """
 
     sources: Tensor
@@ -30,6 +30,7 @@ class Measured:
     spatial: Tensor | None = None
     windows: Tensor | None = None
     readings: Mapping[str, Tensor] = field(default_factory=dict)
+    label_names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, features: Tensor, **parts: Tensor | Mapping[str, Tensor] | None) -> Measured:

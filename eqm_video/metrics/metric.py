@@ -121,7 +121,7 @@ class Reading(PerClip):
 
     @abstractmethod
     def read(self, clips: Tensor) -> Tensor:
-        """Numbers (N,) float64 of clips uint8 (N, T, H, W, 3)."""
+        """Numbers (N,) float64 of clips uint8 (N, T, H, W, 3); a metric with its own `per_clip` may read several."""
 
     def per_clip(self, samples: Measured, real: Measured, settings: Statistics) -> Tensor:
         """The readings of the samples."""

@@ -98,12 +98,15 @@ class MMD(Metric, name="mmd", title="MMD"):
     def extras(
         self, samples: Measured, real: Measured, settings: Statistics, count: int, generator: torch.Generator
     ) -> dict[str, Any]:
-        """p-value: the share of `count` random divisions of all clips into two sets that differ as much.
+        """The p-value: the share of `count` random divisions of all clips into two sets that differ as much.
 
         (1 + number at least as large) / (1 + count): it is never 0, and is uniform where both sets are of one kind.
+        Where a set has more than `MOST` clips, how many of them p-value and interval are of; the value is of all.
         """
+        kept = {"samples": min(len(samples), MOST), "real": min(len(real), MOST)}
+        more = {"interval_and_p_value_of": kept} if max(len(samples), len(real)) > MOST else {}
         if not count:
-            return {}
+            return more
         matrix, sizes = _matrix(samples, real, settings)
         order = torch.rand(count, sum(sizes), generator=generator).argsort(1)
         left = double(order < sizes[0])
@@ -111,7 +114,7 @@ class MMD(Metric, name="mmd", title="MMD"):
         first = torch.zeros(1, sum(sizes), dtype=torch.float64)
         first[:, : sizes[0]] = 1
         value = weighted_mmd(matrix, first, 1 - first, settings.biased)
-        return {"p_value": float((1 + (null >= value).sum()) / (1 + count)), "permutations": count}
+        return {"p_value": float((1 + (null >= value).sum()) / (1 + count)), "permutations": count, **more}
 
 
 def _matrix(samples: Measured, real: Measured, settings: Statistics) -> tuple[Tensor, tuple[int, int]]:

@@ -1,4 +1,6 @@
-"""The nearest neighbour of every query among clips that arrive in chunks, so that the clips need not fit in memory.
+"""The nearest neighbour of every query among clips that arrive in chunks, and the criterion for copies.
+
+The clips need not fit in memory.
 
 Legend: N queries, M clips of a chunk, V values of a flattened clip. Pixels are uint8, 0 to 255.
 """
@@ -11,6 +13,18 @@ from torch import Tensor
 from eqm_video.system.devices import double, widest
 
 CHUNK = 2**24  # float32 values of a temporary tensor: 64 MiB
+COPY = 1 / 3  # of the distance to the nearest real clip of another file: below it, a sample is a copy
+
+
+def are_copies(nearest: Tensor, second: Tensor) -> Tensor:
+    """Copies among samples, (N,) bool, from their distances (N,) to the nearest real clip and to another file's.
+
+    A sample is a copy if it is three times nearer to one real clip than to those of any other file (Yoon et al. 2023,
+    "Diffusion probabilistic models generalize when they fail to memorize"; Gu et al. 2025, "On memorization in
+    diffusion models", arXiv 2310.02664). The second clip is of another file because windows of one file resemble each
+    other. False where there is no second file (an infinite distance).
+    """
+    return second.isfinite() & (nearest < COPY * second)
 
 
 class NearestClips:

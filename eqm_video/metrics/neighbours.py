@@ -10,15 +10,14 @@ from torch import Tensor
 
 from eqm_video.metrics.measured import Measured
 from eqm_video.metrics.metric import PerClip, Statistics
+from eqm_video.metrics.nearest import are_copies
 from eqm_video.metrics.precision_recall import ROWS, distances
-
-THRESHOLD = 1 / 3  # of the distance to the nearest real clip of another file: below it, a sample is a copy
 
 
 class Copies(PerClip, name="copies", title="copies"):
     """Copy rate: the share of samples three times nearer to one real clip than to those of any other file.
 
-    Yoon et al. (2023); in the feature's distances, which is what it can tell apart. Give the training set as --data.
+    `are_copies` in the feature's distances, which is what it can tell apart. Give the training set as --data.
     The floor is the rate of real clips, which the criterion calls copies too where a data set repeats itself.
     """
 
@@ -33,7 +32,7 @@ class Copies(PerClip, name="copies", title="copies"):
             nearest, which = apart.min(1)
             others = real.sources[None] != real.sources[which][:, None]
             second = apart.masked_fill(~others, torch.inf).min(1).values
-            copied.append(second.isfinite() & (nearest < THRESHOLD * second))
+            copied.append(are_copies(nearest, second))
         return torch.cat(copied)
 
 

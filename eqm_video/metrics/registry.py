@@ -24,7 +24,7 @@ def metrics() -> dict[str, Metric]:
         content = vars(importlib.import_module(f"eqm_video.metrics.{module}"))
         for value in content.values():
             is_metric = isinstance(value, type) and issubclass(value, Metric) and not inspect.isabstract(value)
-            if is_metric and value.__module__ == f"eqm_video.metrics.{module}":
+            if is_metric and value.__module__ == f"eqm_video.metrics.{module}" and hasattr(value, "name"):
                 every[value.name] = value()
     return every
 

@@ -161,6 +161,28 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """The options --metrics, --features and --weights: what samples are measured by, against real clips."""
+
+    metrics: tuple[str, ...] | None = option(
+        ("mmd",), metavar="NAME", help="what is computed against real clips (`evaluate --list` shows all)"
+    )
+    features: str | None = option(
+        None,
+        metavar="NAME",
+        help="transnet, random or pixels (untrained), i3d or inception (with --weights), hub:OWNER/NAME, a TorchScript "
+        "or ONNX file",
+        unset="transnet; pixels for single frames, or without its package",
+    )
+    weights: Path | None = option(None, metavar="FILE", help="of i3d or inception, TorchScript", rare=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged(Data, Measuring):
+    """--data, with the metrics of samples against it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cut:
     """The options --split, --fold and --frame-interval: the files and frames of data to use."""
 

@@ -14,10 +14,10 @@ from eqm_video.errors import UserError
 from eqm_video.options import narrower, option
 from eqm_video.output import plots
 from eqm_video.samplers import SIZED
-from eqm_video.sampling.option_groups import Data, PerFrame, Ruled
+from eqm_video.sampling.option_groups import Judged, PerFrame, Ruled
 from eqm_video.sampling.option_words import read_fixed
 from eqm_video.sampling.pipeline import EqMPipeline
-from eqm_video.studies.quality import NAMES, Judge
+from eqm_video.studies.quality import Judge, titles
 from eqm_video.studies.request import Request, describe_rule
 from eqm_video.studies.study import Report, Sampled
 from eqm_video.studies.walk import Walk, decode, walk
@@ -25,7 +25,7 @@ from eqm_video.system import machine, waits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adaptive(Sampled, Ruled, PerFrame, Data, group="look"):
+class Adaptive(Sampled, Ruled, PerFrame, Judged, group="look"):
     """Stop clips when they rest: evaluations, time and quality.
 
     A clip stops, and leaves the batch, once the gradient of every frame has a root mean square below the tolerance;
@@ -33,7 +33,7 @@ class Adaptive(Sampled, Ruled, PerFrame, Data, group="look"):
     compared with descents that may stop at each of the tolerances: evaluations, time, quality, and the distance from
     the clips of all steps (root mean squared difference of pixels, of 0 to 255, from the same noise). For comparison
     another descent takes the same number of steps for every clip: the mean number of the adaptive descent. With --data
-    quality is also a Fréchet distance from real clips.
+    quality is also that of --metrics, against real clips, with 95 % intervals.
 
     Times are of the descents alone. All runs of a fixed setting alternate, --repeats times, in a single process; the
     medians are reported. CPU seconds are this process's own: other work on the machine lengthens them less.
@@ -59,17 +59,20 @@ class Adaptive(Sampled, Ruled, PerFrame, Data, group="look"):
         request = self.request(pipeline)
         self.check_sampler(pipeline)
         fixed = self.fixed or own_settings(pipeline)
-        judge = Judge.of(pipeline, request, self.data)
+        judge = Judge.of(pipeline, request, self)
         runs = len(fixed) * (1 + len(self.tolerances)) * self.repeats
         with waits.bar(what="descending", total=runs, unit="run") as bar:
             results = [self.compare(pipeline, request, judge, setting, bar) for setting in fixed]
+        scale = judge.scale(len(request.ids))
         numbers = {
             "settings": {**request.settings(), "repeats": self.repeats, "per_frame": self.per_frame},
             "machine": machine.describe(pipeline.device),
-            **judge.scale,
+            **scale,
             "results": results,
         }
-        draw = {"adaptive.png": lambda path: draw_adaptive(path, results, judge.headline)}
+        draw = {
+            "adaptive.png": lambda path: draw_adaptive(path, results, judge.headline, titles(scale.get("measures", {})))
+        }
         return Report(numbers, as_table(results, judge.headline), draw)
 
     def check_sampler(self, pipeline: EqMPipeline) -> None:
@@ -184,10 +187,12 @@ def _line(name: str, row: dict[str, Any], headline: str | None) -> str:
 # Picture ------------------------------------------------------------------------------------------------------------
 
 
-def draw_adaptive(path: Path, results: Sequence[Mapping[str, Any]], headline: str | None) -> None:
+def draw_adaptive(
+    path: Path, results: Sequence[Mapping[str, Any]], headline: str | None, names: Mapping[str, str]
+) -> None:
     """Draw a histogram of steps for each fixed setting, and below it quality and distance over evaluations.
 
-    `headline`: the measure of quality, or None.
+    `headline`: the measure of quality, or None. names: of the measures.
     """
     measures = [*([headline] if headline else []), "pixels_from_all_steps"]
     rows = len(results) + len(measures)
@@ -196,7 +201,7 @@ def draw_adaptive(path: Path, results: Sequence[Mapping[str, Any]], headline: st
         axes = plots.axes(figure, rows, 1, place, xlabel="evaluations of a clip", ylabel="clips")
         histogram(axes, result)
     for place, measure in enumerate(measures, start=len(results) + 1):
-        label = NAMES.get(measure, measure)
+        label = names.get(measure, measure)
         axes = plots.axes(figure, rows, 1, place, xlabel="mean evaluations of a clip", ylabel=label)
         over_evaluations(axes, results, measure)
     plots.save(figure, path)

@@ -38,7 +38,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqm-
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(
     Opening,
-    groups.Data,
+    groups.Judged,
     groups.Kind,
     groups.Cut,
     groups.Many,
@@ -71,16 +71,9 @@ class Evaluate(
         positional=True, metavar="SAMPLES", help="a folder of videos or pictures, an .npz, or a model to sample"
     )
     protocol: str = option("default", choices=tuple(PRESETS), help="the protocol to follow")
-    metrics: tuple[str, ...] | None = option(
-        None, metavar="NAME", help="what is computed (--list shows all)", unset="the protocol's"
-    )
-    features: str | None = option(
-        None,
-        metavar="NAME",
-        help="transnet, random, i3d or inception (with --weights), hub:OWNER/NAME, a TorchScript or ONNX file",
-        unset="the protocol's",
-    )
-    weights: Path | None = option(None, metavar="FILE", help="of i3d or inception, TorchScript")
+    metrics: tuple[str, ...] | None = narrower(None, help="what is computed (--list shows all)", unset="the protocol's")
+    features: str | None = narrower(None, unset="the protocol's")
+    weights: Path | None = narrower(None, rare=False)
     input_layout: str = option(
         "bcthw", choices=AXES, help="axes that a file takes; without a t: frame by frame", rare=True
     )
@@ -187,6 +180,11 @@ class Evaluate(
         }
         return Report(record, table(record))
 
+    @classmethod
+    def views(cls, numbers: Mapping[str, Any]) -> dict[str, str]:
+        """The table of the metrics, for documents."""
+        return {"table": aligned(rows_of(numbers))}
+
     def settled(self) -> Protocol:
         """The preset with the options that replace its choices."""
         values: dict[str, Any] = {
@@ -261,29 +259,36 @@ def check_pairs(samples: ClipSource, truth: ClipSource) -> None:
 # Tables -------------------------------------------------------------------------------------------------------------
 
 
-def table(record: Mapping[str, Any]) -> str:
-    """Every metric with its interval, n and floors, and the warnings below."""
+def rows_of(record: Mapping[str, Any]) -> list[list[str]]:
+    """Every metric as the cells of a line: value, interval, n, and floors; the header first."""
     rows = [["metric", "value", "95 % interval", "n", "real", "codec", "p"]]
-    notes = []
     for result in record["metrics"].values():
-        counts = result["n"]
-        low_high = result["interval"]
-        floor = result.get("floor") or result.get("real")
+        low_high, floor = result["interval"], result.get("floor") or result.get("real")
         rows.append(
             [
                 result["title"],
                 number(result["value"]),
                 "" if low_high is None else f"{number(low_high[0])} to {number(low_high[1])}",
-                " / ".join(str(count) for count in counts.values()),
+                " / ".join(str(count) for count in result["n"].values()),
                 "" if floor is None else number(floor["value"]),
                 number(result["codec"]["value"]) if "codec" in result else "",
                 f"{result['p_value']:.3g}" if "p_value" in result else "",
             ]
         )
+    return rows
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """Every metric with its interval, n and floors, and the warnings below."""
+    notes = []
+    for result in record["metrics"].values():
         if "warning" in result:
             notes.append(f"note: {result['warning']}")
         if "floor" in result:
             notes.append(_floor_note(result))
+        if "interval_and_p_value_of" in result:
+            kept = " and ".join(map(str, result["interval_and_p_value_of"].values()))
+            notes.append(f"note: {result['title']}: the value is of all clips, interval and p of {kept} of them")
     feature = record["feature"]
     if feature is not None:
         notes.append(
@@ -294,7 +299,7 @@ def table(record: Mapping[str, Any]) -> str:
     changes = record.get("changed") or []
     also = f" with other {', '.join(changes)}" if changes else ""
     protocol = f"protocol {record['protocol_hash']}: {record.get('preset', 'default')}{also}"
-    return "\n".join([aligned(rows), "", *notes, protocol])
+    return "\n".join([aligned(rows_of(record)), "", *notes, protocol])
 
 
 def number(value: float) -> str:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from eqm_video.data.source import Clips, Source
 from eqm_video.errors import UserError
+from eqm_video.metrics.fidelity import fidelity
 from eqm_video.options import narrower, option, same
 from eqm_video.output import plots
 from eqm_video.output.tables import aligned
@@ -129,8 +131,9 @@ class Predict(OneModel, HeldOut, Known, ClipLabels, Descending, Seeded, Batched,
 def compare(samples: NDArray[np.uint8], truth: NDArray[np.uint8], known: Sequence[int]) -> dict[str, Any]:
     """Errors of samples (S, N, T, H, W, 3) against the truth (N, T, H, W, 3): of each frame, and over unknown frames.
 
-    mean: over all samples; best: of each clip's best sample; held and faded: of the predictions without a network.
-    motion: of the samples, in units of the truth's.
+    psnr (dB) and ssim: of the unknown frames, with 95 % intervals over clips. mean: over all samples; best: of each
+    clip's best sample; held and faded: of the predictions without a network. motion: of the samples, in units of the
+    truth's.
     """
     unknown = [frame for frame in range(truth.shape[1]) if frame not in known]
     errors = np.stack([rms(clips, truth) for clips in samples])  # (S, N, T)
@@ -144,7 +147,8 @@ def compare(samples: NDArray[np.uint8], truth: NDArray[np.uint8], known: Sequenc
     by_frame = {name: each.mean(axis=0).tolist() for name, each in values.items()}
     overall = {name: float(each[:, unknown].mean()) for name, each in values.items()}
     moved = float(np.mean([motion(clips) for clips in samples]) / max(motion(truth), 1e-6))
-    return {"error": overall, "error by frame": by_frame, "motion": moved, "samples": len(samples)}
+    numbers = {"error": overall, "error by frame": by_frame, "motion": moved, "samples": len(samples)}
+    return numbers | fidelity(torch.from_numpy(samples[:, :, unknown]), torch.from_numpy(truth[:, unknown]))
 
 
 def rms(clips: NDArray, truth: NDArray) -> NDArray[np.float64]:
@@ -183,11 +187,14 @@ def fade(clips: NDArray[np.uint8], known: Sequence[int]) -> NDArray[np.uint8]:
 
 def table(numbers: dict[str, Any]) -> str:
     """Errors of the unknown frames as a Markdown table."""
-    rows = [["known frames", "error", "best sample", "held", "faded", "motion"]]
+    rows = [["known frames", "error", "best sample", "held", "faded", "motion", "PSNR (95 %)", "SSIM"]]
     for name, measured in numbers["predictions"].items():
         error = measured["error"]
         errors = [f"{error[key]:.1f}" for key in ("mean", "best", "held", "faded")]
-        rows.append([name, *errors, f"{measured['motion']:.2f}"])
+        quality, alike = measured["psnr"], measured.get("ssim")
+        decibels = f"{quality['mean']:.1f} ({quality['low']:.1f} to {quality['high']:.1f})"
+        ssims = "-" if alike is None else f"{alike['mean']:.2f}"
+        rows.append([name, *errors, f"{measured['motion']:.2f}", decibels, ssims])
     return (
         f"{aligned(rows)}\n\nRMS of 255 on {counted(numbers['clips'], 'clip')}; the codec alone: {numbers['codec']:.1f}"
     )

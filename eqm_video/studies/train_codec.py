@@ -25,10 +25,13 @@ class TrainCodec(Study, Seeded, group="use", record="numbers.json"):
     lr: float = option(1e-3, above=0, metavar="RATE", help="the highest learning rate")
     kl_weight: float = option(1e-4, least=0, metavar="W", help="weight of the KL divergence in the loss")
     bf16: bool = option(False, help="bfloat16 autocast")
+    perceptual: float = option(
+        0.0, least=0, metavar="W", help="weight of an L1 on the maps of an untrained network in the loss"
+    )
     init: Path | None = option(None, metavar="FOLDER", help="continue from the weights in this folder")
 
     def run(self) -> Report:
         """Train. The folder with its numbers.json is replaced as a whole at every save."""
-        names = ("steps", "seed", "lr", "kl_weight", "bf16", "seconds", "init")
+        names = ("steps", "seed", "lr", "kl_weight", "bf16", "seconds", "init", "perceptual")
         numbers = CodecTraining(**{name: getattr(self, name) for name in names}).run(self.out)
         return Report(None, f"held-out PSNR {numbers['psnr']:.2f} dB; use it with --codec {self.out}")

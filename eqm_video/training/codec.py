@@ -6,7 +6,7 @@ alone.
 
 loss = mean |x - y| + mean (x - y)^2 + kl_weight · KL / (values per image), plus an L1 on horizontal and vertical
 differences, which keeps edges crisp without a perceptual network, plus an L1 on 4×4 averages, without which colour is
-learned last.
+learned last. With a `perceptual` weight also an L1 on the maps of an untrained convolutional network.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
 
 from eqm_video.codec import Codec
 from eqm_video.data.dead_leaves import dead_leaves
+from eqm_video.features.untrained import Random
 from eqm_video.metrics.psnr import psnr
 from eqm_video.system import files, waits
 from eqm_video.system.machine import note_bf16
@@ -100,7 +102,8 @@ class CanvasPool:
 class CodecTraining:
     """The settings of a training: `steps` updates, or as many as fit in `seconds`.
 
-    init: a folder of weights to continue from. bf16: bfloat16 autocast.
+    perceptual: weight of the L1 on an untrained network's maps. init: a folder of weights to continue from. bf16:
+    bfloat16 autocast.
     """
 
     steps: int
@@ -110,6 +113,7 @@ class CodecTraining:
     bf16: bool = False
     seconds: float | None = None
     init: Path | None = None
+    perceptual: float = 0.0
 
     def run(self, out: Path) -> dict[str, float]:
         """Train and write the averaged weights to `out` in float16; returns the numbers of `evaluate`."""
@@ -158,7 +162,17 @@ class CodecTraining:
             posterior = model.encode(pixels).latent_dist
             decoded = model.decode(posterior.sample()).sample
         kl = posterior.kl().mean() / pixels[0].numel()
-        return reconstruction_loss(decoded.float(), pixels) + self.kl_weight * kl
+        loss = reconstruction_loss(decoded.float(), pixels) + self.kl_weight * kl
+        if self.perceptual:
+            pairs = zip(untrained().maps(decoded.float()), untrained().maps(pixels), strict=True)
+            loss = loss + self.perceptual * sum(l1_loss(ours, theirs) for ours, theirs in pairs)
+        return loss
+
+
+@cache
+def untrained() -> Random:
+    """The network of the perceptual term."""
+    return Random()
 
 
 @torch.inference_mode()

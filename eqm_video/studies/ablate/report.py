@@ -40,8 +40,9 @@ TABLES: dict[str, dict[str, str]] = {
     "noise conditioning": {"not told gamma": "base", "told gamma": "told"},
     "energy": {"implicit": "base", "dot": "energy_dot", "l2": "energy_l2"},
 }
+MEASURE = "distance"  # stands for the title of the first metric
 DESCENTS = ("nag", "gd")  # the samplers of all tables except the first
-HEADS = ("", "sampler", "direction", "shape", "both (95 %)", "Fréchet", "rest", "error .1", "error .9", "nfe")
+HEADS = ("", "sampler", "direction", "shape", "both (95 %)", MEASURE, "rest", "error .1", "error .9", "nfe")
 GAMMAS = ("0.1", "0.9")  # the gammas whose held-out errors the tables show
 
 
@@ -86,20 +87,21 @@ def tables(summary: Mapping[str, Any]) -> str:
     """The tables as Markdown, with columns aligned for the screen, below a legend."""
     listed, parts = rows(summary["lines"]), [legend(summary)]
     for title in dict.fromkeys(row.title for row in listed):
-        cells = [(title, *HEADS[1:]), *(_cells(row, summary["samples"]) for row in listed if row.title == title)]
+        cells = [(title, *HEADS[1:]), *(_cells(row, summary) for row in listed if row.title == title)]
         parts.append(aligned(cells, left=2))
     return "\n\n".join(parts) + "\n"
 
 
 def legend(summary: Mapping[str, Any]) -> str:
     """The legend of the tables' columns."""
-    real = summary["reference"].get("frechet of real clips")
-    scale = "" if real is None else f" (as many real clips: {real:.0f})"
+    _, metric = first_metric(summary)
+    real = (metric.get("real") or {}).get("value")
+    scale = "" if real is None else f" (as many real clips: {real:.4g})"
     return (
         f"{summary['samples']} samples a line, from the same noise; one training run of each recipe. direction, shape, "
-        f"both: clips that agree with their label (chance 25, 50, 12 %), with Wilson's interval. Fréchet: distance "
-        f"to the data{scale}. rest: RMS gradient at the end of the descents, over the gain. error: of the field on "
-        "unseen clips at gamma 0.1 and 0.9, over c². nfe: evaluations of the field."
+        f"both: clips that agree with their label (chance 25, 50, 12 %), with Wilson's interval. {MEASURE}: "
+        f"{metric['title']} to the data{scale}. rest: RMS gradient at the end of the descents, over the gain. error: "
+        "of the field on unseen clips at gamma 0.1 and 0.9, over c². nfe: evaluations of the field."
     )
 
 
@@ -117,12 +119,13 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
             marks.append((place, name, False))
         place += 1.4
     figure = plots.figure(8, 0.9 + 0.27 * place)
+    key, metric = first_metric(summary)
     left = plots.axes(figure, 1, 2, 1, xlabel="clips that show their label (%)", xlim=(-2, 102))
-    right = plots.axes(figure, 1, 2, 2, xlabel="Fréchet distance of pixels", xscale="log")
-    _dots(left, right, listed, heights, summary["samples"])
+    right = plots.axes(figure, 1, 2, 2, xlabel=metric["title"])
+    _dots(left, right, listed, heights, summary["samples"], key)
     left.axvline(100 * CHANCE, color=plots.GREY, linestyle=":", label="chance")
-    if (real := summary["reference"].get("frechet of real clips")) is not None:
-        right.axvline(real, color=plots.GREY, linestyle="--", label="real clips")
+    if (real := metric.get("real")) is not None:
+        right.axvline(real["value"], color=plots.GREY, linestyle="--", label="real clips")
     for axes in (left, right):
         axes.set_ylim(place - 0.6, -0.8)
         axes.grid(axis="y", visible=False)
@@ -137,9 +140,9 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
 
 
 def _dots(
-    left: Axes, right: Axes, listed: Sequence[Row], heights: Mapping[tuple[str, str], float], samples: int
+    left: Axes, right: Axes, listed: Sequence[Row], heights: Mapping[tuple[str, str], float], samples: int, key: str
 ) -> None:
-    """Draw the accuracy of every row with its interval, and its distance, in the style of its sampler."""
+    """Draw the accuracy of every row and its metric `key`, with intervals, in the style of its sampler."""
     samplers = list(dict.fromkeys(row.line["sampler"] for row in listed))
     for row in listed:
         mates = [mate.line["sampler"] for mate in listed if (mate.title, mate.name) == (row.title, row.name)]
@@ -151,21 +154,28 @@ def _dots(
             low, high = interval(share, samples)
             spread = [[max(0.0, 100 * (share - low))], [max(0.0, 100 * (high - share))]]  # rounding at 0 and at 1
             left.errorbar(100 * share, height, xerr=spread, elinewidth=1, capsize=0, **look)
-        if row.line.get("frechet") is not None:
-            right.plot(row.line["frechet"], height, **look)
+        if (value := row.line.get(key)) is not None:
+            low, high = row.line.get(f"{key}_low", value), row.line.get(f"{key}_high", value)
+            right.errorbar(value, height, xerr=[[value - low], [high - value]], elinewidth=1, capsize=0, **look)
 
 
-def _cells(row: Row, samples: int) -> tuple[str, ...]:
+def first_metric(summary: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The key of the first metric in the lines of a record, and its title and floor."""
+    return next(iter(summary["measures"]["metrics"].items()))
+
+
+def _cells(row: Row, summary: Mapping[str, Any]) -> tuple[str, ...]:
     """A row as text, in the order of `HEADS`."""
-    line = row.line
-    low, high = (f"{100 * value:.0f}" for value in interval(line["both_accuracy"], samples))
+    line, (key, _) = row.line, first_metric(summary)
+    low, high = (f"{100 * value:.0f}" for value in interval(line["both_accuracy"], summary["samples"]))
+    span = f" ({line[f'{key}_low']:.3g} to {line[f'{key}_high']:.3g})" if f"{key}_low" in line else ""
     gone = f", {line['diverged']} diverged" if line["diverged"] else ""
     return (
         row.name,
         line["sampler"] + gone,
         *(f"{100 * line[f'{key}_accuracy']:.0f} %" for key in ("direction", "shape")),
         f"{100 * line['both_accuracy']:.0f} % ({low}-{high})",
-        f"{line['frechet']:.0f}",
+        f"{line[key]:.4g}{span}",
         f"{line['rest']:.3f}",
         *(f"{line['held_out_error'].get(gamma, float('nan')):.3f}" for gamma in GAMMAS),
         f"{line['nfe']:g}",

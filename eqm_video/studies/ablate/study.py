@@ -18,12 +18,12 @@ import torch
 from eqm_video.core.decay import ConstantDecay
 from eqm_video.samplers import NAG, SAMPLERS
 from eqm_video.sampling.launch import fingerprint
-from eqm_video.sampling.option_groups import Batched, Guided, Labelled, Many, Seeded, Shaped
+from eqm_video.sampling.option_groups import Batched, Guided, Labelled, Many, Measuring, Seeded, Shaped
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.ablate import report as ablate_report
 from eqm_video.studies.demo import write_videos
 from eqm_video.studies.measured import Clips, Measured
-from eqm_video.studies.quality import Judge
+from eqm_video.studies.quality import Judge, feature_name
 from eqm_video.studies.recipes import Recipes, Trained
 from eqm_video.studies.request import Request, open_model
 from eqm_video.studies.study import Opening, Report
@@ -39,14 +39,24 @@ ADAM = {"step_size": 0.05, "beta1": 0.9, "beta2": 0.999}  # the best of eight tr
 
 @dataclass(frozen=True, kw_only=True)
 class Ablate(
-    Opening, Trained, Labelled, Many, Shaped, Guided, Seeded, Batched, group="compare", record="ablations.json"
+    Opening,
+    Trained,
+    Labelled,
+    Many,
+    Shaped,
+    Guided,
+    Seeded,
+    Batched,
+    Measuring,
+    group="compare",
+    record="ablations.json",
 ):
     """Train and compare objectives, decays and samplers on moving shapes.
 
     The recipes of ablations/ differ from base in a single choice each. All of them are trained, and sampled from the
     same noise with the samplers that fit them. Measured are the share of clips with the motion and the shape of their
-    labels (in closed form), the distance from the data (Fréchet distance in random projections of the pixels), the
-    gradient at the end of the descents, and the error of the field on held-out clips. Finished runs and measurements
+    labels (in closed form), --metrics against the data with 95 % intervals, the gradient at the end of the descents,
+    and the error of the field on held-out clips. Finished runs and measurements
     are reused, interrupted runs continue. Every recipe is trained once: a difference of a few clips means nothing.
 
     The runs lie in --out. The videos are written if --data does not exist. Words such as train.steps=100 replace values
@@ -69,7 +79,7 @@ class Ablate(
             "seeds": [self.seed, self.seed + self.num_samples - 1],
             "training runs of each recipe": 1,
             "machine": machine.describe(),
-            "reference": lines[0]["reference"],
+            **lines[0]["reference"],
             "lines": [{key: value for key, value in line.items() if key != "reference"} for line in lines],
         }
         tables = ablate_report.tables(numbers)
@@ -82,7 +92,8 @@ class Ablate(
         pipeline = open_model(self, config.run.folder / "export")
         request = Request.of(pipeline, self)
         wanted = {"weights": fingerprint(pipeline), **request.settings(), "data": str(self.data)}
-        judge = cache(lambda: Judge.of(pipeline, request, self.data))  # reads the data, so only if it is needed
+        wanted["measures"] = {"metrics": list(self.metrics), "features": feature_name(self, request.frames)}
+        judge = cache(lambda: Judge.of(pipeline, request, self))  # reads the data, so only if it is needed
         measured, lines = Measured(self.out, self.again), []
         for way in ways(name, config):
 
@@ -91,7 +102,10 @@ class Ablate(
                 clips, numbers = sample(pipeline, way, request)
                 rest = numbers.pop("rms") / config.objective.decay.gain
                 numbers |= {**judge()(clips, request.names), "rest": rest}
-                return {"found": numbers, "reference": judge().scale}, (clips, np.asarray(request.ids))
+                return {"found": numbers, "reference": judge().scale(len(request.ids))}, (
+                    clips,
+                    np.asarray(request.ids),
+                )
 
             known = measured.keep(f"{name}_{way.sampler}", {**wanted, **asdict(way)}, measure)
             line = {"recipe": name, **asdict(way), **known["found"], **training_log(config)}

@@ -1,10 +1,6 @@
 """Does the model copy? Distances to the nearest training clip, and to the runner-up from another file.
 
-A copy lies much nearer to a single training clip than to all others. The literature on diffusion models calls a sample
-memorised if the distance to its nearest training clip is below a third of the distance to its second-nearest (Yoon et
-al. 2023, "Diffusion probabilistic models generalize when they fail to memorize"; Gu et al. 2025, "On memorization in
-diffusion models", arXiv 2310.02664). Here the second-nearest clip is from another file, because windows of the same
-file resemble each other. Real clips give the scale: the criterion calls some of them copies, too.
+The criterion is `metrics.nearest.are_copies`, on pixels. Real clips give the scale: it calls some of them copies, too.
 
 Legend: N clips.
 """
@@ -17,10 +13,9 @@ from typing import Any
 
 from eqm_video.data.datasets import ClipSet, ImageSet, open_data
 from eqm_video.errors import UserError
-from eqm_video.metrics.nearest import NearestClips
+from eqm_video.metrics.nearest import COPY, NearestClips, are_copies
 from eqm_video.output import plots
 
-THRESHOLD = 1 / 3
 SHOWN = (
     "samples",
     "held-out clips",
@@ -45,7 +40,7 @@ def summarise(searches: Mapping[str, NearestClips]) -> dict[str, Any]:
     for name, search in searches.items():
         ratio = search.ratio[search.ratio.isfinite()]
         if len(ratio):
-            below = int((ratio < THRESHOLD).sum())
+            below = int(are_copies(search.rms, search.second_rms).sum())
             median = float(ratio.median())
             shares[name] = {"memorised": below, "share": below / len(ratio), "count": len(ratio), "median": median}
     criterion = "distance to the nearest training clip < 1/3 of that to the nearest of another file"
@@ -78,8 +73,8 @@ def draw(searches: Mapping[str, NearestClips], summary: Mapping[str, Any], path:
             values = values[values.isfinite()]
             if len(values):
                 axes.ecdf(values.numpy(), label=f"{name} ({len(search.rms)}{share})", **look)
-    right.axvline(THRESHOLD, color=plots.GREY, linewidth=1)
-    right.annotate("below 1/3: \na copy ", (THRESHOLD, 0.5), ha="right", color=plots.GREY)
+    right.axvline(COPY, color=plots.GREY, linewidth=1)
+    right.annotate("below 1/3: \na copy ", (COPY, 0.5), ha="right", color=plots.GREY)
     left.set_xlim(0, 1.5 * max(float(search.rms.max()) for name, search in searches.items() if name != "samples"))
     right.set_xlim(0, 1)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=1, frameon=False, fontsize=9)

@@ -56,8 +56,8 @@ def summarise_nearest(searches: Mapping[str, NearestClips]) -> dict[str, Any]:
 
 def table(summary: Mapping[str, Any]) -> str:
     """The summary as text for the screen."""
-    clips, data, nearest, distance = (summary[key] for key in ("clips", "data", "nearest", "frechet"))
-    count, (few, half) = summary["samples"]["count"], distance["clips"]
+    clips, data, nearest = (summary[key] for key in ("clips", "data", "nearest"))
+    count = summary["samples"]["count"]
     spreads = {name: value for name, value in nearest.items() if isinstance(value, dict)}
     return "\n".join(
         [
@@ -71,11 +71,8 @@ def table(summary: Mapping[str, Any]) -> str:
             "",
             *compare_memorisation.table(summary["memorisation"]),
             "",
-            _row(f"Fréchet distance of pixels in {distance['dimensions']} random dimensions", "median", "min", "max"),
-            _row("  samples, and training clips", f"{distance['samples']:.1f}"),
-            _row(f"  training clips, halved by {distance['halved by']}", *_three(distance["real clips"])),
-            f"  each between {few} clips and {half}; {distance['real clips']['count']} ways to halve",
-            *([] if count <= SHOWN else ["", f"the picture shows the {SHOWN} nearest samples"]),
+            *([] if count <= SHOWN else [f"the picture shows the {SHOWN} nearest samples", ""]),
+            f"metrics against windows without overlap; floors: halves of the data by {summary['halved by']}",
             "",
         ]
     )

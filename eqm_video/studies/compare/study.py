@@ -1,6 +1,6 @@
-"""Samples against data: nearest clips, and a Fréchet distance.
+"""Samples against data: nearest clips, and metrics.
 
-Legend: N samples, W windows, T frames, H W pixels, D dimensions of the projection; pixels uint8, channels last.
+Legend: N samples, W windows, T frames, H W pixels; pixels uint8, channels last.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import statistics
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,30 +15,30 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from eqm_video.data.datasets import ClipSet, open_data
+from eqm_video.data.identity import identity
 from eqm_video.errors import UserError
-from eqm_video.metrics.frechet import frechet_distance, gaussian_of, random_projection
+from eqm_video.evaluation.clips import Arrays, Files
+from eqm_video.evaluation.protocol import Protocol
 from eqm_video.metrics.nearest import NearestClips
 from eqm_video.options import narrower, option, required
 from eqm_video.output.outputs import PARTS
-from eqm_video.randomness import generator
-from eqm_video.sampling.option_groups import Columns, Cut, Data, Kind, Seeded
+from eqm_video.sampling.option_groups import Columns, Cut, Judged, Kind, Seeded
 from eqm_video.studies.compare import memorisation, report
-from eqm_video.studies.compare.report import Samples, spread
-from eqm_video.studies.compare.windows import Search, Windows, halves, look, project, real_searches, some_windows, thin
+from eqm_video.studies.compare.report import Samples
+from eqm_video.studies.compare.windows import Search, Windows, look, real_searches, some_windows
+from eqm_video.studies.evaluate import table as metrics_table
+from eqm_video.studies.quality import open_evaluation
 from eqm_video.studies.request import lists_of, split_of
 from eqm_video.studies.study import Report, Study
 
-MOST_DIMENSIONS = 32
-
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(Study, Data, Kind, Cut, Seeded, Columns, group="look"):
-    """Samples against data: nearest clips, and a Fréchet distance.
+class Compare(Study, Judged, Kind, Cut, Seeded, Columns, group="look"):
+    """Samples against data: nearest clips, and metrics.
 
-    There are two measures on pixels, for small sets, each beside the same measure between real clips:
+    There are two measures, for small sets, each beside the same measure between real clips:
 
     * The training clip nearest to each sample, by root mean squared pixel difference (RMS, of 0 to 255). A copy of a
       training clip has an RMS near 0. The scale is the RMS of a real clip to the nearest clip of another file. A small
@@ -48,10 +47,9 @@ class Compare(Study, Data, Kind, Cut, Seeded, Columns, group="look"):
       misses copies. Windows are not mirrored. A sample counts as memorised if that RMS is below a third of the RMS to
       the nearest clip of any other file. Held-out clips, which no model made, show how often this criterion is wrong.
       See memorisation.png.
-    * The Fréchet distance in a few random projections of the pixels, between Gaussians. It uses no learned features: it
-      compares means and covariances of pixels, and says little about quality beyond such low-order statistics. It grows
-      as points get fewer, so every row of the table compares equal numbers of them. Its scale is the distance between
-      two halves of the data, split by group (UCF names, v_Class_gXX_cYY), or else by file.
+    * The --metrics of `evaluate` (MMD by default), of all samples against the data's windows without overlap, with 95 %
+      intervals. Their floor is the same metric between two halves of the data, split by group (UCF names,
+      v_Class_gXX_cYY), or else by file. For a number under a stated protocol type `eqm-video evaluate`.
 
     `data.split=null` means --split all, and `data.frame_interval=3` means --frame-interval 3.
     """
@@ -63,7 +61,6 @@ class Compare(Study, Data, Kind, Cut, Seeded, Columns, group="look"):
     split: str | None = narrower(None, unset="train, or all if there are no lists")
     frame_interval: int | None = narrower(None, unset="from the fps of data and samples")
     stride: int = option(1, least=1, metavar="S", help="take a window every S source frames")
-    dimensions: int = option(32, least=1, most=MOST_DIMENSIONS, metavar="D", help="dimensions of the projection")
     columns: int | None = narrower(None, unset="about as wide as high")
     out: Path | None = narrower(None, unset="SAMPLES/compare")
 
@@ -73,33 +70,23 @@ class Compare(Study, Data, Kind, Cut, Seeded, Columns, group="look"):
         return self.out or self.samples / "compare"
 
     def run(self) -> Report:
-        """Find the nearest windows of every sample, and compare means and covariances."""
+        """Find the nearest windows of every sample, and measure all of them."""
         samples = read_samples(self.samples)
         split = split_of(self.split, self.data, "train")
         windows = Windows(self.open_set(samples, split), self.stride)
         print(windows.data.report.summary())
-        splits = halves(windows.groups, generator("compare halves", self.seed))
-        counts = choose_counts(len(samples.pixels), splits, self.dimensions)
-        values = samples.pixels[0].numel()
-        projection = random_projection(values, self.dimensions, generator("compare projection", self.seed))
+        evaluated = self.evaluate(samples, windows)
         searches = self.searches(samples, windows, split)
-        features = look(windows, searches.values(), projection)
+        look(windows, searches.values())
         nearest = {name: search.nearest for name, search in searches.items()}
-        projected = project(samples.pixels, projection)[by_label(samples.labels)]
         numbers = {
             "samples": {"folder": str(self.samples), "count": len(samples.pixels), "fps": samples.fps},
             "clips": dict(zip(("frames", "height", "width"), samples.shape, strict=True)),
             "data": self.describe(windows, split),
             "nearest": report.summarise_nearest(nearest),
             "memorisation": memorisation.summarise(nearest),
-            "frechet": {
-                "unit": "squared distance of flattened clips, pixels in [-1, 1]",
-                "dimensions": self.dimensions,
-                "seed": self.seed,
-                "clips": list(counts),
-                "halved by": "group" if windows.grouped else "file",
-                **distances(projected, features, splits, counts),
-            },
+            "halved by": "group" if windows.grouped else "file",
+            **evaluated,
         }
         rows = report.nearest_rows(samples, windows, nearest["samples"])
         scale = {name: value for name, value in numbers["nearest"].items() if name != "samples"}
@@ -109,7 +96,12 @@ class Compare(Study, Data, Kind, Cut, Seeded, Columns, group="look"):
                 report.draw_pairs, samples, nearest["samples"], rows, self.columns
             ),
         }
-        return Report(numbers, report.table(numbers), pictures, {"nearest.json": {**scale, "samples": rows}})
+        return Report(
+            numbers,
+            f"{report.table(numbers)}{metrics_table(numbers)}",
+            pictures,
+            {"nearest.json": {**scale, "samples": rows}},
+        )
 
     def open_set(self, samples: Samples, split: str) -> ClipSet:
         """The data as clips of the samples' frames and size. Frame rates set the frame interval if no option does."""
@@ -133,6 +125,18 @@ class Compare(Study, Data, Kind, Cut, Seeded, Columns, group="look"):
             rate = statistics.median(info.fps for _, _, info in data.files)
             data = opened(max(1, round(rate / samples.fps)))
         return data
+
+    def evaluate(self, samples: Samples, windows: Windows) -> dict[str, Any]:
+        """The record of the metrics, of the samples against windows without overlap; see `Evaluation.run`."""
+        data = windows.data
+        protocol = Protocol(window="every", order="sorted", frames=data.frames, size=tuple(data.size))
+        about = {"folder": str(self.data), "identity": identity(data)["total"]}
+        real = Files(data, data.windows(), about)
+        numbers = windows.of_files.tolist()
+        real.sources = [numbers[index] for index, _ in real.windows]
+        evaluation = open_evaluation(self, protocol, torch.device("cpu"), seed=self.seed)
+        record = evaluation.run(Arrays(samples.pixels.numpy(), samples.labels, samples.fps), real)
+        return {key: record[key] for key in ("protocol", "protocol_hash", "feature", "metrics")}
 
     def searches(self, samples: Samples, windows: Windows, split: str) -> dict[str, Search]:
         """Searches for the nearest windows: of the samples, of held-out clips if there are any, and of real clips."""
@@ -187,41 +191,3 @@ def read_samples(folder: Path) -> Samples:
     if len(labels) != len(pixels) or not fps > 0:
         raise UserError(f"{record} ({len(labels)} labels, {fps:g} fps) does not fit the {len(pixels)} samples of {npz}")
     return Samples(torch.from_numpy(pixels), labels, fps)
-
-
-def choose_counts(samples: int, splits: Sequence[tuple[Tensor, Tensor]], dimensions: int) -> tuple[int, int]:
-    """Numbers of clips on both sides of each comparison. UserError where covariances would be singular."""
-    half = min(len(part) for split in splits for part in split)
-    fewest = min(samples, half)
-    if dimensions < fewest:
-        return fewest, half
-    counted = f"{samples} samples and {half} windows in the smaller half of the data"
-    if fewest < 2:
-        raise UserError(f"there are {counted}, and a covariance needs 2: sample more, or give more data or --stride 1")
-    raise UserError(
-        f"--dimensions {dimensions} needs more clips than that on each side, and there are {counted}: covariances "
-        f"would be singular; type --dimensions {max(1, fewest // 2)} or less, or compare more samples"
-    )
-
-
-# Measures -----------------------------------------------------------------------------------------------------------
-
-
-def by_label(labels: Sequence[str | None]) -> list[int]:
-    """The numbers of the samples in the order of their labels, so that `thin` keeps each label's share."""
-    return sorted(range(len(labels)), key=lambda index: labels[index] or "")
-
-
-def distances(
-    samples: Tensor, features: Tensor, splits: Sequence[tuple[Tensor, Tensor]], counts: tuple[int, int]
-) -> dict[str, Any]:
-    """Fréchet distances of samples (N, D) from windows (W, D), and between halves of the windows."""
-    fewest, half = counts
-    pairs = [(thin(features[left], fewest), thin(features[right], half)) for left, right in splits]
-    real = spread([frechet(left, right) for left, right in pairs])
-    return {"samples": frechet(thin(samples, fewest), thin(features, half)), "real clips": real}
-
-
-def frechet(left: Tensor, right: Tensor) -> float:
-    """Fréchet distance between Gaussians of features (N, D) and (M, D)."""
-    return frechet_distance(*gaussian_of(left), *gaussian_of(right))

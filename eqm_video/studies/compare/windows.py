@@ -1,6 +1,6 @@
 """Every window of a data set, read file by file: the clips that samples are compared with.
 
-Legend: W windows, M windows of a chunk, N queries, T frames, H W pixels, D dimensions; pixels uint8, channels last.
+Legend: W windows, M windows of a chunk, N queries, T frames, H W pixels; pixels uint8, channels last.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from eqm_video.system import waits
 CHUNK = 2**24  # pixel values of a chunk of samples or windows
 KEPT = 2**28  # pixel values of windows that are kept as queries, at most
 QUERIES = 256  # real clips whose own nearest clip is searched for
-SPLITS = 10  # ways to halve the data
 GROUP = re.compile(r"v_.+_g(\d+)_c\d+")  # UCF-101's names: the clips of a group show the same person, or the same place
 
 
@@ -40,8 +39,8 @@ class Windows:
         keys = [match[1] if match else "" for match in groups]
         self.grouped = all(keys) and len(set(keys)) > 1
         order = {key: number for number, key in enumerate(sorted(set(keys)))}
-        by_file = torch.tensor([order[key] for key in keys]) if self.grouped else torch.arange(len(data))
-        self.groups = by_file[self.files]  # the group (or file) number of each window
+        self.of_files = torch.tensor([order[key] for key in keys]) if self.grouped else torch.arange(len(data))
+        self.groups = self.of_files[self.files]  # the group (or file) number of each window; `of_files`: of each file
 
     def __len__(self) -> int:
         return len(self.places)
@@ -73,26 +72,6 @@ def thin(numbers: Tensor, count: int) -> Tensor:
     """`count` of the numbers (W,), evenly spaced; all of them if there are no more."""
     count = min(count, len(numbers))
     return numbers[torch.arange(count) * len(numbers) // count]
-
-
-def halves(groups: Tensor, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-    """Up to `SPLITS` ways to split the groups (W,) into two halves, as the window numbers of each half."""
-    names = groups.unique()
-    ways: dict[frozenset[frozenset[int]], tuple[Tensor, Tensor]] = {}
-    for _ in range(5 * SPLITS):
-        order = names[torch.randperm(len(names), generator=generator)]
-        parts = order[: len(order) // 2], order[len(order) // 2 :]
-        key = frozenset(frozenset(part.tolist()) for part in parts)
-        if key not in ways and len(ways) < SPLITS:
-            left, right = (torch.isin(groups, part).nonzero()[:, 0] for part in parts)
-            ways[key] = (left, right)
-    return list(ways.values())
-
-
-def project(clips: Tensor, projection: Tensor) -> Tensor:
-    """Pixels in [-1, 1], flattened and projected: (M,T,H,W,3) and (T·H·W·3, D) to (M, D)."""
-    rows = max(1, CHUNK // clips[0].numel())
-    return torch.cat([(part.flatten(1).float() / 127.5 - 1) @ projection for part in clips.split(rows)])
 
 
 @dataclass(frozen=True)
@@ -132,11 +111,8 @@ def some_windows(windows: Windows, values: int) -> tuple[Tensor, Tensor]:
     return numbers, torch.cat([clips for _, clips in windows.read(numbers, "clips to search for")])
 
 
-def look(windows: Windows, searches: Iterable[Search], projection: Tensor) -> Tensor:
-    """Read every window once: update the searches, and return the projections (W, D)."""
-    features = []
+def look(windows: Windows, searches: Iterable[Search]) -> None:
+    """Read every window once, and update the searches."""
     for numbers, clips in windows.read():
-        features.append(project(clips, projection))
         for search in searches:
             search.update(clips, numbers)
-    return torch.cat(features)

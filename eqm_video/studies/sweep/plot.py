@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eqm_video.output import plots
-from eqm_video.studies.quality import NAMES
+from eqm_video.studies.quality import titles
 
 Row = Mapping[str, Any]
 
@@ -15,18 +15,19 @@ Row = Mapping[str, Any]
 def draw_sweep(path: Path, rows: Sequence[Row], headline: str | None, known: Mapping[str, Any]) -> None:
     """Draw the best of all step sizes over the evaluations; below, quality over step sizes for the first sampler.
 
-    `headline` is the measure of quality, or None. `known` has the `limits` of stability of samplers and the distance of
-    real clips.
+    `headline` is the measure of quality, or None. `known` has the `limits` of stability of samplers, and `measures`
+    with the values of real clips.
     """
+    names = titles(known.get("measures", {}))
     measures = [headline, "gradient_rms"] if headline else ["gradient_rms"]
     first = next((row["sampler"] for row in rows if row["step_size"] is not None), None)  # a sampler with step sizes
     varied = [row for row in rows if row["sampler"] == first and row["schedule"] == "constant"]
     panels = 1 + (len(measures) if first else 0)
     figure = plots.figure(6.5, 2.6 * panels)
-    settings = {"xscale": "log", "xlabel": "evaluations of the field", "ylabel": NAMES.get(measures[0], "")}
+    settings = {"xscale": "log", "xlabel": "evaluations of the field", "ylabel": names.get(measures[0], "")}
     over_evaluations(plots.axes(figure, panels, 1, 1, **settings), rows, measures[0], known)
     for place, measure in enumerate(measures if first else [], start=2):
-        axes = plots.axes(figure, panels, 1, place, xscale="log", xlabel="step size", ylabel=NAMES[measure])
+        axes = plots.axes(figure, panels, 1, place, xscale="log", xlabel="step size", ylabel=names[measure])
         over_step_sizes(axes, varied, measure, known.get("limits", {}).get(first))
         axes.set_title(f"{first}, constant step size", fontsize=10)
         if place == 2:
@@ -37,7 +38,7 @@ def draw_sweep(path: Path, rows: Sequence[Row], headline: str | None, known: Map
 def over_evaluations(axes: Any, rows: Sequence[Row], measure: str, known: Mapping[str, Any]) -> None:
     """Draw the best row of each number of evaluations, a line for each model, sampler and schedule."""
     series: dict[tuple[str, str, str], dict[float, float]] = {}
-    lower = measure != "both_accuracy"
+    lower = measure != "both_accuracy" and _metric(known, measure).get("better") != "higher"
     for row in sorted(rows, key=lambda row: row["model"] != "model"):  # the model's own lines first
         value = row.get(measure)
         if value is None:
@@ -72,9 +73,13 @@ def over_step_sizes(axes: Any, rows: Sequence[Row], measure: str, limit: float |
     plots.ticks_1_2_5(axes.xaxis)
     if measure == "both_accuracy":
         axes.set_ylim(0, 1.05)
-    else:
+    elif measure == "gradient_rms":
         axes.set_yscale("log")
         plots.ticks_1_2_5(axes.yaxis)
+
+
+def _metric(known: Mapping[str, Any], measure: str) -> Mapping[str, Any]:
+    return known.get("measures", {}).get("metrics", {}).get(measure, {})
 
 
 def _shows(row: Row, steps: int, measure: str) -> bool:
@@ -84,7 +89,5 @@ def _shows(row: Row, steps: int, measure: str) -> bool:
 def _reference(axes: Any, measure: str, known: Mapping[str, Any]) -> None:
     if measure == "both_accuracy":
         axes.set_ylim(0, 1.05)
-    elif measure == "frechet":
-        axes.set_yscale("log")
-        if "frechet of real clips" in known:
-            axes.axhline(known["frechet of real clips"], color=plots.GREY, linestyle=":", label="real clips")
+    elif real := _metric(known, measure).get("real"):
+        axes.axhline(real["value"], color=plots.GREY, linestyle=":", label="real clips")

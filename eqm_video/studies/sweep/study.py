@@ -16,9 +16,9 @@ from eqm_video.errors import UserError
 from eqm_video.options import narrower, option
 from eqm_video.samplers import NAG, SAMPLERS, SCHEDULES, SIZED
 from eqm_video.sampling.launch import fingerprint
-from eqm_video.sampling.option_groups import Data, Overwriting, Ruled, Stepping
+from eqm_video.sampling.option_groups import Judged, Overwriting, Ruled, Stepping
 from eqm_video.sampling.pipeline import EqMPipeline
-from eqm_video.studies.quality import Judge
+from eqm_video.studies.quality import Judge, feature_name
 from eqm_video.studies.request import Request
 from eqm_video.studies.study import Compared, Report
 from eqm_video.studies.sweep.plot import draw_sweep
@@ -42,7 +42,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep(Compared, Ruled, Stepping, Data, Overwriting, group="look"):
+class Sweep(Compared, Ruled, Stepping, Judged, Overwriting, group="look"):
     """Quality over number of steps, step size and sampler.
 
     Every combination samples the same labels and seeds and becomes a row of sweep.csv, sweep.json and the table on the
@@ -52,7 +52,8 @@ class Sweep(Compared, Ruled, Stepping, Data, Overwriting, group="look"):
     `--step-size auto` takes step sizes for walks (step_size x steps) of 1/4, 1/2, 1 and 2 times the length of the
     model's own setting. `--step-schedule even` gives each step the size that moves gamma by 1/steps in the closed form
     for one data point, step_size_k = 1 / (steps c(k / steps)), as the Euler method does with a flow: the fair few-step
-    setting. `--against` adds a flow model with the same numbers of evaluations.
+    setting. `--against` adds a flow model with the same numbers of evaluations. With --data every row has the --metrics
+    of its samples against real clips, with 95 % intervals.
     """
 
     num_samples: int = 64
@@ -71,17 +72,20 @@ class Sweep(Compared, Ruled, Stepping, Data, Overwriting, group="look"):
         pipelines = dict(zip(("model", "against"), models, strict=False))
         request = self.request(models[0])
         wanted = self.settings(pipelines)
-        judge = Judge.of(models[0], request, self.data)
+        judge = Judge.of(models[0], request, self)
         record = Record(self.out / self.record, self.shared(pipelines, request), self.overwrite)
         missing = [setting for setting in wanted if record.find(setting) is None]
         if len(missing) < len(wanted):
             print(f"{len(wanted) - len(missing)} of {len(wanted)} settings are there already")
         for setting in waits.bar(missing, "sweeping", unit="setting"):
             record.add(setting, measure(pipelines[setting.model], request, setting, judge, self.mu))
-        known = {**judge.scale, "limits": limits(models[0], self.mu)}
+        scale = judge.scale(len(request.ids))
+        known = {**scale, "limits": limits(models[0], self.mu)}
         return Report(
-            record.content({"machine": machine.describe(models[0].device), **judge.scale}),
-            as_table([record.find(setting) for setting in wanted]),
+            record.content({"machine": machine.describe(models[0].device), **scale}),
+            as_table(
+                [record.find(setting) for setting in wanted], [judge.headline, *(self.metrics if self.data else ())]
+            ),
             {"sweep.png": lambda path: draw_sweep(path, record.rows, judge.headline, known)},
             {"sweep.csv": as_csv(record.rows)},
         )
@@ -115,6 +119,9 @@ class Sweep(Compared, Ruled, Stepping, Data, Overwriting, group="look"):
             **request.settings(),
             "mu": look_ahead(pipelines["model"], self.mu),
             "data": None if self.data is None else str(self.data),
+            "measures": None
+            if self.data is None
+            else {"metrics": list(self.metrics), "features": feature_name(self, request.frames)},
         }
 
 
@@ -248,9 +255,9 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def as_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a table for the screen."""
-    quality = [name for name in ("both_accuracy", "shape_overlap", "frechet") if name in rows[0]]
+def as_table(rows: Sequence[dict[str, Any]], measures: Sequence[str | None]) -> str:
+    """The rows as a table for the screen, with `measures` of quality."""
+    quality = [name for name in dict.fromkeys(["both_accuracy", "shape_overlap", *measures]) if name in rows[0]]
     names = [*COLUMNS, *quality]
     lines = [[_cell(row.get(name)) for name in names] for row in rows]
     widths = [max(len(name), *(len(line[k]) for line in lines)) for k, name in enumerate(names)]
