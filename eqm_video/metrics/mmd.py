@@ -101,7 +101,8 @@ class MMD(Metric, name="mmd", title="MMD"):
         """The p-value: the share of `count` random divisions of all clips into two sets that differ as much.
 
         (1 + number at least as large) / (1 + count): it is never 0, and is uniform where both sets are of one kind.
-        Where a set has more than `MOST` clips, how many of them p-value and interval are of; the value is of all.
+        For a set of more than `MOST` clips also the number of clips that p-value and interval are of; the value is of
+        all.
         """
         kept = {"samples": min(len(samples), MOST), "real": min(len(real), MOST)}
         more = {"interval_and_p_value_of": kept} if max(len(samples), len(real)) > MOST else {}
