@@ -20,7 +20,7 @@ WORKDIR /opt/eqm-video
 COPY constraints.txt ./
 RUN pip install $TORCH_ARGS -c constraints.txt torch
 COPY . .
-RUN pip install -c constraints.txt ".[demo]"
+RUN pip install -c constraints.txt .
 
 WORKDIR /work
 ENTRYPOINT ["eqm-video"]

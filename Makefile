@@ -16,11 +16,11 @@ setup: $(VENV)/.installed
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) -e ".[demo]"
+	$(INSTALL) -e .
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.demo
-	$(INSTALL) -e ".[demo,dev,evaluate]"
+	$(INSTALL) -e ".[dev,evaluate]"
 	touch $@
 
 demo: $(VENV)/.demo

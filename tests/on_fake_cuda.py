@@ -142,6 +142,18 @@ def measures(pipe: EqMPipeline) -> None:
     case("network", lambda: pipe.transformer(latents, torch.tensor([0, 1])).sample.sum())
 
 
+def offloading() -> None:
+    """A model whose parts go to the device one after the other, and come back."""
+    pipe, call = tiny_pipeline(), {"labels": "a", "seeds": [1], "steps": 2, "output_type": "pt"}
+    plain = case("all on the device", lambda: pipe(**call).frames)
+    case("offload", lambda: pipe.enable_model_cpu_offload(device=DEVICE))
+    again = case("offloaded", lambda: pipe(**call).frames)
+    found["offloaded, the same"] = (
+        plain is not None and again is not None and bool(torch.equal(plain.cpu(), again.cpu()))
+    )
+    found["offloaded, now on"] = sorted({str(next(part.parameters()).device) for part in (pipe.transformer, pipe.vae)})
+
+
 def main() -> None:
     fakecuda.patch_generators()
     torch.Tensor.pin_memory = lambda values, *_: values  # the CPU build of torch pins nothing
@@ -151,6 +163,8 @@ def main() -> None:
         refuse_float64()
     pipe = tiny_pipeline()
     measures(pipe)
+    if not without:
+        offloading()
     sampling(pipe, STEPS[:1] if without else STEPS, ("nag", *SOLVERS, "dopri5, known") if without else ())
     print(json.dumps(found))
 

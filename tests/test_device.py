@@ -177,6 +177,11 @@ def test_no_update_waits_for_the_device_without_a_tolerance(cases):
     assert waits["tolerance"][1] - waits["tolerance"][0] == 3  # one an update
 
 
+def test_parts_of_a_model_may_wait_off_the_device(cases):
+    """`enable_model_cpu_offload`: network and codec visit the device in turn, and the samples stay the same."""
+    assert cases["offloaded, the same"] is True and cases["offloaded, now on"] == ["cpu"]
+
+
 def test_a_training_step_waits_once_and_for_the_step_before(guard, tmp_path):
     lines = [line.split() for line in run_there(guard, "-c", TRAINING, str(tmp_path))]
     counts = {(int(words[1]), int(words[2])): int(words[3]) for words in lines if words[:1] == ["WAITS"]}

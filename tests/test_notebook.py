@@ -10,7 +10,6 @@ import pytest
 nbformat = pytest.importorskip("nbformat", reason="needs nbclient, of the dev extra")
 nbclient = pytest.importorskip("nbclient", reason="needs nbclient, of the dev extra")
 pytest.importorskip("ipykernel", reason="needs ipykernel, of the dev extra")
-pytest.importorskip("matplotlib", reason="its report needs matplotlib (pip install eqm-video[demo])")
 
 
 def test_the_quick_start_runs(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

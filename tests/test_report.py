@@ -24,8 +24,6 @@ from eqm_video.training.report import RunFiles, duration, page, read_log, spread
 
 WEIGHTS = "diffusion_pytorch_model"
 
-pytest.importorskip("matplotlib", reason="figures need matplotlib (pip install eqm-video[demo])")
-
 
 class Elements(HTMLParser):
     """The tags of a page with their attributes, and its text."""

@@ -1,6 +1,6 @@
 """The style of all figures: a quiet frame, a palette that colour-blind readers can tell apart, pictures as PNG.
 
-Figures need matplotlib (the `demo` extra), which is imported when a figure is made. Widths and heights are in inches. A
+matplotlib is imported when a figure is made. Widths and heights are in inches. A
 figure 6 inches wide is saved 900 pixels wide, and its text stays readable at 600.
 """
 

@@ -147,7 +147,7 @@ def count_flaws(clips: NDArray[np.uint8]) -> dict[str, int]:
 
 
 def draw_curve(metrics: Path, out: Path) -> None:
-    """Draw the loss of training and of held-out clips over the steps; needs matplotlib (the `demo` extra)."""
+    """Draw the loss of training and of held-out clips over the steps."""
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     held_out = [(line["step"], line["held_out"]["mean"]) for line in lines if "held_out" in line]
     figure = plots.figure(6, 3.5)

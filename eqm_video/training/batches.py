@@ -11,6 +11,7 @@ averaged over processes during the last pass, in which every weight must take pa
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -158,6 +159,8 @@ class Batches:
 
     def loader(self, first: int, stop: int) -> Iterator[dict[str, Any]]:
         """The batches [first, stop), counted in forward passes from the start of the run, made ahead by workers."""
+        # More workers than cores are what a slow disk needs; torch's advice against them would come at every start.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader = DataLoader(
             Views(self.sets),
             batch_sampler=Requests(self.plan, first, stop),

@@ -69,12 +69,12 @@ class Forecast:
 @contextmanager
 def beside(bar: tqdm, what: str) -> Iterator[None]:
     """Something else than steps is done, and said on the bar: its time is no part of the steps' speed."""
-    begun = time.time()
+    begun, before = time.time(), bar.desc or ""
     bar.set_description_str(what)
     try:
         yield
     finally:
-        bar.set_description_str("")
+        bar.set_description_str(before)
         if not bar.disable:
             spent = time.time() - begun
             bar.start_t += spent

@@ -348,7 +348,9 @@ class Trainer:
     def _bar(self) -> tqdm:
         self._logged = self.step
         main = self.accelerator.is_local_main_process
-        return waits.bar(total=self.settings.steps, done=self.step, unit="step", delay=0, keep=True, shown=main)
+        return waits.bar(
+            what="training", total=self.settings.steps, done=self.step, unit="step", delay=0, keep=True, shown=main
+        )
 
     def _save_best(self) -> None:
         """Write the checkpoint of the best evaluation; where that fails, the best one stays what it was before."""
