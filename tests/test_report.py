@@ -217,3 +217,10 @@ def test_only_files_of_the_model_are_shared(run: Path, tmp_path: Path, capsys: p
     ):
         assert command(["push", *words, "--dry-run"]) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_a_hub_that_cannot_be_reached_is_a_sentence(run: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    assert command(["push", str(run), "me/shapes"]) == 2
+    assert "error: http://127.0.0.1:9 cannot be reached (" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from eqm_video.wording import counted
 # Files of an export that are shared. Everything else in its folder, such as notes or pickles, stays on the machine.
 SHARED = ("model_index.json", "README.md", "samples.gif", "samples.png", "*/config.json", "*/*.safetensors")
 SHARED += ("*/*.safetensors.index.json",)
+LINE_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]  # of the client's HTTP library, which releases have changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +89,10 @@ def upload(folder: Path, repository: str, *, private: bool = False) -> str:
         api.upload_folder(
             repo_id=repository, folder_path=folder, allow_patterns=names, commit_message="Upload the model"
         )
-    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalTokenNotFoundError, LINE_ERROR, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
+        if not isinstance(error, HfHubHTTPError | LocalTokenNotFoundError):
+            raise UserError(f"{api.endpoint} cannot be reached ({reason}): check the network, and try again") from error
         raise UserError(
             f"the hub did not take {repository} ({reason}): type `hf auth login`, and name an owner you may write for"
         ) from error

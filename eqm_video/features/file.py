@@ -70,7 +70,7 @@ def open_onnx(path: Path, device: torch.device | str) -> Callable[[Tensor], dict
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as state
     except ImportError as error:
-        raise UserError(f"--features {path} needs onnxruntime; type pip install 'eqm-video[evaluate]'") from error
+        raise UserError(f"--features {path} needs onnxruntime; type pip install onnxruntime") from error
     failures = (state.Fail, state.InvalidProtobuf, state.InvalidGraph, state.NoModel, state.InvalidArgument)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

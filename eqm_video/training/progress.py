@@ -69,7 +69,7 @@ class Forecast:
 @contextmanager
 def beside(bar: tqdm, what: str) -> Iterator[None]:
     """Something else than steps is done, and said on the bar: its time is no part of the steps' speed."""
-    begun, before = time.time(), bar.desc or ""
+    begun, before = time.time(), getattr(bar, "desc", None) or ""  # a hidden bar has none
     bar.set_description_str(what)
     try:
         yield
