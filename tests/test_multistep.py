@@ -14,9 +14,13 @@ from eqm_video.analysis.exact_field import OracleField
 from eqm_video.core.decay import ConstantDecay, LinearDecay, PiecewiseDecay, ScaledDecay, TruncatedDecay
 from eqm_video.core.objective import interpolate
 from eqm_video.errors import UserError
-from eqm_video.samplers import Euler, Multistep, Route, descend, frame_moves, run
+from eqm_video.samplers import NAG, Euler, Multistep, Route, descend, frame_moves, run
 from eqm_video.samplers.levels import Levels
 from eqm_video.samplers.warp import Identity
+from eqm_video.sampling.arguments import own_walk
+from eqm_video.sampling.settings import Sampling
+from eqm_video.studies.adaptive import own_settings
+from eqm_video.training.config import load_config
 
 SHAPE = (3, 2, 2, 2, 2)  # B, T, C, H, W
 DECAYS = [ConstantDecay(), ConstantDecay(4.0), TruncatedDecay(), LinearDecay(), PiecewiseDecay(a=0.5, b=3.0)]
@@ -215,3 +219,19 @@ def test_a_model_that_does_not_say_its_decay_is_refused():
         tiny_pipeline(decay=None)("up", sampler="multistep")
     with pytest.raises(UserError, match="sampler 'multistep' has no step_size: leave it out"):
         tiny_pipeline()("up", sampler="multistep", step_size=0.1)
+
+
+def test_a_model_that_recommends_it_still_walks_as_the_paper_does():
+    """Exports with multistep as their own sampler: nag is the paper's by name alone, and studies of walks run."""
+    own = {"kind": "multistep", "steps": 12, "guidance_scale": 1.0}
+    pipe = tiny_pipeline(sampler=own)
+    assert Sampling().on(pipe).record()["sampler"] == {"kind": "multistep"} and Sampling().on(pipe).steps == 12
+    paper = Sampling(sampler="nag").on(pipe)
+    assert (paper.sampler, paper.steps) == (NAG(0.003, 0.35), 250)
+    assert Sampling(sampler="euler").on(pipe).steps == 12
+    assert own_settings(pipe) == [(250, 0.003), (1000, 0.00075)]
+    with pytest.raises(UserError, match="'euler' has no step size"):
+        own_walk({"kind": "euler", "steps": 4})
+    for name in ("own_videos", "own_videos_cpu"):
+        sampler = load_config(name).sampler
+        assert (sampler.rule, sampler.steps) == (Multistep(), 12)

@@ -24,6 +24,7 @@ from eqm_video.sampling.model_settings import is_whole, whole
 
 Label = str | int | None
 LATEST = 1e30  # reference frames: times are float32, and their squares must be finite
+WALK = {"steps": 250, "step_size": NAG.step_size}  # of the paper: for models whose own sampler takes few steps
 
 
 def plain_value(value: Any) -> Any:
@@ -265,10 +266,31 @@ def default_steps(settings: Mapping[str, Any], sampler: str | Sampler | None) ->
     """The steps of a descent by default: those of a model's `settings`, or the few of a sampler that needs no more.
 
     The settings are for the sampler that they name. Another sampler with a number of steps of its own (`few`) takes it.
+    Where the settings are for few steps, a rule that walks by a step size takes those of the paper, as many as its
+    default step size needs.
     """
     own = SAMPLERS[settings["kind"]]
     kind = own if sampler is None else SAMPLERS.get(sampler) if isinstance(sampler, str) else type(sampler)
-    return settings["steps"] if kind is own else getattr(kind, "few", settings["steps"])
+    if kind is own:
+        return settings["steps"]
+    if hasattr(own, "few") and hasattr(kind, "__dataclass_fields__") and "step_size" in kind.__dataclass_fields__:
+        return WALK["steps"]
+    return getattr(kind, "few", settings["steps"])
+
+
+def own_walk(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The `steps` and the `step_size` of a model's descent, for studies that vary them.
+
+    They are those of its `settings`; of the paper where the settings are for few steps. UserError for a solver.
+    """
+    if "step_size" in settings:
+        return settings
+    if hasattr(SAMPLERS[settings["kind"]], "few"):
+        return WALK
+    raise UserError(
+        f"the model's own sampler {settings['kind']!r} has no step size: give one (--step-size 0.01 0.02, or --fixed "
+        f"{settings['steps']}:0.01)"
+    )
 
 
 def step_gammas(

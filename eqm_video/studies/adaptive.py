@@ -13,7 +13,8 @@ import numpy as np
 from eqm_video.errors import UserError
 from eqm_video.options import narrower, option
 from eqm_video.output import plots
-from eqm_video.samplers import SIZED
+from eqm_video.samplers import SAMPLERS, SIZED
+from eqm_video.sampling.arguments import own_walk
 from eqm_video.sampling.option_groups import Judged, PerFrame, Ruled
 from eqm_video.sampling.option_words import read_fixed
 from eqm_video.sampling.pipeline import EqMPipeline
@@ -75,9 +76,14 @@ class Adaptive(Sampled, Ruled, PerFrame, Judged, group="look"):
         }
         return Report(numbers, as_table(results, judge.headline), draw)
 
+    def kind(self, pipeline: EqMPipeline) -> str:
+        """The sampler: the model's own, or nag where that takes too few steps to stop at rest."""
+        own = pipeline.config.sampler["kind"]
+        return self.sampler or ("nag" if hasattr(SAMPLERS[own], "few") else own)
+
     def check_sampler(self, pipeline: EqMPipeline) -> None:
         """UserError if the model's own sampler is a solver: a solver has no point of rest to stop at."""
-        kind = self.sampler or pipeline.config.sampler["kind"]
+        kind = self.kind(pipeline)
         if kind not in SIZED:
             raise UserError(
                 f"the model's own sampler {kind!r} cannot stop at rest: type --sampler {' or '.join(SIZED)}"
@@ -93,7 +99,7 @@ class Adaptive(Sampled, Ruled, PerFrame, Judged, group="look"):
     ) -> dict[str, Any]:
         """The record of a fixed setting: all steps, then each tolerance beside a fixed descent of equal cost."""
         steps, step_size = fixed
-        rule = pipeline.rule(self.sampler, step_size, self.mu)
+        rule = pipeline.rule(self.kind(pipeline), step_size, self.mu)
         walk(pipeline, request, rule, steps=1)  # the first evaluation of a process is slower than all others
         tolerances: list[float | None] = [None, *sorted(self.tolerances)]
         walks: dict[float | None, list[Walk]] = {tolerance: [] for tolerance in tolerances}
@@ -114,19 +120,13 @@ class Adaptive(Sampled, Ruled, PerFrame, Judged, group="look"):
             same = [walk(pipeline, request, rule, steps=fewer)]
             row["fixed with as many"] = {"steps": fewer, **summary(pipeline, request, judge, same, reference)}
             rows.append(row)
-        sampler = self.sampler or pipeline.config.sampler["kind"]
-        setting = {"sampler": sampler, "steps": steps, "step_size": step_size, "rule": describe_rule(rule)}
+        setting = {"sampler": self.kind(pipeline), "steps": steps, "step_size": step_size, "rule": describe_rule(rule)}
         return {**setting, "all steps": whole_, "adaptive": rows}
 
 
 def own_settings(pipeline: EqMPipeline) -> list[tuple[int, float]]:
     """The model's own steps and step size, and a finer descent of the same length; UserError if it has no step size."""
-    own = pipeline.config.sampler
-    if "step_size" not in own:
-        raise UserError(
-            f"the model's own sampler {own['kind']!r} has no step size: say which descents to compare, such as "
-            f"--fixed {own['steps']}:0.01"
-        )
+    own = own_walk(pipeline.config.sampler)
     return [(own["steps"], own["step_size"]), (4 * own["steps"], own["step_size"] / 4)]
 
 

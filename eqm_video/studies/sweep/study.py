@@ -15,6 +15,7 @@ import torch
 from eqm_video.errors import UserError
 from eqm_video.options import narrower, option
 from eqm_video.samplers import NAG, SAMPLERS, SCHEDULES, SIZED
+from eqm_video.sampling.arguments import own_walk
 from eqm_video.sampling.launch import fingerprint
 from eqm_video.sampling.option_groups import Judged, Overwriting, Ruled, Stepping
 from eqm_video.sampling.pipeline import EqMPipeline
@@ -143,11 +144,7 @@ def _automatic(own: Mapping[str, Any], steps: int) -> list[float]:
     """Step sizes whose walks of `steps` are 1/4 to 2 times as long as the model's own; UserError if it has no step
     size.
     """
-    if "step_size" not in own:
-        raise UserError(
-            f"--step-size auto depends on the model's own step size, and its sampler {own['kind']!r} has none: type "
-            f"--step-size NUMBERS, such as 0.01 0.02, or --sampler {own['kind']} alone"
-        )
+    own = own_walk(own)
     return [own["step_size"] * own["steps"] / steps * length for length in LENGTHS]
 
 
