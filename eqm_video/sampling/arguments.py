@@ -266,8 +266,7 @@ def default_steps(settings: Mapping[str, Any], sampler: str | Sampler | None) ->
     """The steps of a descent by default: those of a model's `settings`, or the few of a sampler that needs no more.
 
     The settings are for the sampler that they name. Another sampler with a number of steps of its own (`few`) takes it.
-    Where the settings are for few steps, a rule that walks by a step size takes those of the paper, as many as its
-    default step size needs.
+    A rule that walks by a step size takes the paper's steps if the settings are for few, as its own step size is small.
     """
     own = SAMPLERS[settings["kind"]]
     kind = own if sampler is None else SAMPLERS.get(sampler) if isinstance(sampler, str) else type(sampler)
