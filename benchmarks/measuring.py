@@ -170,13 +170,18 @@ def autocast(device: torch.device, dtype: str) -> Any:
         yield
 
 
+def _plain(word: str) -> str:
+    """A word of a command without the folders of this machine."""
+    return "/".join(word.split("/")[-2:]) if word.startswith("/") else word
+
+
 def record(name: str, rows: Sequence[dict[str, Any]], device: torch.device, out: Path | None) -> None:
     """Print the rows, and write them to `out` with the command, the machine and the commit."""
     for row in rows:
         print(json.dumps({key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()}), flush=True)
     content = {
         "benchmark": name,
-        "command": " ".join(["python", f"benchmarks/{name}.py", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{name}.py", *map(_plain, sys.argv[1:])]),
         "commit": machine.commit(),
         "machine": machine.describe(device),
         "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,

@@ -3,7 +3,10 @@
     python benchmarks/memory.py --presets S/2 --frames 1,16 --depth 2
     python benchmarks/memory.py --presets S/2,B/2,L/2,XL/2 --frames 16,64 --device cuda --dtype bf16
 
-Each case is a process of its own. On a CPU it is the peak of the resident memory, on a GPU that of allocated memory.
+Each case is a process of its own. On a GPU it is the peak of allocated memory, on a CPU that of resident memory, in
+which every tensor above 1 MiB has a mapping of its own, and goes when it is freed. glibc's heap keeps holes instead:
+`gib_heap` is the peak of a second process, with glibc's own settings.
+`counted` is what `eqm-video train --dry-run` says, and `gap` how far it is from the measured: `gib / counted - 1`.
 `seconds` is the time of the second step, CPU time on a CPU.
 """
 
@@ -11,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
+from typing import Any
 
 import measuring
 import torch
@@ -21,6 +26,8 @@ import train_step
 
 from eqm_video.core.energy import Field
 from eqm_video.models.recompute import keep_products
+from eqm_video.training.config import load_config
+from eqm_video.training.estimate import count_memory
 
 MODES = ("none", "selective", "block")
 
@@ -32,10 +39,26 @@ def used(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def counted(options: argparse.Namespace, network: torch.nn.Module) -> float:
+    """GiB of the case, as a dry run counts them."""
+    words = [f"model.preset=EqM-{options.presets}", f"train.batch_size={options.batch}", "codec.name=bundled"]
+    words += [f"train.mixed_precision={'bf16' if options.dtype == 'bf16' else 'no'}", "train.accumulation=1"]
+    if options.recompute != "none":
+        words += ["train.gradient_checkpointing=true", f"train.recompute={options.recompute}"]
+    shape = (int(options.frames), measuring.CHANNELS, options.size, options.size)
+    return count_memory(load_config(None, words), network, shape).peak / 2**30
+
+
 def one(options: argparse.Namespace) -> None:
     """Measure a single case, in this process, and print it."""
     device, frames = torch.device(options.device), int(options.frames)
     torch.set_num_threads(options.threads)
+    small = measuring.build("Nano/4", depth=1, device=options.device)  # a first step loads what torch imports late
+    field = Field(small)
+    train_step.step_of(
+        small, lambda *given: field(*given).sample, (1, 2, measuring.CHANNELS, 4, 4), device, options.dtype
+    )()
+    del small, field
     before = used(device)
     network = measuring.build(options.presets, depth=options.depth, device=options.device)
     if options.recompute != "none":
@@ -44,8 +67,16 @@ def one(options: argparse.Namespace) -> None:
     step = train_step.step_of(network, lambda *given: field(*given).sample, shape, device, options.dtype)
     (found,) = measuring.timed([step], 1, device)
     row = {"preset": options.presets, "frames": frames, "batch": options.batch, "depth": options.depth}
-    row |= {"dtype": options.dtype, "recompute": options.recompute, "gib": (used(device) - before) / 2**30}
-    print(json.dumps({**row, "seconds": found["seconds"]}))
+    gib, said = (used(device) - before) / 2**30, counted(options, network)
+    row |= {"dtype": options.dtype, "recompute": options.recompute, "gib": gib, "counted": said}
+    print(json.dumps({**row, "gap": gib / said - 1, "seconds": found["seconds"]}))
+
+
+def run(words: list[str], settings: dict[str, str]) -> dict[str, Any]:
+    """The row of a case, measured in a process with these settings in its environment; out of memory is a result."""
+    command = [sys.executable, __file__, "--one", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **settings})
+    return {"error": done.stderr[-300:]} if done.returncode else json.loads(done.stdout)
 
 
 def main() -> None:
@@ -67,15 +98,10 @@ def main() -> None:
         for frames in options.frames.split(","):
             for mode in MODES:
                 case = [f"--presets={preset}", f"--frames={frames}", f"--recompute={mode}"]
-                done = subprocess.run(
-                    [sys.executable, __file__, "--one", *words, *case], capture_output=True, text=True, check=False
-                )
-                if done.returncode:  # out of memory is a result
-                    rows.append(
-                        {"preset": preset, "frames": int(frames), "recompute": mode, "error": done.stderr[-300:]}
-                    )
-                else:
-                    rows.append(json.loads(done.stdout))
+                row = run([*words, *case], {"MALLOC_MMAP_THRESHOLD_": str(2**20)})
+                if options.device == "cpu" and "gib" in row:
+                    row["gib_heap"] = run([*words, *case], {}).get("gib")
+                rows.append({"preset": preset, "frames": int(frames), "recompute": mode, **row})
     measuring.record("memory", rows, torch.device(options.device), options.out)
 
 

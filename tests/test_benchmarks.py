@@ -8,9 +8,11 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from numbered import write_numbered
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -18,7 +20,10 @@ import gpu
 import loader
 import measuring
 import memory
+import reading
+import resizing
 import sample
+import tables
 import temporal
 import train_step
 
@@ -91,7 +96,8 @@ def test_a_case_of_memory_is_measured(capsys) -> None:
     words = ["--presets=S/2", "--frames=2", "--size=4", "--depth=1", "--recompute=selective"]
     memory.one(train_step.parser("").parse_args(words))
     row = json.loads(capsys.readouterr().out)
-    assert row["recompute"] == "selective" and row["gib"] >= 0
+    assert row["recompute"] == "selective" and row["gib"] >= 0 and 0 < row["counted"] < 1
+    assert row["gap"] == pytest.approx(row["gib"] / row["counted"] - 1)
 
 
 def test_batches_of_a_recipe_are_timed(made, tmp_path, monkeypatch, fresh_accelerator) -> None:
@@ -149,3 +155,24 @@ def test_half_of_the_attention_in_time_is_compared_at_equal_computation(tmp_path
     assert (loss["every block"], loss["every second"]) == pytest.approx((1.05, 2.05))  # of the last step
     assert loss["difference"]["mean"] == pytest.approx(1) and loss["difference"]["signs"] == 2
     assert loss["difference"]["high"] - loss["difference"]["low"] < 1e-6
+
+
+def test_the_documents_have_the_tables_of_the_records() -> None:
+    for page in tables.PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert tables.fill(text) == text, f"{page.name}: type python benchmarks/tables.py"
+    used = {found[2] for page in tables.PAGES for found in tables.MARK.finditer(page.read_text(encoding="utf-8"))}
+    assert used == set(tables.TABLES)
+
+
+def test_readers_and_ways_to_resize_are_compared(tmp_path) -> None:
+    path = write_numbered(tmp_path / "a.avi", 40, codec="mpeg4", options={"g": "8"})
+    row = reading.row_of(path, 2, argparse.Namespace(clips=2, repeats=1))
+    assert (row["chosen"], row["clips"]) == ("pyav", 2) and row["group"] <= 8 and row["largest difference"] <= 2
+    assert all(row[f"ms {name}"] > 0 for name in ("decord", "pyav", "before"))
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (1, 64, 64, 3), dtype=np.uint8) for _ in range(6)]
+    options = argparse.Namespace(sizes="64,16", splits=2)
+    same, _, small, _ = resizing.rows_of("noise", noise, options)
+    assert same["gap"] == same["direct"] == 0 and same["scale"] == 1  # nothing is resized
+    assert small["direct"] > 0.01 * small["exact"] and small["gap"] != 0  # noise shows how a filter averages

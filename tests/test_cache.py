@@ -265,8 +265,8 @@ def test_single_videos_come_and_go(made: Path, tmp_path: Path) -> None:
     [
         (["data.size=32"], r"data\.size \[16, 16\] there, \[32, 32\] here"),
         (["data.flip=true"], r"data\.flip False there, True here"),
-        (["codec.name=CODEC"], "a codec with another weights"),
-        (["codec.name=bundled"], "a codec with another config and another weights"),
+        (["codec.name=CODEC"], "a codec with other weights"),
+        (["codec.name=bundled"], "a codec with other config and other weights"),
     ],
 )
 def test_a_cache_of_other_settings_is_refused(made, plain, tmp_path, capsys, change, sentence) -> None:

@@ -10,6 +10,7 @@ from eqm_video.core.energy import Field
 from eqm_video.models.presets import build_model
 from eqm_video.training.config import load_config
 from eqm_video.training.estimate import SPECS, count_memory, note_memory, seconds_per_step
+from eqm_video.training.trainer import Trainer
 
 
 def saved_bytes(network: torch.nn.Module, shape: tuple[int, ...]) -> int:
@@ -35,6 +36,32 @@ def test_activations_are_what_autograd_keeps(energy, every) -> None:
     words = ["model.preset=EqM-Nano/2", "train.batch_size=4", "train.accumulation=2", f"model.energy={energy}"]
     counted = count_memory(load_config(None, words), network, (6, 4, 16, 16)).activations
     assert counted == pytest.approx(saved_bytes(network, (2, 6, 4, 16, 16)), rel=0.02)
+
+
+def test_selective_checkpointing_keeps_inputs_and_products() -> None:
+    with torch.device("meta"):
+        network = build_model("EqM-Nano/2", num_labels=3, temporal=True, in_channels=4)
+    found = {}
+    for mode in ("none", "selective", "block"):
+        words = ["model.preset=EqM-Nano/2", "train.batch_size=2", "train.accumulation=1"]
+        words += [] if mode == "none" else ["train.gradient_checkpointing=true", f"train.recompute={mode}"]
+        found[mode] = count_memory(load_config(None, words), network, (6, 4, 16, 16)).activations
+    tokens, width, blocks = 2 * 6 * 64, 128, 4
+    # Of a block: two attentions' queries, keys and values, results and projections, and both products of the MLP. One
+    # block is recomputed at a time.
+    products = 4 * tokens * width * (2 * (3 + 1 + 1) + 4 + 1)
+    assert found["selective"] - found["block"] == pytest.approx((blocks - 1) * products, rel=0.05)
+    assert found["block"] < found["selective"] < found["none"]
+
+
+def test_a_run_that_does_not_fit_says_so_before_its_first_step(made, tmp_path, capsys, monkeypatch, fresh_accelerator):
+    words = [f"data.root={made / 'videos'}", f"codec.name={made / 'codec'}", "data.size=16", "frames=3"]
+    words += ["data.frame_interval=1", "data.workers=0", "model.preset=EqM-Nano/4", "train.steps=1", "preview.every=0"]
+    monkeypatch.setattr("eqm_video.training.run.free_memory", lambda device: 5 * 2**20)
+    said = []
+    monkeypatch.setattr(Trainer, "run", lambda trainer: said.append("".join(capsys.readouterr())))  # as if stopped
+    assert main([*words, f"run.dir={tmp_path / 'run'}"]) == 0
+    assert said[0].count("it may end for want of memory; ") == 1
 
 
 def test_state_follows_from_parameters_optimizer_and_parts() -> None:

@@ -314,7 +314,7 @@ def _differs(key: str, there: Any, here: Any) -> str:
     """A setting and its values in words; of a codec the part of it that differs."""
     if key == "codec" and isinstance(there, dict):
         parts = [part for part in here if there.get(part) != here[part]]
-        return f"a codec with another {' and another '.join(parts)}"
+        return f"a codec with other {' and other '.join(parts)}"
     return f"{SAID[key]} {there} there, {here} here"
 
 

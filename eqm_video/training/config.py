@@ -74,8 +74,8 @@ class DataConfig:
     image_fraction: float = option(0.0, least=0, below=1)
     size: int = option(256, least=1, most=LARGEST_SIDE)  # pixels
     flip: bool = False  # mirror half of the clips, left and right
-    # adm: the resize of ADM, DiT and SiT, exactly. torch: a bicubic pass, about 7 times faster; above half a frame's
-    # size at most 2 of 255 apart in half a percent of the values, below it visibly other.
+    # adm: the resize of ADM, DiT and SiT, exactly. torch: a bicubic pass, about 7 times faster; Fréchet distances stay
+    # where frames are enlarged or shrink to four fifths, and move where they shrink below half (docs/scaling.md).
     resize: Literal["adm", "torch"] = "adm"
     upright: bool = False  # turn images as their EXIF mark says; the rotation of videos is always applied
     labelled: bool = True  # false: ignore the labels of the data

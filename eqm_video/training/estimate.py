@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -17,8 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from eqm_video.core.energy import Field, checkpoint_block
+from eqm_video.models.recompute import PRODUCTS
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.system import machine
 from eqm_video.training.config import Config
@@ -118,7 +122,7 @@ def count_memory(config: Config, network: nn.Module, shape: Sequence[int], world
         named = network.named_parameters()
         matrices = sum(p.numel() for name, p in named if p.ndim == 2 and ".modulation" not in name and "blocks" in name)
     clips = max(1, config.train.batch_size // world // config.train.accumulation)
-    activations = _activations(network, (clips, *shape), _recomputes(config))
+    activations = _activations(network, (clips, *shape), _mode(config))
     if config.train.mixed_precision != "no":
         activations = int(0.6 * activations)
     weights = 4 * parameters // parts
@@ -126,25 +130,27 @@ def count_memory(config: Config, network: nn.Module, shape: Sequence[int], world
     return Memory(weights, weights, (8 * parameters - 4 * matrices) // parts, weights, activations, codec)
 
 
-def _recomputes(config: Config) -> bool:
-    """Whether whole blocks are computed twice. Selective checkpointing counts as none: an upper bound on memory."""
-    return config.train.gradient_checkpointing and config.train.recompute == "block"
+def _mode(config: Config) -> str:
+    """The way activations are kept: none (all are), selective or block."""
+    return config.train.recompute if config.train.gradient_checkpointing else "none"
 
 
-def _activations(network: nn.Module, shape: tuple[int, ...], recomputed: bool) -> int:
+def _activations(network: nn.Module, shape: tuple[int, ...], mode: str) -> int:
     """Bytes that autograd keeps of a forward pass; a transformer of any depth is counted by one and two blocks."""
     if not isinstance(network, EqMTransformer):
         with torch.device("meta"):
-            return _kept(type(network)(**_settings(network)), shape, recomputed)
+            return _kept(type(network)(**_settings(network)), shape, mode)
 
-    def blocks(depth: int, again: bool) -> int:
+    def blocks(depth: int, mode: str) -> int:
         with torch.device("meta"):
-            return _kept(EqMTransformer(**{**_settings(network), "depth": depth}), shape, again)
+            return _kept(EqMTransformer(**{**_settings(network), "depth": depth}), shape, mode)
 
     every = network.config.temporal_every if network.config.temporal else 1  # blocks of two kinds are counted together
-    single, more = (blocks(depth, recomputed) for depth in (every, 2 * every))
-    # A block that is recomputed has all its activations for a while.
-    recomputing = (blocks(2 * every, False) - blocks(every, False)) // every if recomputed else 0
+    single, more = (blocks(depth, mode) for depth in (every, 2 * every))
+    recomputing = 0
+    if mode != "none":  # a block that is recomputed has all its activations for a while
+        recomputing = (blocks(2 * every, "none") - blocks(every, "none")) // every
+        recomputing -= (more - single) // every if mode == "selective" else 0
     return single + (network.config.depth - every) * (more - single) // every + recomputing
 
 
@@ -153,9 +159,9 @@ def _settings(network: nn.Module) -> dict[str, Any]:
     return {key: value for key, value in network.config.items() if not key.startswith("_")}
 
 
-def _kept(network: nn.Module, shape: tuple[int, ...], recomputed: bool) -> int:
+def _kept(network: nn.Module, shape: tuple[int, ...], mode: str) -> int:
     implicit = network.config.energy == "implicit"
-    if recomputed:
+    if mode != "none":
         network.enable_gradient_checkpointing(None if implicit else checkpoint_block)
     own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     kept: dict[int, Any] = {}  # storages by their address, held so that no address is used twice
@@ -168,12 +174,12 @@ def _kept(network: nn.Module, shape: tuple[int, ...], recomputed: bool) -> int:
 
     latents, gamma = torch.zeros(shape, device="meta"), torch.zeros(shape[:2], device="meta")
     condition = gamma if network.config.conditioned_on_gamma else None
-    kernels = _Flash() if implicit else _Any()
-    with kernels, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    kernels, products = _Flash() if implicit else _Any(), _Products() if mode == "selective" else nullcontext()
+    with kernels, products, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = Field(network)(latents, None, times=gamma, gamma=condition)
         loss = (output.sample - latents).square().mean()
     del loss
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in kept.values()) + getattr(products, "bytes", 0)
 
 
 class _Any(TorchFunctionMode):
@@ -181,6 +187,20 @@ class _Any(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))
+
+
+class _Products(TorchDispatchMode):
+    """A block that counts `bytes`, the results of the operations that selective checkpointing keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in PRODUCTS:
+            self.bytes += sum(leaf.nbytes for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
+        return result
 
 
 class _Flash(_Any):
@@ -198,7 +218,7 @@ def seconds_per_step(config: Config, device: Device, flops: int, frames: int, wo
     A backward pass takes twice a forward pass; recomputing activations is one more. Encoding is counted for stable
     diffusion's autoencoder where latents are computed online.
     """
-    passes = 4 if _recomputes(config) else 3
+    passes = 4 if _mode(config) == "block" else 3
     step = passes * flops * config.train.batch_size / device.speed(config.train.mixed_precision)
     if config.data.latents in ("online", "auto") and config.codec.name.startswith("stabilityai/sd-vae"):
         encoding = ENCODE * config.data.size**2 * frames * config.train.batch_size
