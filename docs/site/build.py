@@ -54,6 +54,7 @@ def stage(folder: Path) -> list[str]:
     for page, text in pages.items():
         (folder / page).parent.mkdir(parents=True, exist_ok=True)
         (folder / page).write_text(re.sub(r"\]\(((?:\.\./)*)README\.md", r"](\1index.md", text), encoding="utf-8")
+    shutil.copyfile(HERE / "site.css", folder / "site.css")
     return [page.stem for page in pages if page.parent == Path("docs")]
 
 
