@@ -68,15 +68,14 @@ def pictures(numbers: Mapping[str, Any]) -> dict[str, Callable[[Path], Any]]:
 def draw(numbers: Mapping[str, Any], path: Path) -> Path:
     """A panel for each measure of the model, and for each exact field; intervals as bands."""
     figure = plots.figure(9, 5.4)
-    ways = list(numbers["model"]["right"])
     panels = [(numbers["model"][key], key, heading) for key, heading in MEASURES.items()]
     panels += [(numbers["exact"][key]["reached"], "right", FIELDS[key]) for key in FIELDS if key in numbers["exact"]]
+    ways = list(dict.fromkeys(name for rows, *_ in panels for name in rows))
     for place, (rows, measure, heading) in enumerate(panels, start=1):
         scales = {"xscale": "log"} | ({"yscale": "log"} if measure == "distance" else {})
         axes = plots.axes(figure, 2, 3, place, title=heading, xlabel="evaluations", **scales)
         for name, row in rows.items():
-            index = ways.index(name) if name in ways else len(ways) + list(rows).index(name)
-            _band(axes, row, {"label": title(name), "markersize": 4, **plots.style(index)}, measure)
+            _band(axes, row, {"label": title(name), "markersize": 4, **plots.style(ways.index(name))}, measure)
         plots.ticks_1_2_5(axes.xaxis)
         if measure == "right":
             axes.set_ylim(-0.02, 1.02)
