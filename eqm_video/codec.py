@@ -10,12 +10,14 @@ about 1.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.configuration_utils import FrozenDict
 from einops import rearrange
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
@@ -29,12 +31,17 @@ from eqm_video.randomness import normal
 from eqm_video.system import waits
 from eqm_video.system.reading import read_json
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
 BUNDLED = "bundled"
 BUNDLED_FOLDER = Path(__file__).parent / "assets" / "codec"
 PIXELS = "pixels"
 WEIGHTS = "diffusion_pytorch_model"
-CLASSES = {vae.__name__: vae for vae in (AutoencoderKL, AutoencoderTiny, PixelAutoencoder)}
-SUPPORTED = f"{', '.join(list(CLASSES)[:-1])} and {list(CLASSES)[-1]}"
+TINY = "AutoencoderTiny"
+CLASSES = ("AutoencoderKL", TINY, PixelAutoencoder.__name__)
+SUPPORTED = f"{', '.join(CLASSES[:-1])} and {CLASSES[-1]}"
+NEEDED = {"in_channels": int, "out_channels": int, "latent_channels": int, "scaling_factor": float}  # of a config.json
 PIXELS_AT_ONCE = 2**20  # 16 frames of 256x256: about 3.5 GB in the decoder of a Stable Diffusion autoencoder, float32
 TINY_LOG_VARIANCE = -30.0  # AutoencoderTiny and pixels have no posterior: a standard deviation of 3e-7
 
@@ -53,14 +60,17 @@ class Codec:
     ) -> None:
         if type(vae).__name__ not in CLASSES:
             raise UserError(f"the codec is a {type(vae).__name__}; supported are {SUPPORTED}")
+        self._vae, self._load = vae.eval().requires_grad_(False), None
+        self._describe(vae.config, chunk, name)
+
+    def _describe(self, config: Any, chunk: int, name: str | None) -> None:
+        """Set everything that follows from the configuration; UserError for one of no codec."""
         if chunk < 1:
             raise UserError(f"codec.chunk is {chunk}; it must be at least 1 frame")
-        config = vae.config
         if config.in_channels != 3 or config.out_channels != 3:
             raise UserError(
                 f"the codec turns {config.in_channels} into {config.out_channels} channels; RGB needs 3 and 3"
             )
-        self._vae, self._load = vae.eval().requires_grad_(False), None
         self.config = config
         self.chunk, self.encoding = chunk, torch.float32
         self.name = name if name is not None else str(config.get("_name_or_path") or "")
@@ -92,15 +102,17 @@ class Codec:
             exact = torch_dtype if isinstance(torch_dtype, torch.dtype) else torch.float32
             return cls(nn.Module.to(PixelAutoencoder(), exact), chunk, name)
         source, subfolder, config_file = _place(name, revision)
-        vae_class = CLASSES[_class_name(config_file, name)]
+        class_name = _class_name(config_file, name)
         more = {"subfolder": subfolder, "revision": revision, "torch_dtype": torch_dtype, "variant": variant}
         if weights:
-            return cls(load_weights(vae_class, source, f"codec {name!r}", **more), chunk, name)
-        check_config(vae_class, config_file.parent)
-        with torch.device("meta"):
-            empty = vae_class.from_config(vae_class.load_config(config_file.parent))
-        codec = cls(empty, chunk, name)
-        codec._load = lambda: load_weights(vae_class, source, f"codec {name!r}", **more)
+            return cls(load_weights(_class(class_name), source, f"codec {name!r}", **more), chunk, name)
+        check_config(None, config_file.parent)
+        config = FrozenDict(read_json(config_file))
+        if not all(isinstance(config.get(key), kinds) for key, kinds in NEEDED.items()):
+            config = FrozenDict(_class(class_name)().config | config)  # with defaults of the class, slow to import
+        codec = cls.__new__(cls)
+        codec._vae, codec._load = None, lambda: load_weights(_class(class_name), source, f"codec {name!r}", **more)
+        codec._describe(config, chunk, name)
         return codec
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Codec:
@@ -203,7 +215,7 @@ class Codec:
         return rearrange(joined, "(b t) c h w -> b t c h w", b=video.shape[0])
 
     def _moments_of_frames(self, frames: Tensor) -> Tensor:
-        if isinstance(self.vae, AutoencoderTiny | PixelAutoencoder):
+        if type(self.vae).__name__ in (TINY, PixelAutoencoder.__name__):
             mean = self.vae.encode(frames).latents
             return torch.cat([mean, torch.full_like(mean, TINY_LOG_VARIANCE)], dim=1)
         posterior = self.vae.encode(frames).latent_dist
@@ -292,6 +304,13 @@ def _unreachable(name: str, error: Exception) -> UserError:
         f"codec {name!r} is not a local folder and cannot be fetched from the Hugging Face hub ({first_line(error)}); "
         f"on a machine with network type `hf download {name} --local-dir FOLDER` and give that FOLDER instead, or use "
         f"{BUNDLED!r}, which needs no download"
+    )
+
+
+def _class(name: str) -> Any:
+    """The class of an autoencoder by its name. Those of diffusers take seconds to import, and some runs need none."""
+    return (
+        PixelAutoencoder if name == PixelAutoencoder.__name__ else getattr(importlib.import_module("diffusers"), name)
     )
 
 

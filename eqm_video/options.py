@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
 import numbers
@@ -22,7 +23,7 @@ import shutil
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -201,7 +202,8 @@ class Declared:
         return UserError(f"{label} is {shown}: it must be {self.says(value)}")
 
 
-def declared(cls: type) -> dict[str, Declared]:
+@functools.cache
+def declared(cls: type) -> Mapping[str, Declared]:
     """The options of a dataclass, by name: its own in their order, then those of its bases."""
     hints, options, entries = typing.get_type_hints(cls), {}, {entry.name: entry for entry in dataclasses.fields(cls)}
     names = dict.fromkeys(name for base in cls.__mro__ for name in vars(base).get("__annotations__", {}))
@@ -218,7 +220,7 @@ def declared(cls: type) -> dict[str, Declared]:
             first = [base for base in cls.__mro__ if entry.name in vars(base).get("__annotations__", {})][-1]
             title = entry.metadata.get("title") or vars(first).get("title", TITLES[0])
             options[entry.name] = Declared(entry.name, kind, count, entry.default, rule, optional, title)
-    return options
+    return types.MappingProxyType(options)
 
 
 def check(instance: Any, prefix: str = "--") -> None:
@@ -343,7 +345,7 @@ def _value(entry: Declared, typed: Any) -> Any:
 
 
 def _words(
-    arguments: Sequence[str], options: dict[str, Declared], sections: Sequence[str], names: Sequence[str]
+    arguments: Sequence[str], options: Mapping[str, Declared], sections: Sequence[str], names: Sequence[str]
 ) -> Iterable[str]:
     """The words for argparse. After an option with free words, all words up to a known option or key are values."""
     free = False
@@ -359,7 +361,7 @@ def _words(
         yield _checked(_as_option(word, options, sections) if sections else word, names)
 
 
-def _key(word: str, options: dict[str, Declared], sections: Sequence[str]) -> str | None:
+def _key(word: str, options: Mapping[str, Declared], sections: Sequence[str]) -> str | None:
     """The name of the option in `key=value` or `section.key=value`; None if there is no such option."""
     match = re.fullmatch(r"(?:([a-z]+)\.)?([a-z_]+)=.*", word, re.DOTALL)
     if match is None or match[1] not in (None, *sections):
@@ -381,7 +383,7 @@ def _checked(word: str, names: Sequence[str]) -> str:
     return word
 
 
-def _as_option(word: str, options: dict[str, Declared], sections: Sequence[str]) -> str:
+def _as_option(word: str, options: Mapping[str, Declared], sections: Sequence[str]) -> str:
     """`section.key=value` as `--key=value`; files whose names have such a form are files."""
     match = re.fullmatch(r"(?:([a-z]+)\.)?([a-z]+(?:_[a-z]+)*)=(.*)", word)
     if match is None or Path(word).exists() or match[1] not in (None, *sections):

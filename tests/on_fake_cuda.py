@@ -1,7 +1,7 @@
 """Run by test_device.py in a process of its own, in which CPU numbers stand on a device that is called cuda:0.
 
-Every case is run there; what is printed is JSON, for each case the waits of the host for the device, or the error.
-With --no-float64 the device refuses float64, as Apple's GPUs do.
+Every case is run there, and some again on a device that refuses float64, as those of Apple do. The output is JSON: for
+each case of both the waits of the host for the device, or the error.
 """
 
 # The fake device must be there before torch.
@@ -9,7 +9,6 @@ With --no-float64 the device refuses float64, as Apple's GPUs do.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -158,15 +157,17 @@ def main() -> None:
     fakecuda.patch_generators()
     torch.Tensor.pin_memory = lambda values, *_: values  # the CPU build of torch pins nothing
     EqMPipeline._execution_device = property(lambda _: DEVICE)
-    without = "--no-float64" in sys.argv
-    if without:
-        refuse_float64()
     pipe = tiny_pipeline()
     measures(pipe)
-    if not without:
-        offloading()
-    sampling(pipe, STEPS[:1] if without else STEPS, ("nag", *SOLVERS, "dopri5, known") if without else ())
-    print(json.dumps(found))
+    offloading()
+    sampling(pipe, STEPS)
+    every = dict(found)
+    found.clear()
+    refuse_float64()
+    pipe = tiny_pipeline()
+    measures(pipe)
+    sampling(pipe, STEPS[:1], ("nag", *SOLVERS, "dopri5, known"))
+    print(json.dumps([every, found]))
 
 
 if __name__ == "__main__":

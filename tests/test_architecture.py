@@ -159,6 +159,7 @@ ORDER = [
     (4, "sampling.choices"),
     (4, "sampling.labels"),
     (4, "sampling.loading"),
+    (4, "sampling.processes"),
     (4, "sampling.rollout"),
     (4, "sampling.long"),
     (4, "sampling.level_log"),
@@ -180,6 +181,7 @@ ORDER = [
     (4, "training.codec"),
     (4, "training.gather"),
     (4, "training.heartbeat"),
+    (4, "training.lock"),
     (4, "training.optim"),
     (4, "training.plain_yaml"),
     (4, "training.recipes"),
@@ -363,21 +365,31 @@ def test_a_module_imports_only_what_lies_below_it(module: str) -> None:
             assert name.split(".")[0] in LIBRARIES[layer], f"{where}: not a library of layer {layer}"
 
 
-def test_importing_the_package_is_free() -> None:
-    heavy = ["torch", "diffusers", "decord", "av", "wandb", "accelerate", "imageio", "matplotlib", "tensorboard"]
-    code = f"import sys, eqm_video; print([m for m in {heavy} if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert result.stdout.strip() == "[]"
+HEAVY = {
+    "torch": "recipes completion",
+    "scipy": "explain plane oracle",
+    "diffusers": "explain plane oracle",
+    "diffusers.models.autoencoders": "train cache look doctor evaluate compare-results",
+}
 
 
-def test_network_and_pipeline_load_no_decoder_and_no_tracker() -> None:
-    heavy = ["decord", "av", "wandb", "matplotlib", "tensorboard", "torchvision"]
-    code = (
-        "import sys, eqm_video; eqm_video.EqMPipeline, eqm_video.EqMTransformer, eqm_video.build_model;"
-        f"print([m for m in {heavy} if m in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert result.stdout.strip().splitlines()[-1] == "[]"
+def test_commands_import_what_they_use() -> None:
+    """One process imports the package, then command after command, the lightest first."""
+    later = ["decord", "av", "wandb", "matplotlib", "tensorboard", "torchvision", "torchdiffeq", "scipy", "peft"]
+    code = f"""
+import importlib, sys
+from eqm_video.cli import COMMANDS, main
+sys.stdout.reconfigure(line_buffering=True)
+for heavy, names in {HEAVY}.items():
+    for name in names.split():
+        importlib.import_module(COMMANDS[name].module)
+        assert heavy not in sys.modules, (name, heavy)
+assert not [name for name in {later} if name in sys.modules], "imported before use"
+import eqm_video
+eqm_video.EqMPipeline, eqm_video.EqMTransformer, eqm_video.build_model
+assert not [name for name in {later[:6]} if name in sys.modules], "imported by the pipeline"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("name", [*cli.COMMANDS, quick.RECIPE])

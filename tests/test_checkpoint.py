@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from tiny_run import ROOT, equal, read_metrics, tiny_network, tiny_trainer, weights
 
 from eqm_video.errors import UserError
-from eqm_video.training.checkpoint import Checkpoints, lock_run, read_record, replace_folder
+from eqm_video.training.checkpoint import Checkpoints, read_record, replace_folder
+from eqm_video.training.lock import lock_run
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -210,7 +211,7 @@ def test_a_log_that_cannot_be_written_waits_and_is_said_once(tmp_path) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="locks are POSIX's")
 def test_a_run_belongs_to_one_process_until_that_is_killed(tmp_path) -> None:
     program = (
-        "import os, sys, time, pathlib\nfrom eqm_video.training.checkpoint import lock_run\n"
+        "import os, sys, time, pathlib\nfrom eqm_video.training.lock import lock_run\n"
         "with lock_run(pathlib.Path(sys.argv[1])):\n"
         "    child = os.fork()\n"  # as the workers that decode the data are
         "    if child: print(child, flush=True)\n"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from eqm_video import cli
 from eqm_video.cli.convert import main, read_names
 from eqm_video.core.decay import TruncatedDecay
 from eqm_video.errors import UserError
@@ -290,12 +289,10 @@ def test_a_model_of_ours_needs_no_conversion(tmp_path: Path, place: str) -> None
     assert (tmp_path / "out" / "config.json").is_file()
 
 
-def test_a_mistake_on_the_command_line_ends_with_one_sentence(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "eqm_video", "convert", str(tmp_path / "no.pt"), str(tmp_path / "out")]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: ") and "is not a file" in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+def test_a_mistake_on_the_command_line_ends_with_one_sentence(tmp_path: Path, capsys) -> None:
+    assert cli.main(["convert", str(tmp_path / "no.pt"), str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "is not a file" in said and said.count("\n") == 1
 
 
 def test_a_codec_makes_a_whole_export(tmp_path: Path, capsys) -> None:

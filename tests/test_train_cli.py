@@ -510,7 +510,7 @@ def test_a_second_start_on_a_live_run_is_refused_and_changes_nothing(made, tmp_p
     (run / "checkpoints" / ".incomplete-step_00000002").mkdir(parents=True)
     (run / "metrics.jsonl").write_text('{"step": 1}\n')
     program = (
-        "import sys, pathlib\nfrom eqm_video.training.checkpoint import lock_run\n"
+        "import sys, pathlib\nfrom eqm_video.training.lock import lock_run\n"
         "with lock_run(pathlib.Path(sys.argv[1])):\n    print('locked', flush=True)\n    sys.stdin.read()\n"
     )
     words = [sys.executable, "-c", program, str(run)]

@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from eqm_video import options
 from eqm_video.errors import UserError
 from eqm_video.options import option, required
-from eqm_video.sampling.loading import find_model
+from eqm_video.sampling.folders import find_model
 from eqm_video.sampling.option_groups import Dry, Modelled
 from eqm_video.wording import counted
 

@@ -15,11 +15,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eqm_video.codec import Codec
 from eqm_video.data import shards
 from eqm_video.data.clips import ClipSet
 from eqm_video.data.identity import Stamp, content, stamp, stamps
@@ -29,6 +28,9 @@ from eqm_video.data.shards import ShardMaps, ShardWriter, Slot
 from eqm_video.errors import UserError
 from eqm_video.system.files import write_record
 from eqm_video.system.reading import read_json
+
+if TYPE_CHECKING:
+    from eqm_video.codec import Codec
 
 VERSION = 1  # of how frames become latents, and of the files; a cache of another version is made anew
 INDEX = "index.json"  # written last

@@ -16,13 +16,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from eqm_video.codec import Codec
 from eqm_video.data.ahead import read_ahead
 from eqm_video.data.buckets import Bucket
 from eqm_video.data.clips import ClipSet, batch_of
@@ -32,6 +31,9 @@ from eqm_video.data.video import VideoDecodeError
 from eqm_video.errors import UserError
 from eqm_video.randomness import generator
 from eqm_video.system import waits
+
+if TYPE_CHECKING:
+    from eqm_video.codec import Codec
 
 LIMIT = 8 * 2**30  # bytes in memory; larger sets are encoded online, or kept on disk
 DTYPE = torch.float16  # of the moments

@@ -14,14 +14,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from eqm_video.codec import Codec
 from eqm_video.data.buckets import Bucket
 from eqm_video.data.clips import ClipSet
 from eqm_video.data.datasets import open_data
@@ -31,6 +30,9 @@ from eqm_video.data.transforms import crop_clip, sides
 from eqm_video.errors import UserError
 from eqm_video.evaluation.protocol import Protocol
 from eqm_video.randomness import generator
+
+if TYPE_CHECKING:
+    from eqm_video.codec import Codec
 
 
 class ClipSource(ABC):

@@ -6,13 +6,16 @@ Legend: N clips, B clips of a batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from eqm_video.evaluation.clips import Sampled
 from eqm_video.sampling.labels import choose_labels
-from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
+
+if TYPE_CHECKING:
+    from eqm_video.sampling.pipeline import EqMPipeline
 
 
 def sample_source(

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from eqm_video.codec import Codec
 from eqm_video.evaluation.clips import Altered, ClipSource, Files, jpeg, through
 from eqm_video.evaluation.measure import PARTS, Meter, cached
 from eqm_video.evaluation.protocol import PRESETS, Protocol, differences, digest_of
@@ -20,6 +19,9 @@ from eqm_video.evaluation.report import Judgement
 from eqm_video.features.feature import Feature
 from eqm_video.metrics.measured import Measured
 from eqm_video.metrics.metric import Metric, Paired, Reading
+
+if TYPE_CHECKING:
+    from eqm_video.codec import Codec
 
 CACHED = 1  # version of what is kept of a real set: a new way to measure has a new number
 

@@ -25,8 +25,10 @@ _LEAST = 2**16  # lower limit of the bound, for sizes that are not widths, such 
 _MAY_BE_ZERO = ("num_labels", "dropout")
 
 
-def check_config(network: type, folder: Path) -> None:
+def check_config(network: type | None, folder: Path) -> None:
     """Raise UserError, naming file and key, if the `config.json` of `folder` cannot be one of the class `network`.
+
+    None stands for a class of another library.
 
     Its values must have the types that the class declares, and may not ask for more layers or larger sizes than the
     safetensors files beside it can fill. Only headers are read; missing weights are not noticed.
@@ -34,7 +36,7 @@ def check_config(network: type, folder: Path) -> None:
     file = folder / "config.json"
     config = {key: value for key, value in read_json(file).items() if not key.startswith("_")}
     shapes = weight_shapes(folder)
-    if network.__module__.startswith(f"{__package__}."):
+    if network is not None and network.__module__.startswith(f"{__package__}."):
         _check_types(network, config, file)
     if not shapes:
         return

@@ -5,12 +5,27 @@ B images, H W height and width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
-from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_utils import ModelMixin  # by name: diffusers looks it up in this module on loading
+from diffusers.utils import BaseOutput
 from torch import Tensor
+
+
+@dataclass
+class PixelLatents(BaseOutput):
+    """The result of `encode`: latents (B, 3, H, W)."""
+
+    latents: Tensor
+
+
+@dataclass
+class Pixels(BaseOutput):
+    """The result of `decode`: sample (B, 3, H, W)."""
+
+    sample: Tensor
 
 
 class PixelAutoencoder(ModelMixin, ConfigMixin):
@@ -29,10 +44,10 @@ class PixelAutoencoder(ModelMixin, ConfigMixin):
             raise ValueError("pixels are 3 channels, and are not scaled: leave the arguments of PixelAutoencoder out")
         self.register_buffer("place", torch.zeros(1))
 
-    def encode(self, pixels: Tensor) -> AutoencoderTinyOutput:
+    def encode(self, pixels: Tensor) -> PixelLatents:
         """The pixels (B, 3, H, W) as they are, under `latents`."""
-        return AutoencoderTinyOutput(latents=pixels)
+        return PixelLatents(latents=pixels)
 
-    def decode(self, latents: Tensor) -> DecoderOutput:
+    def decode(self, latents: Tensor) -> Pixels:
         """The latents (B, 3, H, W) as they are, under `sample`."""
-        return DecoderOutput(sample=latents)
+        return Pixels(sample=latents)

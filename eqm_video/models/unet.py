@@ -8,13 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from diffusers import UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.attention_processor import Attention
-from diffusers.models.downsampling import Downsample2D
 from diffusers.models.modeling_utils import ModelMixin  # by name: diffusers looks it up in this module on loading
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -61,6 +56,8 @@ class EqMUNet(ModelMixin, ConfigMixin):
         conditioned_on_gamma: bool = False,
         energy: str = "implicit",
     ) -> None:
+        from diffusers import UNet2DModel  # here and below when needed: all networks of diffusers come with it
+
         super().__init__()
         if temporal:
             raise ValueError(
@@ -103,6 +100,9 @@ class EqMUNet(ModelMixin, ConfigMixin):
 
     def reset_parameters(self) -> None:
         """ADM's initialisation: every residual and attention branch adds nothing, and the output is zero."""
+        from diffusers.models.attention_processor import Attention
+        from diffusers.models.resnet import ResnetBlock2D
+
         nn.init.normal_(self.label_embed.weight, std=0.02)
         branches = [module.conv2 for module in self.modules() if isinstance(module, ResnetBlock2D)]
         branches += [module.to_out[0] for module in self.modules() if isinstance(module, Attention)]
@@ -170,6 +170,9 @@ def _types(name: str, levels: int, attention_levels: Sequence[int]) -> tuple[str
 
 def _resize_without_weights(blocks: Sequence[nn.Module]) -> None:
     """Replace the resizing convolutions by average pooling and nearest neighbours; UNet2DModel has no option for it."""
+    from diffusers.models.downsampling import Downsample2D
+    from diffusers.models.upsampling import Upsample2D
+
     for block in blocks:
         for name, layer in (("downsamplers", Downsample2D), ("upsamplers", Upsample2D)):
             resizers = getattr(block, name, None)

@@ -7,13 +7,12 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from eqm_video.codec import Codec
 from eqm_video.core.decay import Decay, gamma_path
 from eqm_video.errors import UserError
 from eqm_video.limits import LARGEST_SIDE
@@ -21,6 +20,9 @@ from eqm_video.names import as_label
 from eqm_video.randomness import generator as seeded
 from eqm_video.samplers import NAG, RULES, SAMPLERS, GradientDescent, Sampler, knows_gamma, step_factors
 from eqm_video.sampling.model_settings import is_whole, whole
+
+if TYPE_CHECKING:
+    from eqm_video.codec import Codec
 
 Label = str | int | None
 LATEST = 1e30  # reference frames: times are float32, and their squares must be finite

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Generator, Tensor
 
@@ -37,6 +36,9 @@ from eqm_video.sampling.arguments import (
 )
 from eqm_video.sampling.arguments import label_ids as numbers_of
 from eqm_video.sampling.model_settings import whole
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 Term = tuple[Any, ...]  # (label, weight), or (label, weight, pipeline)
 MOST_PIXELS = 2**34  # over all frames of a call: 200 GB as float32

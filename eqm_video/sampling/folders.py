@@ -31,6 +31,14 @@ def newest_of_run(run: Path) -> Path:
     return whole[-1]
 
 
+def find_model(path: str | Path) -> str:
+    """The folder that `load_pipeline` loads for a path: a run's export or newest checkpoint, or `path` itself."""
+    folder = Path(path).expanduser()
+    if (folder / "checkpoints").is_dir() or (folder / "export").is_dir():
+        folder = newest_of_run(folder)
+    return str(folder if folder.is_dir() else path)
+
+
 def holds_model(folder: Path) -> bool:
     """Whether a folder is a training checkpoint with all files that a pipeline is made of; its record is not read."""
     return all((folder / name).is_file() for name in ("checkpoint.json", "pipeline.json", "ema/config.json"))

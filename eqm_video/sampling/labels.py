@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from eqm_video.names import as_label
 from eqm_video.randomness import fold
-from eqm_video.sampling.pipeline import EqMPipeline
+
+if TYPE_CHECKING:
+    from eqm_video.sampling.pipeline import EqMPipeline
 
 
 def choose_labels(pipeline: EqMPipeline, wanted: Sequence[str] | None, count: int, seed: int) -> list[int | None]:

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from diffusers.utils import logging as diffusers_logging
 
 from eqm_video.errors import UserError
@@ -29,9 +26,9 @@ from eqm_video.sampling.loading import load_pipeline
 from eqm_video.sampling.long import Long, summarise
 from eqm_video.sampling.options import SampleOptions, parse
 from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.sampling.processes import choose_device, start_processes
 from eqm_video.sampling.start_files import Start, open_start
 from eqm_video.system import machine
-from eqm_video.system.devices import open_device
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,31 +94,6 @@ def finish(folder: SampleFolder, source: str, seed: int, long: Long | None) -> N
 
 
 # Choices ------------------------------------------------------------------------------------------------------------
-
-
-def start_processes(device: str, command: str = "sample") -> PartialState:
-    """Accelerate's state of this launch. UserError if the launcher's processes do not know of each other.
-
-    `command` is the one of `eqm-video` that was launched.
-    """
-    on_cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # the others may wait for a slower process
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched > state.num_processes:
-        raise UserError(
-            f"the launcher started {launched} processes, but each is alone: on CPUs type ACCELERATE_USE_CPU=1 torchrun "
-            f"--standalone --nproc_per_node {launched} -m eqm_video {command} ... --device cpu"
-        )
-    return state
-
-
-def choose_device(name: str, state: PartialState) -> torch.device:
-    """The device of this process. UserError where `name` does not exist, or fixes one for several processes."""
-    if state.num_processes > 1 and name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {name}: with several processes each takes its own device; leave --device out")
-    if name == "auto" or state.num_processes > 1:
-        return state.device
-    return open_device(name)
 
 
 def resolve(

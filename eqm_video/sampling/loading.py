@@ -6,16 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from eqm_video.models.loading import NETWORKS, class_in, load_transformer
-from eqm_video.sampling.folders import holds_model, newest_of_run, part_dtype
+from eqm_video.sampling.folders import find_model, holds_model, part_dtype
 from eqm_video.sampling.pipeline import EqMPipeline, as_codec
-
-
-def find_model(path: str | Path) -> str:
-    """The folder that `load_pipeline` loads for a path: a run's export or newest checkpoint, or `path` itself."""
-    folder = Path(path).expanduser()
-    if (folder / "checkpoints").is_dir() or (folder / "export").is_dir():
-        folder = newest_of_run(folder)
-    return str(folder if folder.is_dir() else path)
 
 
 def load_pipeline(path: str | Path, *, codec: str | None = None, torch_dtype: Any = None) -> tuple[EqMPipeline, str]:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import numbers
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from eqm_video.codec import Codec
 from eqm_video.core.objective import interpolate
 from eqm_video.core.region import tokens
 from eqm_video.errors import UserError
 from eqm_video.sampling.arguments import as_pixels, check_fraction, known_frames
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from eqm_video.codec import Codec
 
 
 @dataclass(frozen=True)

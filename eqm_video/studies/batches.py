@@ -5,12 +5,15 @@ Legend: N clips, T frames, C latent channels, H W pixels, h w latents.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eqm_video.sampling.pipeline import EqMPipeline
+if TYPE_CHECKING:
+    from eqm_video.sampling.pipeline import EqMPipeline
 
 
 def batches(count: int, size: int) -> list[slice]:

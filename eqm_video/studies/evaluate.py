@@ -7,9 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from eqm_video.codec import Codec
 from eqm_video.errors import UserError, short
 from eqm_video.evaluation.clips import ClipSource, open_real, open_samples
 from eqm_video.evaluation.export import LAYOUTS, export_for
@@ -24,13 +23,15 @@ from eqm_video.metrics.registry import ALIASES, find_metric, metrics
 from eqm_video.options import narrower, option, same
 from eqm_video.output.tables import aligned
 from eqm_video.sampling import option_groups as groups
-from eqm_video.sampling.folders import SHIPPED, holds_model
-from eqm_video.sampling.launch import choose_device, start_processes
-from eqm_video.sampling.loading import find_model
-from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.sampling.folders import SHIPPED, find_model, holds_model
+from eqm_video.sampling.processes import choose_device, start_processes
 from eqm_video.sampling.settings import Sampling
 from eqm_video.studies.request import split_of
 from eqm_video.studies.study import Opening, Report
+
+if TYPE_CHECKING:
+    from eqm_video.codec import Codec
+    from eqm_video.sampling.pipeline import EqMPipeline
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqm-video" / "evaluation"
 

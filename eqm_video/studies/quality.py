@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,8 +25,10 @@ from eqm_video.metrics.measured import Measured
 from eqm_video.metrics.metric import Metric, Paired
 from eqm_video.metrics.registry import find_metric, title_of
 from eqm_video.sampling.option_groups import Measuring
-from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.request import Request
+
+if TYPE_CHECKING:
+    from eqm_video.sampling.pipeline import EqMPipeline
 
 MOST_CLIPS = 1024  # clips of the data, at most
 NAMES = {  # the measures in plots

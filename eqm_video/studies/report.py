@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,13 +22,15 @@ from eqm_video.output.media import grid, write_gif, write_png
 from eqm_video.output.outputs import OUTPUTS
 from eqm_video.sampling.arguments import default_steps
 from eqm_video.sampling.option_groups import Seeded
-from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.descent.study import numbers
 from eqm_video.studies.descent.trace import Trace, trace
 from eqm_video.studies.request import Request
 from eqm_video.studies.study import Opening, Report, Study
 from eqm_video.system.reading import read_json
 from eqm_video.training.report import REPORT, RunFiles, page
+
+if TYPE_CHECKING:
+    from eqm_video.sampling.pipeline import EqMPipeline
 
 SHARES = (0.5, 0.2, 0.1)  # tolerances of the histogram, as shares of the first gradient
 MOST_PICTURE = 8 * 2**20  # bytes of a picture of a study, at most: a larger one is named

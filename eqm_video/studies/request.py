@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from diffusers.utils import logging as diffusers_logging
+from typing import TYPE_CHECKING, Any
 
 from eqm_video.data.cifar import find_cifar
 from eqm_video.data.layout import find_lists
 from eqm_video.sampling.labels import captions, choose_labels
-from eqm_video.sampling.loading import load_pipeline
-from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.batches import batches
 from eqm_video.system.devices import open_device
+
+if TYPE_CHECKING:
+    from eqm_video.sampling.pipeline import EqMPipeline
 
 SPLITS = ("train", "test", "all")
 
@@ -34,6 +33,10 @@ def lists_of(split: str, fold: int | None) -> dict[str, Any]:
 
 def open_model(options: Any, path: str | Path | None = None) -> EqMPipeline:
     """The model `path` (default: `options.model`) on `options.device`."""
+    from diffusers.utils import logging as diffusers_logging  # here: studies without a model need no diffusers
+
+    from eqm_video.sampling.loading import load_pipeline
+
     diffusers_logging.disable_progress_bar()
     pipeline, _ = load_pipeline(options.model if path is None else path, codec=options.codec)
     pipeline.to(open_device(options.device))

@@ -14,14 +14,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from eqm_video import options
 from eqm_video.output.outputs import claim_output
 from eqm_video.sampling import option_groups as groups
-from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.request import Request, open_model
 from eqm_video.system import files, machine
+
+if TYPE_CHECKING:
+    from eqm_video.sampling.pipeline import EqMPipeline
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,10 +19,12 @@ from eqm_video.core.composition import ScheduledField
 from eqm_video.core.field import GradientField, Sight, observe
 from eqm_video.samplers import Descent, DivergenceError, Sampler, Schedule, run
 from eqm_video.sampling.arguments import make_generators, step_gammas
-from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.request import Request
 from eqm_video.system import waits
 from eqm_video.system.machine import synchronise
+
+if TYPE_CHECKING:
+    from eqm_video.sampling.pipeline import EqMPipeline
 
 FAR = 5.0  # a clip whose latents have this root mean square has diverged: noise has 1, data about 1
 

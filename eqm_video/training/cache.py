@@ -28,9 +28,9 @@ from eqm_video.system.claims import removed_if_empty
 from eqm_video.system.files import write_record
 from eqm_video.training import build
 from eqm_video.training import launcher as launch
-from eqm_video.training.checkpoint import LOCK, lock_run
 from eqm_video.training.config import Config, load_config
 from eqm_video.training.data import HELD_OUT, IMAGES, INDEX, VIDEOS, LatentCaches
+from eqm_video.training.lock import LOCK, lock_run
 from eqm_video.wording import counted
 
 

@@ -18,7 +18,6 @@ optimizer, a file each. Any number of processes reads either form, whether it ho
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -28,7 +27,6 @@ import shutil
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +42,8 @@ from eqm_video.system.record import ADVICE, NAME, RECORD, damage, is_checkpoint,
 from eqm_video.training.ema import Ema
 from eqm_video.training.sharding import is_part, part_of, read_parts, write_parts
 
-if os.name == "posix":
-    import fcntl
-else:
-    fcntl = None  # no locks: two runs in the same folder go unnoticed
+__all__ = ["Checkpoints", "is_checkpoint", "load_state", "read_record", "replace_folder", "save_state"]
 
-__all__ = ["Checkpoints", "is_checkpoint", "load_state", "lock_run", "read_record", "replace_folder", "save_state"]
-
-LOCK = ".lock"
 PARTS = "parts"
 _LEFTOVER = ".incomplete-"  # prefix of folders that are being written or deleted
 _OURS = re.compile(rf"{re.escape(_LEFTOVER)}(deleting-|parts-)?(step_\d{{8,}}|export(_best)?)")
@@ -149,38 +141,6 @@ class Checkpoints:
                 remove_folder(path)
             except OSError as error:  # the new one is written: an old one only costs room
                 warnings.warn(f"cannot delete the old checkpoint {path} ({error.strerror})", stacklevel=2)
-
-
-@contextmanager
-def lock_run(folder: Path, named: str = "", doing: str = "training in") -> Iterator[None]:
-    """Make a run's folder and lock it for this process; UserError if that fails, or another process trains there.
-
-    The system ends the lock with the process, however the process ends. lockf locks belong to a single process; flock
-    locks would live on in the workers that decode data, for a while after their process was killed. `named` (the option
-    of the folder) and `doing` (the work there) are for messages.
-    """
-    named = named or f"run.dir={folder}"
-    option = named.partition("=")[0].partition(" ")[0]
-    path = folder / LOCK
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file():  # opening a pipe would wait for a reader, for ever
-            raise UserError(f"{path} is no file, and a run locks its folder by it: remove it, or give another {option}")
-        file = path.open("w")
-    except OSError as error:
-        raise UserError(f"cannot write to {named} ({error.strerror}): give another {option}") from error
-    with file:
-        if fcntl is not None:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    raise UserError(f"cannot lock {named} ({error.strerror}): give another {option}") from error
-                raise UserError(
-                    f"another process is {doing} {named}, and nothing was changed: wait for its end, stop it, or give "
-                    f"another {named.replace(str(folder), 'FOLDER')}"
-                ) from error
-        yield
 
 
 def replace_folder(final: Path, fill: Callable[[Path], None], seal: Callable[[Path], None] | None = None) -> None:

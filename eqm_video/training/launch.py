@@ -18,10 +18,11 @@ from eqm_video.system.claims import removed_if_empty
 from eqm_video.system.files import MARK, write_text
 from eqm_video.training import build
 from eqm_video.training import launcher as launch
-from eqm_video.training.checkpoint import LOCK, Checkpoints, lock_run
+from eqm_video.training.checkpoint import Checkpoints
 from eqm_video.training.config import Config, to_tree, to_yaml
 from eqm_video.training.estimate import SPECS, count_memory, note_memory, seconds_per_step, this_device
 from eqm_video.training.heartbeat import Heartbeat
+from eqm_video.training.lock import LOCK, lock_run
 from eqm_video.training.options import TrainOptions, parse
 from eqm_video.training.progress import duration
 from eqm_video.training.report import write_report

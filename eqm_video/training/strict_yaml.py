@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import sys
 import types
 import typing
@@ -28,6 +29,7 @@ NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "
 MOST_ITEMS = 1000  # values in a list
 # Folders of configs/ whose recipes may name a base: each of them changes a single choice.
 BASED = ("ablations", "forcing", "gamma")
+_hints = functools.cache(typing.get_type_hints)
 _LARGEST = {int: WHOLE_NUMBERS, float: sys.float_info.max}
 
 
@@ -183,7 +185,7 @@ def _inner_place(place: Any, name: str) -> Any:
     """The dataclass behind a section, or the field behind a choice; None where there is neither."""
     for entry in dataclasses.fields(place) if dataclasses.is_dataclass(place) else ():
         if entry.name == name:
-            return entry if "kinds" in entry.metadata else typing.get_type_hints(place)[name]
+            return entry if "kinds" in entry.metadata else _hints(place)[name]
     return None
 
 
@@ -208,7 +210,7 @@ def _section(cls: type, tree: Any, path: str, keys: Sequence[str]) -> Any:
         tree = _spell_out(cls, tree, path)
     if not isinstance(tree, Mapping | None):
         raise UserError(f"{path or 'the recipe'} must be a mapping of keys, got {short(tree)}")
-    hints, values, rest = typing.get_type_hints(cls), {}, dict(tree or {})
+    hints, values, rest = _hints(cls), {}, dict(tree or {})
     for entry in dataclasses.fields(cls):
         inner = f"{path}.{entry.name}" if path else entry.name
         if entry.metadata.get("flat"):
@@ -240,7 +242,7 @@ def _choice(entry: dataclasses.Field, node: Any, path: str) -> Any:
     if not isinstance(kind, str) or kind not in kinds:
         raise UserError(f"{path}.kind: {short(kind)} is not one of {', '.join(kinds)}; {_nearest(kind, kinds)}")
     cls = kinds[kind]
-    hints, names = typing.get_type_hints(cls), _field_names(cls)
+    hints, names = _hints(cls), _field_names(cls)
     inner = {choice.name: choice for choice in dataclasses.fields(cls) if "kinds" in choice.metadata}
     values = {name: getattr(entry.default, name) for name in names} if type(entry.default) is cls else {}
     for name, value in node.items():

@@ -22,7 +22,7 @@ from eqm_video.options import narrower, option
 from eqm_video.randomness import generator
 from eqm_video.samplers import DivergenceError, run
 from eqm_video.sampling.arguments import default_steps, make_generators
-from eqm_video.sampling.loading import find_model
+from eqm_video.sampling.folders import find_model
 from eqm_video.sampling.option_groups import Data, Ruled, Stepping
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.batches import batches

@@ -6,7 +6,7 @@ Legend: E evaluations, S kept states, B clips, M shown clips, T frames, C latent
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,10 +16,12 @@ from eqm_video.analysis.gamma_estimate import calibrate, frame_dot, frame_rms, r
 from eqm_video.core.decay import ConstantDecay, gamma_path
 from eqm_video.errors import UserError
 from eqm_video.samplers import NAG, DivergenceError, GradientDescent, Sampler, run
-from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.request import Request, describe_rule
 from eqm_video.studies.walk import Watched, begin, decode
 from eqm_video.system import waits
+
+if TYPE_CHECKING:
+    from eqm_video.sampling.pipeline import EqMPipeline
 
 STATES = 60  # states of a descent that are kept, at most
 FOLLOWERS = (GradientDescent, NAG)  # rules that follow the gradient: their gamma has a closed form
