@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from joint_gradient import joint_gradient
 from safetensors.torch import load_file
-from tiny_run import ROOT, command, read_metrics, run_command, write_codec, write_videos
+from tiny_run import ROOT, read_metrics, run_here, write_codec, write_videos
 
 from eqm_video.core.objective import dispersive_loss
 from eqm_video.errors import UserError
@@ -65,7 +65,7 @@ def assert_close(folder: Path, expected: Path) -> None:
 @pytest.fixture(scope="module")
 def alone(recipe, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("alone") / "run"
-    done = run_command(*recipe, f"run.dir={folder}")
+    done = run_here(*recipe, f"run.dir={folder}")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -94,9 +94,10 @@ def test_dispersion_and_an_explicit_energy_know_no_processes(recipe, tmp_path) -
     """Clips are spread over the whole batch, wherever they are; the gradient by the latents is taken inside DDP."""
     more = [*recipe, "objective.dispersion_weight=0.5", "model.energy=dot", "preview.every=0"]
     single, pair = tmp_path / "single", tmp_path / "pair"
-    alone = subprocess.Popen(command(*more, f"run.dir={single}"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    _, errors = two_processes(*more, f"run.dir={pair}").communicate(timeout=120)
-    assert alone.wait(timeout=120) == 0, alone.communicate()
+    both = two_processes(*more, f"run.dir={pair}")
+    alone = run_here(*more, f"run.dir={single}")
+    _, errors = both.communicate(timeout=120)
+    assert alone.returncode == 0, alone.stderr
     assert (pair / "export").is_dir(), errors
     assert_close(pair, single)
     for line, twin in zip(read_metrics(pair), read_metrics(single), strict=True):
@@ -125,9 +126,10 @@ def test_two_processes_train_the_joint_run_of_one(recipe, tmp_path) -> None:
     """Buckets and images, from the command to the export; with three images in a step two processes cannot share."""
     more = [*recipe, "data.buckets=3x2,5x1", "data.image_fraction=0.5", "preview.every=0", "train.steps=6"]
     single, pair = tmp_path / "single", tmp_path / "pair"
-    alone = subprocess.Popen(command(*more, f"run.dir={single}"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    output, errors = two_processes(*more, f"run.dir={pair}").communicate(timeout=120)
-    assert alone.wait(timeout=120) == 0, alone.communicate()
+    both = two_processes(*more, f"run.dir={pair}")
+    alone = run_here(*more, f"run.dir={single}")
+    output, errors = both.communicate(timeout=120)
+    assert alone.returncode == 0, alone.stderr
     assert (pair / "export").is_dir(), errors
     assert "4 samples (2 clips, 2 images) a step = 2 processes x 1 accumulated x 2" in output
     assert_close(pair, single)
@@ -173,7 +175,7 @@ def test_a_signal_to_one_process_stops_both_and_one_process_goes_on(recipe, alon
     assert len(checkpoints) == 1
     stopped = int(checkpoints[0].name[5:])
     steps = max(STEPS, stopped)
-    done = run_command(*recipe, f"run.dir={folder}", "--resume", f"train.steps={steps}", "preview.every=0")
+    done = run_here(*recipe, f"run.dir={folder}", "--resume", f"train.steps={steps}", "preview.every=0")
     assert done.returncode == 0, done.stderr
     assert "2 processes so far, by 1 now" in done.stdout
     if steps == STEPS:

@@ -32,8 +32,10 @@ EVERY = [(name, one) for name, given in CLASSES.items() for one in declared(give
 # Names with two or more meanings. labels: of what is sampled, those that clips have, and names for an export; clips:
 # that are measured, that get files of their own, and that are shown; step_schedule: the sweep has one that goes by the
 # model's decay; columns: clips beside each other in a grid, and states in a strip; samples: the folder of those that
-# are compared, and how many predictions a clip has; steps: of a descent, and of a training; models: one, many.
+# are compared, and how many predictions a clip has; steps: of a descent, and of a training; models: one, many; repeats:
+# of what is timed, and of samples with other seeds; evaluations: of the curve of quality, and of each sampler.
 SEVERAL = {"labels": 3, "clips": 3, "step_schedule": 2, "columns": 2, "samples": 3, "steps": 2, "models": 2}
+SEVERAL |= {"repeats": 2, "evaluations": 2}
 # Options for which these are numbers like others.
 ZERO = {
     *("seed", "mu", "guidance_scale", "history_guidance", "temperature", "start_gamma", "guidance_interval", "at"),

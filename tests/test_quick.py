@@ -124,6 +124,7 @@ LINES = [
     (["train", "--config", "own_videos", "train.lt=1"], 2, "error: unknown key 'train.lt'; did you mean 'train.lr'?"),
     (["train", "own_videso"], 2, "error: own_videso is no file, and no recipe of that name"),
     (["train", "train.steps=many"], 2, "error: train.steps: expected a whole number, got 'many'"),
+    (["train", "own_videos"], 2, "error: data.root is not set: add data.root=FOLDER"),
     (["look", "--config", "own_videos", "--out", "x", "data.size=0"], 2, "error: data.size is 0: it must be "),
     (["doctor", "own_videso"], 2, "error: own_videso is no file"),
 ]

@@ -1,5 +1,7 @@
 """Real processes, killed at any moment: what is resumed ends with the weights of the run that was left alone.
 
+Runs that nobody kills are made in the tests' own process.
+
 The run is one with everything in it: a mixture of gammas, clips of several shapes, and images beside them.
 """
 
@@ -15,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_run import ROOT, command, read_metrics, run_command, write_codec, write_images, write_videos
+from tiny_run import ROOT, command, read_metrics, run_here, write_codec, write_images, write_videos
 
 STEPS = 40
 
@@ -49,7 +51,7 @@ def exported(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def straight(recipe, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("straight") / "run"
-    done = run_command(*recipe, f"run.dir={folder}")
+    done = run_here(*recipe, f"run.dir={folder}")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -87,7 +89,7 @@ def test_killed_twice_while_training_and_while_writing_then_resumed(recipe, stra
 
     assert kill_when(some_time_later, arguments).wait() == -signal.SIGKILL
     assert start < newest_step(folder) < STEPS, f"killed {moment} s after the first checkpoint"
-    done = run_command(*arguments)
+    done = run_here(*arguments)
     assert done.returncode == 0, done.stderr
     assert f"resuming {folder}/checkpoints/step_" in done.stdout
     assert exported(folder) == exported(straight), f"killed {moment} s after a checkpoint"
@@ -110,8 +112,8 @@ def test_sigterm_ends_cleanly_with_a_checkpoint_and_resumes(recipe, straight, tm
     assert "--resume" in output and "Traceback" not in errors
     assert 0 < newest_step(folder) < STEPS
     assert not (folder / "export").exists()
-    again = run_command(*arguments)
+    again = run_here(*arguments)
     assert again.returncode == 2 and "already holds a run" in again.stderr and "--resume" in again.stderr
-    done = run_command("--resume", f"run.dir={folder}")  # its own recipe
+    done = run_here("--resume", f"run.dir={folder}")  # its own recipe
     assert done.returncode == 0, done.stderr
     assert exported(folder) == exported(straight)

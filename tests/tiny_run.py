@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL
 
 from eqm_video.cli import main as command_line
@@ -187,6 +191,16 @@ def command(*arguments: object) -> list[str]:
 def run_command(*arguments: object, **options: object) -> subprocess.CompletedProcess:
     """Run `train_video.py` to its end."""
     return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=120, **options)
+
+
+def run_here(*arguments: object) -> SimpleNamespace:
+    """`run_command` without its imports: in this process, as if it were new to Accelerate."""
+    out, err = io.StringIO(), io.StringIO()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with redirect_stdout(out), redirect_stderr(err):
+        status = main(list(map(str, arguments)))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def read_metrics(folder: Path) -> list[dict]:

@@ -44,7 +44,7 @@ def answer(name: str, words: Sequence[str]) -> None:
 
 
 def _check_recipe(chosen: Mapping[str, Any]) -> None:
-    """Refuse an unknown recipe, and keys and values that a recipe cannot have; UserError."""
+    """Refuse an unknown recipe, keys and values that a recipe cannot have, and work without data; UserError."""
     entry = stored()[RECIPE]
     if "config" in chosen:
         name, changes = split_recipe(chosen["config"], chosen["overrides"])
@@ -54,7 +54,10 @@ def _check_recipe(chosen: Mapping[str, Any]) -> None:
         return
     cls = rebuild(entry["class"])
     tree = {} if name is None else strict_yaml.read_recipe(cls, recipes.find(name))
-    strict_yaml.check_ranges(strict_yaml.parse(cls, tree, changes, entry["aliases"]))
+    config = strict_yaml.parse(cls, tree, changes, entry["aliases"])
+    strict_yaml.check_ranges(config)
+    if "config" in chosen and not chosen.get("dry_run") and (name is not None or not chosen.get("resume")):
+        recipes.check_root(config.data.root)
 
 
 @functools.cache

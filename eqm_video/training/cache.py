@@ -31,6 +31,7 @@ from eqm_video.training import launcher as launch
 from eqm_video.training.config import Config, load_config
 from eqm_video.training.data import HELD_OUT, IMAGES, INDEX, VIDEOS, LatentCaches
 from eqm_video.training.lock import LOCK, lock_run
+from eqm_video.training.recipes import check_root
 from eqm_video.wording import counted
 
 
@@ -117,8 +118,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _parts(config: Config, caches: LatentCaches, accelerator: Accelerator, dry: bool) -> Iterator[Part]:
     """The data sets of the recipe, each with all its files; the main process alone looks at these."""
     data = config.data
-    if not data.root:
-        raise UserError("data.root is not set: add data.root=FOLDER, the folder of your videos or images")
+    check_root(data.root)
     places = [
         (VIDEOS, data.kind, data.root),
         (IMAGES, "images", data.images),

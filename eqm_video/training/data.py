@@ -26,6 +26,7 @@ from eqm_video.system import machine
 from eqm_video.system.files import write_file
 from eqm_video.training.batches import Batches, BatchPlan
 from eqm_video.training.config import Config
+from eqm_video.training.recipes import check_root
 from eqm_video.training.shared_memory import check_shared_memory
 from eqm_video.wording import counted
 
@@ -316,8 +317,7 @@ def open_split(
 
     The main process alone scans the files; the others use its record. UserError where there are no data.
     """
-    if not config.data.root:
-        raise UserError("data.root is not set: add data.root=FOLDER, the folder of your videos or images")
+    check_root(config.data.root)
     index = config.run.folder / f"data_index{'_' + split if split else ''}.json"
     data = replace(config.data, split=split, buckets=buckets)
     with accelerator.main_process_first():

@@ -58,3 +58,9 @@ def heading(path: Path) -> str:
     lines = path.read_text(encoding="utf-8").splitlines()
     comment = " ".join(line.lstrip("# ") for line in lines[: next(i for i, x in enumerate(lines) if x[:1] != "#")])
     return comment.partition(". ")[0].rstrip(".")
+
+
+def check_root(root: str | None) -> None:
+    """UserError if data.root, which no recipe that ships with the package can know, is not set."""
+    if not root:
+        raise UserError("data.root is not set: add data.root=FOLDER, the folder of your videos or images")
