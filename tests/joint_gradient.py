@@ -9,6 +9,8 @@ import torch
 from accelerate import Accelerator
 from tiny_run import MemoryClips, tiny_network, tiny_trainer
 
+CASES = (("implicit", 2), ("dot", 1))  # the energy, and passes of each process
+
 
 def joint_gradient(folder: Path, energy: str = "implicit", **options: object) -> dict[str, torch.Tensor]:
     """The gradient by name, unclipped, of the first step: 4 clips of 2 to 4 frames and 4 images, unless told."""
@@ -29,8 +31,9 @@ def joint_gradient(folder: Path, energy: str = "implicit", **options: object) ->
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[1])
     accelerator = Accelerator(cpu=True)
-    gradient = joint_gradient(place, sys.argv[2], accelerator=accelerator, accumulation=int(sys.argv[3]))
-    torch.save(gradient, place / f"gradient{accelerator.process_index}.pt")
-    accelerator.wait_for_everyone()
+    for kind, passes in CASES:
+        place = Path(sys.argv[1], kind)
+        gradient = joint_gradient(place, kind, accelerator=accelerator, accumulation=passes)
+        torch.save(gradient, place / f"gradient{accelerator.process_index}.pt")
+        accelerator.wait_for_everyone()
