@@ -50,6 +50,15 @@ def test_a_record_has_the_numbers_the_command_the_commit_and_what_was_drawn(root
         records.load(root, "sweep/tiny")
 
 
+def test_the_command_tells_studies_apart_that_call_their_numbers_alike(tmp_path: Path) -> None:
+    numbers = {**NUMBERS, "command": "eqm-video reconstruct demo --out x"}
+    (tmp_path / "numbers.json").write_text(json.dumps(numbers))
+    assert command.add(tmp_path, "photos", tmp_path / "records") == tmp_path / "records" / "reconstruct" / "photos"
+    (tmp_path / "numbers.json").write_text(json.dumps(NUMBERS | {"command": "by hand"}))
+    with pytest.raises(UserError, match=r"holds the numbers of 0 studies"):
+        command.add(tmp_path, "other", tmp_path / "records")
+
+
 def test_marked_places_are_written_from_records(root: Path) -> None:
     text = "<!-- record sweep/tiny found/{} as {} -->{}<!-- end --> stay"
     told = text.format("share, told/mean", ".0%", "12 %")

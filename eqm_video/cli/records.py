@@ -63,7 +63,12 @@ def add(folder: Path, name: str, root: Path, *, overwrite: bool = False) -> Path
 
     UserError where the folder holds no single study's result, and where the record is there and may not be replaced.
     """
-    candidates = [(study, folder / study.record) for study in studies().values() if (folder / study.record).is_file()]
+    every = studies()
+    candidates = [(study, folder / study.record) for study in every.values() if (folder / study.record).is_file()]
+    if len(candidates) > 1:  # several studies call their numbers alike: the command tells
+        words = str(read_json(candidates[0][1]).get("command")).split()
+        named = next((word for word in words if word in every), None)
+        candidates = [(study, file) for study, file in candidates if study.name == named]
     if len(candidates) != 1:
         raise UserError(
             f"{folder} holds the numbers of {len(candidates)} studies: give a folder that one study has written"
