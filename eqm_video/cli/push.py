@@ -20,7 +20,7 @@ from eqm_video.wording import counted
 
 # Files of an export that are shared. Everything else in its folder, such as notes or pickles, stays on the machine.
 SHARED = ("model_index.json", "README.md", "samples.gif", "samples.png", "*/config.json", "*/*.safetensors")
-SHARED += ("*/*.safetensors.index.json",)
+SHARED += ("*/*.safetensors.index.json", "adapters/adapter_config.json")
 LINE_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]  # of the client's HTTP library, which releases have changed
 
 

@@ -24,6 +24,7 @@ from eqm_video.core.guidance import HistoryField
 from eqm_video.core.region import RegionField
 from eqm_video.core.ring import RingField
 from eqm_video.errors import UserError
+from eqm_video.models.adapters import has_adapters, load_adapters, merged, remove_adapters
 from eqm_video.models.loading import load_transformer
 from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.models.transformer import EqMTransformer
@@ -220,6 +221,34 @@ class EqMPipeline(DiffusionPipeline):
     step_warning = parts.step_warning
     check_size = parts.check_size
     check_frames = parts.check_frames
+
+    # Adapters -------------------------------------------------------------------------------------------------------
+
+    def load_lora_weights(self, folder: str | Path, scale: float = 1.0) -> None:
+        """Put the adapters (LoRA) in a folder of PEFT's layout, such as RUN/export/adapters, on the network.
+
+        scale: multiplies their effect. UserError for a folder without adapters, or with those of another network, and
+        for a network that has some already. Needs PEFT, the extra `[lora]`.
+        """
+        if has_adapters(self.transformer):
+            raise UserError("the network has adapters already: call fuse_lora() or unload_lora_weights() first")
+        load_adapters(self.transformer, Path(folder), number("scale", scale))
+
+    def fuse_lora(self) -> None:
+        """Merge the adapters into the network's weights: it samples the same, and can be saved."""
+        self.register_modules(transformer=merged(self.transformer))
+
+    def unload_lora_weights(self) -> None:
+        """Take the adapters off the network; its own weights are what they were."""
+        remove_adapters(self.transformer)
+
+    def save_pretrained(self, *arguments: Any, **keywords: Any) -> None:
+        """Save the pipeline as diffusers does; UserError while the network has adapters that are not merged."""
+        if has_adapters(self.transformer):
+            raise UserError(
+                "the network has adapters: call fuse_lora() to save them in its weights, or unload_lora_weights()"
+            )
+        super().save_pretrained(*arguments, **keywords)
 
     # Sampling -------------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from eqm_video.core.decay import ConstantDecay
 from eqm_video.core.energy import Field
 from eqm_video.errors import UserError
 from eqm_video.limits import MOST_CHANNELS
+from eqm_video.models import adapters
 from eqm_video.models.loading import load_transformer
 from eqm_video.models.presets import build_model
 from eqm_video.models.transformer import EqMTransformer
@@ -201,6 +202,27 @@ def start_from(network: EqMTransformer | EqMUNet, source: str, labels: Sequence[
         notes.append(f"{source} has the energy {other.config.energy!r}, this run trains {network.config.energy!r}")
     network.load_state_dict(weights, strict=True)
     return notes
+
+
+def add_adapters(network: EqMTransformer | EqMUNet, config: Config, notes: Sequence[str] = ()) -> list[str]:
+    """Put the adapters of a recipe on a network that has its trained weights, in place; returns a note.
+
+    notes: those of `start_from`. UserError where parts of the network are new: frozen, they would stay random.
+    """
+    lora, source = config.lora, config.train.init_from
+    if lora.rank is None:
+        return []
+    if new := [note for note in notes if "anew" in note]:
+        raise UserError(
+            f"lora.rank trains adapters alone, but {new[0]}: start from a network with these parts, or leave the "
+            "labels out with data.labelled=false"
+        )
+    adapters.add_adapters(
+        network, lora.rank, lora.alpha or float(lora.rank), lora.targets, fold(config.train.seed, "lora")
+    )
+    count = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in network.parameters()) - count
+    return [f"adapters of rank {lora.rank}: {count:,} weights are trained, the {total:,} of {source} stay as they are"]
 
 
 def find_start(source: str) -> tuple[Path, dict[str, Any]]:

@@ -7,6 +7,7 @@ removes.
     checkpoint.json      step, configuration, data, versions, number of processes, hashes of the files; written last
     model.safetensors    the trained weights
     ema/                 the averaged network, as `save_pretrained` writes it
+    adapters/            its adapters (LoRA), if it has any; in ema/ they are merged into the weights
     optimizer.pt         optimizer, gradient scaler and running means (tensors and numbers only: read with weights_only)
     pipeline.json        settings of the pipeline that samples from the averaged network
 
@@ -36,6 +37,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from eqm_video.errors import UserError
+from eqm_video.models.adapters import has_adapters, merged, read_weights, save_adapters
 from eqm_video.models.loading import load_transformer
 from eqm_video.system.files import flush
 from eqm_video.system.record import ADVICE, NAME, RECORD, damage, is_checkpoint, list_files, read_record
@@ -45,6 +47,7 @@ from eqm_video.training.sharding import is_part, part_of, read_parts, write_part
 __all__ = ["Checkpoints", "is_checkpoint", "load_state", "read_record", "replace_folder", "save_state"]
 
 PARTS = "parts"
+ADAPTERS = "adapters"
 _LEFTOVER = ".incomplete-"  # prefix of folders that are being written or deleted
 _OURS = re.compile(rf"{re.escape(_LEFTOVER)}(deleting-|parts-)?(step_\d{{8,}}|export(_best)?)")
 _WRITTEN = re.compile(  # the files of earlier versions' checkpoints, whose records do not list them
@@ -236,7 +239,9 @@ def save_state(
     else:
         weights = {name: value.contiguous() for name, value in network.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
-        ema.network.save_pretrained(folder / "ema")
+        merged(ema.network).save_pretrained(folder / "ema")
+        if has_adapters(ema.network):
+            save_adapters(ema.network, folder / ADAPTERS)
     state = {
         "optimizer": state,
         "scaler": scaler.state_dict() if scaler is not None else None,
@@ -278,6 +283,8 @@ def load_state(folder: Path, *, network: nn.Module, ema: Ema, optimizer: Any, sc
             _load_parts(folder, network, optimizer, state["optimizer"])
         else:
             _load_whole(weights, network, optimizer, state["optimizer"])
+        if has_adapters(network):  # all other weights are frozen: their average is what they are
+            average = {**weights, **read_weights(folder / ADAPTERS)}
         ema.load(average, state["ema_updates"])
         optimizer.load_state_dict(state["optimizer"])
     except (OSError, SafetensorError) as error:

@@ -21,6 +21,7 @@ from eqm_video.features.registry import is_known
 from eqm_video.limits import HIGHEST_RATE, LARGEST_SIDE, MOST_FRAMES, MOST_ITEMS, MOST_LABELS, MOST_UPDATES
 from eqm_video.metrics.metric import Paired
 from eqm_video.metrics.registry import find_metric
+from eqm_video.models.adapters import TARGETS
 from eqm_video.options import option
 from eqm_video.samplers import NAG, SAMPLERS
 from eqm_video.training import recipes
@@ -165,6 +166,16 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (LoRA): with a rank, they alone are trained, on the weights of `train.init_from`."""
+
+    rank: int | None = option(None, least=1, most=4096)  # of the adapters; null: all weights are trained
+    alpha: float | None = option(None, above=0)  # an adapter's effect is alpha / rank; null: the rank, an effect of 1
+    # Linear layers that get adapters, by the ends of their names: attention and MLP of every block.
+    targets: tuple[str, ...] = TARGETS
+
+
+@dataclass(frozen=True)
 class HeldOutConfig:
     """Loss on clips that are not trained on: an official list, a share of the files, or a folder; off without any of
     these.
@@ -239,6 +250,7 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     gamma: Any = choice(GAMMA_DRAWS, SharedGamma())  # noqa: RUF009
     train: TrainConfig = field(default_factory=TrainConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -250,6 +262,7 @@ class Config:
         _check_objective(self)
         _check_samples(self)
         _check_evaluate(self)
+        _check_lora(self)
 
     @property
     def objective_name(self) -> str:
@@ -363,6 +376,21 @@ def _check_selective(config: Config) -> None:
             "train.recompute=selective does not go with train.compile=true, whose blocks recompute what is cheap by "
             "themselves: add train.gradient_checkpointing=false with train.recompute=block, or train.compile=false"
         )
+
+
+def _check_lora(config: Config) -> None:
+    """Refuse adapters without weights to adapt, and what they have not been tried with."""
+    if config.lora.rank is None:
+        return
+    if not config.lora.targets:
+        raise UserError(f"lora.targets is empty: name linear layers, such as lora.targets={','.join(TARGETS)}")
+    if config.train.init_from is None:
+        raise UserError(
+            f"lora.rank={config.lora.rank} trains adapters of a trained network: add train.init_from=MODEL, a run or "
+            "an export, or take lora.rank out"
+        )
+    if config.train.compile:
+        raise UserError("lora.rank does not go with train.compile=true: add train.compile=false")
 
 
 def _check_objective(config: Config) -> None:

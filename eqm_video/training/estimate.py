@@ -117,17 +117,23 @@ def count_memory(config: Config, network: nn.Module, shape: Sequence[int], world
     The U-Net's and the transformer's activations are counted in float32; half precision keeps 0.6 of that (B/2: 0.58).
     """
     parameters = sum(parameter.numel() for parameter in network.parameters())
+    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     matrices = 0
     if config.train.optimizer == "muon":
         named = network.named_parameters()
-        matrices = sum(p.numel() for name, p in named if p.ndim == 2 and ".modulation" not in name and "blocks" in name)
+        matrices = sum(
+            p.numel()
+            for name, p in named
+            if p.ndim == 2 and p.requires_grad and ".modulation" not in name and "blocks" in name
+        )
     clips = max(1, config.train.batch_size // world // config.train.accumulation)
     activations = _activations(network, (clips, *shape), _mode(config))
     if config.train.mixed_precision != "no":
         activations = int(0.6 * activations)
     weights = 4 * parameters // parts
     codec = 4 * 83_653_863 if config.codec.name.startswith("stabilityai/sd-vae") else 0
-    return Memory(weights, weights, (8 * parameters - 4 * matrices) // parts, weights, activations, codec)
+    slots = (8 * trained - 4 * matrices) // parts
+    return Memory(weights, 4 * trained // parts, slots, weights, activations, codec)
 
 
 def _mode(config: Config) -> str:

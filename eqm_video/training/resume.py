@@ -24,6 +24,7 @@ FIXED = (
     *("data.frame_interval", "data.buckets", "data.image_fraction", "data.flip", "data.upright", "data.short"),
     *("data.resize", "data.reference_fps"),
     *("train.batch_size", "train.seed", "train.optimizer", "train.ema", "train.label_dropout", "train.init_from"),
+    "lora",
     "held_out.fraction",  # it takes files from the training
 )
 # Keys that may change without a note. Only train.steps affects the weights, by the learning rate (`note_rates`).

@@ -23,6 +23,7 @@ from eqm_video.core.objective import EqMObjective
 from eqm_video.data.datasets import collate
 from eqm_video.data.latents import collate_latents
 from eqm_video.errors import UserError
+from eqm_video.models.adapters import has_adapters, merged, save_adapters
 from eqm_video.models.loading import load_transformer
 from eqm_video.models.recompute import keep_products
 from eqm_video.randomness import generator
@@ -59,6 +60,7 @@ from eqm_video.training.trainer import Hook, Settings, Trainer
 
 # Paths in an export that `save_pretrained` writes
 EXPORTED = r"model_index\.json|(transformer|vae)/(config\.json|diffusion_pytorch_model.*)"
+EXPORTED += r"|adapters/adapter_(config\.json|model\.safetensors)"
 
 
 class Run:
@@ -90,10 +92,12 @@ class Run:
         network = build.make_network(config, build.count_labels(config, self.labels), self.codec.latent_channels)
         build.check_size(config, self.codec.downsampling, network.config.patch_size)
         source = None if resuming else config.train.init_from
-        self.notes = build.start_from(network, source, self.labels) if source else []
+        started = build.start_from(network, source, self.labels) if source else []
+        self.notes = list(started)
         self.notes += note_start(source, config, self.codec) if source else []
         if not resuming:
             build.check_start(network)
+        self.notes += build.add_adapters(network, config, started)
         self.notes += chosen
         self.notes += build.note_sampler(config) + launch.note_precision(config)
         self.notes += build.note_precision(config, accelerator.device)
@@ -105,6 +109,8 @@ class Run:
         self.fps = playback_fps(data.clips, config.data.reference_fps)
         # A network that is cut in parts is never whole on a GPU.
         self.sharding = launch.read_sharding() if accelerator.num_processes > 1 else None
+        if self.sharding is not None and config.lora.rank is not None:
+            raise UserError("lora.rank does not go with weights in parts (FSDP): launch without, adapters are small")
         self.notes += self._note_memory(network)
         self.ema = Ema(network if self.sharding else network.to(accelerator.device), config.train.ema)
         self.log = RunLog(self.folder, accelerator, config.track.to)
@@ -340,7 +346,9 @@ class Run:
     def _fill_export(self, folder: Path) -> None:
         """Write the pipeline and its card, and copy a user's own files from the export of before."""
         old = self.folder / "export"
-        self.pipeline().save_pretrained(folder)
+        if has_adapters(self.ema.network):
+            save_adapters(self.ema.network, folder / "adapters")
+        self.pipeline(merged(self.ema.network)).save_pretrained(folder)
         write_card(folder, RunFiles.read(self.folder, strict=False), old)
         carry_over(old, folder, "|".join([EXPORTED, *map(re.escape, own_files(old))]))
 
