@@ -67,9 +67,7 @@ class ComposedField(GradientField):
         gradients, sights = zip(*(field.observed(latents) for field in self.fields), strict=True)
         total = sum(self.weights) if self.plain_sum else 1.0
         mean = sum(sight.plain for sight in sights) * (total / len(sights))
-        levels = [sight.level for sight in sights]
-        level = None if any(value is None for value in levels) else sum(levels) / len(levels)
-        return weighted_sum(gradients, self.weights, plain_sum=self.plain_sum), Sight(mean, level)
+        return weighted_sum(gradients, self.weights, plain_sum=self.plain_sum), Sight(mean)
 
     def energies(self, latents: Tensor, energy: str | None = None) -> Tensor:
         """The weighted sum of the energies of each frame (B, T)."""

@@ -16,11 +16,12 @@ class Sight:
     """The part of an evaluation that tells how far frames are from data, for a closed loop.
 
     plain: (B, T, C, H, W), the gradient without guidance, whose size is known.
-    level: (B, T), gamma of each frame as a learned readout gives it; None without one.
+    level, spread: (B, T), gamma of each frame as a learned readout gives it, and its standard deviation; None without.
     """
 
     plain: Tensor
     level: Tensor | None = None
+    spread: Tensor | None = None
 
 
 class GradientField:

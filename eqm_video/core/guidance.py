@@ -92,6 +92,7 @@ class GuidedField(GradientField):
         self.gamma = gamma
         self.interval = interval
         self.match_norm = match_norm
+        self.readout: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None  # hidden tokens -> levels, deviations
         self._calls = [0]  # a list, so that copies share it
 
     @property
@@ -141,8 +142,16 @@ class GuidedField(GradientField):
     def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
         """The guided field at latents (B, T, C, H, W), and the labelled one, which guidance has not changed."""
         self._check_latents(latents)
-        labelled, unlabelled = self._two(latents, lambda output: output.sample)
-        return (labelled if unlabelled is None else self._guided(labelled, unlabelled)), Sight(labelled)
+        hidden: list[Tensor] = []
+
+        def read(output: Any) -> Tensor:
+            if self.readout is not None:
+                hidden.append(output.hidden[: len(latents)])
+            return output.sample
+
+        labelled, unlabelled = self._two(latents, read)
+        sight = Sight(labelled, *(self.readout(hidden[0]) if hidden else ()))
+        return (labelled if unlabelled is None else self._guided(labelled, unlabelled)), sight
 
     def _guided(self, labelled: Tensor, unlabelled: Tensor) -> Tensor:
         """The guided field of the two fields, all (B, T, C, H, W)."""

@@ -87,7 +87,7 @@ class RegionField(GradientField):
         strength = torch.ones_like(gamma) if self.decay is None else self.decay(gamma)
         path = strength[:, :, None, None, None].to(latents) * (self.noise - self.clean).to(latents)
         plain = torch.where(self.mask, path, sight.plain)
-        return torch.where(self.mask, path, gradient), Sight(plain, sight.level)
+        return torch.where(self.mask, path, gradient), Sight(plain, sight.level, sight.spread)
 
     def _levels(self, latents: Tensor) -> Tensor:
         """gamma as (B, T)."""

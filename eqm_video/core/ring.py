@@ -83,8 +83,8 @@ class RingField(GradientField):
         turns = self.first.to(latents.device) + self.turn
         field = self.field if self.gamma is None else self.field.at_gamma(turned(self.gamma, -turns))
         gradient, sight = observe(field, turned(latents, -turns))
-        level = None if sight.level is None else turned(sight.level, turns)
-        return turned(gradient, turns), Sight(turned(sight.plain, turns), level)
+        levels = () if sight.level is None else (turned(sight.level, turns), turned(sight.spread, turns))
+        return turned(gradient, turns), Sight(turned(sight.plain, turns), *levels)
 
     def _of(self, field: GradientField) -> RingField:
         changed = copy(self)

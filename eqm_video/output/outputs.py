@@ -132,6 +132,10 @@ OUTPUTS = {
         (r"forcing(_[a-z_]+)?\.png",),
         weak={"forcing.md": beside("forcing.json", record("command", "settings", "differences"))},
     ),
+    "readout": Output(
+        {"readout.json": record("command", "settings", "errors")},
+        weak={r"readout\.safetensors": beside("readout.json", record("command", "settings", "errors"))},
+    ),
     "few-steps": Output(
         {"few_steps.json": record("command", "settings", "model"), **_MEASURED},
         ("few_steps.png",),

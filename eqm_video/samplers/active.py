@@ -137,7 +137,7 @@ class Active:
         """The gradient (b, T, ...) as `evaluate` gives it, and the sight of the same evaluation, without a graph."""
         slope, sight = observe(self._field(point, step, gamma, levels), point)
         _check_shape(slope, point)
-        sight = Sight(sight.plain.detach(), sight.level)
+        sight = replace(sight, plain=sight.plain.detach())
         return self.hide((slope if keep_graph else slope.detach()).to(point.dtype)), sight
 
     def _field(self, point: Tensor, step: int, gamma: float | None, levels: Tensor | None) -> Gradient:
@@ -219,8 +219,8 @@ class Frozen(GradientField):
         point = self.resting.index_copy(0, self.rows, latents)
         slope, sight = observe(self.gradient, point)
         _check_shape(slope, point)
-        level = None if sight.level is None else sight.level[self.rows]
-        return slope[self.rows], Sight(sight.plain[self.rows], level)
+        levels = () if sight.level is None else (sight.level[self.rows], sight.spread[self.rows])
+        return slope[self.rows], Sight(sight.plain[self.rows], *levels)
 
     def select(self, indices: Tensor) -> Frozen:
         """The gradient of the selected clips at `indices`."""

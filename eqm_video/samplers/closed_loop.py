@@ -74,6 +74,21 @@ class ClosedLoop:
         return (gamma - gain * innovation).clamp(0, NEAR_1), ((1 - gain * change) * variance).clamp(min=0)
 
 
+@dataclass(frozen=True)
+class LearnedLoop(ClosedLoop):
+    """A closed loop whose measurement is a learned readout of the levels, with its own standard deviation.
+
+    bias: of the level that is read, beyond its standard deviation.
+    """
+
+    bias: float = 0.01
+
+    def told(self, gamma: Tensor, variance: Tensor, level: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+        """The levels (b, T) in [0, 0.999] and their variances after a reading `level` with deviation `spread`."""
+        gain = variance / (variance + spread.to(gamma).square() + self.bias**2)
+        return (gamma + gain * (level.to(gamma) - gamma)).clamp(0, NEAR_1), (1 - gain) * variance
+
+
 def _mean(values: Tensor) -> Tensor:
     """(b, T, ...) or (b, d) -> (b, T), at least float32: the mean over each frame."""
     values = values.to(torch.promote_types(values.dtype, torch.float32))

@@ -151,7 +151,9 @@ def _evaluated(active: Active, rule: Rule, levels: Levels | None, step: int, ste
     if levels.route.loop is None:
         return active.evaluate(point, **where)
     slope, sight = active.observe(point, **where)
-    levels.observe(active.rows, active.moving, point, sight.plain, getattr(rule, "mu", 0.0))
+    levels.observe(
+        active.rows, active.moving, point, sight.plain, getattr(rule, "mu", 0.0), (sight.level, sight.spread)
+    )
     return slope
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from eqm_video.core.decay import Decay
-from eqm_video.samplers.closed_loop import ClosedLoop, noise_of
+from eqm_video.samplers.closed_loop import ClosedLoop, LearnedLoop, noise_of
 from eqm_video.samplers.warp import Identity, Warp
 from eqm_video.system.devices import widest
 
@@ -89,17 +89,30 @@ class Levels:
         """Gamma (b, T) of the clips at `rows` (b,)."""
         return self.gamma[rows]
 
-    def observe(self, rows: Tensor, moving: Tensor, point: Tensor, slope: Tensor, look_ahead: float = 0.0) -> None:
+    def observe(
+        self,
+        rows: Tensor,
+        moving: Tensor,
+        point: Tensor,
+        slope: Tensor,
+        look_ahead: float = 0.0,
+        reading: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> None:
         """Correct the levels of the frames `moving` (b, T) by the gradient `slope` (b, T, ...) evaluated at `point`.
 
         slope: without guidance. look_ahead: how much further than the latents the point is, in units of the last step.
-        Needs a route with a loop.
+        reading: level and deviation (b, T) of a learned readout, for a `LearnedLoop`. Needs a route with a loop.
         """
         loop = self.route.loop
         gamma, variance = self.gamma[rows], self.variance[rows]
         further = torch.minimum(look_ahead * self.size[rows], 1 - gamma)
         noise = (self.power[rows], self.chance[rows])
-        level, spread = loop.corrected(gamma + further, variance, self.route.decay, point, slope, *noise)
+        if not isinstance(loop, LearnedLoop):
+            level, spread = loop.corrected(gamma + further, variance, self.route.decay, point, slope, *noise)
+        elif reading[0] is None:
+            raise ValueError("a learned loop needs a field whose network has a readout: take ClosedLoop() for this one")
+        else:
+            level, spread = loop.told(gamma + further, variance, *reading)
         moving = moving & (self.left[rows] >= 1)
         level = torch.where(moving, (level - further).clamp(min=0), gamma)
         self.gamma[rows] = level

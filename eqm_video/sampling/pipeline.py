@@ -27,9 +27,11 @@ from eqm_video.errors import UserError
 from eqm_video.models.adapters import has_adapters, load_adapters, merged, remove_adapters
 from eqm_video.models.loading import load_transformer
 from eqm_video.models.pixels import PixelAutoencoder
+from eqm_video.models.readout import LevelReadout, load_readout
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
 from eqm_video.samplers import NAG, Descent, GradientDescent, frame_moves, run
+from eqm_video.samplers.closed_loop import LearnedLoop
 from eqm_video.samplers.warp import warp_text
 from eqm_video.sampling import field as parts
 from eqm_video.sampling.arguments import (
@@ -104,6 +106,7 @@ class EqMPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "transformer->vae"
+    readout: LevelReadout | None = None  # of `eqm-video readout --write`
 
     def __init__(
         self,
@@ -181,7 +184,9 @@ class EqMPipeline(DiffusionPipeline):
                 kwargs["vae"] = Codec.load(BUNDLED, torch_dtype=kinds["vae"]).vae
             else:
                 kwargs["vae"] = Codec.load(folder / "vae", torch_dtype=kinds["vae"], variant=variant).vae
-        return super().from_pretrained(str(folder), **kwargs)
+        pipeline = super().from_pretrained(str(folder), **kwargs)
+        pipeline.readout = load_readout(folder)
+        return pipeline
 
     @classmethod
     def from_checkpoint(
@@ -412,10 +417,19 @@ class EqMPipeline(DiffusionPipeline):
     def _field_of(self, how: Sampling, labels: Sequence[Label], timing: Mapping[str, Any]) -> GradientField:
         """The field to descend: the composition, or the guided field of the labels."""
         if how.composition is not None:
+            if isinstance(how.closed_loop, LearnedLoop):
+                raise UserError("a composition has no readout of its own: take closed_loop field (--closed-loop field)")
             return self.composed_field(how.composition, len(labels), plain_sum=how.plain_sum, **timing)
         interval, match = how.guidance_interval, how.match_norm
         guidance = {"guidance_scale": how.guidance_scale, "guidance_interval": interval, "match_norm": match}
-        return self.field(labels, **guidance, **timing)
+        field = self.field(labels, **guidance, **timing)
+        if isinstance(how.closed_loop, LearnedLoop):
+            if self.readout is None:
+                raise UserError(
+                    "this model has no readout: type eqm-video readout MODEL --data FOLDER --write, or field"
+                )
+            field.readout = self.readout
+        return field
 
     def _decay_of(self, how: Sampling) -> Decay | None:
         """c(gamma) of the field to descend, a plain sum having that of its terms times their weights; None: unknown."""

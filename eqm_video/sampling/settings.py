@@ -13,11 +13,12 @@ from eqm_video.errors import UserError
 from eqm_video.limits import MOST_UPDATES
 from eqm_video.options import option
 from eqm_video.samplers import FRAME_SCHEDULES, SAMPLERS, SCHEDULES, ClosedLoop, Sampler, Schedule
+from eqm_video.samplers.closed_loop import LearnedLoop
 from eqm_video.samplers.warp import FORMS, Warp, read_warp, warp_text
 from eqm_video.sampling.arguments import default_steps
 from eqm_video.sampling.option_words import read_term
 
-LOOPS = ("field",)  # what a closed loop reads the levels from
+LOOPS = ("field", "readout")  # what a closed loop reads the levels from
 IN_THE_RULE = ("step_size", "mu", "temperature")  # numbers that belong to a sampler object
 
 
@@ -35,9 +36,9 @@ class Sampling:
     frames, see `EqMPipeline`. frame_schedule: "joint", "pyramid", "autoregressive", or the steps between the starts of
     two unknown frames; every frame makes `steps` updates of its own. warp: the spread of the steps over
     gamma, a text such as "shift:3" or an object such as `Shift(3.0)`; with it gd, nag, euler and heun follow the
-    velocity f / c(gamma) to gamma = 1. closed_loop: "field", or a `ClosedLoop` with other variances: the level of every
-    frame is corrected at every step, and the rest of its way shared by the steps that are left; for multistep, and for
-    gd and nag with a warp. loop: frames on a ring, see `core.ring.RingField`.
+    velocity f / c(gamma) to gamma = 1. closed_loop: "field", "readout", or a `ClosedLoop` with other variances: every
+    frame's level is corrected at every step, and the rest of its way shared by the steps that are left; for multistep,
+    and for gd and nag with a warp. loop: frames on a ring, see `core.ring.RingField`.
     """
 
     title: ClassVar[str] = "how to descend"
@@ -114,7 +115,7 @@ class Sampling:
         None,
         choices=LOOPS,
         metavar="KIND",
-        help="correct each frame's level at every step, by what its gradient says (field)",
+        help="correct each frame's level at every step, by its gradient (field), or a learned readout",
         unset="off",
         rare=True,
     )
@@ -186,7 +187,8 @@ class Sampling:
 
     def closed(self, rule: Sampler) -> ClosedLoop | None:
         """The closed loop of a descent by `rule`. UserError for a rule that does not step by levels."""
-        loop = ClosedLoop() if self.closed_loop == "field" else self.closed_loop
+        named = {"field": ClosedLoop(), "readout": LearnedLoop()}
+        loop = named.get(self.closed_loop, self.closed_loop) if isinstance(self.closed_loop, str) else self.closed_loop
         if loop is not None and (hasattr(rule, "solve") or not (self.warp or getattr(rule, "needs_route", False))):
             raise UserError(
                 f"a closed loop corrects levels, by which {rule!r} does not step: take multistep (--sampler "
@@ -203,7 +205,8 @@ class Sampling:
         if self.warp is not None:
             chosen["warp"] = warp_text(self.warp)
         if isinstance(self.closed_loop, ClosedLoop):
-            chosen["closed_loop"] = {"kind": "field", **asdict(self.closed_loop)}
+            kind = "readout" if isinstance(self.closed_loop, LearnedLoop) else "field"
+            chosen["closed_loop"] = {"kind": kind, **asdict(self.closed_loop)}
         return {"steps": self.steps, "sampler": sampler, "guidance_scale": self.guidance_scale} | {
             name: value for name, value in chosen.items() if name not in ("steps", "sampler", "guidance_scale")
         }

@@ -1,0 +1,157 @@
+"""A learned readout of each frame's level: trained on the frozen network, compared with the training-free estimate.
+
+Legend: N clips, K draws of noise for each, T frames, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from eqm_video.analysis.gamma_estimate import calibrate
+from eqm_video.core.objective import interpolate
+from eqm_video.data.source import Source
+from eqm_video.errors import UserError
+from eqm_video.metrics.intervals import estimate
+from eqm_video.models.readout import FILE, LevelReadout
+from eqm_video.options import option
+from eqm_video.output.tables import aligned
+from eqm_video.randomness import generator, normal
+from eqm_video.sampling.loading import find_model
+from eqm_video.sampling.option_groups import Batched, HeldOut, Seeded
+from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.studies.batches import batches, encode
+from eqm_video.studies.forcing.measure import GAMMAS, estimated
+from eqm_video.studies.request import lists_of, split_of
+from eqm_video.studies.study import OneModel, Report
+from eqm_video.system import files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readout(OneModel, HeldOut, Seeded, Batched, group="look"):
+    """Train a small head that reads each frame's level from the frozen network, beside the training-free estimate.
+
+    The head reads the tokens after the last block. It is trained on half of the clips of --data, noised at random
+    levels, of their own for each frame or one for the clip. The other half measures the error by level, of the head and
+    of the estimate from the gradient alone. --write keeps the head in the export, for `--closed-loop readout`.
+    """
+
+    draws: int = option(8, least=1, metavar="K", help="draws of levels and noise for each clip")
+    fit_steps: int = option(1000, least=1, metavar="N", help="training steps of the head")
+    write: bool = option(False, help="keep the head in the export, for --closed-loop readout")
+
+    def run(self, pipeline: EqMPipeline) -> Report:
+        """Train the head, measure, and with --write keep it."""
+        if pipeline.transformer.config.conditioned_on_gamma:
+            raise UserError("this network is told gamma, so there is no level to read: give a model that is not")
+        folder = Path(find_model(self.model)) if self.write else self.out
+        if self.write and not (folder / "model_index.json").is_file():
+            raise UserError(f"--write keeps the head in an export, and {folder} is none: give the folder of an export")
+        clips, labels = self.read(pipeline)
+        if len(clips) < 4:
+            raise UserError(f"{self.data} gives {len(clips)} clips, too few to train and to measure: give --clips 64")
+        half = len(clips) // 2
+        features, levels = self.seen(pipeline, clips[:half], labels[:half])
+        head = fit(features, levels, self.fit_steps, self.seed)
+        errors = self.errors(pipeline, head, clips[half:], labels[half:], calibrate(clips[:half]))
+        numbers = {"settings": {"clips": [half, len(clips) - half], "draws": self.draws, "seed": self.seed}, **errors}
+        weights = {name: value.contiguous() for name, value in head.state_dict().items()}
+        files.write_file(folder / FILE, lambda aside: save_file(weights, aside))
+        return Report(numbers, self.views(numbers)["errors"])
+
+    @classmethod
+    def views(cls, numbers: Mapping[str, Any]) -> dict[str, str]:
+        """The table by name: errors."""
+        cells = [["mean error of the level at", *numbers["errors"]["learned"]]]
+        for name, row in numbers["errors"].items():
+            cells.append([name, *(f"{cell['mean']:.3f}" for cell in row.values())])
+        return {"errors": aligned(cells)}
+
+    def read(self, pipeline: EqMPipeline) -> tuple[Tensor, list[str | None]]:
+        """Latents (N, T, C, h, w) of the clips, and the labels that the model knows."""
+        source = Source(
+            self.data,
+            frames=pipeline.check_frames(),
+            size=pipeline.check_size(),
+            fps=float(pipeline.config.fps),
+            count=self.clips,
+            frame_interval=self.frame_interval,
+            **lists_of(split_of(self.split, self.data), self.fold),
+        )
+        clips, known = source.read(), set(pipeline.labels.values())
+        order = torch.randperm(len(clips.pixels), generator=generator(self.seed, "readout clips", 0)).tolist()
+        labels = [clips.labels[k] if clips.labels[k] in known else None for k in order]
+        return encode(pipeline, clips.pixels[order], self.batch_size), labels
+
+    @torch.no_grad()
+    def look(self, pipeline: EqMPipeline, clean: Tensor, labels: list[str | None], gamma: Tensor, name: str) -> Any:
+        """(noisy latents, gradient, features) of clips at levels gamma (N, T)."""
+        noisy, gradients, features = [], [], []
+        for part in batches(len(clean), self.batch_size):
+            x = clean[part].to(pipeline.device)
+            sources = [generator(self.seed, "readout noise", name, k) for k in range(part.start, part.stop)]
+            noise = normal(x.shape[1:], sources, device=x.device, dtype=x.dtype)
+            point = interpolate(x, noise, gamma[part].to(x))
+            field = pipeline.field(labels[part], guidance_scale=1.0, num_frames=x.shape[1])
+            kept: list[Tensor] = []
+
+            def keep(hidden: Tensor, kept: list[Tensor] = kept) -> tuple[Tensor, Tensor]:
+                kept.append(LevelReadout.features(hidden))
+                return hidden[:, :, 0, 0], hidden[:, :, 0, 0]
+
+            field.readout = keep
+            gradient = field.observed(point)[0]
+            noisy.append(point)
+            gradients.append(gradient)
+            features.append(kept[0])
+        return torch.cat(noisy), torch.cat(gradients), torch.cat(features)
+
+    def seen(self, pipeline: EqMPipeline, clean: Tensor, labels: list[str | None]) -> tuple[Tensor, Tensor]:
+        """Features (K N T, F) and levels (K N T,) to train on: half of the draws have one level for the whole clip."""
+        features, levels = [], []
+        for draw in range(self.draws):
+            gamma = torch.rand(clean.shape[:2], generator=generator(self.seed, "readout levels", draw))
+            gamma = gamma if draw % 2 == 0 else gamma[:, :1].expand_as(gamma)
+            features.append(self.look(pipeline, clean, labels, gamma, f"train {draw}")[2].flatten(0, 1))
+            levels.append(gamma.flatten())
+        return torch.cat(features).cpu(), torch.cat(levels)
+
+    def errors(
+        self, pipeline: EqMPipeline, head: LevelReadout, clean: Tensor, labels: list[str | None], scale: float
+    ) -> dict[str, Any]:
+        """Mean errors by level, with intervals over clips: learned, and from the gradient (training-free)."""
+        rows: dict[str, dict[str, Any]] = {"learned": {}, "training-free": {}}
+        for gamma in GAMMAS:
+            levels = torch.full(clean.shape[:2], gamma)
+            noisy, gradient, features = self.look(pipeline, clean, labels, levels, f"test {gamma:g}")
+            with torch.no_grad():
+                learned = head.read(features.cpu())[0]
+            free = estimated(noisy, gradient, pipeline.decay, scale).cpu()
+            for name, values in (("learned", learned), ("training-free", free)):
+                rows[name][f"{gamma:g}"] = asdict(estimate((values - gamma).abs().mean(dim=1)[None].double()))
+        return {"errors": rows}
+
+
+def fit(features: Tensor, levels: Tensor, steps: int, seed: int) -> LevelReadout:
+    """A readout trained on features (M, F) and levels (M,) by the likelihood of a normal error."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = LevelReadout(features.shape[1] // 2)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    order = generator(seed, "readout batches", 0)
+    for _ in range(steps):
+        rows = torch.randint(len(levels), (256,), generator=order)
+        level, spread = head.read(features[rows])
+        loss = (((level - levels[rows]) / spread).square() / 2 + spread.log()).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return head.eval()
