@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eqm_video.training.ema import Ema
 
@@ -71,3 +72,21 @@ def test_other_parameters_are_refused() -> None:
         ema.update(nn.Sequential(nn.Linear(3, 2)))
     with pytest.raises(ValueError, match="lacks 1 parameters, bias"):
         ema.load({"weight": torch.zeros(2, 3)}, 1)
+
+
+def test_all_averages_are_moved_by_one_kernel() -> None:
+    """A launch for each of thousands of weights would take longer than the arithmetic."""
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for depth in (1, 6):
+        network, seen = nn.Sequential(*(nn.Linear(3, 3) for _ in range(depth))), []
+        ema = Ema(network, 0.9)
+        with Operations():
+            ema.update(network)
+        counts.append([name for name in seen if "detach" not in name])
+    assert counts[0] == counts[1] and len(counts[0]) == 1 and "_foreach_lerp_" in counts[0][0]

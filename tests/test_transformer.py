@@ -445,3 +445,21 @@ def test_attributes_that_diffusers_needs_exist() -> None:
     assert EqMTransformer._no_split_modules == EqMTransformer._repeated_blocks == ["EqMBlock"]
     code = "import sys, eqm_video.models; print([m for m in ('torch', 'diffusers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_what_all_blocks_and_frames_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = EqMTransformer(in_channels=2, patch_size=2, hidden_size=32, depth=3, num_heads=2, num_labels=2)
+    rotations, shapes = [], {}
+    monkeypatch.setattr(
+        "eqm_video.models.transformer.time_rotation", lambda *given: rotations.append(1) or time_rotation(*given)
+    )
+    for name, module in network.named_modules():
+        if isinstance(module, layers.Modulation) or name in ("label_embed", "gamma_embed"):
+            keep = partial(lambda name, module, given: shapes.setdefault(name, []).append(tuple(given[0].shape)), name)
+            module.register_forward_pre_hook(keep)
+    latents, labels = torch.randn(2, 5, 2, 4, 4), torch.tensor([0, 1])
+    network(latents, labels)
+    assert len(rotations) == 1 and shapes.pop("label_embed") == [(2,)] and shapes.pop("gamma_embed") == [(1, 1)]
+    assert len(shapes) == 7 and set(map(tuple, shapes.values())) == {((2, 1, 32),)}  # a row for a clip, not a frame
+    table = position_table(2, 2, 32, latents.device, torch.float32)
+    assert table is position_table(2, 2, 32, latents.device, torch.float32)
