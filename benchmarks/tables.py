@@ -165,7 +165,7 @@ def temporal() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    made.__name__: made for made in (steps, shapes, sampling, memory, reading, resizing, loading, encoding)
+    made.__name__: made for made in (steps, shapes, sampling, memory, reading, resizing, loading, encoding, temporal)
 }
 
 

@@ -82,8 +82,8 @@ def values_of(run: Path, clips: int) -> dict[str, list[float]]:
 
 def summary(runs: dict[int, list[Path]], clips: int) -> list[dict[str, Any]]:
     """A row for each measure: both means, and the difference of every second block from every block."""
-    measured = {every: [values_of(run, clips) for run in these] for every, these in runs.items()}
-    rows = []
+    measured = {every: [values_of(run, clips) if clips else {} for run in these] for every, these in runs.items()}
+    rows: list[dict[str, Any]] = []
     for key in measured[1][0]:
         one, two = (torch.tensor([values[key] for values in measured[every]]) for every in EVERY)
         gap = intervals.compare(two, one)
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--preset", default="Nano/4")
     parser.add_argument("--steps", type=int, default=1200, help="of the network with all of the attention (1200)")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--clips", type=int, default=64, help="clips of the measurements (64)")
+    parser.add_argument("--clips", type=int, default=64, help="clips of the tasks (64); 0 for the loss alone")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="the record, a JSON file")
     options = parser.parse_args()
