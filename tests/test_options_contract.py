@@ -47,7 +47,7 @@ ZERO = {
         "weight",
         "count of reconstruct",
         "descents",
-        "kl_weight",
+        *("kl_weight", "perceptual"),
         *("redraws", "permutations"),
     ),
 }

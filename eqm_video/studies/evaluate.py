@@ -72,7 +72,7 @@ class Evaluate(
         positional=True, metavar="SAMPLES", help="a folder of videos or pictures, an .npz, or a model to sample"
     )
     protocol: str = option("default", choices=tuple(PRESETS), help="the protocol to follow")
-    metrics: tuple[str, ...] | None = narrower(None, help="what is computed (--list shows all)", unset="the protocol's")
+    metrics: tuple[str, ...] | None = narrower(None, unset="the protocol's")
     features: str | None = narrower(None, unset="the protocol's")
     weights: Path | None = narrower(None, rare=False)
     input_layout: str = option(
