@@ -97,7 +97,8 @@ def words_of(study: type, tmp_path: Path) -> list[str]:
     return words
 
 
-FRAMES = {"known", "keyframes", "composition"}  # words in which numbers are frames, or labels: tested with their tasks
+# Words in which numbers are frames, labels, or names of files: tested with their tasks.
+FRAMES = {"known", "known_mask", "keyframes", "composition"}
 NUMERIC = [
     (name, one) for name, one in EVERY if (one.type in (int, float) or one.option.read) and one.name not in FRAMES
 ]

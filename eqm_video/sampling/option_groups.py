@@ -165,7 +165,7 @@ class Measuring:
     """The options --metrics, --features and --weights: what samples are measured by, against real clips."""
 
     metrics: tuple[str, ...] | None = option(
-        ("mmd",), metavar="NAME", help="what is computed against real clips (`evaluate --list` shows all)"
+        ("mmd",), metavar="NAME", help="what is computed (`evaluate --list` shows all)"
     )
     features: str | None = option(
         None,
