@@ -50,14 +50,17 @@ COMMANDS: Mapping[str, list[Words]] = {
         lambda out, no: ["--data", str(no), "--run", str(no), "--out", str(out)],
         lambda out, no: ["--data", str(no), "--out", str(no), "--run", str(out)],
     ],
-    **{name: [lambda out, no: [str(no), "--out", str(out)]] for name in ("descent", "sweep", "adaptive", "curvature")},
+    **{
+        name: [lambda out, no: [str(no), "--out", str(out)]]
+        for name in ("descent", "sweep", "adaptive", "curvature", "few-steps")
+    },
     "compose": [lambda out, no: [str(no), "--out", str(out)]],
     **{
         name: [lambda out, no: [str(no), "--data", str(no), "--out", str(out)]]
         for name in ("partial", "ood", "predict", "evaluate")
     },
 }
-PRINTED = {"doctor", "explain", "push", "recipes", "records"}  # commands that write no file, or only into a clone
+PRINTED = {"completion", "doctor", "explain", "page", "push", "recipes", "records"}  # no file, or only into a clone
 LINES = [(name, words) for name, lines in COMMANDS.items() for words in lines]
 THEIRS = ("notes.txt", "parts/chapter1.tex", "clips/mine.gif", "report.json", "checkpoints/x", "previews/x", "export/x")
 THEIRS += (".incomplete-x", "deep/er/x", "parts/settings.json", "parts/00000000.npy", ".grid.gif.swp", "metrics.tmp")

@@ -253,7 +253,7 @@ def test_the_pipeline_descends_its_field_in_turn(schedule):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"frame_schedule": "diagonal"}, "the frame schedule is 'diagonal'"),
+        ({"frame_schedule": "diagonal"}, "frame_schedule is 'diagonal': it must be joint or pyramid"),
         ({"frame_schedule": "pyramid", "tolerance": 0.1}, "per_frame=True"),
         ({"frame_schedule": "pyramid", "step_schedule": "cosine"}, "leave one of the two out"),
         ({"frame_schedule": "pyramid", "guidance_scale": 2.0, "guidance_interval": (0, 0.5)}, "guidance_interval"),
