@@ -286,7 +286,7 @@ def test_samples_are_folders_of_videos_or_pictures_too(data, samples, tmp_path, 
     pictures = open_samples(folder, Protocol(count=4), None)
     assert len(pictures) == 4 and pictures.shape == (1, 12, 20) and int(pictures.read([3])[0, 0, 0, 0, 0]) == 3
     Image.new("RGB", (30, 12)).save(folder / "9.png")
-    with pytest.raises(UserError, match="samples of 12x20 and of 12x30 pixels"):
+    with pytest.raises(UserError, match="samples of 12x20, 12x30 pixels: type --size"):
         open_samples(folder, Protocol(), None)
     with pytest.raises(UserError, match="holds 10 clips, and the protocol asks for 11"):
         open_samples(samples, Protocol(count=11), None)

@@ -231,6 +231,8 @@ class Evaluate(
 
     def open_codec(self, models: Sequence[EqMPipeline], device: Any) -> Codec | None:
         """The codec whose floor is measured: --codec, or that of the model."""
+        from eqm_video.codec import Codec  # the networks of diffusers take a second
+
         if self.codec is not None:
             return Codec.load(self.codec).to(device)
         return Codec(models[0].vae) if models else None
