@@ -191,7 +191,9 @@ def outline(path: Path) -> Outline:
         first = next(iter(pictures), None)
         if first is None:
             raise VideoDecodeError("not one frame can be decoded")
-        order = int(pictures.stream.codec_context.field_order)  # 0: unknown, 1: progressive
+        # 0: unknown, 1: progressive. PyAV before 18.1, the newest for Python 3.10 among it, leaves it unknown; then the
+        # first frame alone says whether the video is interlaced.
+        order = int(getattr(pictures.stream.codec_context, "field_order", 0))
         return Outline(table, first, _pixel_aspect(pictures.stream), first.interlaced_frame or order > 1)
 
 
