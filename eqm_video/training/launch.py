@@ -185,7 +185,8 @@ def summary(run: Any) -> str:
     if plan.images:
         clips, images = counted(plan.clips, "clip"), counted(plan.images, "image")
         samples = f"{counted(plan.batch_size, 'sample')} ({clips}, {images})"
-    data_line = f"{counted(run.data_record['size'], data.kind[:-1])} with {counted(len(run.video_labels), 'label')}"
+    labels = counted(len(run.video_labels), "label") if run.video_labels else "no labels"
+    data_line = f"{counted(run.data_record['size'], data.kind[:-1])} with {labels}"
     if "images" in run.data_record:
         further = counted(len(run.labels) - len(run.video_labels), "further label")
         data_line += f" and {counted(run.data_record['images'], 'image')} beside them with {further}"
