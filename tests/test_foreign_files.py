@@ -57,7 +57,7 @@ COMMANDS: Mapping[str, list[Words]] = {
     "compose": [lambda out, no: [str(no), "--out", str(out)]],
     **{
         name: [lambda out, no: [str(no), "--data", str(no), "--out", str(out)]]
-        for name in ("partial", "ood", "predict", "evaluate")
+        for name in ("partial", "ood", "predict", "evaluate", "readout")
     },
 }
 PRINTED = {"completion", "doctor", "explain", "page", "push", "recipes", "records"}  # no file, or only into a clone

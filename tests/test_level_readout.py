@@ -40,7 +40,7 @@ def test_the_command_writes_a_head_that_sampling_reads(tmp_path, capsys) -> None
     with pytest.raises(UserError, match="this model has no readout"):
         pipe(["up"], closed_loop="readout", **how)
     words = ["readout", str(tmp_path / "export"), "--data", str(tmp_path / "videos"), "--out", str(tmp_path / "out")]
-    assert cli.main([*words, "--clips", "4", "--draws", "2", "--fit-steps", "20", "--write"]) == 0
+    assert cli.main([*words, "--clips", "4", "--copies", "2", "--fit-steps", "20", "--write"]) == 0
     numbers = json.loads((tmp_path / "out" / "readout.json").read_text())
     assert set(numbers["errors"]) == {"learned", "training-free"} and numbers["settings"]["clips"] == [2, 2]
     assert 0 < numbers["errors"]["learned"]["0.5"]["mean"] < 1 and "training-free" in capsys.readouterr().out

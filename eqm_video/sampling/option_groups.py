@@ -238,6 +238,13 @@ class Recipe(Overridden):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WritesBack:
+    """--write, of commands that measure a model for its own use."""
+
+    write: bool = option(False, help="keep the result in the export, where sampling finds it")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dry:
     """--dry-run."""
 

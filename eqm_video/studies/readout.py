@@ -1,6 +1,6 @@
 """A learned readout of each frame's level: trained on the frozen network, compared with the training-free estimate.
 
-Legend: N clips, K draws of noise for each, T frames, F features.
+Legend: N clips, K noisy copies of each, T frames, F features.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from eqm_video.options import option
 from eqm_video.output.tables import aligned
 from eqm_video.randomness import generator, normal
 from eqm_video.sampling.loading import find_model
-from eqm_video.sampling.option_groups import Batched, HeldOut, Seeded
+from eqm_video.sampling.option_groups import Batched, HeldOut, Seeded, WritesBack
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.batches import batches, encode
 from eqm_video.studies.forcing.measure import GAMMAS, estimated
@@ -34,7 +34,7 @@ from eqm_video.system import files
 
 
 @dataclass(frozen=True, kw_only=True)
-class Readout(OneModel, HeldOut, Seeded, Batched, group="look"):
+class Readout(OneModel, HeldOut, Seeded, Batched, WritesBack, group="look"):
     """Train a small head that reads each frame's level from the frozen network, beside the training-free estimate.
 
     The head reads the tokens after the last block. It is trained on half of the clips of --data, noised at random
@@ -42,9 +42,8 @@ class Readout(OneModel, HeldOut, Seeded, Batched, group="look"):
     of the estimate from the gradient alone. --write keeps the head in the export, for `--closed-loop readout`.
     """
 
-    draws: int = option(8, least=1, metavar="K", help="draws of levels and noise for each clip")
+    copies: int = option(8, least=1, metavar="K", help="copies of each clip, with levels and noise of their own")
     fit_steps: int = option(1000, least=1, metavar="N", help="training steps of the head")
-    write: bool = option(False, help="keep the head in the export, for --closed-loop readout")
 
     def run(self, pipeline: EqMPipeline) -> Report:
         """Train the head, measure, and with --write keep it."""
@@ -60,7 +59,7 @@ class Readout(OneModel, HeldOut, Seeded, Batched, group="look"):
         features, levels = self.seen(pipeline, clips[:half], labels[:half])
         head = fit(features, levels, self.fit_steps, self.seed)
         errors = self.errors(pipeline, head, clips[half:], labels[half:], calibrate(clips[:half]))
-        numbers = {"settings": {"clips": [half, len(clips) - half], "draws": self.draws, "seed": self.seed}, **errors}
+        numbers = {"settings": {"clips": [half, len(clips) - half], "copies": self.copies, "seed": self.seed}, **errors}
         weights = {name: value.contiguous() for name, value in head.state_dict().items()}
         files.write_file(folder / FILE, lambda aside: save_file(weights, aside))
         return Report(numbers, self.views(numbers)["errors"])
@@ -113,12 +112,12 @@ class Readout(OneModel, HeldOut, Seeded, Batched, group="look"):
         return torch.cat(noisy), torch.cat(gradients), torch.cat(features)
 
     def seen(self, pipeline: EqMPipeline, clean: Tensor, labels: list[str | None]) -> tuple[Tensor, Tensor]:
-        """Features (K N T, F) and levels (K N T,) to train on: half of the draws have one level for the whole clip."""
+        """Features (K N T, F) and levels (K N T,) to train on: half of the copies have one level for the whole clip."""
         features, levels = [], []
-        for draw in range(self.draws):
-            gamma = torch.rand(clean.shape[:2], generator=generator(self.seed, "readout levels", draw))
-            gamma = gamma if draw % 2 == 0 else gamma[:, :1].expand_as(gamma)
-            features.append(self.look(pipeline, clean, labels, gamma, f"train {draw}")[2].flatten(0, 1))
+        for copy in range(self.copies):
+            gamma = torch.rand(clean.shape[:2], generator=generator(self.seed, "readout levels", copy))
+            gamma = gamma if copy % 2 == 0 else gamma[:, :1].expand_as(gamma)
+            features.append(self.look(pipeline, clean, labels, gamma, f"train {copy}")[2].flatten(0, 1))
             levels.append(gamma.flatten())
         return torch.cat(features).cpu(), torch.cat(levels)
 

@@ -23,7 +23,7 @@ from eqm_video.randomness import generator
 from eqm_video.samplers import DivergenceError, run
 from eqm_video.sampling.arguments import default_steps, make_generators
 from eqm_video.sampling.folders import find_model
-from eqm_video.sampling.option_groups import Data, Ruled, Stepping
+from eqm_video.sampling.option_groups import Data, Ruled, Stepping, WritesBack
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.batches import batches
 from eqm_video.studies.curvature.report import Stages, draw, numbers, stiffest, verdicts
@@ -36,7 +36,7 @@ Points = Callable[[float], Tensor]  # guidance scale -> latents (S, B, T, C, h, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curvature(Sampled, Ruled, Stepping, Data, group="look"):
+class Curvature(Sampled, Ruled, Stepping, Data, WritesBack, group="look"):
     """Curl and largest curvature of a field, and the steps that it bears.
 
     Two properties are measured at several stages of the model's own descents, from noise to rest, or with --data at
@@ -64,7 +64,6 @@ class Curvature(Sampled, Ruled, Stepping, Data, group="look"):
     stages: int = option(17, least=2, most=1000, metavar="S", help="points of a descent, from noise to rest")
     iterations: int = option(12, least=1, most=1000, metavar="M", help="iterations for an eigenvalue")
     probes: int = option(8, least=1, most=1000, metavar="P", help="random directions in which the curl is measured")
-    write: bool = option(False, help="keep the result in the export, for --step-size auto")
 
     def run(self, pipeline: EqMPipeline) -> Report:
         """Measure at every guidance scale, and with --write keep the result in the export."""
