@@ -326,7 +326,7 @@ def test_the_recipe_trains_and_samples(
     words += ["train.mixed_precision=no", "held_out.clips=6", "preview.samples=3", "sampler.steps=2"]
     assert main([*words, f"data.labelled={str(labelled).lower()}"]) == 0
     told = capsys.readouterr().out
-    assert f"1.1 M parameters; 30 images with {10 if labelled else 0} labels; images, 8 px" in told
+    assert f"1.1 M parameters; 30 images with {'10' if labelled else 'no'} labels; images, 8 px" in told
     assert (run / "previews" / "step_00000003.png").is_file()
     pipeline, _ = load_pipeline(run)
     assert list(pipeline.labels.values()) == (list(LABELS) if labelled else [])
