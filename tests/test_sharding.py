@@ -94,7 +94,7 @@ def test_killed_processes_resume_bit_for_bit(runs) -> None:
 def test_a_run_goes_on_with_another_number_of_processes(runs) -> None:
     """Two processes in parts, then one with all, then two copies of two parts."""
     assert "2 processes so far, by 1 now" in (runs / "back.txt").read_text()
-    assert "then, 4 now" in (runs / "four.txt").read_text()
+    assert "1 process so far, by 4 now" in (runs / "four.txt").read_text()
     assert farthest(runs / "back", runs / "alone") < 1e-6
     assert farthest(runs / "four", runs / "alone") < 1e-6
 
