@@ -19,8 +19,16 @@ from eqm_video.sampling.option_groups import Dry, Modelled
 from eqm_video.wording import counted
 
 # Files of an export that are shared. Everything else in its folder, such as notes or pickles, stays on the machine.
-SHARED = ("model_index.json", "README.md", "samples.gif", "samples.png", "*/config.json", "*/*.safetensors")
-SHARED += ("*/*.safetensors.index.json", "adapters/adapter_config.json")
+SHARED = (
+    "model_index.json",
+    "README.md",
+    "samples.gif",
+    "samples.png",
+    "readout.safetensors",
+    "*/config.json",
+    "*/*.safetensors",
+)
+SHARED += ("*/config.json", "*/*.safetensors", "*/*.safetensors.index.json", "adapters/adapter_config.json")
 LINE_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]  # of the client's HTTP library, which releases have changed
 
 

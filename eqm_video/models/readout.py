@@ -8,12 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from eqm_video.errors import UserError
+from eqm_video.system import files
 
 FILE = "readout.safetensors"
 WIDTH = 64  # of the hidden layer
 LEAST = 0.002  # smallest standard deviation that it claims
+AGAIN = "delete it, or train another with eqm-video readout MODEL --data FOLDER --write"
 
 
 class LevelReadout(nn.Module):
@@ -45,11 +50,32 @@ class LevelReadout(nn.Module):
         return self.read(self.features(hidden))
 
 
-def load_readout(folder: Path) -> LevelReadout | None:
-    """The readout of an export's folder; None if it has none."""
-    if not (folder / FILE).is_file():
+def load_readout(folder: Path, width: int | None = None) -> LevelReadout | None:
+    """The readout in a model's folder; None if there is none.
+
+    UserError for a damaged file, and where its network's width is not `width`; None: any width.
+    """
+    file = folder / FILE
+    if not file.is_file():
         return None
-    weights = load_file(folder / FILE)
-    readout = LevelReadout(weights["norm.weight"].shape[0] // 2)
-    readout.load_state_dict(weights)
+    try:
+        weights = load_file(file)
+        own = weights["norm.weight"].numel() // 2 if "norm.weight" in weights else 0
+        if own < 1 or width not in (None, own):
+            raise UserError(f"{file} is a readout of a network of width {own}, and this one has {width}: {AGAIN}")
+        readout = LevelReadout(own)
+        readout.load_state_dict(weights)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+        raise UserError(f"{file} cannot be read as a readout ({reason}): {AGAIN}") from error
     return readout.eval().requires_grad_(False)
+
+
+def save_readout(readout: LevelReadout | None, folder: Path) -> None:
+    """Write a readout into a model's folder, whole or not at all; for None an older one there is deleted."""
+    if readout is None:
+        (folder / FILE).unlink(missing_ok=True)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in readout.state_dict().items()}
+    files.write_file(folder / FILE, lambda aside: save_file(weights, aside))

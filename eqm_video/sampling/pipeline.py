@@ -27,7 +27,7 @@ from eqm_video.errors import UserError
 from eqm_video.models.adapters import has_adapters, load_adapters, merged, remove_adapters
 from eqm_video.models.loading import load_transformer
 from eqm_video.models.pixels import PixelAutoencoder
-from eqm_video.models.readout import LevelReadout, load_readout
+from eqm_video.models.readout import LevelReadout, load_readout, save_readout
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
 from eqm_video.samplers import NAG, Descent, GradientDescent, frame_moves, run
@@ -185,7 +185,7 @@ class EqMPipeline(DiffusionPipeline):
             else:
                 kwargs["vae"] = Codec.load(folder / "vae", torch_dtype=kinds["vae"], variant=variant).vae
         pipeline = super().from_pretrained(str(folder), **kwargs)
-        pipeline.readout = load_readout(folder)
+        pipeline.readout = load_readout(folder, _width(kwargs["transformer"]))
         return pipeline
 
     @classmethod
@@ -207,9 +207,11 @@ class EqMPipeline(DiffusionPipeline):
         transformer = load_transformer(folder / "ema", part_dtype(torch_dtype, "transformer"))
         vae = as_codec(codec if codec is not None else trained_with, part_dtype(torch_dtype, "vae")).vae
         try:
-            return cls(transformer, vae, **settings)
+            pipeline = cls(transformer, vae, **settings)
         except (TypeError, UserError) as error:
             raise UserError(f"{folder / 'pipeline.json'} does not hold the pipeline's settings ({error})") from error
+        pipeline.readout = load_readout(folder, _width(transformer))
+        return pipeline
 
     # Gradient field, codec, decay and samplers (sampling/field.py) ----------------------------------------------------
 
@@ -247,13 +249,15 @@ class EqMPipeline(DiffusionPipeline):
         """Take the adapters off the network; its own weights are what they were."""
         remove_adapters(self.transformer)
 
-    def save_pretrained(self, *arguments: Any, **keywords: Any) -> None:
-        """Save the pipeline as diffusers does; UserError while the network has adapters that are not merged."""
+    def save_pretrained(self, save_directory: str | Path, *arguments: Any, **keywords: Any) -> None:
+        """Save the pipeline as diffusers does, and its readout; UserError for adapters that are not merged."""
         if has_adapters(self.transformer):
             raise UserError(
                 "the network has adapters: call fuse_lora() to save them in its weights, or unload_lora_weights()"
             )
-        super().save_pretrained(*arguments, **keywords)
+        if not Path(save_directory).is_file():  # which diffusers reports; before it, for it may upload the folder
+            save_readout(self.readout, Path(save_directory))
+        super().save_pretrained(str(save_directory), *arguments, **keywords)
 
     # Sampling -------------------------------------------------------------------------------------------------------
 
@@ -496,6 +500,11 @@ def _both(first: Callable[..., Any], second: Callable[..., Any] | None) -> Calla
             second(*arguments)
 
     return call
+
+
+def _width(network: torch.nn.Module) -> int | None:
+    """The width of a network's tokens, where its configuration says it."""
+    return getattr(network.config, "hidden_size", None)
 
 
 def as_codec(codec: str | Codec, dtype: torch.dtype | str | None) -> Codec:

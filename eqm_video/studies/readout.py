@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from eqm_video.analysis.gamma_estimate import calibrate
@@ -19,18 +18,17 @@ from eqm_video.core.objective import interpolate
 from eqm_video.data.source import Source
 from eqm_video.errors import UserError
 from eqm_video.metrics.intervals import estimate
-from eqm_video.models.readout import FILE, LevelReadout
+from eqm_video.models.readout import LevelReadout, save_readout
 from eqm_video.options import option
 from eqm_video.output.tables import aligned
 from eqm_video.randomness import generator, normal
-from eqm_video.sampling.loading import find_model
+from eqm_video.sampling.folders import find_model, holds_model
 from eqm_video.sampling.option_groups import Batched, HeldOut, Seeded, WritesBack
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.batches import batches, encode
 from eqm_video.studies.forcing.measure import GAMMAS, estimated
 from eqm_video.studies.request import lists_of, split_of
 from eqm_video.studies.study import OneModel, Report
-from eqm_video.system import files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +48,10 @@ class Readout(OneModel, HeldOut, Seeded, Batched, WritesBack, group="look"):
         if pipeline.transformer.config.conditioned_on_gamma:
             raise UserError("this network is told gamma, so there is no level to read: give a model that is not")
         folder = Path(find_model(self.model)) if self.write else self.out
-        if self.write and not (folder / "model_index.json").is_file():
-            raise UserError(f"--write keeps the head in an export, and {folder} is none: give the folder of an export")
+        if self.write and not ((folder / "model_index.json").is_file() or holds_model(folder)):
+            raise UserError(
+                f"--write keeps the head in an export or a checkpoint, and {folder} is neither: give the folder of one"
+            )
         clips, labels = self.read(pipeline)
         if len(clips) < 4:
             raise UserError(f"{self.data} gives {len(clips)} clips, too few to train and to measure: give --clips 64")
@@ -60,8 +60,7 @@ class Readout(OneModel, HeldOut, Seeded, Batched, WritesBack, group="look"):
         head = fit(features, levels, self.fit_steps, self.seed)
         errors = self.errors(pipeline, head, clips[half:], labels[half:], calibrate(clips[:half]))
         numbers = {"settings": {"clips": [half, len(clips) - half], "copies": self.copies, "seed": self.seed}, **errors}
-        weights = {name: value.contiguous() for name, value in head.state_dict().items()}
-        files.write_file(folder / FILE, lambda aside: save_file(weights, aside))
+        save_readout(head, folder)
         return Report(numbers, self.views(numbers)["errors"])
 
     @classmethod
