@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from eqm_video import cli
 from eqm_video.cli import quick
+from eqm_video.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "eqm_video"
@@ -299,16 +299,17 @@ ORDER = [
     (5, "page.drawing"),
     (5, "page.app"),
     (5, "page.launch"),
+    (5, "commands"),
+    (5, "commands.convert"),
+    (5, "commands.doctor"),
+    (5, "commands.explain"),
+    (5, "commands.push"),
+    (5, "commands.recipes"),
+    (5, "commands.records"),
     (5, "cli.quick"),
     (5, "cli"),
     (5, "__main__"),
     (5, "cli.completion"),
-    (5, "cli.convert"),
-    (5, "cli.doctor"),
-    (5, "cli.explain"),
-    (5, "cli.push"),
-    (5, "cli.recipes"),
-    (5, "cli.records"),
     (5, "cli.snapshot"),
 ]
 TENSORS = {"torch", "einops"}
@@ -381,7 +382,8 @@ def test_commands_import_what_they_use() -> None:
     later = ["decord", "av", "wandb", "matplotlib", "tensorboard", "torchvision", "torchdiffeq", "scipy", "peft"]
     code = f"""
 import importlib, sys
-from eqm_video.cli import COMMANDS, main
+from eqm_video.cli import main
+from eqm_video.commands import COMMANDS
 sys.stdout.reconfigure(line_buffering=True)
 for heavy, names in {HEAVY}.items():
     for name in names.split():
@@ -395,7 +397,7 @@ assert not [name for name in {later[:6]} if name in sys.modules], "imported by t
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("name", [*cli.COMMANDS, quick.RECIPE])
+@pytest.mark.parametrize("name", [*COMMANDS, quick.RECIPE])
 def test_the_stored_declarations_are_of_the_sources(name: str) -> None:
     """Else help takes seconds: the declarations of options have changed, and `make options` writes them down again."""
     entry = quick.stored().get(name)

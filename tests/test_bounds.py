@@ -207,13 +207,13 @@ def test_settings_are_checked_where_they_are_read(made, tmp_path) -> None:
 
 
 def test_sizes_beyond_any_memory_are_sentences(made, monkeypatch, capsys) -> None:
-    from eqm_video import cli
+    from eqm_video import cli, commands
 
     pipeline = EqMPipeline(tiny_network(), Codec.load(made / "codec").vae, frames=4, size=16)
     assert "the most is 16,384" in says(pipeline.check_size, 3_200_000)
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
-    monkeypatch.setattr(cli.importlib, "import_module", lambda name: SimpleNamespace(main=failing))
+    monkeypatch.setattr(commands.importlib, "import_module", lambda name: SimpleNamespace(main=failing))
     for error in (caught.value, MemoryError("no room"), torch.OutOfMemoryError("CUDA out of memory. Tried")):
         failing = Mock(side_effect=error)
         assert cli.main(["sample"]) == 2

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from eqm_video import cli
-from eqm_video.cli.convert import main, read_names
+from eqm_video.commands.convert import main, read_names
 from eqm_video.core.decay import TruncatedDecay
 from eqm_video.errors import UserError
 from eqm_video.models.convert import convert, convert_weights, key_names

@@ -7,7 +7,8 @@ import re
 import pytest
 import torch
 
-from eqm_video.cli import doctor, main
+from eqm_video.cli import main
+from eqm_video.commands import doctor
 from eqm_video.training.config import load_config
 from eqm_video.training.estimate import Device
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from eqm_video.cli import explain, main
+from eqm_video.cli import main
+from eqm_video.commands import explain
 from eqm_video.training.config import Config, parse_config
 from eqm_video.training.strict_yaml import flatten, to_tree
 

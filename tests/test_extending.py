@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import eqm_video.studies
-from eqm_video import EqMPipeline, cli
+from eqm_video import EqMPipeline, commands
 from eqm_video.codec import Codec
 from eqm_video.core import decay
 from eqm_video.core import gamma as gammas
@@ -106,12 +106,12 @@ def test_a_study_is_found_in_its_folder_and_runs_as_a_command(
 ) -> None:
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "rest.py").write_text(EXAMPLES["A study"], encoding="utf8")
-    monkeypatch.setattr(cli, "STUDIES", tmp_path / "studies")
+    monkeypatch.setattr(commands, "STUDIES", tmp_path / "studies")
     monkeypatch.setattr(eqm_video.studies, "__path__", [*eqm_video.studies.__path__, str(tmp_path / "studies")])
     line = re.search(r'^"rest": (Output\(.+\)),$', PAGE.read_text(encoding="utf8"), re.M)[1]
     monkeypatch.setitem(outputs.OUTPUTS, "rest", eval(line, {"Output": Output, "record": record}))
 
-    found = dict(cli._studies())
+    found = dict(commands._studies())
     assert list(found) == ["rest"] and found["rest"].group == "look"
     assert found["rest"].says == "measure how much gradient is left where descents end"
 
@@ -122,7 +122,7 @@ def test_a_study_is_found_in_its_folder_and_runs_as_a_command(
     EqMPipeline(network, Codec.load("bundled").vae, **settings).save_pretrained(tmp_path / "model")
     words = [str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--num-samples", "3", "--batch-size", "2"]
     try:
-        assert found["rest"].main()(words) == 0
+        assert found["rest"].run(words) == 0
     finally:
         sys.modules.pop("eqm_video.studies.rest", None)
         importlib.invalidate_caches()

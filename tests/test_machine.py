@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eqm_video import cli
+from eqm_video.commands import COMMANDS
 from eqm_video.studies.study import Study
 from eqm_video.system import machine
 from eqm_video.training.build import note_precision
@@ -115,7 +115,7 @@ def test_a_run_in_an_emulated_precision_says_so(precision: str, monkeypatch: pyt
 
 
 def test_every_command_that_measures_names_the_processor_and_its_flags() -> None:
-    studies = {name: one.options() for name, one in cli.COMMANDS.items() if one.study}
+    studies = {name: one.options() for name, one in COMMANDS.items() if one.study}
     assert len(studies) >= 16
     for name, study in studies.items():
         assert study.about is Study.about, name  # the one place where records get their machine

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eqm_video import options
-from eqm_video.cli import explain
+from eqm_video.commands import explain
 from eqm_video.sampling.options import SampleOptions
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "migration.md").read_text(encoding="utf-8")

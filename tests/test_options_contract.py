@@ -15,7 +15,8 @@ from typing import Literal
 import pytest
 
 from eqm_video import cli, options
-from eqm_video.cli.convert import Convert
+from eqm_video.commands import COMMANDS, GROUPS
+from eqm_video.commands.convert import Convert
 from eqm_video.errors import UserError
 from eqm_video.options import Declared, Option, declared, narrower, option
 from eqm_video.page.launch import PageOptions
@@ -25,7 +26,7 @@ from eqm_video.training.config import Config, parse_config
 from eqm_video.training.options import TrainOptions
 
 ROOT = Path(__file__).resolve().parent.parent
-STUDIES = {name: command.options() for name, command in cli.COMMANDS.items() if command.study}
+STUDIES = {name: command.options() for name, command in COMMANDS.items() if command.study}
 CLASSES = STUDIES | {"cache": CacheOptions, "sample": SampleOptions, "train": TrainOptions, "convert": Convert}
 CLASSES |= {"page": PageOptions}
 EVERY = [(name, one) for name, given in CLASSES.items() for one in declared(given).values()]
@@ -122,7 +123,7 @@ def test_numbers_without_sense_are_refused_before_anything_is_done(name, one, tm
         assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_fits_on_a_screen_and_says_what_it_leaves_out(
     name: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +159,7 @@ def test_every_study_helps(name: str, capsys: pytest.CaptureFixture) -> None:
     said, study = capsys.readouterr().out, STUDIES[name]
     assert stopped.value.code == 0 and all(one.option.help for one in declared(study).values())
     assert all(one.option.positional or one.flag in said for one in declared(study).values())
-    assert cli.COMMANDS[name].group in cli.GROUPS and study.name == name and study.record.endswith(".json")
+    assert COMMANDS[name].group in GROUPS and study.name == name and study.record.endswith(".json")
     needed = [one.label for one in declared(study).values() if one.default is dataclasses.MISSING]
     if not needed:  # the demo would begin
         return
@@ -172,8 +173,8 @@ def test_the_list_of_commands_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stderr.strip() == "False"
-    assert all(f"\n  {name} " in done.stdout for name in cli.COMMANDS)
-    assert all(f"\n{title}:\n" in done.stdout for title in cli.GROUPS.values())
+    assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
+    assert all(f"\n{title}:\n" in done.stdout for title in GROUPS.values())
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from eqm_video.cli.convert import main
+from eqm_video.commands.convert import main
 from eqm_video.core.decay import TruncatedDecay
 from eqm_video.core.energy import Field
 from eqm_video.core.guidance import GuidedField

@@ -12,6 +12,7 @@ import pytest
 
 from eqm_video import cli, options
 from eqm_video.cli import quick, snapshot
+from eqm_video.commands import COMMANDS
 from eqm_video.errors import UserError
 from eqm_video.training import recipes, strict_yaml
 from eqm_video.training.config import Config, load_config, parse_config
@@ -25,13 +26,13 @@ def current() -> dict:
     return json.loads(snapshot.as_text(snapshot.snapshot()))
 
 
-@pytest.mark.parametrize("name", [*cli.COMMANDS, quick.RECIPE])
+@pytest.mark.parametrize("name", [*COMMANDS, quick.RECIPE])
 def test_the_stored_declarations_are_those_of_the_classes(name: str, current: dict) -> None:
     assert quick.stored().get(name) == current[name], ADVICE
 
 
 def test_nothing_else_is_stored() -> None:
-    assert sorted(quick.stored()) == sorted([*cli.COMMANDS, quick.RECIPE]), ADVICE
+    assert sorted(quick.stored()) == sorted([*COMMANDS, quick.RECIPE]), ADVICE
 
 
 def said(capsys: pytest.CaptureFixture, call) -> str:
@@ -49,9 +50,9 @@ def said(capsys: pytest.CaptureFixture, call) -> str:
 WORDS = (["--help"], ["--help-all"], ["--nope"], ["--see", "many"], ["--seed=-1"], ["surplus=1", "a", "b", "c"], [])
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_and_refusals_are_those_of_the_command(name: str, current: dict, capsys: pytest.CaptureFixture) -> None:
-    cls, rebuilt = cli.COMMANDS[name].options(), quick.rebuild(current[name]["class"])
+    cls, rebuilt = COMMANDS[name].options(), quick.rebuild(current[name]["class"])
     for words in WORDS:
         true = said(capsys, lambda words=words: options.parse(cls, words, prog=f"eqm-video {name}"))
         assert said(capsys, lambda words=words: options.parse(rebuilt, words, prog=f"eqm-video {name}")) == true
@@ -62,10 +63,10 @@ def words_of(default: object) -> list[str]:
     return list(map(str, default)) if isinstance(default, tuple) else [str(default)]
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_keeps_its_kind_and_its_bounds(name: str, current: dict) -> None:
     """With equal declarations the parser, which is the same, refuses with equal sentences."""
-    cls, rebuilt = cli.COMMANDS[name].options(), quick.rebuild(current[name]["class"])
+    cls, rebuilt = COMMANDS[name].options(), quick.rebuild(current[name]["class"])
     true, stored = options.declared(cls), options.declared(rebuilt)
     assert list(true) == list(stored)
     for one, other in zip(true.values(), stored.values(), strict=True):
@@ -134,7 +135,8 @@ def test_none_of_it_imports_torch() -> None:
     """One process that is told everything; its last line says what it imported."""
     code = f"""
 import contextlib, io, json, sys
-from eqm_video.cli import COMMANDS, main, quick
+from eqm_video.cli import main, quick
+from eqm_video.commands import COMMANDS
 def run(words):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         try:
@@ -162,7 +164,7 @@ def test_changed_declarations_are_left_to_the_command(tmp_path: Path, monkeypatc
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text((quick.PACKAGE / file).read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.setattr(quick, "PACKAGE", tmp_path)
-    path = tmp_path / "cli" / "doctor.py"
+    path = tmp_path / "commands" / "doctor.py"
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("    states = []\n", "    states = [BAD]\n"), encoding="utf-8")
     with pytest.raises(UserError, match="unknown option --nope"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from eqm_video import cli
-from eqm_video.cli import records as command
+from eqm_video.commands import records as command
 from eqm_video.errors import UserError
 from eqm_video.output import records
 from eqm_video.system import machine

@@ -14,7 +14,7 @@ import yaml
 from tiny_run import main, recipe
 
 from eqm_video.cli import main as command
-from eqm_video.cli import push
+from eqm_video.commands import push
 from eqm_video.errors import UserError
 from eqm_video.output import html, plots
 from eqm_video.output.html import Section, Table

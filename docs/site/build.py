@@ -17,7 +17,7 @@ import yaml
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
-from eqm_video.cli import explain
+from eqm_video.commands import explain
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

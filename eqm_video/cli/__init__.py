@@ -1,96 +1,26 @@
-"""The command line, `eqm-video COMMAND ...`: a few commands of its own, and every study by its name.
-
-Studies are found by reading the folder `studies`, without importing it: a class with `group="look"` in studies/NAME.py
-or studies/NAME/study.py is the command NAME, and the list of commands shows the first line of its docstring.
-"""
+"""The command line, `eqm-video COMMAND ...`: a command is chosen and run, and a mistake becomes one line on stderr."""
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import difflib
-import importlib
 import io
 import json
 import os
-import re
 import select
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from eqm_video.cli import quick
+from eqm_video.commands import COMMANDS, GROUPS
 from eqm_video.errors import UserError, cut
 from eqm_video.options import QUIET
 
-GROUPS = {"use": "make and use models", "look": "look into one", "compare": "compare many"}
-STUDIES = Path(__file__).resolve().parents[1] / "studies"
 READER_LEFT = 141  # the exit status that a shell gives a process whose output nobody reads: 128 + SIGPIPE
-
-STUDY = re.compile(
-    r'^class \w+\([^)]*\bgroup="[^)]*\):\n    """.*?"""', re.DOTALL | re.MULTILINE
-)  # from `class` to the end of its docstring
-
-
-class Command(NamedTuple):
-    """A command: its module and the class of its options there, its group, and a line that says what it does.
-
-    study: whether the class is a study, which runs by itself; else the module has a function `main`.
-    """
-
-    module: str
-    class_name: str
-    group: str
-    says: str
-    study: bool = False
-
-    def main(self) -> Callable[[Sequence[str]], int | None]:
-        """The function that runs the command. It takes the words after the command's name."""
-        return self.options().main if self.study else importlib.import_module(self.module).main
-
-    def options(self) -> Any:
-        """The class of the command's options."""
-        return getattr(importlib.import_module(self.module), self.class_name)
-
-
-def _studies() -> Iterator[tuple[str, Command]]:
-    """Every study with the name of its command. Files are parsed, not imported: the list must be quick."""
-    for path in sorted([*STUDIES.glob("*.py"), *STUDIES.glob("*/study.py")]):
-        inside = path.relative_to(STUDIES).with_suffix("").parts
-        for match in STUDY.finditer(path.read_text(encoding="utf-8")):
-            (node,) = ast.parse(match[0]).body
-            group = next(ast.literal_eval(word.value) for word in node.keywords if word.arg == "group")
-            first = ast.get_docstring(node).partition("\n")[0].rstrip(".")
-            module = ".".join(("eqm_video.studies", *inside))
-            says = first[0].lower() + first[1:]
-            yield inside[0].replace("_", "-"), Command(module, node.name, group, says, study=True)
-
-
-COMMANDS = {
-    "train": Command("eqm_video.training.launch", "TrainOptions", "use", "train a model from a recipe"),
-    "cache": Command(
-        "eqm_video.training.cache", "CacheOptions", "use", "encode the clips of a recipe once and keep them on disk"
-    ),
-    "sample": Command("eqm_video.sampling.launch", "SampleOptions", "use", "sample clips or images from a model"),
-    "recipes": Command("eqm_video.cli.recipes", "RecipesOptions", "use", "list the recipes that ship with the package"),
-    "explain": Command("eqm_video.cli.explain", "Explain", "use", "say what a key of a recipe means"),
-    "records": Command(
-        "eqm_video.cli.records", "RecordsOptions", "compare", "keep results as records, write documents from them"
-    ),
-    "doctor": Command(
-        "eqm_video.cli.doctor", "DoctorOptions", "use", "look at this machine, and whether a recipe fits it"
-    ),
-    "completion": Command(
-        "eqm_video.cli.completion", "CompletionOptions", "use", "complete commands and options in bash and zsh"
-    ),
-    "page": Command("eqm_video.page.launch", "PageOptions", "use", "show a model on a web page"),
-    "push": Command("eqm_video.cli.push", "Push", "use", "share a model on the Hugging Face hub"),
-    "convert": Command("eqm_video.cli.convert", "Convert", "use", "convert weights of the reference EqM or SiT code"),
-} | dict(_studies())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -141,7 +71,7 @@ def _run(name: str, words: Sequence[str]) -> int:
         from eqm_video.system import waits
 
         with waits.quiet(silent):
-            return COMMANDS[name].main()(words) or 0
+            return COMMANDS[name].run(words)
 
 
 def _overview() -> str:

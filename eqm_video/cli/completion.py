@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Literal
 
 import shtab
 
-from eqm_video import cli, options
+from eqm_video import options
 from eqm_video.cli import quick
+from eqm_video.commands import COMMANDS
 from eqm_video.options import Declared, option
 from eqm_video.training import recipes
 
@@ -28,9 +28,8 @@ class CompletionOptions:
     shell: Literal["bash", "zsh"] = option(positional=True, metavar="SHELL", help="bash or zsh")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str]) -> int:
     """Print the script; returns the exit status. UserError for another shell."""
-    words = sys.argv[1:] if arguments is None else arguments
     chosen = options.parse(CompletionOptions, words, prog="eqm-video completion")
     print(shtab.complete(every_command(), chosen.shell))
     return 0
@@ -40,7 +39,7 @@ def every_command() -> argparse.ArgumentParser:
     """A parser with all commands and options, from which the script is made."""
     whole = argparse.ArgumentParser(prog="eqm-video")
     commands = whole.add_subparsers()
-    for name, command in cli.COMMANDS.items():
+    for name, command in COMMANDS.items():
         cls = quick.rebuild(quick.stored()[name]["class"])
         made, entries = options.parser(cls, prog=f"eqm-video {name}"), options.declared(cls)
         for action in made._actions:

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from eqm_video import cli, options
+from eqm_video import options
 from eqm_video.cli import quick
+from eqm_video.commands import COMMANDS
 from eqm_video.system.files import write_text
 from eqm_video.training.config import ALIASES, Config
 
@@ -32,7 +33,7 @@ def main() -> int:
 
 def snapshot() -> dict[str, Any]:
     """The entries of the file: of every command, and of a recipe."""
-    entries = {name: _entry(command.options()) for name, command in sorted(cli.COMMANDS.items())}
+    entries = {name: _entry(command.options()) for name, command in sorted(COMMANDS.items())}
     return entries | {quick.RECIPE: {**_entry(Config), "aliases": ALIASES}}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -36,9 +35,8 @@ class PageOptions(Modelled, Opened):
         options.check(self)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str]) -> int:
     """Open the model and serve the page until it is interrupted. UserError for a user's mistake."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
     chosen = options.parse(PageOptions, words, prog="eqm-video page")
     if find_spec("gradio") is None:
         raise UserError('the page needs gradio: type pip install "eqm-video[page]" -c constraints.txt')

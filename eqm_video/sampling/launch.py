@@ -31,9 +31,9 @@ from eqm_video.sampling.start_files import Start, open_start
 from eqm_video.system import machine
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str]) -> int:
     """Parse the command line, sample, and write the folder; returns the exit status. UserError for a user's mistake."""
-    options = parse(arguments)
+    options = parse(words)
     state = start_processes(options.device)
     claim_output(options.out, "sample", probe=state.is_main_process)
     device = choose_device(options.device, state)

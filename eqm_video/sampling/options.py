@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,10 +135,9 @@ class SampleOptions(
         options.check(self)
 
 
-def parse(arguments: Sequence[str] | None) -> SampleOptions:
+def parse(words: Sequence[str]) -> SampleOptions:
     """The options of a command line. `frames=1` and `sampler.steps=50` mean `--frames 1` and `--steps 50`.
 
-    arguments: the words, by default those of the process. UserError for words that make no sense.
+    UserError for words that make no sense.
     """
-    words = sys.argv[1:] if arguments is None else arguments
     return options.parse(SampleOptions, words, prog="eqm-video sample")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,13 +110,12 @@ class Evaluate(
     list: bool = option(False, help="show all protocols, metrics and features, and stop")
 
     @classmethod
-    def main(cls, arguments: Sequence[str] | None = None) -> int:
+    def main(cls, words: Sequence[str]) -> int:
         """The command; --list needs nothing else."""
-        words = sys.argv[1:] if arguments is None else arguments
         if "--list" in words and not {"-h", "--help"} & set(words):
             print(listing())
             return 0
-        return super().main(arguments)
+        return super().main(words)
 
     def check(self) -> None:
         """UserError for options that do not go together, before anything is opened."""

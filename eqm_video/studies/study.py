@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,7 +53,7 @@ class Study(groups.Written, ABC):
     sections: ClassVar[tuple[str, ...]] = ()  # where `section.key=value` means `--key value`
 
     def __init_subclass__(cls, group: str = "", record: str = "", **rest: Any) -> None:
-        """Make the class a command if it has a `group` of `eqm_video.cli.GROUPS`. `record`: by default NAME.json."""
+        """Make the class a command if it has a `group`, a key of `commands.GROUPS`. `record`: by default NAME.json."""
         super().__init_subclass__(**rest)
         if group:
             name = cls.__module__.removeprefix("eqm_video.studies.").partition(".")[0]
@@ -86,9 +85,8 @@ class Study(groups.Written, ABC):
         return {}
 
     @classmethod
-    def main(cls, arguments: Sequence[str] | None = None) -> int:
+    def main(cls, words: Sequence[str]) -> int:
         """The command: parse, open the models, run, write the record, draw, and print where the files are."""
-        words = list(sys.argv[1:] if arguments is None else arguments)
         study = options.parse(cls, words, prog=f"eqm-video {cls.name}")
         option = "" if options.declared(cls)["out"].option.positional else "--out"
         first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started

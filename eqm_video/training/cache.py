@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -74,9 +73,8 @@ class Part:
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str]) -> int:
     """Fill the cache; returns the exit status. UserError for a mistake of the user."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
     chosen = options.parse(CacheOptions, words, prog="eqm-video cache")
     config = load_config(chosen.recipe, chosen.changes)
     accelerator = build.make_accelerator(config)

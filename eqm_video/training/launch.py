@@ -32,9 +32,9 @@ from eqm_video.training.trackers import check_trackers, start_trackers
 from eqm_video.wording import counted
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str]) -> int:
     """Run the command; returns its exit status. Raises UserError for a user's mistake."""
-    options: TrainOptions = parse(arguments)
+    options: TrainOptions = parse(words)
     config = options.config_of_run()
     if options.own is not None and os.environ.get("RANK", "0") == "0":
         print(options.choice.said, flush=True)

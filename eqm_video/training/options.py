@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,7 +73,6 @@ class TrainOptions(Recipe, Dry):
         return config if checkpoint is None else recorded_config(checkpoint, self.changes)
 
 
-def parse(arguments: Sequence[str] | None = None) -> TrainOptions:
-    """The options of a command line (by default the process's); UserError for words that make no sense."""
-    words = sys.argv[1:] if arguments is None else arguments
+def parse(words: Sequence[str]) -> TrainOptions:
+    """The options of a command line; UserError for words that make no sense."""
     return options.parse(TrainOptions, words, prog="eqm-video train")

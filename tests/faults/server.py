@@ -107,7 +107,14 @@ def import_everything() -> None:
     import torch
 
     torch.set_num_threads(1)
-    names = ("training.run", "sampling.pipeline", "output.media", "sampling.loading", "data.datasets", "cli.convert")
+    names = (
+        "training.run",
+        "sampling.pipeline",
+        "output.media",
+        "sampling.loading",
+        "data.datasets",
+        "commands.convert",
+    )
     names = (*names, "training.launch", "sampling.launch")
     for name in names:
         importlib.import_module(f"eqm_video.{name}")

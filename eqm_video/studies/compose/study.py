@@ -5,7 +5,6 @@ Legend: N samples, T frames, H W pixels; pixels uint8, channels last.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -94,9 +93,8 @@ class Compose(Sampled, Ruled, Stepping, Columns, group="look"):
     columns: int | None = 4
 
     @classmethod
-    def main(cls, arguments: Sequence[str] | None = None) -> int:
+    def main(cls, words: Sequence[str]) -> int:
         """Run the command. `compose --write-data FOLDER` writes data and needs no model."""
-        words = list(sys.argv[1:] if arguments is None else arguments)
         if words[:1] and words[0].partition("=")[0] == WRITE_DATA:
             return write_data(words)
         return super().main(words)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,9 +22,8 @@ class RecipesOptions:
     name: str | None = option(None, positional=True, metavar="NAME", help="print this recipe, or accelerate/NAME")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str]) -> int:
     """List or print; returns the exit status. UserError for a name that is none."""
-    words = sys.argv[1:] if arguments is None else arguments
     chosen = options.parse(RecipesOptions, words, prog="eqm-video recipes")
     if chosen.name is not None:
         print(recipes.find(chosen.name, launch_files=True).read_text(encoding="utf-8"), end="")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +53,8 @@ class Push(Modelled, Dry):
             raise UserError(f"{self.repository} names no owner: give OWNER/NAME, such as me/{self.repository}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str]) -> int:
     """List the files and, without --dry-run, upload them; returns the exit status. UserError for a user's mistake."""
-    words = sys.argv[1:] if arguments is None else arguments
     push = options.parse(Push, words, prog="eqm-video push")
     folder = export_of(push.model)
     files = shared_files(folder)

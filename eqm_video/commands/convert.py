@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -121,9 +120,8 @@ def read_names(source: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str]) -> int:
     """Convert, and print a description of the network; returns the exit status. UserError for a user's mistake."""
-    words = sys.argv[1:] if arguments is None else arguments
     print(options.parse(Convert, words, prog="eqm-video convert").run())
     return 0
 

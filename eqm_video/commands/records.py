@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eqm_video import cli, options
+from eqm_video import options
+from eqm_video.commands import COMMANDS
 from eqm_video.errors import UserError
 from eqm_video.options import option
 from eqm_video.output import records
@@ -34,9 +34,8 @@ class RecordsOptions(Overwriting):
     name: str | None = option(None, flag="--name", metavar="NAME", help="the record's name, beside others of the study")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str]) -> int:
     """Add a record, and write the documents; returns the exit status. UserError for a user's mistake."""
-    words = sys.argv[1:] if arguments is None else arguments
     chosen = options.parse(RecordsOptions, words, prog="eqm-video records")
     if not RECORDS.parent.is_dir():
         raise UserError(f"there is no {RECORDS.parent}: run this from a clone of the repository")
@@ -88,12 +87,12 @@ def add(folder: Path, name: str, root: Path, *, overwrite: bool = False) -> Path
 
 def studies() -> dict[str, Any]:
     """The classes of all studies, by name."""
-    return {name: command.options() for name, command in cli.COMMANDS.items() if command.study}
+    return {name: command.options() for name, command in COMMANDS.items() if command.study}
 
 
 def views(study: str, numbers: Mapping[str, Any]) -> Mapping[str, str]:
     """The texts that a study makes of its numbers for documents; UserError for a study that does not exist."""
-    command = cli.COMMANDS.get(study)
+    command = COMMANDS.get(study)
     if command is None or not command.study:
         raise UserError(f"a record of {study!r}: there is no such study")
     return command.options().views(numbers)

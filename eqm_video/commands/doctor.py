@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import sys
 import tempfile
 import time
 import urllib.error
@@ -68,9 +67,8 @@ class DoctorOptions(Overridden):
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str]) -> int:
     """Look, and print a line for each thing as soon as it is known; returns 1 where something will not work."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
     chosen = options.parse(DoctorOptions, words, prog="eqm-video doctor")
     recipe, overrides = chosen.recipe, chosen.overrides
     if recipe is not None and "=" in recipe and not Path(recipe).exists():

@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import difflib
 import inspect
-import sys
 import textwrap
 import typing
 from collections.abc import Iterator, Sequence
@@ -42,9 +41,9 @@ class Key:
     meaning: str
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str]) -> int:
     """Print what is asked for; returns the exit status. UserError for a key that does not exist."""
-    chosen = options.parse(Explain, sys.argv[1:] if arguments is None else arguments, prog="eqm-video explain")
+    chosen = options.parse(Explain, words, prog="eqm-video explain")
     every = list(every_key())
     if chosen.markdown:
         print(as_markdown(every), end="")
