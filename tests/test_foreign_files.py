@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, list[Words]] = {
     "compare": [lambda out, no: [str(no), "--data", str(no), "--out", str(out)]],
     "compare-results": [lambda out, no: [str(no), str(no), "--out", str(out)]],
     "convert": [lambda out, no: [str(no), str(out)]],
+    "merge": [lambda out, no: [str(no), str(no), "--out", str(out)]],
     "demo": [
         lambda out, no: ["--data", str(no), "--run", str(no), "--out", str(out)],
         lambda out, no: ["--data", str(no), "--out", str(no), "--run", str(out)],

@@ -12,6 +12,7 @@ from tiny_models import latents, tiny_pipeline, tiny_transformer
 from tiny_run import main, recipe
 
 from eqm_video import EqMPipeline
+from eqm_video.cli import main as command_line
 from eqm_video.errors import UserError
 from eqm_video.models import adapters
 from eqm_video.training.config import load_config
@@ -134,16 +135,17 @@ def test_a_pipeline_takes_adapters_on_and_off(tmp_path: Path) -> None:
 # Training -----------------------------------------------------------------------------------------------------------
 
 
-def test_recipes_say_what_adapters_need() -> None:
+def test_recipes_say_what_adapters_need(capsys: pytest.CaptureFixture[str]) -> None:
     assert load_config(None, ["lora.rank=4", "train.init_from=x"]).lora.rank == 4
     for words, said in (
-        (["lora.rank=4"], "add train.init_from=MODEL"),
         (["lora.rank=4", "train.init_from=x", "train.compile=true"], "train.compile=false"),
         (["lora.rank=4", "train.init_from=x", "lora.targets="], "name linear layers, such as lora.targets=qkv"),
         (["lora.rank=0"], "lora.rank is 0"),
     ):
         with pytest.raises(UserError, match=said):
             load_config(None, words)
+    assert main(["--config", "lora", "data.root=x"]) == 2 and "add train.init_from=MODEL" in capsys.readouterr().err
+    assert main(["--config", "lora", "--dry-run"]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +184,25 @@ def test_a_run_trains_adapters_alone(runs: Path, made: Path) -> None:
     assert len(list((runs / "run" / "previews").iterdir())) == 1
     average = load_file(runs / "run" / "checkpoints" / "step_00000004" / "ema" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(average[name], export[name]) for name in export), "a checkpoint samples as the export does"
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_merge_writes_an_export_that_samples_as_the_adapters_do(runs: Path, tmp_path: Path) -> None:
+    base, folder, call = runs / "base", runs / "run" / "export" / "adapters", {"labels": ["left"], "seeds": [0]}
+    for scale, more in ((1.0, []), (0.5, ["--strength", "0.5"])):
+        out = tmp_path / f"merged at {scale}"
+        assert command_line(["merge", str(base), str(folder), "--out", str(out), *more]) == 0
+        pipe, merged = (EqMPipeline.from_pretrained(path) for path in (base / "export", out))
+        for each in (pipe, merged):
+            each.set_progress_bar_config(disable=True)
+        plain = latents(pipe, **call)
+        pipe.load_lora_weights(folder, scale=scale)
+        assert torch.allclose(latents(merged, **call), latents(pipe, **call), atol=1e-4)
+        assert (latents(merged, **call) - plain).abs().max() > 1e-3
+        card = (out / "README.md").read_text()
+        assert f"weights of `base` with the adapters in `run` merged into them at strength {scale:g}" in card
+        assert str(runs) not in card and not (out / "adapters").exists()
+    assert weights_of(tmp_path / "merged at 1.0").keys() == weights_of(base / "export").keys()
 
 
 @pytest.mark.usefixtures("fresh_accelerator")

@@ -23,11 +23,13 @@ from eqm_video.page.launch import PageOptions
 from eqm_video.sampling.options import SampleOptions
 from eqm_video.training.cache import CacheOptions
 from eqm_video.training.config import Config, parse_config
+from eqm_video.training.merge import Merge
 from eqm_video.training.options import TrainOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = {name: command.options() for name, command in COMMANDS.items() if command.study}
 CLASSES = STUDIES | {"cache": CacheOptions, "sample": SampleOptions, "train": TrainOptions, "convert": Convert}
+CLASSES |= {"merge": Merge}
 CLASSES |= {"page": PageOptions}
 EVERY = [(name, one) for name, given in CLASSES.items() for one in declared(given).values()]
 # Names with two or more meanings. labels: of what is sampled, those that clips have, and names for an export; clips:

@@ -35,7 +35,7 @@ def folder_of(path: Path, count: int) -> Path:
     ],
 )
 def test_a_recipe_is_picked_by_device_and_size(count, on_gpu, recipe, steps, fraction, tmp_path) -> None:
-    choice = own.choose(folder_of(tmp_path / "holiday clips", count), on_gpu)
+    choice = own.choose(folder_of(tmp_path / "holiday clips", count), (), on_gpu)
     config = load_config(choice.recipe, choice.overrides)
     assert choice.recipe == recipe and (config.train.steps, config.data.latents) == (steps, "auto")
     assert config.held_out.fraction == fraction and config.train.save_every_minutes == 10
@@ -48,7 +48,7 @@ def test_a_recipe_is_picked_by_device_and_size(count, on_gpu, recipe, steps, fra
 
 
 def test_lists_hold_out_the_test_clips(real: Path) -> None:
-    choice = own.choose(real / "actions", False)
+    choice = own.choose(real / "actions", (), False)
     config = load_config(choice.recipe, choice.overrides)
     assert (config.data.split, config.held_out.split, config.held_out.fraction) == ("train", "test", None)
 
@@ -58,6 +58,14 @@ def test_own_words_come_last_and_mistakes_are_sentences(tmp_path) -> None:
     for words in (["own", str(folder)], ["--own", str(folder)]):
         config = parse([*words, "train.steps=7", "run.dir=elsewhere"]).config_of_run()
         assert (config.train.steps, config.run.dir, config.data.root) == (7, "elsewhere", str(folder))
+        said = parse([*words, "train.steps=7", "run.dir=elsewhere"]).choice.said
+        assert "own_videos_cpu, 7 steps" in said or "own_videos, 7 steps" in said
+        assert said.endswith(f"data.root={folder} data.latents=auto train.steps=7 run.dir=elsewhere")
+    many = folder_of(tmp_path / "many", 30)
+    choice = own.choose(many, ["held_out.root=elsewhere", "frames=4"], False)
+    assert (
+        load_config(choice.recipe, choice.overrides).held_out.fraction is None and "held out as you say" in choice.said
+    )
     for words, says in (
         (["own"], "train own needs the folder of your videos: type eqm-video train own FOLDER"),
         (["own", "--resume"], "train own needs the folder"),
@@ -76,7 +84,7 @@ def test_it_trains_resumes_and_says_what_it_picked(tmp_path, capsys, monkeypatch
     small += ["train.steps=2", "preview.samples=1", "sampler.steps=2"]
     assert main(["train", "own", "mine", *small]) == 0
     said = capsys.readouterr().out
-    assert said.startswith(own.choose(Path("mine")).said) and said.startswith("6 videos and ")
+    assert said.startswith(own.choose(Path("mine"), small).said) and said.startswith("6 videos and ")
     assert (tmp_path / "runs" / "mine" / "export").is_dir()
     assert main(["train", "own", "mine", *small, "train.steps=3", "--resume"]) == 0
     assert "resuming" in capsys.readouterr().out

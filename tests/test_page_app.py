@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from browser import CHROMIUM, Browser
 from PIL import Image
 from tiny_models import tiny_pipeline
@@ -184,6 +185,16 @@ def test_results_are_files_to_download(site: Site) -> None:
         path = re.search(rf"files/[\w-]{{22}}\.{kind}", text)[0]
         status, body, headers = site.ask("GET", f"/{path}")
         assert status == 200 and body.startswith(start) and headers["content-type"].endswith(kind)
+
+
+def test_too_little_memory_is_one_sentence_and_the_page_goes_on(site: Site, monkeypatch, capfd) -> None:
+    number, values = site.handler("Generate")
+    with monkeypatch.context() as patch:
+        patch.setattr(site.served.pipeline, "decode", lambda latents: torch.empty(2**50))  # torch refuses by itself
+        said = site.press(number, values)
+    assert "too little free memory" in said and "DefaultCPUAllocator" not in said and leaks(said) == []
+    assert "out of memory: " in capfd.readouterr().err
+    assert "evaluations of the field" in site.press(number, values)
 
 
 def test_ten_people_at_once_all_get_theirs(site: Site) -> None:

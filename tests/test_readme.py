@@ -121,6 +121,12 @@ def test_links_and_pictures_lead_somewhere(page: Path) -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_are_called_by_their_subject(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", PAGES[page], flags=re.S)
+    assert re.findall(r"(?<!!)\[[^\]`]*\.(?:md|py|yaml|json|png)\]\([^)]*\)", text) == []
+
+
 def test_the_pages_show_pictures() -> None:
     shown = {path.name: len(re.findall(r"!\[[^]]*\]\(|<img ", text)) for path, text in PAGES.items()}
     assert shown["landscape.md"] >= 12 and shown["video.md"] >= 7 and "demo/grid.gif" in PAGES[README]

@@ -6,10 +6,13 @@ import ast
 import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled
 
+from eqm_video import cli
 from eqm_video.cli import main
 from eqm_video.codec import Codec
 from eqm_video.system import waits
@@ -94,6 +97,15 @@ def test_every_command_can_be_quiet(more, tmp_path, monkeypatch, capsys) -> None
     assert ("every task" in screen.getvalue()) == (not more)
     assert "in-betweening" in capsys.readouterr().out, "results are printed all the same"
     assert not waits.bar(range(1)).disable, "and only that command was quiet"
+
+
+def test_downloads_are_quiet_with_the_command(monkeypatch) -> None:
+    seen = []
+    command = SimpleNamespace(run=lambda words: seen.append(are_progress_bars_disabled()) or 0)
+    monkeypatch.setitem(cli.COMMANDS, "recipes", command)
+    before = are_progress_bars_disabled()
+    assert main(["recipes"]) == 0 and main(["recipes", "--quiet"]) == 0
+    assert seen == [before, True] and are_progress_bars_disabled() == before
 
 
 def test_quiet_is_in_the_help_and_a_slip_is_named(capsys) -> None:

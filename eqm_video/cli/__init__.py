@@ -11,14 +11,15 @@ import select
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from eqm_video.cli import quick
 from eqm_video.commands import COMMANDS, GROUPS
-from eqm_video.errors import UserError, cut
+from eqm_video.errors import UserError
 from eqm_video.options import QUIET
+from eqm_video.system.memory import is_out_of_memory, out_of_memory
 
 READER_LEFT = 141  # the exit status that a shell gives a process whose output nobody reads: 128 + SIGPIPE
 
@@ -42,10 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = error.strerror or str(error) or type(error).__name__
         return _fail(f"{what}: {error.filename}" if error.filename else what)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        first = cut(str(error).strip().partition("\n")[0], 200)
-        return _fail(f"out of memory: {first}; ask for fewer frames, a smaller size or fewer samples at once")
+        return _fail(out_of_memory(error, "ask for fewer frames, a smaller size or fewer samples at once"))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -70,8 +70,25 @@ def _run(name: str, words: Sequence[str]) -> int:
             quick.answer(name, words)
         from eqm_video.system import waits
 
-        with waits.quiet(silent):
+        with waits.quiet(silent), _quiet_downloads(silent):
             return COMMANDS[name].run(words)
+
+
+@contextlib.contextmanager
+def _quiet_downloads(silent: bool) -> Iterator[None]:
+    """A block in which the hub shows no bars of downloads if `silent` is true."""
+    if not silent:
+        yield
+        return
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()
 
 
 def _overview() -> str:
@@ -82,12 +99,6 @@ def _overview() -> str:
         lines += ["", f"{title}:"]
         lines += [f"  {name:{width}}  {command.says}" for name, command in COMMANDS.items() if command.group == group]
     return "\n".join(lines)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether an error means that memory ran out: Python's and numpy's MemoryError, or torch's on a CPU or a GPU."""
-    text = str(error)
-    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in text or "out of memory" in text
 
 
 def _reader_left() -> bool:

@@ -58,6 +58,8 @@ def _check_recipe(chosen: Mapping[str, Any]) -> None:
     strict_yaml.check_ranges(config)
     if "config" in chosen and not chosen.get("dry_run") and (name is not None or not chosen.get("resume")):
         recipes.check_root(config.data.root)
+        if name is not None:
+            recipes.check_base(config.lora.rank, config.train.init_from)
 
 
 @functools.cache

@@ -65,6 +65,7 @@ OWN = {  # module, class of its options, group, what it does
     "completion": ("cli.completion", "CompletionOptions", "use", "complete commands and options in bash and zsh"),
     "page": ("page.launch", "PageOptions", "use", "show a model on a web page"),
     "push": ("commands.push", "Push", "use", "share a model on the Hugging Face hub"),
+    "merge": ("training.merge", "Merge", "use", "merge adapters (LoRA) into their model"),
     "convert": ("commands.convert", "Convert", "use", "convert weights of the reference EqM or SiT code"),
 }
 COMMANDS = {name: Command(f"eqm_video.{module}", *rest) for name, (module, *rest) in OWN.items()} | dict(_studies())

@@ -147,6 +147,7 @@ OUTPUTS = {
         weak={"ablations.md": beside("ablations.json", record("command", "lines"))},
     ),
     "convert": Output({}),  # a new folder
+    "merge": Output({}),  # a new folder
     "cache": Output(
         {
             "cache.json": record("parts"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
@@ -21,12 +22,15 @@ from eqm_video.page.gate import Gate
 from eqm_video.page.served import MOST_LENGTH, MOST_SAMPLES, Event, Made, Moment, Scored, Served, Wish
 from eqm_video.page.shelf import Shelf
 from eqm_video.sampling.known import name_frames, parse_known
+from eqm_video.system.memory import is_out_of_memory, out_of_memory
 
 WAITING = 40  # people in the queue, at most
 LAST = 0.5  # seconds after Stop in which a last state may still arrive
 UNLABELLED = "no label"
 TERMS = 3  # rows of a composition
 MEDIA = {".gif": "image/gif", ".mp4": "video/mp4", ".png": "image/png"}
+NO_MEMORY = "the machine has too little free memory for that: ask for fewer clips, a shorter video, or try again later"
+REFUSED = (UserError, MemoryError, RuntimeError)  # a RuntimeError where it is torch's about memory
 PRIVATE = {"api_visibility": "private", "show_progress": "minimal"}
 ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}
 
@@ -106,8 +110,8 @@ class Page:
             return "", ""
         try:
             pixels, available, _ = self._clip(first, last, at)
-        except UserError as error:
-            return drawing.refusal(str(error)), ""
+        except REFUSED as error:
+            return drawing.refusal(_sentence(error)), ""
         kept = available if len(available) < self.served.frames else available[: max(1, self.served.frames // 4)]
         return drawing.brush(pixels, available, kept), ",".join(map(str, kept))
 
@@ -116,17 +120,17 @@ class Page:
         try:
             pixels, available, _ = self._clip(first, last, at)
             kept = parse_known(known).of(self.served.frames) if known.strip() else []
-        except UserError as error:
-            return drawing.refusal(str(error))
+        except REFUSED as error:
+            return drawing.refusal(_sentence(error))
         return drawing.brush(pixels, available, kept)
 
     def receive(self, path: Path, name: str) -> dict[str, str]:
         """The token of an upload and a line about it, or the sentence about its fault."""
         try:
             upload = uploads.look(path, name)
-        except UserError as error:
+        except REFUSED as error:
             path.unlink()
-            return {"error": str(error)}
+            return {"error": _sentence(error)}
         return {"token": self.shelf.keep(path, upload), "says": upload.says}
 
     # Parts ----------------------------------------------------------------------------------------------------------
@@ -177,8 +181,8 @@ class Page:
                     yield _moment(last)
                 else:
                     yield self._made(event) if isinstance(event, Made) else _scored(event)
-        except UserError as error:
-            yield drawing.refusal(str(error))
+        except REFUSED as error:
+            yield drawing.refusal(_sentence(error))
 
     def _made(self, made: Made) -> str:
         """Films to look at and to download, and the charts."""
@@ -199,6 +203,16 @@ class Page:
         kept = f"; kept: {name_frames(made.known)}" if made.known else ""
         row = Markup('<div class="eqm-films">{}</div>').format(Markup("").join(films))
         return drawing.note(made.says + kept) + row + strip + _charts(made.charts)
+
+
+def _sentence(error: Exception) -> str:
+    """The sentence that a visitor reads about one of `REFUSED`. An error that is neither is raised again."""
+    if isinstance(error, UserError):
+        return str(error)
+    if not is_out_of_memory(error):
+        raise error
+    print(out_of_memory(error, "the page goes on"), file=sys.stderr, flush=True)
+    return NO_MEMORY
 
 
 def _moment(moment: Moment) -> str:

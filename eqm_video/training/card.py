@@ -65,6 +65,30 @@ def card(run: RunFiles, picture: str | None = None, best: Mapping[str, Any] | No
     return "\n\n".join(parts) + f"\n\n<!-- {MARK.decode()} -->\n"
 
 
+def merged_card(name: str, base: str, adapters: str, scale: float, *, videos: bool) -> str:
+    """The card of a model whose adapters were merged by `eqm-video merge`.
+
+    name: its own; base, adapters: the names of the two that it is made of; scale: strength of the adapters; videos:
+    whether its samples have several frames.
+    """
+    text = (
+        f"The weights of `{base}` with the adapters in `{adapters}` merged into them at strength {scale:g}. "
+        "Data, training and licence are those of the model and of the adapters: whoever shares this says so here. "
+        "Nothing has been measured on the merged weights."
+    )
+    use = (
+        '```python\nfrom eqm_video import EqMPipeline\n\npipeline = EqMPipeline.from_pretrained("FOLDER")\n```\n\n'
+        "On the command line: `eqm-video sample FOLDER --out samples`."
+    )
+    return "\n\n".join([_head(videos), f"# {name}", text, "## Use", use]) + f"\n\n<!-- {MARK.decode()} -->\n"
+
+
+def folder_name(path: Path) -> str:
+    """The name of a model's or of adapters' folder: that of the run where they lie in its export."""
+    names = [part for part in path.resolve().parts if part not in ("export", "adapters", "checkpoints")]
+    return names[-1]
+
+
 def _head(videos: bool) -> str:
     task = "image-to-video" if videos else "unconditional-image-generation"
     tags = ["equilibrium-matching", "diffusers", "video-generation" if videos else "image-generation"]

@@ -181,7 +181,7 @@ class HeldOutConfig:
     these.
     """
 
-    _SOURCES: ClassVar = ("split", "fraction", "root")
+    SOURCES: ClassVar = ("split", "fraction", "root")
     split: Literal["train", "test"] | None = None  # an official list of files
     fraction: float | None = option(
         None, above=0, below=1
@@ -192,14 +192,14 @@ class HeldOutConfig:
     gammas: tuple[float, ...] = option((0.1, 0.3, 0.5, 0.7, 0.9), least=0, below=1)  # the loss is measured at these
 
     def __post_init__(self) -> None:
-        named = [f"held_out.{key}={getattr(self, key)}" for key in self._SOURCES if getattr(self, key) is not None]
+        named = [f"held_out.{key}={getattr(self, key)}" for key in self.SOURCES if getattr(self, key) is not None]
         if len(named) > 1:
             raise UserError(f"{' and '.join(named)} exclude each other: keep one, and set the others to null")
 
     @property
     def wanted(self) -> bool:
         """Whether anything is held out."""
-        return any(getattr(self, key) is not None for key in self._SOURCES)
+        return any(getattr(self, key) is not None for key in self.SOURCES)
 
 
 @dataclass(frozen=True)
@@ -384,11 +384,6 @@ def _check_lora(config: Config) -> None:
         return
     if not config.lora.targets:
         raise UserError(f"lora.targets is empty: name linear layers, such as lora.targets={','.join(TARGETS)}")
-    if config.train.init_from is None:
-        raise UserError(
-            f"lora.rank={config.lora.rank} trains adapters of a trained network: add train.init_from=MODEL, a run or "
-            "an export, or take lora.rank out"
-        )
     if config.train.compile:
         raise UserError("lora.rank does not go with train.compile=true: add train.compile=false")
 

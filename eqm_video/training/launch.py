@@ -25,6 +25,7 @@ from eqm_video.training.heartbeat import Heartbeat
 from eqm_video.training.lock import LOCK, lock_run
 from eqm_video.training.options import TrainOptions, parse
 from eqm_video.training.progress import duration
+from eqm_video.training.recipes import check_base
 from eqm_video.training.report import write_report
 from eqm_video.training.resume import compare, compare_data, starting_point, with_latents
 from eqm_video.training.strict_yaml import flatten
@@ -85,6 +86,7 @@ def dry_run(config: Config, device_spec: str | None = None) -> int:
 def train(config: Config, resume: str | None, from_older: bool = False) -> int:
     """Train to the last step and export, or stop at a signal with a checkpoint."""
     check_trackers(config.track.to)
+    check_base(config.lora.rank, config.train.init_from)
     if launch.read_sharding() is not None:
         launch.check_sharding(config)
     accelerator = build.make_accelerator(config)

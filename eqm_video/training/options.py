@@ -57,12 +57,12 @@ class TrainOptions(Recipe, Dry):
     @cached_property
     def choice(self) -> Choice:
         """The recipe that is picked for the videos of --own."""
-        return choose(self.own.expanduser())
+        return choose(self.own.expanduser(), self.changes)
 
     def config_of_run(self) -> Config:
         """The configuration: the recipe with its overrides. `--resume` without a recipe uses the checkpoint's."""
         if self.own is not None:
-            return load_config(self.choice.recipe, [*self.choice.overrides, *self.changes])
+            return load_config(self.choice.recipe, self.choice.overrides)
         config = load_config(self.recipe, self.changes)
         if self.resume is None or self.recipe is not None:
             return config

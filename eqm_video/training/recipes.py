@@ -64,3 +64,12 @@ def check_root(root: str | None) -> None:
     """UserError if data.root, which no recipe that ships with the package can know, is not set."""
     if not root:
         raise UserError("data.root is not set: add data.root=FOLDER, the folder of your videos or images")
+
+
+def check_base(rank: int | None, init_from: str | None) -> None:
+    """UserError if adapters are to be trained (a rank), and train.init_from, their network, is not set."""
+    if rank is not None and init_from is None:
+        raise UserError(
+            f"lora.rank={rank} trains adapters of a trained network: add train.init_from=MODEL, a run or an export, or "
+            "take lora.rank out"
+        )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from eqm_video.errors import UserError
+from eqm_video.system.memory import is_out_of_memory
 
 
 class Whole:
@@ -57,7 +58,7 @@ class Rescue:
         if not isinstance(error, Exception):  # no error, or an exit on purpose
             return
         kept = self.save()
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise UserError(
                 f"the memory of the device is too small ({_first_line(error)}): type a larger train.accumulation, a "
                 f"smaller train.batch_size, or train.gradient_checkpointing=true; {kept}"
