@@ -60,7 +60,9 @@ class Codec:
     ) -> None:
         if type(vae).__name__ not in CLASSES:
             raise UserError(f"the codec is a {type(vae).__name__}; supported are {SUPPORTED}")
-        self._vae, self._load = vae.eval().requires_grad_(False), None
+        if any(part.training for part in vae.modules()) or any(weight.requires_grad for weight in vae.parameters()):
+            vae.eval().requires_grad_(False)  # only where needed: it takes longer than to decode a frame
+        self._vae, self._load = vae, None
         self._describe(vae.config, chunk, name)
 
     def _describe(self, config: Any, chunk: int, name: str | None) -> None:

@@ -166,6 +166,9 @@ def test_the_learning_rate_is_that_of_the_lowest_held_out_loss(tmp_path: Path) -
     final = forcing.RECIPES.config("eqf", given, given.variant("shared", "eqf", 2))
     assert (final.train.steps, final.train.lr, final.train.seed) == (9, 0.002, 2)
     assert final.run.folder == tmp_path / "shared_eqf_seed_2" and final.gamma == SharedGamma()
+    for draw in ("per_frame", "shared"):  # a draw changes which frames are alike, never the density
+        drawn = forcing.RECIPES.config("eqf_decay", given, given.variant(draw, "eqf_decay", 0)).gamma
+        assert drawn.density == load_config(forcing.RECIPES.folder / "eqf_decay.yaml").gamma.density
     assert options.parse(forcing.Forcing, [*words[:4], "--rates", "0.5"], prog="").rate("eqf")["chosen"] == 0.5
 
 

@@ -141,6 +141,11 @@ OUTPUTS = {
         ("few_steps.png",),
         weak={"few_steps.md": beside("few_steps.json", record("command", "settings", "model"))},
     ),
+    "rollouts": Output(
+        {"rollouts.json": record("command", "settings", "cells"), **_MEASURED},
+        (r"rollouts(_[a-z_]+)?\.png",),
+        weak={"rollouts.md": beside("rollouts.json", record("command", "settings", "cells"))},
+    ),
     "ablate": Output(
         {"ablations.json": record("command", "lines"), **_MEASURED},
         ("ablations.png", r"measured/.+\.npz"),

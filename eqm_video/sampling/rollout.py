@@ -81,6 +81,7 @@ def roll_out(
     output_type: str = "uint8",
     decode_chunk_size: int = 64,
     how: Sampling | None = None,
+    bake_in: bool = False,
     **options: Any,
 ) -> Iterator[Window]:
     """Sample videos of `length` frames window by window; yields each `Window` as soon as it is sampled.
@@ -91,9 +92,10 @@ def roll_out(
     Frames of the last window beyond the end are left out.
 
     num_frames: T, frames of a window; by default that of `clips`, or the model's own. fps: as in a call, the same in
-    all windows. how: a `Sampling`, in place of its fields. options: all other arguments of a call: size, callback, and
-    the fields of `Sampling`. start_gamma acts in the first window; context_gamma and history_guidance act in windows
-    with known frames.
+    all windows. how: a `Sampling`, in place of its fields. bake_in: the known frames of a window were written as pixels
+    of 8 bits and encoded again, as those of a video that is continued from a file. options: all other arguments of a
+    call: size, callback, and the fields of `Sampling`. start_gamma acts in the first window; context_gamma and
+    history_guidance act in windows with known frames.
 
     Raises:
         UserError: as a call does, and for `generator` and an impossible length or overlap. It is raised when the first
@@ -148,6 +150,8 @@ def roll_out(
             levels=result.levels,
         )
         context = latents[:, -overlap:].clone()
+        if bake_in:
+            context = pipeline.encode(pipeline.decode(context, "uint8", decode_chunk_size)).to(context)
 
 
 def _at_data(field: GuidedField, pipeline: EqMPipeline) -> GuidedField:

@@ -32,8 +32,8 @@ from eqm_video.studies.tasks.study import Tasks
 RECIPES = Recipes("forcing", "eqm")
 DRAWS = {  # of gamma in training: overrides
     "mixture": (),  # the recipes' own
-    "per_frame": ("gamma={kind: per_frame}",),
-    "shared": ("gamma={kind: shared}",),
+    "per_frame": ("gamma.kind=per_frame",),  # the recipe's density stays
+    "shared": ("gamma.kind=shared",),
 }
 TRIAL = 100  # the seed of the short runs that choose a learning rate
 ELSEWHERE = 1_000_000  # added to the seeds of the clips on which samplers are chosen

@@ -1,0 +1,1 @@
+"""The rollouts study: long videos window by window, in constant memory."""
