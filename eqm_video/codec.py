@@ -29,6 +29,7 @@ from eqm_video.models.loading import first_line, load_weights
 from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.randomness import normal
 from eqm_video.system import waits
+from eqm_video.system.hashing import add_file
 from eqm_video.system.reading import read_json
 
 if TYPE_CHECKING:
@@ -248,9 +249,7 @@ def fingerprint(name: str) -> dict[str, str]:
     hashes = [hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=16)]
     hashes.append(hashlib.blake2b(digest_size=16))
     for file in files:
-        with file.open("rb") as opened:
-            while part := opened.read(2**22):
-                hashes[1].update(part)
+        add_file(hashes[1], file)
     said, weights = (digest.hexdigest() for digest in hashes)
     return {"class": _class_name(config_file, name), "config": said, "weights": weights}
 

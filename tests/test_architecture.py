@@ -28,6 +28,7 @@ ORDER = [
     (0, "randomness"),
     (0, "system.files"),
     (0, "system.claims"),
+    (0, "system.hashing"),
     (0, "system.machine"),
     (0, "system.memory"),
     (0, "system.patience"),

@@ -250,6 +250,6 @@ def test_damaged_samples(data, tmp_path, capsys):
     np.savez(folder / "samples.npz", arr_0=pixels.astype(np.float32))
     assert "float32" in fails(capsys, folder, "--data", data)
     np.savez(folder / "samples.npz", arr_0=np.array([{}], dtype=object))  # a pickle: never loaded
-    assert "samples.npz is damaged" in fails(capsys, folder, "--data", data)
+    assert "samples.npz cannot be read as clips" in fails(capsys, folder, "--data", data)
     (folder / "samples.npz").write_bytes(b"PK")
-    assert "samples.npz is damaged" in fails(capsys, folder, "--data", data)
+    assert "samples.npz cannot be read as clips" in fails(capsys, folder, "--data", data)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from eqm_video.core.field import GradientField, Sight
+from eqm_video.core.field import FieldAround, GradientField, Sight
 from eqm_video.core.guidance import weighted_sum
 
 
@@ -78,7 +78,7 @@ class ComposedField(GradientField):
         return ComposedField([change(field) for field in self.fields], self.weights, plain_sum=self.plain_sum)
 
 
-class ScheduledField(GradientField):
+class ScheduledField(FieldAround):
     """A field along a descent of a known number of steps: each step gets the field at its progress and gamma.
 
     Args:
@@ -94,11 +94,6 @@ class ScheduledField(GradientField):
         self.field = field
         self.steps = steps
         self.gammas = gammas
-
-    @property
-    def forwards(self) -> int:
-        """Network calls so far."""
-        return self.field.forwards
 
     def select(self, indices: Tensor) -> ScheduledField:
         """The field of the clips at `indices` (1-D integers)."""
@@ -125,10 +120,6 @@ class ScheduledField(GradientField):
     def tell(self, gamma: float | Tensor) -> GradientField:
         """The field with its network conditioned on `gamma`, whatever the step."""
         return self.field.tell(gamma)
-
-    def __call__(self, latents: Tensor) -> Tensor:
-        """The field at the first step."""
-        return self.at_step(0)(latents)
 
     def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
         """The field at the first step, and its sight."""

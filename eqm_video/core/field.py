@@ -6,7 +6,9 @@ Legend: B clips, T frames, C channels, H W height and width, b selected clips.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -86,6 +88,36 @@ class GradientField:
             TypeError: the field has no energy.
         """
         raise TypeError(f"{type(self).__name__} has no energy")
+
+
+class FieldAround(GradientField):
+    """A field made of another one, `field`, whose network calls it counts. Derive from it and write `observed`."""
+
+    field: GradientField
+
+    @property
+    def forwards(self) -> int:
+        """Network calls so far."""
+        return self.field.forwards
+
+    @property
+    def settled(self) -> bool:
+        """Whether the inner field is the same in the whole descent."""
+        return self.field.settled
+
+    def at_progress(self, progress: float) -> GradientField:
+        """The field at a point of the descent, 0 (start) to 1 (end)."""
+        return self.around(self.field.at_progress(progress))
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """The gradient at latents (B, T, C, H, W), of the same shape."""
+        return self.observed(latents)[0]
+
+    def around(self, field: GradientField) -> Any:
+        """A copy of this field with another inner field."""
+        changed = copy(self)
+        changed.field = field
+        return changed
 
 
 def observe(gradient: Callable[[Tensor], Tensor], latents: Tensor) -> tuple[Tensor, Sight]:

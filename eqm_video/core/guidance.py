@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from eqm_video.core.energy import Field
-from eqm_video.core.field import GradientField, Sight
+from eqm_video.core.field import FieldAround, GradientField, Sight
 
 _FIELD = "the field itself"  # asks a network for its gradient; any other value is an energy
 
@@ -224,7 +224,7 @@ class GuidedField(GradientField):
             raise ValueError(f"channels={self.channels} are to be guided, but the latents have {channels}")
 
 
-class HistoryField(GradientField):
+class HistoryField(FieldAround):
     """A field guided by the known frames: f_without + s * (f_with - f_without).
 
     f_without is the same field with noise, at gamma 0, in place of the known frames. A network trained with a gamma for
@@ -247,11 +247,6 @@ class HistoryField(GradientField):
         self.field, self.known, self.noise, self.scale = field, known.to(noise.device), noise, float(scale)
         self.unconditional = field  # the field without the known frames: it differs in the gamma input, if there is one
 
-    @property
-    def forwards(self) -> int:
-        """Network calls so far."""
-        return self.field.forwards
-
     def select(self, indices: Tensor) -> HistoryField:
         """The field of the clips at `indices` (1-D integers)."""
         chosen = self._with(self.field.select(indices), self.unconditional.select(indices))
@@ -262,11 +257,6 @@ class HistoryField(GradientField):
     def at_progress(self, progress: float) -> HistoryField:
         """The field at a point of the descent, 0 (start) to 1 (end)."""
         return self._with(self.field.at_progress(progress), self.unconditional.at_progress(progress))
-
-    @property
-    def settled(self) -> bool:
-        """Whether the field is the same in the whole descent."""
-        return self.field.settled
 
     def at_gamma(self, gamma: float | Tensor) -> HistoryField:
         """The field at a solver's time, a number or (B, T): the progress, and the gamma of both networks."""
@@ -282,10 +272,6 @@ class HistoryField(GradientField):
         seen, hidden = gamma.masked_fill(self.known, 1.0), gamma.masked_fill(self.known, 0.0)
         return self._with(self.field.tell(seen), self.unconditional.tell(hidden))
 
-    def __call__(self, latents: Tensor) -> Tensor:
-        """The guided field at latents (B, T, C, H, W), of the same shape."""
-        return self.observed(latents)[0]
-
     def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
         """The guided field at latents (B, T, C, H, W), and the one with the known frames."""
         conditional, sight = self.field.observed(latents)
@@ -296,8 +282,8 @@ class HistoryField(GradientField):
         return weighted_sum([unconditional, conditional], [1 - self.scale, self.scale]), sight
 
     def _with(self, field: GradientField, unconditional: GradientField) -> HistoryField:
-        changed = copy(self)
-        changed.field, changed.unconditional = field, unconditional
+        changed = self.around(field)
+        changed.unconditional = unconditional
         return changed
 
 

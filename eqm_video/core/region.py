@@ -11,19 +11,17 @@ of 0, 1/4, 1/2 and 1 ahead, on the exact field (where all descents end right) an
 
 from __future__ import annotations
 
-from copy import copy
-
 import torch
 from torch import Tensor
 
 from eqm_video.core.decay import Decay
-from eqm_video.core.field import GradientField, Sight, observe
+from eqm_video.core.field import FieldAround, GradientField, Sight, observe
 from eqm_video.core.objective import interpolate
 
 AHEAD = 0.5  # of what the frame still has to go
 
 
-class RegionField(GradientField):
+class RegionField(FieldAround):
     """A field that sees known tokens ahead of their frame, and moves them along their own straight path.
 
     Args:
@@ -42,40 +40,22 @@ class RegionField(GradientField):
         self.field, self.mask, self.clean, self.noise, self.decay = field, mask, clean, noise, decay
         self.gamma: float | Tensor | None = None
 
-    @property
-    def forwards(self) -> int:
-        """Network calls so far."""
-        return self.field.forwards
-
-    @property
-    def settled(self) -> bool:
-        """Whether the field itself is the same in the whole descent."""
-        return self.field.settled
-
     def select(self, indices: Tensor) -> RegionField:
         """The field of the clips at `indices` (1-D integers)."""
-        chosen, places = self._of(self.field.select(indices)), indices.to(self.noise.device)
+        chosen, places = self.around(self.field.select(indices)), indices.to(self.noise.device)
         chosen.mask, chosen.clean, chosen.noise = self.mask[places], self.clean[places], self.noise[places]
         if isinstance(self.gamma, Tensor):
             chosen.gamma = self.gamma[places]
         return chosen
 
-    def at_progress(self, progress: float) -> RegionField:
-        """The field at a point of the descent, 0 (start) to 1 (end)."""
-        return self._of(self.field.at_progress(progress))
-
     def at_gamma(self, gamma: float | Tensor) -> RegionField:
         """The field at gamma of the frames: a number, or (B, T)."""
-        moved = self._of(self.field.at_gamma(gamma))
+        moved = self.around(self.field.at_gamma(gamma))
         moved.gamma = gamma
         return moved
 
-    def __call__(self, latents: Tensor) -> Tensor:
-        """The gradient at latents (B, T, C, h, w); on known tokens that of their path, whatever the latents there."""
-        return self.observed(latents)[0]
-
     def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
-        """The gradient at latents (B, T, C, h, w), and the sight of the field."""
+        """The gradient at latents (B, T, C, h, w), on known tokens that of their path; and the sight of the field."""
         if self.gamma is None:
             raise ValueError(
                 "known tokens take the level of their frame, which this sampler does not say: take multistep, euler, "
@@ -94,11 +74,6 @@ class RegionField(GradientField):
         if isinstance(self.gamma, Tensor):
             return self.gamma
         return torch.full(latents.shape[:2], float(self.gamma), dtype=torch.float32, device=latents.device)
-
-    def _of(self, field: GradientField) -> RegionField:
-        changed = copy(self)
-        changed.field = field
-        return changed
 
 
 def tokens(pixels: Tensor, downsampling: int) -> Tensor:

@@ -17,10 +17,10 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from eqm_video.core.field import GradientField, Sight, observe
+from eqm_video.core.field import FieldAround, GradientField, Sight, observe
 
 
-class RingField(GradientField):
+class RingField(FieldAround):
     """A field whose frames are turned before each evaluation, by the step of the descent.
 
     Args:
@@ -37,18 +37,13 @@ class RingField(GradientField):
         self.gamma: Tensor | None = None  # (B, T) of the frames, if they differ
 
     @property
-    def forwards(self) -> int:
-        """Network calls so far."""
-        return self.field.forwards
-
-    @property
     def settled(self) -> bool:
         """Always false: the turn changes along the descent."""
         return False
 
     def select(self, indices: Tensor) -> RingField:
         """The field of the clips at `indices` (1-D integers)."""
-        chosen = self._of(self.field.select(indices))
+        chosen = self.around(self.field.select(indices))
         chosen.first = self.first[indices.to(self.first.device)]
         if self.gamma is not None:
             chosen.gamma = self.gamma[indices.to(self.gamma.device)]
@@ -56,14 +51,14 @@ class RingField(GradientField):
 
     def at_progress(self, progress: float) -> RingField:
         """The field at a point of the descent, 0 (start) to 1 (end), with the turn of that step."""
-        moved = self._of(self.field.at_progress(progress))
+        moved = self.around(self.field.at_progress(progress))
         moved.turn = round(progress * self.steps) * stride(self.frames)
         return moved
 
     def at_gamma(self, gamma: float | Tensor) -> RingField:
         """The field at gamma of the frames: a number, or (B, T), which turns with them."""
         if not isinstance(gamma, Tensor):
-            return self._of(self.field.at_gamma(gamma))
+            return self.around(self.field.at_gamma(gamma))
         moved = copy(self)
         moved.gamma = gamma
         return moved
@@ -72,11 +67,7 @@ class RingField(GradientField):
         """The field with its network conditioned on `gamma`: a number, or (B, T)."""
         if isinstance(gamma, Tensor):
             return self.at_gamma(gamma)
-        return self._of(self.field.tell(gamma))
-
-    def __call__(self, latents: Tensor) -> Tensor:
-        """The field at latents (B, T, C, H, W), of the same shape."""
-        return self.observed(latents)[0]
+        return self.around(self.field.tell(gamma))
 
     def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
         """The field at latents (B, T, C, H, W), and its sight."""
@@ -85,11 +76,6 @@ class RingField(GradientField):
         gradient, sight = observe(field, turned(latents, -turns))
         levels = () if sight.level is None else (turned(sight.level, turns), turned(sight.spread, turns))
         return turned(gradient, turns), Sight(turned(sight.plain, turns), *levels)
-
-    def _of(self, field: GradientField) -> RingField:
-        changed = copy(self)
-        changed.field = field
-        return changed
 
 
 def stride(frames: int) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 from eqm_video.data.layout import quote
 from eqm_video.errors import UserError
+from eqm_video.system.hashing import add_file
 
 ENDS = 4096  # bytes of each end of a file
 OPENED = 20_000  # files up to which the ends are read; for larger sets names and sizes alone count
@@ -86,14 +87,11 @@ def content(data: Any, index: int) -> str:
     """A hash of all bytes of a file of a set; UserError where it cannot be read."""
     if hasattr(data, "pixels"):
         return _short(data.pixels[index].tobytes())
-    path, digest = Path(data.root) / data.files[index][0], hashlib.blake2b(digest_size=12)
+    path = Path(data.root) / data.files[index][0]
     try:
-        with path.open("rb") as file:
-            while part := file.read(2**20):
-                digest.update(part)
+        return add_file(hashlib.blake2b(digest_size=12), path).hexdigest()
     except OSError as error:
         raise UserError(f"{path} cannot be read any more ({error.strerror}): bring it back, and start again") from error
-    return digest.hexdigest()
 
 
 def _of_file(root: Path, name: str, label: str, opened: bool) -> str:

@@ -6,10 +6,8 @@ Legend: N clips, B clips that are read at once, T frames, H W pixels; pixels uin
 from __future__ import annotations
 
 import io
-import json
 import statistics
 import warnings
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +28,7 @@ from eqm_video.data.transforms import crop_clip, sides
 from eqm_video.errors import UserError
 from eqm_video.evaluation.protocol import Protocol
 from eqm_video.randomness import generator
+from eqm_video.sampling.clips import read_captions, read_npz
 
 if TYPE_CHECKING:
     from eqm_video.codec import Codec
@@ -220,29 +219,16 @@ def open_samples(path: Path, protocol: Protocol, kind: str | None) -> ClipSource
 def _open_arrays(path: Path, protocol: Protocol) -> Arrays:
     """Clips of samples.npz with its samples.json, or of any .npz with uint8 (N, T, H, W, 3) or (N, H, W, 3)."""
     archive = path if path.suffix == ".npz" else path / "samples.npz"
-    try:
-        with np.load(archive, allow_pickle=False) as file:
-            pixels = file["arr_0"] if "arr_0" in file.files else file[file.files[0]]
-    except (OSError, ValueError, IndexError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{archive} cannot be read as an .npz of clips ({error})") from error
-    pixels = pixels[:, None] if pixels.ndim == 4 else pixels
-    if pixels.dtype != np.uint8 or pixels.ndim != 5 or pixels.shape[-1] != 3 or 0 in pixels.shape:
-        raise UserError(
-            f"{archive} holds {pixels.dtype} {pixels.shape}; clips are uint8 (N, T, H, W, 3), pictures (N, H, W, 3)"
-        )
+    pixels, _ = read_npz(archive, "give a folder that `eqm-video sample` wrote, or an .npz of clips")
     labels: list[str | None] = [None] * len(pixels)
     fps, record = None, archive.with_name("samples.json")
     if archive.name == "samples.npz" and record.is_file():
-        try:
-            content = json.loads(record.read_text(encoding="utf-8"))
-            labels, fps = content["labels"] or labels, float(content["settings"]["fps"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{record} is damaged ({error!r}); sample again with --overwrite") from error
+        labels, fps = read_captions(record, len(pixels))
     frames = protocol.frames or pixels.shape[1]
     _check_frames(archive, frames, pixels.shape[1])
     chosen = slice(0, protocol.count)
     about = {"file": str(archive), **_resized(archive, {pixels.shape[2:4]}, protocol.size)}
-    return Arrays(pixels[chosen, :frames], list(labels)[chosen], fps, about, size=protocol.size)
+    return Arrays(pixels[chosen, :frames], labels[chosen], fps, about, size=protocol.size)
 
 
 def _open_folder(path: Path, protocol: Protocol, kind: str | None) -> Files:

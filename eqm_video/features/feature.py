@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from eqm_video.errors import UserError
+from eqm_video.system.hashing import add_file
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in [0, 1]
 LAYOUTS = ("bcthw", "btchw", "bthwc", "bchw", "bhwc")
@@ -121,11 +122,7 @@ def pool_frames(frames: Tensor) -> Tensor:
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal. UserError where it cannot be read."""
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while part := file.read(2**20):
-                digest.update(part)
-        return digest.hexdigest()
+        return add_file(hashlib.sha256(), path).hexdigest()
     except OSError as error:
         raise UserError(f"the weights {path} cannot be read ({error.strerror}); give the path of the file") from error

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from eqm_video.errors import UserError, cut
 from eqm_video.features.feature import Feature, Input, pool_frames
+from eqm_video.system.hashing import add_weights
 
 CLASSES = {"dinov2": "Dinov2Model", "videomae": "VideoMAEModel", "vjepa2": "VJEPA2Model"}
 
@@ -84,8 +85,4 @@ def _loaded(kind: Any, source: str, **options: Any) -> Any:
 
 def _digest(network: torch.nn.Module) -> str:
     """SHA-256 over names and values of all weights: the same for a copy of the files elsewhere."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return add_weights(hashlib.sha256(), network.state_dict()).hexdigest()

@@ -38,6 +38,18 @@ class Rule(Protocol):
         """New latents and state; the inputs are not modified."""
 
 
+class AtLatents:
+    """A rule that evaluates the gradient at the latents themselves, and by default keeps nothing from step to step."""
+
+    def start(self, latents: Tensor) -> State:
+        """An empty state: the rule has no memory."""
+        return {}
+
+    def point(self, latents: Tensor, state: State) -> Tensor:
+        """The latents themselves."""
+        return latents
+
+
 def _check_step_size(rule: object, step_size: object) -> None:
     if not is_number(step_size) or step_size <= 0:
         raise ValueError(f"{type(rule).__name__}: step_size is {step_size!r}; it must be a finite number above 0")
@@ -68,7 +80,7 @@ def _check_fraction(rule: object, name: str, example: float) -> None:
 
 
 @dataclass(frozen=True)
-class GradientDescent:
+class GradientDescent(AtLatents):
     """Gradient descent, x <- x - step_size * f(x) (arXiv 2510.02300, section 3.3)."""
 
     step_size: float = 0.003  # eta
@@ -79,14 +91,6 @@ class GradientDescent:
     def along(self, step: Step) -> GradientDescent:
         """The rule with the step (b, T) of its next update, on a route."""
         return _sized_along(self, step)
-
-    def start(self, latents: Tensor) -> State:
-        """An empty state: the rule has no memory."""
-        return {}
-
-    def point(self, latents: Tensor, state: State) -> Tensor:
-        """The latents themselves."""
-        return latents
 
     def update(
         self, latents: Tensor, gradient: Tensor, state: State, generators: Sequence[torch.Generator] | None = None
@@ -130,7 +134,7 @@ class NAG:
 
 
 @dataclass(frozen=True)
-class Adam:
+class Adam(AtLatents):
     """Adam on the field's values (Kingma and Ba, arXiv 1412.6980, with bias correction; as torch.optim.Adam).
 
         m <- beta1 m + (1 - beta1) f,  v <- beta2 v + (1 - beta2) f^2,
@@ -163,10 +167,6 @@ class Adam:
         count = torch.zeros(shape, dtype=dtype, device=latents.device)
         return {"mean": torch.zeros_like(latents), "square": torch.zeros_like(latents), "count": count}
 
-    def point(self, latents: Tensor, state: State) -> Tensor:
-        """The latents themselves."""
-        return latents
-
     def update(
         self, latents: Tensor, gradient: Tensor, state: State, generators: Sequence[torch.Generator] | None = None
     ) -> tuple[Tensor, State]:
@@ -185,7 +185,7 @@ def _bias(beta: float, count: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Langevin:
+class Langevin(AtLatents):
     """Unadjusted Langevin dynamics, x <- x - step_size * f(x) + sqrt(2 * step_size * temperature) * noise.
 
     If f is the gradient of an energy E, and for small steps, it samples exp(-E / temperature); temperature 0 is
@@ -200,14 +200,6 @@ class Langevin:
         _check_step_size(self, self.step_size)
         if not is_number(self.temperature) or self.temperature < 0:
             raise ValueError(f"Langevin: temperature is {self.temperature!r}; it must be a finite number >= 0")
-
-    def start(self, latents: Tensor) -> State:
-        """An empty state: the rule has no memory."""
-        return {}
-
-    def point(self, latents: Tensor, state: State) -> Tensor:
-        """The latents themselves."""
-        return latents
 
     def update(
         self, latents: Tensor, gradient: Tensor, state: State, generators: Sequence[torch.Generator] | None = None
@@ -228,7 +220,7 @@ def clip_noise(latents: Tensor, generators: Sequence[torch.Generator] | None, sa
 
 
 @dataclass(frozen=True)
-class Multistep:
+class Multistep(AtLatents):
     """Adams and Bashforth's rule of order 2 in steps of gamma: one evaluation a step, for few steps.
 
         v_n = f(x_n) / c(gamma_n),   r = h_n / h_{n-1},
@@ -257,10 +249,6 @@ class Multistep:
         frames = latents.shape[:2] if latents.ndim > 2 else (len(latents), 1)
         shape = (*frames, *(1,) * (latents.ndim - 2))
         return {"velocity": torch.zeros_like(latents), "size": latents.new_zeros(shape)}
-
-    def point(self, latents: Tensor, state: State) -> Tensor:
-        """At the latents themselves."""
-        return latents
 
     def update(
         self, latents: Tensor, gradient: Tensor, state: State, generators: Sequence[torch.Generator] | None = None

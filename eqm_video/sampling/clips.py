@@ -28,6 +28,7 @@ from eqm_video.data.video import VideoInfo, frame_seconds, read_frames
 from eqm_video.errors import UserError
 from eqm_video.names import as_label
 from eqm_video.sampling.known import name_frames
+from eqm_video.system.hashing import add_file
 
 TICK = 0.001  # seconds; files round the times of their frames
 END = "end"  # --at end: the last needed frame is the file's last
@@ -226,26 +227,42 @@ def open_path(path: Path, spec: ClipSpec, **lists: Any) -> OpenedPath:
     return open_file(path, spec)
 
 
-def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Clips uint8 (N, T, H, W, 3) of a `samples.npz` or an `.npy`, and the numbers (N,) of their labels or None.
+def read_npz(path: Path, advice: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Clips uint8 (N, T, H, W, 3) of an `.npz` or an `.npy`, and the numbers (N,) of their labels, or None.
 
-    UserError for files that cannot be read or hold something else.
+    The clips of an `.npz` are its arr_0, or else its first array. Pictures (N, H, W, 3) become clips of one frame.
+    UserError, with `advice` at its end, for files that cannot be read or hold something else.
     """
     try:
         loaded = np.load(path, allow_pickle=False)
         archive = isinstance(loaded, np.lib.npyio.NpzFile)
-        clips = loaded["arr_0"] if archive else loaded
+        clips = loaded["arr_0" if "arr_0" in loaded.files else loaded.files[0]] if archive else loaded
         labels = loaded["labels"] if archive and "labels" in loaded.files else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"--start-from {path} cannot be read ({error}): give a samples.npz, with arr_0 uint8 "
-            "(N, T, height, width, 3), or (N, height, width, 3) of images"
-        ) from error
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as clips ({error}): {advice}") from error
     clips = clips[:, None] if clips.ndim == 4 else clips
-    if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3 or len(clips) == 0:
-        raise UserError(f"--start-from {path}: arr_0 is {clips.dtype} {clips.shape}, not uint8 (N, T, H, W, 3)")
+    if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3 or 0 in clips.shape:
+        raise UserError(
+            f"{path} holds {clips.dtype} {clips.shape}, not uint8 (N, T, H, W, 3), for pictures (N, H, W, 3): {advice}"
+        )
     usable = labels is not None and labels.shape == (len(clips),) and np.issubdtype(labels.dtype, np.integer)
     return clips, labels if usable else None
+
+
+def read_captions(record: Path, count: int) -> tuple[list[str | None], float]:
+    """Names of labels (None: unlabelled) and frames per second of `count` samples, from their samples.json.
+
+    UserError for a damaged file, and for one of another number of samples.
+    """
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        labels, fps = content["labels"], float(content["settings"]["fps"])
+        labels = [None] * count if labels is None else list(labels)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{record} is damaged ({error!r}); sample again with --overwrite") from error
+    if len(labels) != count or not fps > 0:
+        raise UserError(f"{record} ({len(labels)} labels, {fps:g} fps) does not fit the {count} samples beside it")
+    return labels, fps
 
 
 def read_rates(path: Path, count: int) -> list[float | None]:
@@ -264,8 +281,7 @@ def read_rates(path: Path, count: int) -> list[float | None]:
 def hash_file(path: Path, more: str = "") -> bytes:
     """A hash of a file's bytes, and of `more`."""
     try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+        digest = add_file(hashlib.blake2b(digest_size=16), path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
     digest.update(more.encode())

@@ -29,6 +29,7 @@ from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.processes import choose_device, start_processes
 from eqm_video.sampling.start_files import Start, open_start
 from eqm_video.system import machine
+from eqm_video.system.hashing import add_weights
 
 
 def main(words: Sequence[str]) -> int:
@@ -162,7 +163,5 @@ def fingerprint(pipeline: EqMPipeline) -> str:
     for module in (pipeline.transformer, pipeline.vae):
         config = {key: value for key, value in module.config.items() if not key.startswith("_")}
         digest.update(json.dumps(config, sort_keys=True).encode())
-        for name, value in sorted(module.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        add_weights(digest, module.state_dict())
     return digest.hexdigest()

@@ -146,7 +146,7 @@ def _from_arrays(pipeline: EqMPipeline, options: argparse.Namespace) -> Start:
         raise UserError(
             f"{' and '.join(clash)}: {path} holds finished clips, whose frames are all used: leave that out"
         )
-    pixels, numbers = read_npz(path)
+    pixels, numbers = read_npz(path, "give --start-from the samples.npz of a folder that `eqm-video sample` wrote")
     frames, size = pixels.shape[1], pixels.shape[2:4]
     _check_shape(pipeline, options, frames, size)
     pipeline.check_frames(frames)

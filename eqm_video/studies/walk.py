@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from eqm_video.analysis.gamma_estimate import frame_rms
 from eqm_video.core.composition import ScheduledField
-from eqm_video.core.field import GradientField, Sight, observe
+from eqm_video.core.field import FieldAround, Sight, observe
 from eqm_video.samplers import Descent, DivergenceError, Sampler, Schedule, run
 from eqm_video.sampling.arguments import make_generators, step_gammas
 from eqm_video.studies.request import Request
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FAR = 5.0  # a clip whose latents have this root mean square has diverged: noise has 1, data about 1
 
 
-class Watched(GradientField):
+class Watched(FieldAround):
     """A field with an observer: `look(watched, latents, gradient) -> gradient` at every evaluation.
 
     `watched.rows` (b,) are the places of the evaluated clips in the whole batch, `watched.field` is the field of this
@@ -40,19 +40,10 @@ class Watched(GradientField):
     def __init__(self, field: Any, rows: Tensor, look: Callable[[Watched, Tensor, Tensor], Tensor]) -> None:
         self.field, self.rows, self.look = field, rows, look
 
-    def __call__(self, latents: Tensor) -> Tensor:
-        """The gradient at latents, after the observer."""
-        return self.observed(latents)[0]
-
     def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
         """The gradient at latents, after the observer, and the sight of the field."""
         gradient, sight = observe(self.field, latents)
         return self.look(self, latents, gradient), sight
-
-    @property
-    def forwards(self) -> int:
-        """Network calls so far."""
-        return self.field.forwards
 
     def select(self, indices: Tensor) -> Watched:
         """The gradient of the clips at `indices`."""
@@ -60,11 +51,11 @@ class Watched(GradientField):
 
     def at_step(self, step: int) -> Watched:
         """The gradient of one step of a descent."""
-        return Watched(self.field.at_step(step), self.rows, self.look)
+        return self.around(self.field.at_step(step))
 
     def at_gamma(self, gamma: float) -> Watched:
         """The gradient at a solver's time."""
-        return Watched(self.field.at_gamma(gamma), self.rows, self.look)
+        return self.around(self.field.at_gamma(gamma))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eqm_video.errors import UserError
+from eqm_video.system.hashing import add_file
 
 RECORD = "checkpoint.json"
 NAME = re.compile(r"step_(\d{8,})")
@@ -141,8 +142,4 @@ def _brief(value: Any) -> str:
 
 
 def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
+    return add_file(hashlib.sha256(), path).hexdigest()

@@ -5,15 +5,12 @@ Legend: N samples, W windows, T frames, H W pixels; pixels uint8, channels last.
 
 from __future__ import annotations
 
-import json
 import statistics
-import zipfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
 from eqm_video.data.datasets import ClipSet, open_data
@@ -24,6 +21,7 @@ from eqm_video.evaluation.protocol import Protocol
 from eqm_video.metrics.nearest import NearestClips
 from eqm_video.options import narrower, option, required
 from eqm_video.output.outputs import PARTS
+from eqm_video.sampling.clips import read_captions, read_npz
 from eqm_video.sampling.option_groups import Columns, Cut, Judged, Kind, Seeded
 from eqm_video.studies.compare import memorisation, report
 from eqm_video.studies.compare.report import Samples
@@ -172,22 +170,5 @@ def read_samples(folder: Path) -> Samples:
         if not file.is_file():
             hint = f"(an unfinished run? {folder / PARTS} is there)" if (folder / PARTS).is_dir() else ""
             raise UserError(f"there is no {file}; give a folder that `eqm-video sample` finished {hint}".rstrip())
-    try:
-        with np.load(npz, allow_pickle=False) as file:
-            pixels = file["arr_0"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{npz} is damaged ({error}); sample again with --overwrite") from error
-    pixels = pixels[:, None] if pixels.ndim == 4 else pixels
-    if pixels.dtype != np.uint8 or pixels.ndim != 5 or pixels.shape[-1] != 3 or 0 in pixels.shape:
-        raise UserError(
-            f"{npz} holds {pixels.dtype} {pixels.shape}; samples are uint8 (N, T, H, W, 3), or (N, H, W, 3)"
-        )
-    try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-        labels, fps = content["labels"], float(content["settings"]["fps"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{record} is damaged ({error!r}); sample again with --overwrite") from error
-    labels = [None] * len(pixels) if labels is None else list(labels)
-    if len(labels) != len(pixels) or not fps > 0:
-        raise UserError(f"{record} ({len(labels)} labels, {fps:g} fps) does not fit the {len(pixels)} samples of {npz}")
-    return Samples(torch.from_numpy(pixels), labels, fps)
+    pixels, _ = read_npz(npz, "sample again with --overwrite")
+    return Samples(torch.from_numpy(pixels), *read_captions(record, len(pixels)))
