@@ -86,6 +86,7 @@ def test_the_command_adds_descents_and_results(run: Path, capsys: pytest.Capture
     numbers = json.loads((run / "report.json").read_text())
     (descent,) = numbers["descents"]
     assert len(descent["gradient_rms"]["mean"]) == descent["nfe"] and numbers["runs"] == [str(run.resolve())]
+    assert "gamma" not in descent, "a page without gammas does not pay for them"
 
 
 def test_several_runs_share_a_page(run: Path, tmp_path: Path) -> None:

@@ -154,6 +154,8 @@ def _curve(traces: Sequence[Trace], key: str) -> Any:
         low, high = torch.quantile(values, torch.tensor([0.1, 0.9], dtype=torch.float64), dim=1)
         axes.fill_between(range(len(values)), low, high, color=plots.PALETTE[index % 6], alpha=0.2, linewidth=0)
         axes.plot(values.mean(1), color=plots.PALETTE[index % 6], label=each.name)
+    if key == "rms":
+        plots.ticks_1_2_5(axes.yaxis)
     if len(traces) > 1:
         plots.legend(axes)
     return figure
@@ -174,10 +176,9 @@ def _histogram(one_model: Trace) -> Any:
     axes = plots.axes(figure, xlabel="evaluations", ylabel="clips")
     start, clips = float(one_model.rms[0].mean()), one_model.rms.shape[1]
     edges = np.linspace(0, len(one_model.rms), 21)
-    for index, share in enumerate(SHARES):
-        counts = stops(one_model.rms, share * start)
-        label = f"{share:.0%} of the first gradient: {len(counts)} of {clips}"
-        axes.hist(counts, edges, color=plots.PALETTE[index], alpha=0.6, label=label)
+    counts = [stops(one_model.rms, share * start) for share in SHARES]
+    labels = [f"{s:.0%} of the first gradient: {len(c)} of {clips}" for s, c in zip(SHARES, counts, strict=True)]
+    axes.hist(counts, edges, color=list(plots.PALETTE[: len(SHARES)]), label=labels)  # beside each other
     plots.legend(axes)
     return figure
 

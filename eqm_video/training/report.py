@@ -184,6 +184,7 @@ def _loss_figure(runs: Sequence[RunFiles]) -> html.Picture:
         if values:
             axes.plot(steps, values, "--o", color=plots.PALETTE[(index + (len(runs) == 1)) % 6], label=label, ms=3)
     plots.legend(axes)
+    plots.ticks_1_2_5(axes.yaxis)
     more = "; dashed: clips that are not trained on, at fixed gammas" if held_out else ""
     return html.drawn(figure, f"loss by step{more}")
 
@@ -222,6 +223,7 @@ def _gamma_figure(runs: Sequence[RunFiles]) -> html.Picture:
         axes.plot(
             [low + 0.05 for low in places], [values[low] for low in places], label=name, ms=3, **plots.style(index)
         )
+    plots.ticks_1_2_5(axes.yaxis)
     plots.legend(axes)
     return html.drawn(figure, "loss by gamma, in bins of 0.1; clean frames (gamma = 1) are left out")
 
@@ -306,5 +308,8 @@ def machine(runs: Sequence[RunFiles], extra: Mapping[str, Any]) -> Section:
 
 def short(value: Any) -> str:
     """A value of a recipe, as in YAML, in at most 80 characters."""
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, list | tuple):
+        text = f"[{', '.join(map(short, value))}]"
+    else:
+        text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -61,6 +61,7 @@ from eqm_video.training.trainer import Hook, Settings, Trainer
 # Paths in an export that `save_pretrained` writes
 EXPORTED = r"model_index\.json|(transformer|vae)/(config\.json|diffusion_pytorch_model.*)"
 EXPORTED += r"|adapters/adapter_(config\.json|model\.safetensors)"
+LEGIBLE = 96  # pixels: the width of clips in previews, at least, so that the names of labels fit above them
 
 
 class Run:
@@ -297,7 +298,9 @@ class Run:
 
         folder = self.folder / "previews"
         folder.mkdir(exist_ok=True)
-        frames = media.grid(np.stack([clips[k] for k in sorted(clips)]), names)
+        ordered = np.stack([clips[k] for k in sorted(clips)])
+        scale = 1 if names is None else max(1, LEGIBLE // ordered.shape[3])
+        frames = media.grid(ordered, names, scale=scale)
         if len(frames) == 1:
             path = folder / f"step_{step:08d}.png"
             media.write_png(path, frames[0])

@@ -34,8 +34,8 @@ class Trace:
     settings: the sampler, its steps and evaluations. rms, energy (E, B, T): of the guided field at each evaluation.
     measure: the name of the energy. states: the numbers of updates after which clips were kept. pixels uint8
     (S, M, T, H, W, 3): the first M clips in these states, or (1, M, T, H, W, 3) in the last one. gamma (S, B, T): of
-    all clips in these states; None for a model without a decay. expected: rms, energy and gamma (E,) in closed form for
-    a single data point, if there is one.
+    all clips in these states; None for a model without a decay, and where they were not asked for. expected: rms,
+    energy and gamma (E,) in closed form for a single data point, if there is one.
     """
 
     name: str
@@ -60,7 +60,8 @@ def trace(
 ) -> Trace:
     """Descend all samples in one batch and record every evaluation; the first `shown` clips are decoded.
 
-    along: whether their states on the way are decoded too, which takes most of the time, or the last one alone.
+    along: whether the states on the way are decoded too, and their gammas estimated, which takes most of the time. If
+    not, the last one alone is decoded, and there are no gammas.
     UserError if the descent diverges.
     """
     scheduled, start, generators = begin(pipeline, request, slice(None), sampler, steps)
@@ -97,7 +98,7 @@ def trace(
         energy=torch.stack(energy),
         states=states,
         pixels=np.stack([decode(pipeline, kept[state][:shown]) for state in (states if along else [steps])]),
-        gamma=read_gammas(pipeline, request, kept, sampler, steps),
+        gamma=read_gammas(pipeline, request, kept, sampler, steps) if along else None,
         expected=expectation(pipeline, sampler, steps, calibrate(result.latents), explicit),
     )
 
