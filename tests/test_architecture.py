@@ -138,6 +138,7 @@ ORDER = [
     (3, "features.feature"),
     (3, "features.file"),
     (3, "features.hub"),
+    (3, "features.i3d_network"),
     (3, "features.i3d"),
     (3, "features.inception"),
     (3, "features.pixels"),

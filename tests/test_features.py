@@ -11,6 +11,7 @@ from torch import nn
 
 from eqm_video.errors import UserError
 from eqm_video.features.feature import Input, fit_to, pool_frames
+from eqm_video.features.i3d_network import I3DNetwork
 from eqm_video.features.registry import open_feature
 from eqm_video.randomness import generator
 
@@ -222,3 +223,40 @@ def test_frames_are_fitted_by_stretching_or_about_the_centre():
     sharp = torch.from_numpy(np.indices((32, 32)).sum(0) % 2).float().expand(1, 3, 32, 32)
     smooth, raw = (fit_to(sharp, (11, 11), "stretch", antialias) for antialias in (True, False))
     assert smooth.std() < raw.std()
+
+
+LOGITS = (-9.419010, 2.929314, 1.233687, 5.739736)  # of the I3D of cd-fvd 0.1.1 with the same weights
+
+
+def weights_of_i3d() -> dict[str, torch.Tensor]:
+    """A state dict as the public one: its names, and numbers that every machine draws alike."""
+    with torch.device("meta"):
+        drawn = I3DNetwork().state_dict()
+    for name, value in drawn.items():
+        if name.endswith("num_batches_tracked"):
+            drawn[name] = torch.zeros(())
+            continue
+        numbers = torch.rand(value.shape, generator=generator("weights of I3D", name)) - 0.5
+        around = 1.0 if name.endswith(("bn.weight", "running_var")) else 0.0
+        drawn[name] = around + numbers * (5 / value[0].numel() ** 0.5 if value.ndim == 5 else 0.5)
+    return drawn
+
+
+@torch.inference_mode()
+def test_i3d_takes_the_public_state_dict_and_nothing_else(tmp_path):
+    weights, path = weights_of_i3d(), tmp_path / "i3d_pretrained_400.pt"
+    assert sum(value.numel() for name, value in weights.items() if "running" not in name and value.ndim) == 12_697_264
+    old = {name: value for name, value in weights.items() if not name.endswith("num_batches_tracked")}
+    torch.save(old, path, _use_new_zipfile_serialization=False)
+    feature = open_feature("i3d", Input(size=(193, 193)), path)
+    clips = torch.randint(0, 256, (1, 10, 24, 24, 3), dtype=torch.uint8, generator=generator("clips of I3D"))
+    outputs = feature(clips)
+    assert outputs["features"].shape == (1, 400) and len(feature.digest) == 64
+    assert outputs["logits"][0, :4].tolist() == pytest.approx(LOGITS, abs=2e-3)
+    for name, wrong in (("logits.conv3d.bias", torch.zeros(600)), ("Mixed_6a.b0.conv3d.weight", torch.zeros(1))):
+        torch.save({**weights, name: wrong}, path)
+        with pytest.raises(UserError, match=f"is no state dict of I3D with 400 labels: '{name}' is "):
+            open_feature("i3d", Input(), path)
+    torch.save({"network": nn.Linear(1, 1)}, path)
+    with pytest.raises(UserError, match="loading that could run code"):
+        open_feature("i3d", Input(), path)

@@ -84,7 +84,7 @@ def _read_pickle(source: Path) -> object:
         raise UserError(
             f"{source} holds {content}, and loading that could run code. If you trust the file, save its weights "
             f"alone: torch.save({{'ema': torch.load({str(source)!r}, weights_only=False)['ema']}}, 'weights.pt'), "
-            "then convert weights.pt"
+            "then give weights.pt"
         ) from error
     except _DAMAGED as error:
         reason = cut(str(error).strip().partition("\n")[0], 200) or type(error).__name__

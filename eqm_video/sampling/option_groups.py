@@ -174,7 +174,9 @@ class Measuring:
         "or ONNX file",
         unset="transnet; pixels for single frames, or without its package",
     )
-    weights: Path | None = option(None, metavar="FILE", help="of i3d or inception, TorchScript", rare=True)
+    weights: Path | None = option(
+        None, metavar="FILE", help="of i3d (TorchScript or a state dict) or inception (TorchScript)", rare=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
