@@ -150,10 +150,14 @@ def test_numbers_depend_neither_on_the_order_nor_on_the_batch(data, samples):
 
 
 def measure_in_part(rank: int, count: int, folder: str, data: Path, samples: Path) -> None:
-    """One of several processes: it measures its share, and the first one writes the numbers."""
+    """One of several processes, each with a cache of its own: it measures its share, and the first writes the numbers.
+
+    A single process keeps the real set where the second of several ones looks.
+    """
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting{count}", rank=rank, world_size=count)
     real = open_real(data, Protocol(), (FRAMES, SIZE, SIZE), 8, None)
-    record = evaluation().run(open_samples(samples, Protocol(), None), real)
+    cache = Path(folder, f"cache_{1 if count == 1 else rank}")
+    record = evaluation(cache=cache).run(open_samples(samples, Protocol(), None), real)
     if rank == 0:
         Path(folder, f"{count}.json").write_text(json.dumps(record))
     dist.destroy_process_group()
@@ -164,6 +168,8 @@ def test_numbers_of_two_and_three_processes_are_those_of_one(data, samples, tmp_
         words = (count, str(tmp_path), data, samples)
         torch.multiprocessing.start_processes(measure_in_part, words, nprocs=count, start_method="fork")
     first, *others = (json.loads((tmp_path / f"{count}.json").read_text()) for count in (1, 2, 3))
+    # Two processes: the second alone has the set, and both measure. Three: the first has it, and the third has not.
+    assert [record["data"].pop("from_cache") for record in (first, *others)] == [False, False, True]
     assert all(other == first for other in others)
 
 

@@ -166,16 +166,19 @@ def _hash(clip: Tensor) -> str:
 def cached(folder: Path | None, key: dict[str, Any], measure: Callable[[], Measured]) -> tuple[Measured, bool]:
     """The result of `measure`, kept in `folder` as safetensors under the hash of `key`; and whether it was there.
 
-    A file that is damaged, or of another key, is measured again and replaced.
+    A file that is damaged, or of another key, is measured again and replaced. The first process alone reads and writes
+    the folder: the others may be on machines that have another one, and all measure, or none.
     """
     if folder is None:
         return measure(), False
     text = json.dumps(key, sort_keys=True)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
-    if (kept := _read_cache(path, text)) is not None:
+    first = processes()[0] == 0
+    kept = _from_first(_read_cache(path, text) if first else None)
+    if kept is not None:
         return replace(kept, label_names=tuple(key["labels"])), True
     measured = measure()
-    if processes()[0] == 0:
+    if first:
         tensors = {f"readings.{name}": value for name, value in measured.readings.items()}
         for name in ("sources", "rows", "labels", *PARTS):
             if (value := getattr(measured, name)) is not None:
@@ -184,6 +187,15 @@ def cached(folder: Path | None, key: dict[str, Any], measure: Callable[[], Measu
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_file(path, lambda aside: save_file(content, aside, metadata={"key": text}))
     return measured, False
+
+
+def _from_first(value: Measured | None) -> Measured | None:
+    """The first process's value, on every process."""
+    if processes()[1] == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def _read_cache(path: Path, text: str) -> Measured | None:

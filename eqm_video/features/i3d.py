@@ -65,12 +65,12 @@ def open_state(path: Path, device: torch.device | str) -> nn.Module:
     weights, own = read_weights(path), network.state_dict()
     # Batch normalisation counts its batches in newer files alone, and its averages do not depend on the count.
     wanted = {name: tuple(value.shape) for name, value in own.items() if not name.endswith(COUNT)}
-    given = {name: tuple(value.shape) for name, value in weights.items() if not name.endswith(COUNT)}
-    other = sorted(name for name in {*wanted, *given} if wanted.get(name) != given.get(name))
+    present = {name: tuple(value.shape) for name, value in weights.items() if not name.endswith(COUNT)}
+    other = sorted(name for name in {*wanted, *present} if wanted.get(name) != present.get(name))
     if other:
         raise UserError(
             f"{path} is no state dict of I3D with {LABELS} labels: {short(other[0])} is "
-            f"{given.get(other[0], 'missing')} there and {wanted.get(other[0], 'unknown')} here; give "
+            f"{present.get(other[0], 'missing')} there and {wanted.get(other[0], 'unknown')} here; give "
             "i3d_pretrained_400.pt or i3d_torchscript.pt"
         )
     whole = {name: weights[name].float() if name in wanted else torch.zeros(()) for name in own}

@@ -41,12 +41,12 @@ class Unit3D(SamePadding):
     """A convolution, its batch normalisation and a ReLU; `last`: a convolution with a bias alone."""
 
     def __init__(
-        self, taken: int, given: int, kernel: int = 1, stride: int = 1, eps: float = 1e-5, *, last: bool = False
+        self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, eps: float = 1e-5, *, last: bool = False
     ) -> None:
         super().__init__()
         self.kernel, self.stride = (kernel,) * 3, (stride,) * 3
-        self.conv3d = nn.Conv3d(taken, given, kernel, stride, bias=last)
-        self.bn = None if last else nn.BatchNorm3d(given, eps=eps)
+        self.conv3d = nn.Conv3d(inputs, outputs, kernel, stride, bias=last)
+        self.bn = None if last else nn.BatchNorm3d(outputs, eps=eps)
 
     def forward(self, values: Tensor) -> Tensor:
         """(B, C, T, H, W) to (B, C', T', H', W'), each side divided by the stride."""
@@ -70,12 +70,12 @@ class Pool(SamePadding):
 class Mixed(nn.Module):
     """An Inception block: 1x1x1; 1x1x1 and 3x3x3, twice; a maximum and 1x1x1. `widths`: channels of its six units."""
 
-    def __init__(self, taken: int, widths: Sequence[int], eps: float) -> None:
+    def __init__(self, inputs: int, widths: Sequence[int], eps: float) -> None:
         super().__init__()
-        self.b0 = Unit3D(taken, widths[0], eps=eps)
-        self.b1a, self.b1b = Unit3D(taken, widths[1], eps=eps), Unit3D(widths[1], widths[2], 3, eps=eps)
-        self.b2a, self.b2b = Unit3D(taken, widths[3], eps=eps), Unit3D(widths[3], widths[4], 3, eps=eps)
-        self.b3a, self.b3b = Pool((3, 3, 3), (1, 1, 1)), Unit3D(taken, widths[5], eps=eps)
+        self.b0 = Unit3D(inputs, widths[0], eps=eps)
+        self.b1a, self.b1b = Unit3D(inputs, widths[1], eps=eps), Unit3D(widths[1], widths[2], 3, eps=eps)
+        self.b2a, self.b2b = Unit3D(inputs, widths[3], eps=eps), Unit3D(widths[3], widths[4], 3, eps=eps)
+        self.b3a, self.b3b = Pool((3, 3, 3), (1, 1, 1)), Unit3D(inputs, widths[5], eps=eps)
 
     def forward(self, values: Tensor) -> Tensor:
         """(B, C, T, H, W) to (B, C', T, H, W)."""
