@@ -20,6 +20,22 @@ SHARED = ROOT.parent / "shared"
 
 torch.set_num_threads(1)
 
+# Files of minutes. They begin first, so that no core is left with one of them at the end.
+LONG = (
+    *("sharding", "train_cli", "distributed", "notebook", "device", "benchmarks", "resume", "faults", "starts"),
+    *("cache", "evaluating", "tasks", "forcing", "frame_tasks", "lost_or_stuck", "report", "sample_cli", "site"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: a test that waits for processes leaves its core to another."""
+    return (os.cpu_count() or 1) + 1
+
 
 @pytest.fixture(scope="session")
 def root() -> Path:

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +17,9 @@ from accelerate.state import AcceleratorState
 from cifar_files import LABELS, cifar_files, random_pictures, write_folder
 from numbered import write_numbered
 from safetensors import safe_open
-from tiny_run import ROOT, read_metrics, write_codec, write_images, write_videos
+from tiny_run import read_metrics, write_codec, write_images, write_videos
+from warm import Process
+from warm import run as run_warm
 
 from eqm_video import cli
 from eqm_video.codec import Codec
@@ -177,7 +177,7 @@ def journaled(folder: Path) -> int:
     return sum(len(list(shards.read_journal(path))) for path in folder.glob("*.safetensors"))
 
 
-def until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+def until(condition: Callable[[], bool], process: Process) -> None:
     while not condition():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.001)
@@ -189,7 +189,7 @@ def test_a_killed_process_loses_no_finished_video_and_two_others_go_on(made: Pat
             shutil.copytree(made / "videos" / label, tmp_path / "videos" / f"{label}{k}")
     more, data = [f"data.root={tmp_path / 'videos'}"], tmp_path / "cache" / "data"
     command = ["-m", "eqm_video", "cache", *words(made, *more), "--out", str(tmp_path / "cache")]
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = Process(*command)
     until(lambda: journaled(data) >= 3, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -200,9 +200,7 @@ def test_a_killed_process_loses_no_finished_video_and_two_others_go_on(made: Pat
     with (next(data.glob("*.jsonl"))).open("ab") as file:
         file.write(b'["class0/0.mp4", 17')  # as a power failure leaves a line
 
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
-    ended = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    ended = run_warm(*command, environment={**os.environ, "ACCELERATE_USE_CPU": "1"}, ranks=2)
     assert ended.returncode == 0, ended.stderr
     assert f"{done} are there, {30 - done} are to be encoded" in ended.stdout
     assert json.loads((tmp_path / "cache/cache.json").read_text())["parts"]["data"]["encoded"] == 30 - done

@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 from joint_gradient import CASES, joint_gradient
 from safetensors.torch import load_file
 from tiny_run import ROOT, read_metrics, run_here, write_codec, write_videos
+from warm import Process
 
 from eqm_video.core.objective import dispersive_loss
 from eqm_video.errors import UserError
@@ -24,7 +25,6 @@ from eqm_video.training.gather import gather_clips
 from eqm_video.training.launcher import check_launch
 
 STEPS = 12
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,20 @@ def recipe(tmp_path_factory) -> list[str]:
     ]
 
 
-def two_processes(*arguments: str) -> subprocess.Popen:
+def environment() -> dict[str, str]:
     # Accelerate sees no second process on a CPU unless it is told to use the CPU.
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
-    words = [sys.executable, *TORCHRUN, str(ROOT / "train_video.py"), *arguments]
-    return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return {**os.environ, "ACCELERATE_USE_CPU": "1"}
+
+
+def two_processes(*arguments: str) -> Process:
+    return Process(ROOT / "train_video.py", *arguments, environment=environment(), ranks=2)
+
+
+def torchrun(*arguments: str) -> subprocess.Popen:
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words += [str(ROOT / "train_video.py"), *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(words, cwd=ROOT, env=environment(), **pipes)
 
 
 def exported(folder: Path, name: str = "export") -> dict[str, torch.Tensor]:
@@ -107,9 +116,7 @@ def test_dispersion_and_an_explicit_energy_know_no_processes(recipe, tmp_path) -
 
 def test_clips_and_images_have_the_gradient_of_one_process(tmp_path) -> None:
     """Images first, without temporal layers and communication; then the clips, and all of it is averaged."""
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
-    words = [sys.executable, *TORCHRUN, str(ROOT / "tests" / "joint_gradient.py"), str(tmp_path)]
-    pair = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+    pair = Process(ROOT / "tests" / "joint_gradient.py", tmp_path, environment=environment(), ranks=2)
     wanted = {}
     for energy, _ in CASES:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -161,7 +168,7 @@ def test_gathered_clips_have_the_gradient_of_the_whole_batch(processes) -> None:
 def test_a_signal_to_one_process_stops_both_and_one_process_goes_on(recipe, alone, tmp_path) -> None:
     folder = tmp_path / "run"
     long = ["train.steps=100000", "preview.every=0"]
-    launcher = two_processes(*recipe, *long, f"run.dir={folder}")
+    launcher = torchrun(*recipe, *long, f"run.dir={folder}")
     deadline = time.monotonic() + 90
     while not (folder / "metrics.jsonl").is_file():
         assert launcher.poll() is None and time.monotonic() < deadline, launcher.communicate()

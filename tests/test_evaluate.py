@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import warm
 from PIL import Image
 from tiny_models import tiny_pipeline
-from tiny_run import ROOT, write_codec
+from tiny_run import write_codec
 
 from eqm_video import cli
 from eqm_video.codec import Codec
@@ -174,11 +173,9 @@ def test_numbers_of_two_and_three_processes_are_those_of_one(data, samples, tmp_
 
 
 def test_several_processes_of_a_launcher_write_one_record(data, samples, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "eqm_video"]
     words = ["evaluate", str(samples), "--data", str(data), *QUICK, "--metrics", "motion", "--device", "cpu"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    command = [*launch, *words, "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    words += ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    done = warm.run("-m", "eqm_video", *words, environment={**os.environ, "ACCELERATE_USE_CPU": "1"}, ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("protocol " + result(tmp_path / "out")["protocol_hash"]) == 1
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -15,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_run import ROOT, MemoryClips, encode, equal, read_metrics, tiny_network, tiny_trainer, weights
+from tiny_run import MemoryClips, encode, equal, read_metrics, tiny_network, tiny_trainer, weights
 from torch.utils.data._utils import signal_handling
+from warm import Process
 
 from eqm_video.data.presence import PatientSubstitutes, patient
 from eqm_video.data.scan import Substitutes
@@ -445,12 +445,9 @@ def test_a_process_that_hangs_or_fails_is_named_and_the_last_step_is_kept(tmp_pa
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     environment["EQM_VIDEO_PATIENCE"] = {"stopped": "0.01", "fails": "1"}[how]
     (tmp_path / "program.py").write_text(PROGRAM)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    words = [*launch, str(tmp_path / "program.py"), str(tmp_path / "run"), how]
-    environment["PYTHONPATH"] = str(ROOT)
     began = time.monotonic()
-    process = subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    if how == "stopped":  # torchrun cannot end a stopped process by SIGTERM
+    process = Process(tmp_path / "program.py", tmp_path / "run", how, environment=environment, ranks=2)
+    if how == "stopped":  # the launcher cannot end a stopped process by SIGTERM
         waker = threading.Thread(target=_kill_stopped, args=(tmp_path / "run" / "pid1", process), daemon=True)
         waker.start()
     _, errors = process.communicate(timeout=100)
@@ -481,7 +478,7 @@ def test_a_stuck_process_is_distinguished_from_a_long_look_at_the_data(monkeypat
     assert "for 1860 s: process 0 at step 13, process 1 at step 12" in trouble(limited=True, advance=0)
 
 
-def _kill_stopped(file: Path, launcher: subprocess.Popen) -> None:
+def _kill_stopped(file: Path, launcher: Process) -> None:
     checkpoints = file.parent / "checkpoints"
     while launcher.poll() is None:
         if checkpoints.is_dir() and any(checkpoints.glob("step_*")):

@@ -11,13 +11,13 @@ import hashlib
 import os
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_run import ROOT, command, read_metrics, run_here, write_codec, write_images, write_videos
+from tiny_run import ROOT, read_metrics, run_here, write_codec, write_images, write_videos
+from warm import Process
 
 STEPS = 40
 
@@ -60,9 +60,9 @@ def newest_step(folder: Path) -> int:
     return max((int(path.name[5:]) for path in (folder / "checkpoints").glob("step_*")), default=0)
 
 
-def kill_when(reached: Callable[[], bool], arguments: list[str], number: int = signal.SIGKILL) -> subprocess.Popen:
+def kill_when(reached: Callable[[], bool], arguments: list[str], number: int = signal.SIGKILL) -> Process:
     """Start the command and send it a signal as soon as something is reached."""
-    process = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Process(ROOT / "train_video.py", *arguments)
     deadline = time.monotonic() + 60
     while not reached():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()

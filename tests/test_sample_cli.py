@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm
 from PIL import Image
 from sample_command import count_batches, fails, files, npz, run, settings_of
 from tiny_models import save_checkpoint, tiny_pipeline, tiny_transformer
@@ -258,19 +257,11 @@ def test_wrong_folders(export, tmp_path, capsys):
     )
 
 
-def launch(root, *command) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=root, env=environment, capture_output=True, text=True
-    )
-
-
 def test_two_processes_make_the_samples_of_one(root, export, tmp_path):
     common = ("--num-samples", 7, "--labels", "random", "--batch-size", 2)
     assert run(export, "--out", tmp_path / "one", *common) == 0
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
     for _ in range(2):  # gloo sometimes aborts at exit, after all is written: the files decide
-        done = launch(root, *torchrun, "sample_video.py", export, "--out", tmp_path / "two", *common)
+        done = warm.run(root / "sample_video.py", export, "--out", tmp_path / "two", *common, ranks=2)
         if (tmp_path / "two" / "samples.json").exists() and done.returncode == 0:
             break
     assert files(tmp_path / "two") == files(tmp_path / "one"), done.stderr
@@ -312,9 +303,9 @@ def test_the_package_exports_lazily():
 
 def test_entries_are_thin(root):
     assert len((root / "sample_video.py").read_text().splitlines()) < 15
-    done = launch(root, "-m", "eqm_video", "--help")
+    done = warm.run("-m", "eqm_video", "--help")
     assert done.returncode == 0 and "  sample " in done.stdout and "eqm-video COMMAND" in done.stdout
-    done = launch(root, "sample_video.py", "nowhere", "--out", "x")
+    done = warm.run(root / "sample_video.py", "nowhere", "--out", "x")
     assert done.returncode == 2 and done.stderr.strip().startswith("error: nowhere is not a folder")
 
 

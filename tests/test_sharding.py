@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
@@ -37,8 +36,7 @@ def runs(tmp_path_factory) -> Path:
         *("preview.every=4", "preview.samples=3", "sampler.steps=2", "train.label_dropout=0.3"),
         *("held_out.fraction=0.2", "held_out.every=4", "held_out.clips=1"),
     ]
-    words = [sys.executable, str(ROOT / "tests" / "sharded_runs.py"), str(folder), *recipe]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    done = warm.run(ROOT / "tests" / "sharded_runs.py", folder, *recipe, timeout=400)
     assert done.returncode == 0, done.stderr
     ends = {name: json.loads(list_) for name, list_ in (line.split(maxsplit=1) for line in done.stdout.splitlines())}
     expected = {name: [9 if name == "killed" else 0] * count for name, count in PROCESSES.items()}

@@ -47,9 +47,13 @@ def figure(width: float = 6.0, height: float = 3.6) -> Figure:
 def axes(figure: Figure, rows: int = 1, columns: int = 1, place: int = 1, **settings: Any) -> Axes:
     """Axes number `place` (from 1) of a grid in the figure, in the style of all figures.
 
-    `settings` are matplotlib's: xlabel, ylabel, title, xscale, yscale, xlim, ylim ...
+    `settings` are matplotlib's: xlabel, ylabel, title, xscale, yscale, xlim, ylim ... A logarithmic axis has
+    `ticks_1_2_5`.
     """
     axes = figure.add_subplot(rows, columns, place, **settings)
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            ticks_1_2_5(axis)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)

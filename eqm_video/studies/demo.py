@@ -151,7 +151,7 @@ def draw_curve(metrics: Path, out: Path) -> None:
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     held_out = [(line["step"], line["held_out"]["mean"]) for line in lines if "held_out" in line]
     figure = plots.figure(6, 3.5)
-    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log", title="Training on moving shapes")
+    axes = plots.axes(figure, xlabel="step", ylabel="loss", yscale="log", title="Training on moving shapes")
     axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], label="training (running mean)")
     axes.plot(*zip(*held_out, strict=True), "o-", label="held-out clips, averaged weights")
     axes.legend()

@@ -70,7 +70,6 @@ def over_step_sizes(axes: Any, rows: Sequence[Row], measure: str, limit: float |
         axes.plot(*zip(*lost, strict=True), "x", label="clips diverged", **look)
     if limit is not None:
         axes.axvline(limit, color=plots.GREY, linestyle=":", label="unstable beyond\n(closed form)")
-    plots.ticks_1_2_5(axes.xaxis)
     if measure == "both_accuracy":
         axes.set_ylim(0, 1.05)
     elif measure == "gradient_rms":

@@ -165,7 +165,6 @@ def draw_tasks(models: Mapping[str, Any], path: Path) -> Path:
     for place, task in enumerate(("continuation", TOLD, "in-betweening"), start=2):
         axes = plots.axes(figure, 2, 2, place, title=task, xlabel="frame", ylabel="mean error (px)", yscale="log")
         _by_frame(axes, models, task)
-        plots.ticks_1_2_5(axes.yaxis)
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return plots.save(figure, path)
@@ -214,7 +213,6 @@ def draw_ways(ways: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
             look = {"label": name, "markersize": 3, "linewidth": 1, **plots.style(index)}
             above.plot(result["ends"], result["windows"]["both"], **look)
             below.plot(result["ends"], result["windows"]["position median"], **look)
-        plots.ticks_1_2_5(below.yaxis)
         if column == 1:
             above.set_ylabel(MEASURES["both"])
             below.set_ylabel("median error (px)")
@@ -232,6 +230,5 @@ def draw_stopping(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
         axes.plot(*zip(*points, strict=True), label=name, **plots.style(index))
     whole = next(row for row in rows if row["tolerance"] is None)
     axes.plot(whole["moves"], whole["position"]["mean"], "X", color=plots.GREY, label="all steps")
-    plots.ticks_1_2_5(axes.yaxis)
     plots.legend(axes)
     return plots.save(figure, path)
