@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from eqm_video.core.field import FieldAround, GradientField, Sight
+from eqm_video.core.field import FieldAround, GradientField, Sight, for_descent
 from eqm_video.core.guidance import weighted_sum
 
 
@@ -37,6 +37,10 @@ class ComposedField(GradientField):
     def select(self, indices: Tensor) -> ComposedField:
         """The composition of the clips at `indices` (1-D integers)."""
         return self._each(lambda field: field.select(indices))
+
+    def for_descent(self) -> ComposedField:
+        """The composition for a single descent."""
+        return self._each(for_descent)
 
     @property
     def settled(self) -> bool:

@@ -69,7 +69,7 @@ class Field(nn.Module):
 
     Args:
         network: callable `network(latents, labels, times=times)` whose result has `.sample`; with `gamma=gamma` too
-            where `network.config.conditioned_on_gamma`.
+            where `network.config.conditioned_on_gamma`, and with `kept=kept` where `network.keeps_conditions`.
     """
 
     def __init__(self, network: Any) -> None:
@@ -78,6 +78,8 @@ class Field(nn.Module):
         self.network = network
         self.energy: str = getattr(config, "energy", "implicit")
         self._conditioned = bool(getattr(config, "conditioned_on_gamma", False))
+        # What a network computes of gamma is another thing at each step of a descent.
+        self._keeps = bool(getattr(network, "keeps_conditions", False)) and not self._conditioned
         if self.energy not in ENERGIES:
             raise ValueError(f"the network's energy is {self.energy!r}; it must be one of {', '.join(ENERGIES)}")
 
@@ -88,15 +90,19 @@ class Field(nn.Module):
         *,
         times: Tensor | None = None,
         gamma: Tensor | None = None,
+        kept: dict[Any, Any] | None = None,
     ) -> FieldOutput:
         """Evaluate the gradient at latents (B, T, C, H, W).
 
-        labels: (B,) integers; times: (B, T); gamma: (B, T), passed on only to a network that is conditioned on it. The
-        caller's tensors and the gradients of the parameters are not modified. The result can be differentiated again,
-        as training does, exactly when the caller's grad mode is on.
+        labels: (B,) integers; times: (B, T); gamma: (B, T), passed on only to a network that is conditioned on it.
+        kept: a dictionary for all evaluations with the same labels, times and weights, in which the network leaves what
+        depends on these alone; ignored by a network that keeps nothing, and for gradients by the weights. The caller's
+        tensors and the gradients of the parameters are not modified. The result can be differentiated again, as
+        training does, exactly when the caller's grad mode is on.
         """
+        kept = None if torch.is_grad_enabled() else kept
         if self.energy == "implicit":
-            output = self._evaluate(latents, labels, times, gamma)
+            output = self._evaluate(latents, labels, times, gamma, kept)
             return FieldOutput(output.sample, getattr(output, "hidden", None))
         # Remember the caller's grad mode before enabling gradients. Leave inference mode: autograd cannot record its
         # tensors.
@@ -105,7 +111,7 @@ class Field(nn.Module):
             latents, labels, times, gamma = (_usable(tensor) for tensor in (latents, labels, times, gamma))
             if not (twice and latents.requires_grad):
                 latents = latents.detach().requires_grad_()
-            return self._gradient(latents, labels, times, gamma, twice)
+            return self._gradient(latents, labels, times, gamma, twice, kept)
 
     def energies(
         self,
@@ -126,12 +132,18 @@ class Field(nn.Module):
             return frame_energies(latents, sample, self.energy if energy is None else energy)
 
     def _gradient(
-        self, latents: Tensor, labels: Tensor | None, times: Tensor | None, gamma: Tensor | None, twice: bool
+        self,
+        latents: Tensor,
+        labels: Tensor | None,
+        times: Tensor | None,
+        gamma: Tensor | None,
+        twice: bool,
+        kept: dict[Any, Any] | None,
     ) -> FieldOutput:
         # Only the math attention kernel can be differentiated twice.
         with sdpa_kernel(SDPBackend.MATH):
             inside = latents.view_as(latents)  # as the network sees them
-            output = self._evaluate(inside, labels, times, gamma)
+            output = self._evaluate(inside, labels, times, gamma, kept)
             energy = frame_energies(latents, output.sample, self.energy)
             sample, through = None, None
             # Autocast has chosen the precision in the forward pass; the backward pass must keep it.
@@ -150,8 +162,17 @@ class Field(nn.Module):
             return FieldOutput(sample, hidden, energy)
         return FieldOutput(sample, None if hidden is None else hidden.detach(), energy.detach())
 
-    def _evaluate(self, latents: Tensor, labels: Tensor | None, times: Tensor | None, gamma: Tensor | None) -> Any:
-        condition = {"gamma": gamma} if self._conditioned else {}
+    def _evaluate(
+        self,
+        latents: Tensor,
+        labels: Tensor | None,
+        times: Tensor | None,
+        gamma: Tensor | None,
+        kept: dict[Any, Any] | None = None,
+    ) -> Any:
+        condition: dict[str, Any] = {"gamma": gamma} if self._conditioned else {}
+        if self._keeps and kept is not None:
+            condition["kept"] = kept
         return self.network(latents, labels, times=times, **condition)
 
 

@@ -32,7 +32,8 @@ class GradientField:
     Derive from it and write `__call__`. Every other method has a default, for a field that depends on latents alone:
     override `select` if the field keeps tensors with a row for each clip, `at_gamma` and `tell` if it depends on gamma,
     `at_progress` and `settled` if it changes along the descent, `at_step` if it depends on the number of steps, and
-    `forwards` if it calls a network. Samplers also accept a plain callable, which has none of these methods.
+    `forwards` if it calls a network, `for_descent` if it holds such a field. Samplers also accept a plain callable,
+    which has none of these methods.
     """
 
     def __call__(self, latents: Tensor) -> Tensor:
@@ -59,6 +60,10 @@ class GradientField:
 
     def select(self, indices: Tensor) -> GradientField:
         """The field of the clips at `indices` (b,), integers. The loop calls it when clips stop and leave the batch."""
+        return self
+
+    def for_descent(self) -> GradientField:
+        """The field for a single descent, in which no weight changes: it may keep what depends on labels alone."""
         return self
 
     def at_progress(self, progress: float) -> GradientField:
@@ -109,6 +114,10 @@ class FieldAround(GradientField):
         """The field at a point of the descent, 0 (start) to 1 (end)."""
         return self.around(self.field.at_progress(progress))
 
+    def for_descent(self) -> GradientField:
+        """The field for a single descent."""
+        return self.around(for_descent(self.field))
+
     def __call__(self, latents: Tensor) -> Tensor:
         """The gradient at latents (B, T, C, H, W), of the same shape."""
         return self.observed(latents)[0]
@@ -126,3 +135,8 @@ def observe(gradient: Callable[[Tensor], Tensor], latents: Tensor) -> tuple[Tens
         return gradient.observed(latents)
     slope = gradient(latents)
     return slope, Sight(slope)
+
+
+def for_descent(gradient: Callable[[Tensor], Tensor]) -> Any:
+    """The gradient for a single descent. A plain callable, without a method `for_descent`, stays as it is."""
+    return gradient.for_descent() if hasattr(gradient, "for_descent") else gradient

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from eqm_video.core.energy import Field
-from eqm_video.core.field import FieldAround, GradientField, Sight
+from eqm_video.core.field import FieldAround, GradientField, Sight, for_descent
 
 _FIELD = "the field itself"  # asks a network for its gradient; any other value is an energy
 
@@ -94,6 +94,7 @@ class GuidedField(GradientField):
         self.match_norm = match_norm
         self.readout: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None  # hidden tokens -> levels, deviations
         self._calls = [0]  # a list, so that copies share it
+        self._kept: dict[str, dict[Any, Any]] | None = None  # in a descent: the network's, by the labels of the batch
 
     @property
     def forwards(self) -> int:
@@ -107,7 +108,14 @@ class GuidedField(GradientField):
             value = getattr(self, name)
             if isinstance(value, Tensor) and value.ndim:  # gamma may be a number for all clips
                 setattr(chosen, name, value[indices.to(value.device)])
+        chosen._kept = None if self._kept is None else {}
         return chosen
+
+    def for_descent(self) -> GuidedField:
+        """The field for a single descent: a network keeps what depends on the labels and times of the batch alone."""
+        begun = copy(self)
+        begun._kept = {} if isinstance(self.network, Field) else None
+        return begun
 
     @property
     def settled(self) -> bool:
@@ -183,13 +191,14 @@ class GuidedField(GradientField):
         null = torch.full((batch,), self.null_label, dtype=torch.long, device=latents.device)
         labels = null if self.labels is None else self.labels.to(latents.device)
         if self.labels is None or self.guidance_scale == 1:
-            return read(self._evaluate(latents, labels, self.times, self._gammas(latents), energy)), None
+            return read(self._evaluate(latents, labels, self.times, self._gammas(latents), energy, "labels")), None
         if self.guidance_scale == 0 and self.channels is None and not self.match_norm:
-            return read(self._evaluate(latents, null, self.times, self._gammas(latents), energy)), None
+            return read(self._evaluate(latents, null, self.times, self._gammas(latents), energy, "null")), None
         times, gamma = (
             None if values is None else torch.cat([values, values]) for values in (self.times, self._gammas(latents))
         )
-        both = read(self._evaluate(torch.cat([latents, latents]), torch.cat([labels, null]), times, gamma, energy))
+        pair, names = torch.cat([latents, latents]), torch.cat([labels, null])
+        both = read(self._evaluate(pair, names, times, gamma, energy, "both"))
         return both[:batch], both[batch:]
 
     def _gammas(self, latents: Tensor) -> Tensor | None:
@@ -202,11 +211,19 @@ class GuidedField(GradientField):
         return self.gamma.to(latents.device, exact).expand(latents.shape[:2])
 
     def _evaluate(
-        self, latents: Tensor, labels: Tensor, times: Tensor | None, gamma: Tensor | None, energy: str | None
+        self,
+        latents: Tensor,
+        labels: Tensor,
+        times: Tensor | None,
+        gamma: Tensor | None,
+        energy: str | None,
+        batch: str,
     ) -> Any:
         self._calls[0] += 1
-        condition = {} if gamma is None else {"gamma": gamma}
+        condition: dict[str, Any] = {} if gamma is None else {"gamma": gamma}
         if energy == _FIELD:
+            if self._kept is not None:
+                condition["kept"] = self._kept.setdefault(batch, {})
             return self.network(latents, labels, times=times, **condition)
         return self.network.energies(latents, labels, times=times, energy=energy, **condition)
 
@@ -253,6 +270,10 @@ class HistoryField(FieldAround):
         places = indices.to(self.noise.device)
         chosen.known, chosen.noise = self.known[places], self.noise[places]
         return chosen
+
+    def for_descent(self) -> HistoryField:
+        """The field for a single descent."""
+        return self._with(for_descent(self.field), for_descent(self.unconditional))
 
     def at_progress(self, progress: float) -> HistoryField:
         """The field at a point of the descent, 0 (start) to 1 (end)."""

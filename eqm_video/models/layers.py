@@ -154,18 +154,34 @@ class EqMBlock(nn.Module):
         self.temporal_modulation = Modulation(width, 3) if temporal else None
         self.temporal = Attention(width, num_heads) if temporal else None
 
-    def forward(self, tokens: Tensor, condition: Tensor, rotation: Tensor | None = None) -> Tensor:
+    def modulations(self, condition: Tensor, rotation: Tensor | None = None) -> tuple[tuple[Tensor, ...], ...]:
+        """Shifts, scales and gates of the condition (B,T or 1,D): of space and MLP, then of attention in time."""
+        here = self.modulation(condition)
+        return (here, self.temporal_modulation(condition)) if self._in_time(rotation) else (here,)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        condition: Tensor,
+        rotation: Tensor | None = None,
+        modulations: tuple[tuple[Tensor, ...], ...] | None = None,
+    ) -> Tensor:
         """Tokens (B,T,N,D) to (B,T,N,D), with condition (B,T or 1,D); rotation None skips attention in time.
 
-        A block without attention in time ignores the rotation.
+        A block without attention in time ignores the rotation. modulations: those of this condition and rotation, if
+        they were computed before.
         """
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition)
+        here = self.modulation(condition) if modulations is None else modulations[0]
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = here
         tokens = tokens + gate * self.spatial(modulate(tokens, shift, scale))
-        if rotation is not None and self.temporal is not None:
-            shift, scale, gate = self.temporal_modulation(condition)
+        if self._in_time(rotation):
+            shift, scale, gate = self.temporal_modulation(condition) if modulations is None else modulations[1]
             tracks = rearrange(modulate(tokens, shift, scale), "b t n d -> b n t d")
             tokens = tokens + gate * rearrange(self.temporal(tracks, rotation), "b n t d -> b t n d")
         return tokens + mlp_gate * self.mlp(modulate(tokens, mlp_shift, mlp_scale))
+
+    def _in_time(self, rotation: Tensor | None) -> bool:
+        return rotation is not None and self.temporal is not None
 
 
 class Head(nn.Module):
@@ -176,7 +192,10 @@ class Head(nn.Module):
         self.modulation = Modulation(width, 2)
         self.linear = nn.Linear(width, outputs)
 
-    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """Modulate tokens (B,T,N,D) by the condition (B,T or 1,D), then project them."""
-        shift, scale = self.modulation(condition)
+    def forward(self, tokens: Tensor, condition: Tensor, modulation: tuple[Tensor, ...] | None = None) -> Tensor:
+        """Modulate tokens (B,T,N,D) by the condition (B,T or 1,D), then project them.
+
+        modulation: that of this condition, if it was computed before.
+        """
+        shift, scale = self.modulation(condition) if modulation is None else modulation
         return self.linear(modulate(tokens, shift, scale))

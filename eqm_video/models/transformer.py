@@ -5,7 +5,7 @@ B clips, T frames, C channels, H W height and width, N tokens a frame, D width, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -32,6 +32,24 @@ class EqMOutput(BaseOutput):
     hidden: Tensor
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """The part of a forward pass that labels, times and gamma decide, whatever the latents.
+
+    condition: (B,T,D), or (B,1,D) if all frames have the same. rotation: (2,B,1,1,T,E/2), or None without attention in
+    time. modulations: those of every block; head: that of the head. Both are None where each part computes its own.
+    """
+
+    condition: Tensor
+    rotation: Tensor | None
+    modulations: list[tuple[tuple[Tensor, ...], ...]] | None = None
+    head: tuple[Tensor, ...] | None = None
+
+
+Kept = dict[tuple[int, int], Conditions]
+"""Conditions of earlier evaluations with the same labels and times, by clips and frames."""
+
+
 class EqMTransformer(ModelMixin, ConfigMixin):
     """Diffusion transformer with factorised attention in space and time, trained by Equilibrium Matching.
 
@@ -46,6 +64,7 @@ class EqMTransformer(ModelMixin, ConfigMixin):
     made of f. It is saved with every export and changes no weight; `forward` returns the raw f in any case.
     """
 
+    keeps_conditions = True  # `forward` takes `kept`
     _supports_gradient_checkpointing = True
     _no_split_modules = ["EqMBlock"]  # noqa: RUF012 (diffusers' own form)
     _repeated_blocks = ["EqMBlock"]  # noqa: RUF012
@@ -105,7 +124,13 @@ class EqMTransformer(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.head.linear.weight)
 
     def forward(
-        self, latents: Tensor, labels: Tensor | None = None, *, times: Tensor | None = None, gamma: Tensor | None = None
+        self,
+        latents: Tensor,
+        labels: Tensor | None = None,
+        *,
+        times: Tensor | None = None,
+        gamma: Tensor | None = None,
+        kept: Kept | None = None,
     ) -> EqMOutput:
         """Evaluate the raw f. With an explicit energy the field to descend is `core.energy.Field`, not this.
 
@@ -114,6 +139,9 @@ class EqMTransformer(ModelMixin, ConfigMixin):
         labels: (B,) integers in 0…K, K being the null label; None is the null label for every clip.
         times: (B,T) real numbers in reference frames; None is 0…T-1. Only differences matter. Unused if T = 1.
         gamma: (B,T) in [0, 1] for a network that is conditioned on gamma, None for any other.
+        kept: a dictionary for all evaluations with these labels, times, gamma and weights. The first one leaves there
+        what depends on these alone, and the others take it from there; the sample is the same, bit for bit. No
+        derivative by the weights that only act there: not for training.
         Raises ValueError for other shapes, and for labels out of range (noticed on the CPU only: reading them on a GPU
         would wait for it).
         """
@@ -121,15 +149,34 @@ class EqMTransformer(ModelMixin, ConfigMixin):
         rows, columns = (size // self.config.patch_size for size in latents.shape[-2:])
         tokens = self.patch_embed(self._patches(latents.to(self.dtype)))
         tokens = tokens + position_table(rows, columns, self.config.hidden_size, latents.device, self.dtype)
-        condition = self._condition(labels, gamma, clips=latents.shape[0], device=latents.device)
-        rotation = self._rotation(times, clips=latents.shape[0], frames=latents.shape[1], device=latents.device)
-        for block in self.blocks:
+        conditions = self._conditions(latents, labels, times, gamma, kept)
+        for number, block in enumerate(self.blocks):
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                tokens = self._gradient_checkpointing_func(block, tokens, condition, rotation)
+                tokens = self._gradient_checkpointing_func(block, tokens, conditions.condition, conditions.rotation)
+            elif conditions.modulations is None:
+                tokens = block(tokens, conditions.condition, conditions.rotation)
             else:
-                tokens = block(tokens, condition, rotation)
-        sample = self._unpatch(self.head(tokens, condition), rows, columns)
+                tokens = block(tokens, conditions.condition, conditions.rotation, conditions.modulations[number])
+        sample = self._unpatch(self.head(tokens, conditions.condition, conditions.head), rows, columns)
         return EqMOutput(sample=sample.to(latents.dtype), hidden=tokens)
+
+    def _conditions(
+        self, latents: Tensor, labels: Tensor | None, times: Tensor | None, gamma: Tensor | None, kept: Kept | None
+    ) -> Conditions:
+        """The conditions of a forward pass: those in `kept`, or new ones, which are left there."""
+        clips, frames = latents.shape[:2]
+        if kept is None:
+            condition = self._condition(labels, gamma, clips=clips, device=latents.device)
+            return Conditions(condition, self._rotation(times, clips=clips, frames=frames, device=latents.device))
+        if (clips, frames) not in kept:
+            # An explicit energy differentiates every evaluation: what is kept must not be a part of a graph that is
+            # freed after the first, nor a tensor that autograd cannot record.
+            with torch.inference_mode(False), torch.no_grad():
+                new = self._conditions(latents, labels, times, gamma, None)
+                modulations = [block.modulations(new.condition, new.rotation) for block in self.blocks]
+                head = self.head.modulation(new.condition)
+            kept[clips, frames] = replace(new, modulations=modulations, head=head)
+        return kept[clips, frames]
 
     def _patches(self, latents: Tensor) -> Tensor:
         p = self.config.patch_size

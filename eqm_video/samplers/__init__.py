@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from eqm_video.core.decay import Decay
+from eqm_video.core.field import for_descent
 from eqm_video.samplers.checks import Callback, DivergenceError, Gradient, check_start_gamma
 from eqm_video.samplers.closed_loop import ClosedLoop
 from eqm_video.samplers.descent import Descent, descend
@@ -107,6 +108,7 @@ def run(
         raise ValueError(
             f"{sampler!r} does not step by levels, which a loop corrects: take multistep, or gd or nag with a warp"
         )
+    gradient = for_descent(gradient)
     if not solves:
         route = None
         if decay is not None and (warp is not None or getattr(sampler, "needs_route", False)):
