@@ -145,7 +145,13 @@ def test_losses_over_training_are_means_of_the_runs_that_both_have(tmp_path: Pat
     logs |= {("mixture", "flow", 1): log("c", 0.4, 0.1, 0.1), ("mixture", "eqm", 0): log("d", 9.0)}
     found = results.loss_gaps(logs)["mixture"]
     assert found["steps"] == [5, 10, 15] and found["runs"] == [1] and found["eqf"] == [0.7, 0.2, 0.5]
-    assert found["gap"] == pytest.approx([0.3, 0.1, 0.4])
+    assert found["gap"] == pytest.approx([0.3, 0.1, 0.4]) == found["gap low"]
+    logs |= {("mixture", "flow", 0): log("e", 0.5, 0, 0.1)}
+    both = results.loss_gaps(logs)
+    assert both["mixture"]["gap low"] == pytest.approx([0, 0.2]) and both["mixture"]["runs"] == [2]
+    assert both["mixture"]["gap high"] == pytest.approx([0.3, 0.4])
+    text = report.loss_gaps({"loss": both}, "mixture")
+    assert "gap (least and largest of 2 runs) | 0.1500 (0.0000–0.3000) | 0.3000 (0.2000–0.4000) |" in text
     assert results.loss_gaps({("mixture", "eqm", 0): tmp_path / "d"}) == {}
 
 

@@ -155,13 +155,17 @@ def describe_start(start: Start, options: SampleOptions, labels: Sequence[int | 
 
 
 def fingerprint(pipeline: EqMPipeline) -> str:
-    """A hash of all weights and of their configuration: samples of two models never mix."""
+    """A hash of all weights and of their configuration: samples of two models never mix.
+
+    Keys that a model's files do not have, because they are older than the key, do not count: measurements stay valid.
+    """
     digest = hashlib.blake2b(digest_size=16)
     # The decay decides the samples of a network that is conditioned on gamma.
     decay = [pipeline.config.decay] if pipeline.transformer.config.conditioned_on_gamma else []
     digest.update(json.dumps([pipeline.config.id2label, pipeline.config.reference_fps, *decay]).encode())
     for module in (pipeline.transformer, pipeline.vae):
-        config = {key: value for key, value in module.config.items() if not key.startswith("_")}
+        later = module.config.get("_use_default_values", ())
+        config = {key: value for key, value in module.config.items() if not key.startswith("_") and key not in later}
         digest.update(json.dumps(config, sort_keys=True).encode())
         add_weights(digest, module.state_dict())
     return digest.hexdigest()

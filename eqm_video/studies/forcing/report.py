@@ -45,7 +45,8 @@ def views(numbers: Mapping[str, Any]) -> dict[str, list[str]]:
     titled = {"results": results, "differences": differences, "evaluations": evaluations, "field": field_errors}
     values = {name: [make(numbers, draw) for draw in draws] for name, make in titled.items()}
     main = [differences(numbers, draw, MAIN) for draw in draws]
-    return values | {"main differences": main, "choices": [choices(numbers)]}
+    loss = [loss_gaps(numbers, draw) for draw in draws if draw in numbers["loss"]]
+    return values | {"main differences": main, "loss": loss, "choices": [choices(numbers)]}
 
 
 def title(name: str) -> str:
@@ -113,6 +114,17 @@ def field_errors(numbers: Mapping[str, Any], draw: str) -> str:
             if row:
                 cells.append([title(name), kind, *(f"{row[gamma]['mean']:.3f}" for gamma in gammas)])
     return aligned(cells, left=2)
+
+
+def loss_gaps(numbers: Mapping[str, Any], draw: str) -> str:
+    """The held-out losses of a velocity without and with gamma as an input over training, and their gap."""
+    rows = numbers["loss"][draw]
+    cells: list[Sequence[str]] = [["held-out loss after", *(f"{step:.0f} steps" for step in rows["steps"])]]
+    cells += [[title(name), *(f"{loss:.4f}" for loss in rows[name])] for name in (BLIND, CONDITIONED)]
+    bounds = zip(rows["gap"], rows["gap low"], rows["gap high"], strict=True)
+    runs = f"least and largest of {rows['runs'][0]:.0f} runs" if rows["runs"][0] > 1 else "n = 1"
+    cells.append([f"gap ({runs})", *(f"{gap:.4f} ({low:.4f}–{high:.4f})" for gap, low, high in bounds)])
+    return aligned(cells)
 
 
 def choices(numbers: Mapping[str, Any]) -> str:

@@ -102,7 +102,10 @@ def held_out(log: Path) -> dict[int, dict[str, float]]:
 
 
 def loss_gaps(logs: Mapping[Key, Path]) -> dict[str, dict[str, list[float]]]:
-    """By draw: held-out losses of `BLIND` and `CONDITIONED` over training, means over the runs that both have."""
+    """By draw: held-out losses of `BLIND` and `CONDITIONED` over training, means over the runs that both have.
+
+    gap: the first less the second, and its least and largest value among the runs, `gap low` and `gap high`.
+    """
     losses_by_draw: dict[str, dict[str, list[float]]] = {}
     for draw in dict.fromkeys(key[0] for key in logs):
         seeds = sorted(
@@ -116,6 +119,11 @@ def loss_gaps(logs: Mapping[Key, Path]) -> dict[str, dict[str, list[float]]]:
         rows: dict[str, list[float]] = {"steps": [float(step) for step in steps], "runs": [float(len(seeds))]}
         for name, runs in losses.items():
             rows[name] = [sum(run[step]["mean"] for run in runs) / len(runs) for step in steps]
-        rows["gap"] = [blind - other for blind, other in zip(rows[BLIND], rows[CONDITIONED], strict=True)]
+        gaps = [
+            [blind[step]["mean"] - told[step]["mean"] for blind, told in zip(*losses.values(), strict=True)]
+            for step in steps
+        ]
+        rows["gap"] = [sum(row) / len(row) for row in gaps]
+        rows |= {"gap low": [min(row) for row in gaps], "gap high": [max(row) for row in gaps]}
         losses_by_draw[draw] = rows
     return losses_by_draw

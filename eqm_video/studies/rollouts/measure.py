@@ -69,7 +69,7 @@ class Watch(ClosedLoop):
     def corrected(
         self, gamma: Tensor, variance: Tensor, decay: Decay, point: Tensor, slope: Tensor, power: Tensor, chance: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The levels that `loop` makes of an evaluation, or those before it; arguments: see `ClosedLoop.corrected`."""
+        """The levels that `loop` makes of an evaluation, or those before it. Arguments: see `ClosedLoop.corrected`."""
         seen = (decay, point, slope, power, chance)
         alone, _ = TRUSTING.corrected(gamma, torch.full_like(variance, UNKNOWN), *seen)
         followed = (gamma, variance) if self.loop is None else self.loop.corrected(gamma, variance, *seen)
