@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 from tiny_models import tiny_pipeline, tiny_transformer
 
 from eqm_video import cli
@@ -15,6 +16,8 @@ from eqm_video.core.objective import interpolate
 from eqm_video.data.moving_shapes import label_names
 from eqm_video.samplers import ClosedLoop, Multistep, run
 from eqm_video.samplers.warp import Identity
+from eqm_video.sampling.launch import fingerprint
+from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.rollout import roll_out
 from eqm_video.studies.rollouts import measure
 from eqm_video.studies.rollouts import study as rollouts
@@ -110,3 +113,17 @@ def test_finished_videos_are_not_made_again(finished, capsys, monkeypatch) -> No
     monkeypatch.setattr(measure, "roll", None)
     assert cli.main(words) == 0
     assert json.loads((out / "rollouts.json").read_text())["cells"] == before["cells"]
+
+
+def test_a_key_that_a_model_s_files_do_not_have_leaves_its_measurements_valid(tmp_path) -> None:
+    tiny_pipeline().save_pretrained(tmp_path)
+    file = tmp_path / "transformer" / "config.json"
+    new = fingerprint(EqMPipeline.from_pretrained(tmp_path))
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "temporal_every"}))
+    older = EqMPipeline.from_pretrained(tmp_path)
+    before = fingerprint(older)
+    plain = {k: v for k, v in older.transformer.config.items() if k != "temporal_every"}
+    older.transformer._internal_dict = FrozenDict(plain)  # as it was when the network had no such key
+    assert fingerprint(older) == before != new
+    file.write_text(json.dumps({**json.loads(file.read_text()), "rope_base": 100.0}))
+    assert fingerprint(EqMPipeline.from_pretrained(tmp_path)) != before

@@ -120,7 +120,7 @@ def loss_gaps(logs: Mapping[Key, Path]) -> dict[str, dict[str, list[float]]]:
         for name, runs in losses.items():
             rows[name] = [sum(run[step]["mean"] for run in runs) / len(runs) for step in steps]
         gaps = [
-            [blind[step]["mean"] - told[step]["mean"] for blind, told in zip(*losses.values(), strict=True)]
+            [blind[step]["mean"] - flow[step]["mean"] for blind, flow in zip(*losses.values(), strict=True)]
             for step in steps
         ]
         rows["gap"] = [sum(row) / len(row) for row in gaps]
