@@ -112,8 +112,7 @@ def measures(pipe: EqMPipeline) -> None:
         with torch.no_grad():
             slope = field(latents)
         rms, dot = readout.frame_rms(slope), readout.frame_dot(latents, slope)
-        gamma = readout.infer_gamma(rms, pipe.decay, scale, dot=dot)
-        return gamma, readout.is_saturated(rms, pipe.decay, scale)
+        return readout.infer_gamma(rms, pipe.decay, scale, dot=dot)
 
     def near() -> Any:
         pixels = (torch.rand(3, 2, 4, 4, 3) * 255).to(torch.uint8)

@@ -315,11 +315,9 @@ def test_slivers_are_cropped_before_they_are_enlarged(shape: tuple[int, int]) ->
 
 def test_a_sliver_is_the_same_crop_as_a_whole_enlargement(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (5, 300, 3), dtype=np.uint8)
-    for position in ((0.5, 0.5), (0.0, 0.0), (0.3, 1.0)):
-        whole = center_crop(frame, 48, position)
-        with monkeypatch.context() as patch:
-            patch.setattr(transforms, "LARGEST", 1000)
-            assert np.abs(center_crop(frame, 48, position).astype(int) - whole).max() <= 1
+    whole = center_crop(frame, 48)
+    monkeypatch.setattr(transforms, "LARGEST", 1000)
+    assert np.abs(center_crop(frame, 48).astype(int) - whole).max() <= 1
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

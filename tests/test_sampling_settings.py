@@ -103,7 +103,7 @@ def test_a_call_and_a_roll_out_take_it_whole() -> None:
 def test_a_new_field_is_a_keyword_an_option_and_part_of_the_record_at_once(tmp_path) -> None:
     """Adding a line to `Sampling` is enough: done to a copy of the file that shadows the package's own.
 
-    The new field reaches the pipeline, the command line, samples.json, every window of a roll-out, a study's options
+    The new field reaches the pipeline, the command line, samples.json, every window of a roll-out, studies, the page
     and the preview of a training run.
     """
     source = (ROOT / "eqm_video" / "sampling" / "settings.py").read_text(encoding="utf-8")
@@ -147,6 +147,8 @@ pipe = tiny_pipeline()
 windows = list(roll_out(pipe, ["up"], length=5, overlap=1, seeds=[5], steps=1, boldness=0.75))
 assert len(windows) == 2 and seen == [0.75, 0.75], seen
 
+from eqm_video.page.controls import controls
+assert "boldness" in [control.name for control in controls(pipe)]
 pipe.save_pretrained(folder / "export")
 write_videos(folder / "videos", size=16)
 words = ["--steps", "1", "--boldness", "0.25", "--out"]
@@ -155,11 +157,14 @@ assert json.loads((folder / "samples" / "samples.json").read_text())["settings"]
 study = ["predict", str(folder / "export"), "--data", str(folder / "videos"), "--clips", "1", "--known", "first"]
 assert cli.main([*study, *words, str(folder / "predict")]) == 0
 assert json.loads((folder / "predict" / "predict.json").read_text())["options"]["boldness"] == 0.25
-assert seen[2:] == [0.25, 0.25], seen
+judged = ["evaluate", str(folder / "export"), "--metrics", "flicker", "--num-samples", "1"]
+assert cli.main([*judged, *words, str(folder / "evaluate")]) == 0
+assert '"boldness": 0.25' in (folder / "evaluate" / "evaluate.json").read_text()
+assert seen[2:] == [0.25, 0.25, 0.25], seen
 
 write_codec(folder / "codec")
 steps = ["train.steps=1", "preview.every=1", "preview.samples=1"]
 assert main([*recipe(folder, folder / "run"), *steps]) == 0
-assert len(seen) == 5 and seen[4] == 0.5, seen
+assert len(seen) == 6 and seen[5] == 0.5, seen
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=240)

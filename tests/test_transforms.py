@@ -48,12 +48,6 @@ def test_height_and_width_may_differ() -> None:
     assert np.array_equal(center_crop(frame, (40, 100)), frame[30:70])
 
 
-def test_position_moves_the_crop() -> None:
-    frame = noise(32, 96)
-    assert np.array_equal(center_crop(frame, 32, (0.0, 0.0)), frame[:, :32])
-    assert np.array_equal(center_crop(frame, 32, (0.0, 1.0)), frame[:, 64:])
-
-
 def test_a_clip_has_one_crop_and_one_flip() -> None:
     clip = np.stack([noise(48, 64)] * 3)
     cropped, flipped = crop_clip(clip, 24), crop_clip(clip, 24, flip=True)

@@ -72,15 +72,6 @@ def saturation(decay: Decay) -> float:
     return low
 
 
-def is_saturated(rms: Tensor, decay: Decay, scale: float) -> Tensor:
-    """Mask (B, T) of the frames whose gradient size `rms` (B, T) does not determine gamma, only bounds it from above.
-
-    True from 0.85 of the smallest size below `saturation` on: an uncertain prediction is shorter than its target. Never
-    true for a c that falls from the start. `scale` is S, see `calibrate`.
-    """
-    return _strength(rms, scale) >= _open_from(decay)
-
-
 def infer_gamma(rms: Tensor, decay: Decay, scale: float, *, dot: Tensor | None = None) -> Tensor:
     """Estimate each frame's gamma (B, T), float64 in [0, 1], from its gradient's size and, with `dot`, its direction.
 
@@ -126,7 +117,10 @@ def read_gamma(field: Callable[[Tensor], Tensor], latents: Tensor, decay: Decay,
 
 
 def _open_from(decay: Decay) -> float:
-    """The strength c(gamma) from which on size does not determine gamma; infinite for a c that falls from the start."""
+    """The strength c(gamma) from which on size only bounds gamma from above; infinite if c falls from the start.
+
+    It is 0.85 of the smallest strength below `saturation`: an uncertain prediction is shorter than its target.
+    """
     knee = saturation(decay)
     if knee == 0:
         return math.inf

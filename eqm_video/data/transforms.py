@@ -19,7 +19,6 @@ from torch.nn.functional import interpolate
 
 from eqm_video.errors import UserError
 
-CENTRE = (0.5, 0.5)  # share of the surplus that is cut off at the top and on the left
 LARGEST = 2**24  # pixels of a resized picture, beyond which only the crop is resized
 DIRECTED = re.compile(r"(?:left|right)(?:ward|wards|hand|handed|side)?|(?:counter|anti)?clockwise|c?cw")
 WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # "TurnLeft", "move_left" and "TURN-LEFT" are two words each
@@ -33,14 +32,8 @@ def sides(size: int | tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def center_crop(
-    frame: np.ndarray,
-    size: int | tuple[int, int],
-    position: tuple[float, float] = CENTRE,
-    *,
-    pixel_aspect: float = 1.0,
-) -> np.ndarray:
-    """Resize and crop a picture, uint8 (H,W,3) → (h,w,3), as DiT and SiT do; `position` (top, left) in [0, 1].
+def center_crop(frame: np.ndarray, size: int | tuple[int, int], *, pixel_aspect: float = 1.0) -> np.ndarray:
+    """Resize a picture and crop its centre, uint8 (H,W,3) → (h,w,3), as DiT and SiT do.
 
     `pixel_aspect` is the width of a pixel over its height. If it is not 1, the same resize makes the pixels square,
     without halving before.
@@ -52,7 +45,7 @@ def center_crop(
     shown = picture.width * pixel_aspect
     scale = max(height / picture.height, width / shown)
     full = (max(width, round(shown * scale)), max(height, round(picture.height * scale)))
-    left, top = int((full[0] - width) * position[1]), int((full[1] - height) * position[0])
+    left, top = (full[0] - width) // 2, (full[1] - height) // 2
     if full[0] * full[1] > LARGEST:  # a very long picture: only the kept part is enlarged
         across, down = picture.width / full[0], picture.height / full[1]
         right, bottom = min((left + width) * across, picture.width), min((top + height) * down, picture.height)
@@ -77,7 +70,7 @@ def crop_fast(frames: np.ndarray, size: int | tuple[int, int], *, pixel_aspect: 
     picture = torch.from_numpy(frames).permute(0, 3, 1, 2)
     if full != frames.shape[1:3]:
         picture = interpolate(picture, full, mode="bicubic", antialias=True)
-    top, left = int((full[0] - height) * CENTRE[0]), int((full[1] - width) * CENTRE[1])
+    top, left = (full[0] - height) // 2, (full[1] - width) // 2
     return picture[:, :, top : top + height, left : left + width].permute(0, 2, 3, 1).contiguous().numpy()
 
 
@@ -86,18 +79,17 @@ def crop_clip(
     size: int | tuple[int, int],
     *,
     flip: bool = False,
-    position: tuple[float, float] = CENTRE,
     pixel_aspect: float = 1.0,
     resize: str = "adm",
 ) -> np.ndarray:
     """Crop all frames of a clip alike, uint8 (T,H,W,3) → (T,h,w,3); `flip` mirrors all of them left to right.
 
-    `resize` is "adm" (`center_crop`) or "torch" (`crop_fast`, which has no `position`).
+    `resize` is "adm" (`center_crop`) or "torch" (`crop_fast`).
     """
     if resize == "torch":
         cropped = crop_fast(frames, size, pixel_aspect=pixel_aspect)
     else:
-        cropped = np.stack([center_crop(frame, size, position, pixel_aspect=pixel_aspect) for frame in frames])
+        cropped = np.stack([center_crop(frame, size, pixel_aspect=pixel_aspect) for frame in frames])
     return np.ascontiguousarray(cropped[:, :, ::-1]) if flip else cropped
 
 

@@ -11,18 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 PAPER = (255, 255, 255)
 TRACK = (222, 222, 222)  # the rest of a bar, from gamma to 1
 MOVING = (0, 114, 178)  # blue: still descending
-PALE = (150, 198, 226)  # the other half of a hatched bar
 RESTING = (230, 159, 0)  # orange: at rest; known frames are at rest from the start
 REST = 0.99  # a frame with at least this gamma counts as at rest
 
 
-def draw_gamma_bars(
-    clips: NDArray[np.uint8], gammas: ArrayLike, saturated: ArrayLike | None = None, rest: float = REST
-) -> NDArray[np.uint8]:
+def draw_gamma_bars(clips: NDArray[np.uint8], gammas: ArrayLike, rest: float = REST) -> NDArray[np.uint8]:
     """Clips (B, T, H, W, 3) with a bar below each frame, as long as its gamma (B, T): (B, T, H + bar, W, 3).
 
-    A bar is blue while its frame moves and orange from gamma `rest` on. It is hatched where `saturated` (B, T) is true:
-    there the value is only an upper bound of gamma. Gammas are clamped to [0, 1].
+    A bar is blue while its frame moves and orange from gamma `rest` on. Gammas are clamped to [0, 1].
     Raises ValueError for other shapes, and for gammas that are NaN.
     """
     clips = np.asarray(clips)
@@ -30,16 +26,14 @@ def draw_gamma_bars(
         raise ValueError(f"clips must be (B, T, H, W, 3) uint8, got {clips.shape} {clips.dtype}")
     count, frames, height, width, _ = clips.shape
     values = np.asarray(gammas, dtype=np.float64)
-    hatched = np.zeros((count, frames), bool) if saturated is None else np.asarray(saturated, dtype=bool)
-    for name, array in (("gammas", values), ("saturated", hatched)):
-        if array.shape != (count, frames):
-            raise ValueError(f"{name} must be (B, T) = {(count, frames)}, got {array.shape}")
+    if values.shape != (count, frames):
+        raise ValueError(f"gammas must be (B, T) = {(count, frames)}, got {values.shape}")
     if np.isnan(values).any():
         raise ValueError("gammas hold NaN")
     gap, thick = bar_height(height)
     strip = np.full((count, frames, gap + thick, width, 3), PAPER, np.uint8)
     inset = max(1, width // 64)  # so that the bars of neighbouring frames do not touch
-    strip[..., gap:, inset : width - inset, :] = _bars(values, hatched, rest, thick, width - 2 * inset)
+    strip[..., gap:, inset : width - inset, :] = _bars(values, rest, thick, width - 2 * inset)
     return np.concatenate([clips, strip], axis=2)
 
 
@@ -73,7 +67,7 @@ def bar_height(height: int) -> tuple[int, int]:
     return max(1, round(height / 40)), max(3, round(height / 16))
 
 
-def _bars(gammas: NDArray, hatched: NDArray, rest: float, thick: int, length: int) -> NDArray[np.uint8]:
+def _bars(gammas: NDArray, rest: float, thick: int, length: int) -> NDArray[np.uint8]:
     """The bars (B, T, thick, length, 3).
 
     The end of a bar is blended into the track: it can grow by parts of a pixel.
@@ -81,9 +75,6 @@ def _bars(gammas: NDArray, hatched: NDArray, rest: float, thick: int, length: in
     column = np.arange(length)
     filled = np.clip(gammas.clip(0, 1)[..., None] * length - column, 0, 1)  # (B, T, length), share of each column
     colour = np.where((gammas >= rest)[..., None], np.array(RESTING, float), np.array(MOVING, float))  # (B, T, 3)
-    colour = np.broadcast_to(colour[:, :, None, None], (*gammas.shape, thick, length, 3)).copy()
-    period = max(2, thick)  # diagonal stripes, wide enough to be seen
-    stripe = (column[None, :] + np.arange(thick)[:, None]) % (2 * period) >= period  # (thick, length)
-    colour[hatched[:, :, None, None] & stripe] = PALE
+    colour = np.broadcast_to(colour[:, :, None, None], (*gammas.shape, thick, length, 3))
     share = filled[:, :, None, :, None]
     return np.rint(share * colour + (1 - share) * np.array(TRACK, float)).astype(np.uint8)

@@ -19,7 +19,7 @@ from eqm_video.features.feature import RANGES, Feature, Input
 from eqm_video.features.registry import FEATURES, is_known, open_feature
 from eqm_video.metrics.metric import Metric
 from eqm_video.metrics.registry import ALIASES, find_metric, metrics
-from eqm_video.options import narrower, option, same
+from eqm_video.options import narrower, option
 from eqm_video.output.tables import aligned
 from eqm_video.sampling import option_groups as groups
 from eqm_video.sampling.folders import SHIPPED, find_model, holds_model
@@ -44,9 +44,7 @@ class Evaluate(
     groups.Many,
     groups.Shaped,
     groups.Labelled,
-    groups.Ruled,
-    groups.Stepping,
-    groups.Guided,
+    groups.Descending,
     groups.Seeded,
     groups.Batched,
     group="compare",
@@ -105,7 +103,10 @@ class Evaluate(
         help="write both sets as that tool's scripts read them, and compute nothing",
         rare=True,
     )
-    guidance_scale: float | None = same(Sampling, "guidance_scale")
+    steps: int | None = narrower(None, least=1)
+    tolerance: float | None = narrower(None, rare=True)
+    per_frame: bool = narrower(False, rare=True)
+    frame_schedule: int | str = narrower("joint", rare=True)
     batch_size: int = 16
     list: bool = option(False, help="show all protocols, metrics and features, and stop")
 

@@ -97,16 +97,13 @@ def write_report(folder: str | Path) -> Path:
     return run.folder / REPORT
 
 
-def page(runs: Sequence[RunFiles], more: Sequence[Section] = (), extra: Mapping[str, Any] | None = None) -> Page:
-    """The page of one run or several, with `more` sections before the last one, the machine.
-
-    extra: further entries of the machine's table.
-    """
+def page(runs: Sequence[RunFiles], more: Sequence[Section] = ()) -> Page:
+    """The page of one run or several, with `more` sections before the last one, the machine."""
     first = runs[0]
     steps = counted(first.lines[-1]["step"], "step")
     what = f"{first.config.model.preset}, {steps} of {first.config.train.steps}, {first.folder}"
     title = f"Training run {first.name}" if len(runs) == 1 else f"Training runs {', '.join(run.name for run in runs)}"
-    sections = [recipe(runs), losses(runs), *previews(runs), *data(runs), *more, machine(runs, extra or {})]
+    sections = [recipe(runs), losses(runs), *previews(runs), *data(runs), *more, machine(runs)]
     return Page(title, what if len(runs) == 1 else counted(len(runs), "run"), facts(runs), sections)
 
 
@@ -291,7 +288,7 @@ def data(runs: Sequence[RunFiles]) -> list[Section]:
     return [Section("Data", texts, folded=labels)] if texts else []
 
 
-def machine(runs: Sequence[RunFiles], extra: Mapping[str, Any]) -> Section:
+def machine(runs: Sequence[RunFiles]) -> Section:
     """The machine and the versions that trained, as far as the run's checkpoints say."""
     rows = []
     for run in runs:
@@ -300,7 +297,6 @@ def machine(runs: Sequence[RunFiles], extra: Mapping[str, Any]) -> Section:
         pairs += [("processes", run.record["world_size"])] if "world_size" in run.record else []
         pairs += list(run.record.get("versions", {}).items())
         rows += [[*([run.name] if len(runs) > 1 else []), str(name), str(value)] for name, value in pairs]
-    rows += [[*([""] if len(runs) > 1 else []), name, str(value)] for name, value in extra.items()]
     head = [*(["run"] if len(runs) > 1 else []), "", "value"]
     text = [] if rows else ["The run has no checkpoint yet, which would say where it trains."]
     return Section("Machine", text, tables=[Table(head, rows)] if rows else [])
