@@ -1,24 +1,35 @@
 """Everything that only a GPU can tell, in at most 25 minutes: numbers, times, memory, a profile, and a training run.
 
     python benchmarks/gpu.py --out gpu
+    python benchmarks/gpu.py --out gpu --stages numbers,train_step
     python benchmarks/gpu.py --out gpu --peer ../Latte --adapter benchmarks/peers/latte.py
+    python benchmarks/gpu.py --out gpu --predict h100
     python benchmarks/gpu.py --out tiny --tiny
 
---peer measures another checkout beside ours; --tiny tries the script itself, on a CPU.
+--stages names some of the stages, where a command may not take 25 minutes; --peer measures another checkout beside
+ours; --predict prints what arithmetic gives for a GPU, without one; --tiny tries the script itself, on a CPU.
 
 Each stage is a process with a limit of its own, and writes a record into the folder: one that fails or takes too long
-costs no other. `summary.json` says how each ended.
+costs no other, and leaves the shapes that it has measured. `summary.json` says how each ended, after each of them. The
+same command again runs only those that did not end well. At the end the measured steps stand beside the predicted ones.
+
+Of the package's dependencies it needs those in benchmarks/gpu_wheels.txt, and only `training` needs av. For a machine
+without a network, `pip download --no-deps --dest wheels -r benchmarks/gpu_wheels.txt` here and `pip install --no-deps
+wheels/*.whl` there leave its torch as it is; for another Python add --python-version and --only-binary=:all:.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +38,7 @@ import torch
 import train_step
 
 from eqm_video.core.energy import Field
-from eqm_video.data.moving_shapes import write_moving_shapes
+from eqm_video.training.estimate import REACHED, SPECS
 
 HERE = Path(__file__).resolve().parent
 STEPS = 20  # of training, in each precision
@@ -91,9 +102,13 @@ def profile(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def training(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Training from latents on disk, stopped by a signal in the middle and resumed."""
+    from eqm_video.data.moving_shapes import write_moving_shapes  # the other stages need no data
+
     data, run, cache = options.out / "videos", options.out / "run", options.out / "latents"
-    write_moving_shapes(data, videos=8 if options.tiny else 40, size=32, frames=12, endless=True)
-    preset, seconds = ("Nano/4", 1.0) if options.tiny else ("B/4", 300.0)
+    shutil.rmtree(run, ignore_errors=True)  # of an earlier try
+    if not data.is_dir():
+        write_moving_shapes(data, videos=8 if options.tiny else 40, size=32, frames=12, endless=True)
+    preset, seconds = ("Nano/4", 1.0) if options.tiny else ("B/4", 200.0)
     command = [sys.executable, "-m", "eqm_video"]
     words = [f"model.preset=EqM-{preset}", f"data.root={data}", "preview.every=0", f"run.dir={run}", "train.lr=1e-4"]
     words += [
@@ -148,19 +163,56 @@ def stages(options: argparse.Namespace) -> list[tuple[str, list[str], float]]:
     """(record, words of a command, limit in seconds) of each stage: 25 minutes in all."""
     this = [str(Path(__file__).resolve()), f"--out={options.out}", f"--device={options.device}"]
     this += ["--tiny"] if options.tiny else []
-    large = ["--presets=S/2,B/2,XL/2", "--frames=1,16,32", "--batch=4", "--dtype=bf16"]
+    large = ["--presets=S/2,B/2,XL/2", "--frames=1,16,32", "--batch=2", "--dtype=bf16"]
     shape = ["--presets=S/2", "--frames=1,2", "--depth=1", "--size=4", "--repeats=1"] if options.tiny else large
     shape += [f"--device={options.device}"]
     peer = [f"--peer={options.peer}", f"--adapter={options.adapter}"] if options.peer else []
-    compiled = [] if options.tiny else ["--compile"]
+    compiled, few, two = [] if options.tiny else ["--compile"], ["--frames=1"], ["--presets=S/2,XL/2", "--frames=16"]
     return [
         ("numbers", [*this, "--stage=numbers"], 180.0),
         ("train_step", [str(HERE / "train_step.py"), *shape, *peer, *compiled], 420.0),
-        ("sample", [str(HERE / "sample.py"), *shape], 90.0),
-        ("memory", [str(HERE / "memory.py"), *shape, *(["--frames=1"] if options.tiny else [])], 120.0),
-        ("profile", [*this, "--stage=profile"], 90.0),
-        ("training", [*this, "--stage=training"], 600.0),
+        ("sample", [str(HERE / "sample.py"), *shape, *([] if options.tiny else ["--frames=1,16"])], 90.0),
+        # A process for each of the modes, of 10 seconds or more: two sizes.
+        ("memory", [str(HERE / "memory.py"), *shape, *(few if options.tiny else two)], 120.0),
+        ("profile", [*this, "--stage=profile"], 120.0),
+        ("training", [*this, "--stage=training"], 570.0),
     ]
+
+
+def run(words: list[str], limit: float) -> int | None:
+    """The exit status of a stage; None if it reached its limit, at which all processes that it started end with it."""
+    stage = subprocess.Popen([sys.executable, *words], start_new_session=True)
+    try:
+        return stage.wait(limit)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(stage.pid, signal.SIGKILL)
+        stage.wait()
+
+
+def predictions(device: str, rows: list[dict[str, Any]]) -> str:
+    """A table of the steps in `rows`, or of all that are to be measured: predicted and measured clips a second.
+
+    The prediction is that of a dry run: FLOPs over 40 % of the data sheet's peak. device: a name that holds a sheet's.
+    """
+    sheet = next((spec for name, spec in SPECS.items() if name in device.lower()), None)
+    rows = rows or [{"preset": name, "frames": frames} for name in ("S/2", "B/2", "XL/2") for frames in (1, 16, 32)]
+    lines = ["network              preset  frames  predicted clips/s  measured  of the measured peak"]
+    for row in rows:
+        shape = (1, row["frames"], measuring.CHANNELS, 32, 32)
+        flops = 1e12 * row["tflop"] / row["batch"] if "tflop" in row else _flops(row["preset"], shape)
+        said = f"{REACHED['cuda'] * sheet.bf16 / flops:.3g}" if sheet else "?"
+        found = f"{row['clips_per_second']:.3g}" if "clips_per_second" in row else row.get("error", "")
+        share = f"{row['of_peak']:.0%}" if "of_peak" in row else ""
+        name = row.get("module", "eqm-video")
+        lines.append(f"{name:20} {row['preset']:7} {row['frames']:6}  {said:>17}  {found:>8}  {share:>20}")
+    return "\n".join(lines)
+
+
+def _flops(preset: str, shape: tuple[int, ...]) -> float:
+    return measuring.costs(preset, shape, None, training=True)["flops"]
 
 
 def main() -> None:
@@ -171,8 +223,15 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small shapes, on a CPU")
     parser.add_argument("--peer", type=Path)
     parser.add_argument("--adapter", type=Path)
-    parser.add_argument("--stage", choices=tuple(OWN))
+    parser.add_argument("--stage", choices=tuple(OWN), help="run this stage here: the script starts itself so")
+    parser.add_argument("--stages", help="only these, such as numbers,profile")
+    parser.add_argument(
+        "--predict", metavar="GPU", choices=tuple(SPECS), help="print the prediction for a GPU, and end"
+    )
     options = parser.parse_args()
+    if options.predict:
+        print(predictions(options.predict, []))
+        return
     options.device = options.device or ("cpu" if options.tiny else "cuda")
     if not options.tiny and not torch.cuda.is_available():
         parser.error("there is no GPU here: add --tiny to try the script on a CPU")
@@ -182,18 +241,35 @@ def main() -> None:
         rows = OWN[options.stage](options)
         measuring.record("gpu", rows, torch.device(options.device), options.out / f"{options.stage}.json")
         return
-    ends = []
-    for name, words, limit in stages(options):
+    wanted = [stage for stage in stages(options) if options.stages is None or stage[0] in options.stages.split(",")]
+    if not wanted:
+        parser.error(
+            f"--stages {options.stages} names no stage: take some of {', '.join(n for n, *_ in stages(options))}"
+        )
+    if not every_stage(options, wanted):
+        sys.exit(1)
+
+
+def every_stage(options: argparse.Namespace, wanted: list[tuple[str, list[str], float]]) -> bool:
+    """Run the stages that have not ended well before, and print steps beside predictions; whether all are well."""
+    summary, device = options.out / "summary.json", torch.device(options.device)
+    ends = {end["stage"]: end for end in _rows(summary)}
+    for name, words, limit in wanted:
+        if ends.get(name, {}).get("exit") == 0:
+            print(f"{name} has been measured; remove {summary} to measure it again", flush=True)
+            continue
         words = words if "--stage" in words[-1] else [*words, f"--out={options.out / f'{name}.json'}"]
         began = time.monotonic()
-        try:
-            code = subprocess.run([sys.executable, *words], timeout=limit, check=False).returncode
-        except subprocess.TimeoutExpired:
-            code = None
-        ends.append({"stage": name, "exit": code, "limit": limit, "seconds": time.monotonic() - began})
-    measuring.record("gpu", ends, torch.device(options.device), options.out / "summary.json")
-    if any(end["exit"] != 0 for end in ends):
-        sys.exit(1)
+        ends[name] = {"stage": name, "exit": run(words, limit), "limit": limit, "seconds": time.monotonic() - began}
+        measuring.write("gpu", list(ends.values()), device, summary)
+    measuring.show(list(ends.values()))
+    if not options.tiny and _rows(options.out / "train_step.json"):
+        print(predictions(measuring.machine.device_name(device), _rows(options.out / "train_step.json")))
+    return all(ends[name]["exit"] == 0 for name, *_ in wanted)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text())["rows"] if path.is_file() else []
 
 
 if __name__ == "__main__":

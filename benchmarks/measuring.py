@@ -104,14 +104,23 @@ def products(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Any
     return work, 2.0 * size**3 * count
 
 
-def every_shape(options: argparse.Namespace, measure: Callable[..., list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows of `measure(options, preset, frames)` for all presets and numbers of frames of the options."""
+def every_shape(name: str, options: argparse.Namespace, measure: Callable[..., list[dict[str, Any]]]) -> None:
+    """Record the rows of `measure(options, preset, frames)` for all presets and numbers of frames of the options.
+
+    The record is written after each shape: a process that is stopped leaves those that it has. A shape for which a GPU
+    has no memory gets a row that says so.
+    """
     torch.set_num_threads(options.threads)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for preset in options.presets.split(","):
         for frames in map(int, options.frames.split(",")):
-            rows += measure(options, preset, frames)
-    return rows
+            try:
+                new = measure(options, preset, frames)
+            except torch.cuda.OutOfMemoryError:
+                new = [{"preset": preset, "frames": frames, "batch": options.batch, "error": "out of memory"}]
+            rows += new
+            show(new)
+            write(name, rows, torch.device(options.device), options.out)
 
 
 class Moved(TorchDispatchMode):
@@ -176,9 +185,19 @@ def _plain(word: str) -> str:
 
 
 def record(name: str, rows: Sequence[dict[str, Any]], device: torch.device, out: Path | None) -> None:
-    """Print the rows, and write them to `out` with the command, the machine and the commit."""
+    """Print the rows, and write them to `out`."""
+    show(rows)
+    write(name, rows, device, out)
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the rows."""
     for row in rows:
         print(json.dumps({key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()}), flush=True)
+
+
+def write(name: str, rows: Sequence[dict[str, Any]], device: torch.device, out: Path | None) -> None:
+    """Write the rows to `out`, if it is not None, with the command, the machine and the commit."""
     content = {
         "benchmark": name,
         "command": " ".join(["python", f"benchmarks/{name}.py", *map(_plain, sys.argv[1:])]),

@@ -4,9 +4,10 @@
     python benchmarks/memory.py --presets S/2,B/2,L/2,XL/2 --frames 16,64 --device cuda --dtype bf16
 
 Each case is a process of its own. On a GPU it is the peak of allocated memory, on a CPU that of resident memory, in
-which every tensor above 1 MiB has a mapping of its own, and goes when it is freed. glibc's heap keeps holes instead:
+which every tensor above 64 KiB has a mapping of its own, and goes when it is freed. glibc's heap keeps holes instead:
 `gib_heap` is the peak of a second process, with glibc's own settings.
-`counted` is what `eqm-video train --dry-run` says, and `gap` how far it is from the measured: `gib / counted - 1`.
+`counted` is what is counted for tensors, `gap` how far it is from the measured: `gib / counted - 1`. `counted_heap` is
+what `eqm-video train --dry-run` says on a CPU, holes included.
 `seconds` is the time of the second step, CPU time on a CPU.
 """
 
@@ -27,7 +28,7 @@ import train_step
 from eqm_video.core.energy import Field
 from eqm_video.models.recompute import keep_products
 from eqm_video.training.config import load_config
-from eqm_video.training.estimate import count_memory
+from eqm_video.training.estimate import Memory, count_memory
 
 MODES = ("none", "selective", "block")
 
@@ -39,14 +40,14 @@ def used(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def counted(options: argparse.Namespace, network: torch.nn.Module) -> float:
-    """GiB of the case, as a dry run counts them."""
+def counted(options: argparse.Namespace, network: torch.nn.Module) -> Memory:
+    """The memory of the case, as a dry run counts it."""
     words = [f"model.preset=EqM-{options.presets}", f"train.batch_size={options.batch}", "codec.name=bundled"]
     words += [f"train.mixed_precision={'bf16' if options.dtype == 'bf16' else 'no'}", "train.accumulation=1"]
     if options.recompute != "none":
         words += ["train.gradient_checkpointing=true", f"train.recompute={options.recompute}"]
     shape = (int(options.frames), measuring.CHANNELS, options.size, options.size)
-    return count_memory(load_config(None, words), network, shape).peak / 2**30
+    return count_memory(load_config(None, words), network, shape, kind=torch.device(options.device).type)
 
 
 def one(options: argparse.Namespace) -> None:
@@ -67,9 +68,10 @@ def one(options: argparse.Namespace) -> None:
     step = train_step.step_of(network, lambda *given: field(*given).sample, shape, device, options.dtype)
     (found,) = measuring.timed([step], 1, device)
     row = {"preset": options.presets, "frames": frames, "batch": options.batch, "depth": options.depth}
-    gib, said = (used(device) - before) / 2**30, counted(options, network)
-    row |= {"dtype": options.dtype, "recompute": options.recompute, "gib": gib, "counted": said}
-    print(json.dumps({**row, "gap": gib / said - 1, "seconds": found["seconds"]}))
+    gib, memory = (used(device) - before) / 2**30, counted(options, network)
+    row |= {"dtype": options.dtype, "recompute": options.recompute, "gib": gib, "counted": memory.tensors / 2**30}
+    row |= {"gap": gib / row["counted"] - 1, "counted_heap": memory.peak / 2**30, "seconds": found["seconds"]}
+    print(json.dumps(row))
 
 
 def run(words: list[str], settings: dict[str, str]) -> dict[str, Any]:
@@ -98,9 +100,10 @@ def main() -> None:
         for frames in options.frames.split(","):
             for mode in MODES:
                 case = [f"--presets={preset}", f"--frames={frames}", f"--recompute={mode}"]
-                row = run([*words, *case], {"MALLOC_MMAP_THRESHOLD_": str(2**20)})
+                row = run([*words, *case], {"MALLOC_MMAP_THRESHOLD_": str(2**16)})
                 if options.device == "cpu" and "gib" in row:
                     row["gib_heap"] = run([*words, *case], {}).get("gib")
+                    row["gap_heap"] = row["gib_heap"] / row["counted_heap"] - 1 if row["gib_heap"] else None
                 rows.append({"preset": preset, "frames": int(frames), "recompute": mode, **row})
     measuring.record("memory", rows, torch.device(options.device), options.out)
 

@@ -69,8 +69,7 @@ def main() -> None:
     """Measure every preset at every number of frames."""
     parser = train_step.parser(__doc__)
     parser.add_argument("--steps", type=int, default=5, help="steps of a descent (5)")
-    options = parser.parse_args()
-    measuring.record("sample", measuring.every_shape(options, measure), torch.device(options.device), options.out)
+    measuring.every_shape("sample", parser.parse_args(), measure)
 
 
 if __name__ == "__main__":

@@ -40,11 +40,12 @@ def _cell(value: Any) -> str:
 
 def steps() -> str:
     """Training steps of S/2 beside a peer's."""
-    heads = ("network", "frames", "TFLOP", "clips/s", "tokens/s", "TFLOP/s", "of the peak", "GiB moved, unfused")
-    keys = ("module", "frames", "tflop", "clips_per_second", "tokens_per_second", "tflops", "of_peak")
+    heads = ("network", "clips", "frames", "TFLOP", "clips/s", "tokens/s", "TFLOP/s", "of the peak")
+    heads += ("GiB moved, unfused",)
+    keys = ("module", "batch", "frames", "tflop", "clips_per_second", "tokens_per_second", "tflops", "of_peak")
     rows = [
         [row[key] if key != "of_peak" else f"{row[key]:.0%}" for key in keys] + [row["gib_moved_unfused"]]
-        for row in load("train_step_s2")
+        for row in load("train_step_s2") + load("train_step_images")
     ]
     return table(heads, rows)
 
@@ -84,13 +85,26 @@ def sampling() -> str:
     return table(heads, rows)
 
 
+def keeping() -> str:
+    """Descents that compute modulations once beside those that do so at each step."""
+    rows = [
+        [row["preset"], row["frames"], row["guidance"], 1000 * row["seconds"] / row["steps"], row["of_anew"]]
+        for name in ("sample_nano", "sample_s2_full")
+        for row in load(name)
+    ]
+    return table(("network", "frames", "guidance", "ms a step", "time over that of computing them again"), rows)
+
+
 def memory() -> str:
     """Peaks of memory beside what a dry run says."""
     rows = []
-    for row in load("memory"):
-        case = f"{row['preset']}, {row['depth'] or 'all'} blocks, {row['batch']} clip of {row['frames']}"
-        rows.append([case, row["recompute"], row["gib"], row["counted"], f"{row['gap']:+.0%}", row["gib_heap"]])
-    return table(("", "recomputed", "measured, GiB", "counted, GiB", "", "with glibc's heap, GiB"), rows)
+    for row in load("memory") + load("memory_nano"):
+        clips = f"{row['batch']} clip{'s' * (row['batch'] > 1)} of {row['frames']}"
+        case = f"{row['preset']}, {row['depth'] or 'all'} blocks, {clips}"
+        cells = [case, row["recompute"], row["gib"], row["counted"], f"{row['gap']:+.0%}"]
+        rows.append([*cells, row["gib_heap"], row["counted_heap"], f"{row['gap_heap']:+.0%}"])
+    heads = ("", "recomputed", "tensors, GiB", "counted, GiB", "", "with the heap, GiB", "counted, GiB", "")
+    return table(heads, rows)
 
 
 def reading() -> str:
@@ -165,7 +179,8 @@ def temporal() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    made.__name__: made for made in (steps, shapes, sampling, memory, reading, resizing, loading, encoding, temporal)
+    made.__name__: made
+    for made in (steps, shapes, sampling, keeping, memory, reading, resizing, loading, encoding, temporal)
 }
 
 

@@ -109,7 +109,7 @@ def measure(options: argparse.Namespace, preset: str, frames: int) -> list[dict[
 def main() -> None:
     """Measure every preset at every number of frames."""
     options = parser(__doc__).parse_args()
-    measuring.record("train_step", measuring.every_shape(options, measure), torch.device(options.device), options.out)
+    measuring.every_shape("train_step", options, measure)
 
 
 if __name__ == "__main__":

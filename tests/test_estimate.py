@@ -54,6 +54,21 @@ def test_selective_checkpointing_keeps_inputs_and_products() -> None:
     assert found["block"] < found["selective"] < found["none"]
 
 
+def test_on_a_cpu_the_holes_of_the_heap_count_and_recomputation_leaves_larger_ones() -> None:
+    with torch.device("meta"):
+        network = build_model("EqM-Nano/2", num_labels=3, temporal=True, in_channels=4)
+    found = {}
+    for mode in ("none", "selective", "block"):
+        words = ["model.preset=EqM-Nano/2", "train.batch_size=2", "train.accumulation=1"]
+        words += [] if mode == "none" else ["train.gradient_checkpointing=true", f"train.recompute={mode}"]
+        found[mode] = count_memory(load_config(None, words), network, (6, 4, 16, 16), kind="cpu")
+        on_gpu = count_memory(load_config(None, words), network, (6, 4, 16, 16))
+        assert on_gpu.heap == 0 and on_gpu.peak == on_gpu.tensors == found[mode].tensors
+        assert found[mode].peak == found[mode].tensors + found[mode].heap
+        assert found[mode].state == found[mode].weights * 2 + found[mode].optimizer + found[mode].gradients
+    assert found["none"].heap < found["selective"].heap < found["block"].heap < found["none"].activations
+
+
 def test_a_run_that_does_not_fit_says_so_before_its_first_step(made, tmp_path, capsys, monkeypatch, fresh_accelerator):
     words = [f"data.root={made / 'videos'}", f"codec.name={made / 'codec'}", "data.size=16", "frames=3"]
     words += ["data.frame_interval=1", "data.workers=0", "model.preset=EqM-Nano/4", "train.steps=1", "preview.every=0"]

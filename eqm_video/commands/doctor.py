@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -210,8 +210,8 @@ def fits(config: Config, device: Device) -> Iterator[Finding]:
     size = build.check_size(config, downsampling, network.config.patch_size)
     train, frames = config.train, config.data.frames
     cost = build.measure(network, (1, frames, channels, size, size))
-    memory = count_memory(config, network, (frames, channels, size, size))
-    state = replace(memory, activations=0).peak
+    memory = count_memory(config, network, (frames, channels, size, size), kind=device.kind)
+    state = memory.state
     text = f"{cost['parameters'] / 1e6:.1f} M parameters: {gib(state)}, and {gib(memory.peak)} in a step"
     text += "" if device.memory is None else f", of {gib(device.memory)}"
     yield memory_finding(text, state, memory.peak, device.memory)

@@ -73,7 +73,7 @@ def dry_run(config: Config, device_spec: str | None = None) -> int:
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = this_device(here) if device_spec is None else SPECS[device_spec]
     frames = max(shape.frames for shape in config.data.shapes)
-    memory = count_memory(config, network, (frames, channels, size, size))
+    memory = count_memory(config, network, (frames, channels, size, size), kind=device.kind)
     seconds = seconds_per_step(config, device, cost["flops"], config.data.frames)
     step = f"{seconds:.3g} s" if seconds < 120 else duration(seconds)
     parts = ", ".join(f"{name} {value:.2f}" for name, value in memory.gibibytes().items())

@@ -129,7 +129,7 @@ class Run:
         size = config.data.size // self.codec.downsampling
         shape = (max(shape.frames for shape in config.data.shapes), self.codec.latent_channels, size, size)
         parts = accelerator.num_processes // self.sharding.copies if self.sharding is not None else 1
-        memory = count_memory(config, network, shape, accelerator.num_processes, parts)
+        memory = count_memory(config, network, shape, accelerator.num_processes, parts, kind=accelerator.device.type)
         return note_memory(memory, Device(name, accelerator.device.type, free, 0.0, 0.0))
 
     def _trainer(self, network: nn.Module, data: TrainingData) -> Trainer:
