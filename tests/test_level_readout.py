@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
-from eqm_video.cli.push import shared_files
 from tiny_models import save_checkpoint, tiny_pipeline, tiny_vae
 from tiny_run import write_videos
 
 from eqm_video import cli
+from eqm_video.commands.push import shared_files
 from eqm_video.errors import UserError
 from eqm_video.models.readout import FILE, LevelReadout, save_readout
 from eqm_video.samplers.closed_loop import LearnedLoop
