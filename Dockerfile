@@ -12,8 +12,9 @@ ARG TORCH_ARGS=
 ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:$PATH
 
 # A base with CUDA has no Python; slim images have one.
-RUN command -v python3 && python3 -c "import venv, ensurepip" \
-    || (apt-get update && apt-get install -y --no-install-recommends python3 python3-venv && rm -rf /var/lib/apt/lists/*)
+# hadolint ignore=DL3008
+RUN if ! python3 -c "import venv, ensurepip"; then apt-get update \
+    && apt-get install -y --no-install-recommends python3 python3-venv && rm -rf /var/lib/apt/lists/*; fi
 RUN python3 -m venv "$VIRTUAL_ENV"
 
 WORKDIR /opt/eqm-video

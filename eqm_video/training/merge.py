@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusers.utils import logging as diffusers_logging
+
 from eqm_video import options
 from eqm_video.options import option, required
 from eqm_video.output.outputs import claim_output
@@ -34,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     chosen = options.parse(Merge, words, prog="eqm-video merge")
     out = claim_output(chosen.out, "merge")
+    diffusers_logging.disable_progress_bar()
     pipeline, source = load_pipeline(chosen.model)
     pipeline.load_lora_weights(chosen.adapters.expanduser(), scale=chosen.strength)
     pipeline.fuse_lora()
