@@ -37,8 +37,10 @@ def open_video(path: Path) -> InputContainer:
     import av
 
     limits = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)}
-    try:  # titles in old encodings must not make a video unreadable
-        return av.open(os.path.abspath(path), container_options=limits, metadata_errors="ignore")
+    # Titles in old encodings must not make a video unreadable. Since release 19 PyAV never refuses them.
+    lenient = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+    try:
+        return av.open(os.path.abspath(path), container_options=limits, **lenient)
     except av.error.ArgumentError as error:
         raise VideoDecodeError("cannot be read as a video (its content is of no format that is read)") from error
 
