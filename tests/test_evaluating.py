@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import equal, main, read_metrics, recipe, tiny_trainer
 
+from eqm_video.cli import main as command_line
 from eqm_video.errors import UserError
 from eqm_video.evaluation.model import sample_source
 from eqm_video.evaluation.protocol import digest_of
@@ -88,6 +91,21 @@ def test_the_best_checkpoint_outlives_the_limit_and_is_exported(straight) -> Non
     assert not equal(exported, load_file(straight / "export" / "transformer" / WEIGHTS))
     card = (straight / "export_best" / "README.md").read_text()
     assert f"after step {best}, the best of the evaluations by mmd" in card and f"{min(values):.4g}" in card
+
+
+def test_a_run_is_sampled_from_its_last_export_and_names_the_best(straight, tmp_path) -> None:
+    options = ["--num-samples", "1", "--steps", "1", "--device", "cpu"]
+    notes = {}
+    for name in (".", "export", "export_best"):
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            assert command_line(["sample", str(straight / name), "--out", str(tmp_path / name / "out"), *options]) == 0
+        notes[name] = [line for line in printed.getvalue().splitlines() if "best evaluation" in line]
+    last, best = straight / "export", straight / "export_best"
+    line = f"{last} has the weights of the last step; type {best} for those of the best evaluation"
+    assert notes == {".": [line], "export": [], "export_best": []}
+    models = [json.loads((tmp_path / name / "out" / "samples.json").read_text())["model"] for name in notes]
+    assert models == [str(straight / name) for name in ("export", "export", "export_best")]
 
 
 def test_a_resumed_run_has_the_same_numbers_and_the_same_best(made, straight, tmp_path) -> None:

@@ -39,6 +39,14 @@ def find_model(path: str | Path) -> str:
     return str(folder if folder.is_dir() else path)
 
 
+def note_best(path: str | Path, loaded: str | Path) -> str | None:
+    """A line on the best export of a training run, whose last one was loaded; None for other paths, or without one."""
+    run, best = Path(path).expanduser(), Path(loaded).parent / "export_best"
+    if Path(loaded) != run / "export" or not (best / "model_index.json").is_file():
+        return None
+    return f"{loaded} has the weights of the last step; type {best} for those of the best evaluation"
+
+
 def holds_model(folder: Path) -> bool:
     """Whether a folder is a training checkpoint with all files that a pipeline is made of; its record is not read."""
     return all((folder / name).is_file() for name in ("checkpoint.json", "pipeline.json", "ema/config.json"))

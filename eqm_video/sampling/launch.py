@@ -19,6 +19,7 @@ from eqm_video.errors import UserError
 from eqm_video.output.outputs import claim_output
 from eqm_video.sampling.choices import choose_look, choose_sampling
 from eqm_video.sampling.folder import SampleFolder
+from eqm_video.sampling.folders import note_best
 from eqm_video.sampling.job import Work, describe, report
 from eqm_video.sampling.labels import choose_labels, clip_labels, names
 from eqm_video.sampling.level_log import level_log
@@ -55,6 +56,8 @@ def main(words: Sequence[str]) -> int:
     state.wait_for_everyone()  # no process writes before all have checked
     if state.is_main_process:
         print(f"{source} -> {options.out}: {describe(settings)}")
+        if note := note_best(options.model, source):
+            print(note)
         if start:
             print(describe_start(start, options, labels, pipeline))
         if options.mixed_precision == "bf16":

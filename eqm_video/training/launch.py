@@ -158,7 +158,10 @@ def _train(
             say(note_report(folder))
         say(f"finished: {export} holds the model; sample with\n  eqm-video sample {export} --out samples")
         if best is not None:
-            say(f"{best} holds the best model by {run.best.metric}, {run.best.value:.4g} after step {run.best.step}")
+            say(
+                f"{best} holds the best model by {run.best.metric}, {run.best.value:.4g} after step {run.best.step}; "
+                f"sample with\n  eqm-video sample {best} --out samples"
+            )
     else:
         say(f"stopped after step {run.trainer.step}; type the same command with --resume to continue")
     accelerator.wait_for_everyone()
