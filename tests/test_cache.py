@@ -52,7 +52,7 @@ def words(made: Path, *more: str) -> list[str]:
     return [
         *(f"data.root={made / 'videos'}", f"codec.name={made / 'codec'}", "data.size=16", "data.workers=0"),
         *("model.preset=EqM-Nano/4", "train.batch_size=4", "train.steps=4", "train.log_every=1", "preview.every=0"),
-        *("frames=3", "data.frame_interval=2", *more),
+        *("frames=3", "data.frame_interval=2", "run.report=false", *more),
     ]
 
 

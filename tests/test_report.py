@@ -46,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, made: Path) -> Path:
     """A finished tiny run with previews and held-out clips."""
     folder = tmp_path_factory.mktemp("reported") / "run"
     words = ["train.steps=4", "train.log_every=1", "preview.every=2", "preview.samples=2"]
-    words += ["held_out.fraction=0.5", "held_out.every=2", "held_out.clips=2"]
+    words += ["held_out.fraction=0.5", "held_out.every=2", "held_out.clips=2", "run.report=true"]
     assert main([*recipe(made, folder), *words]) == 0
     return folder
 

@@ -38,6 +38,7 @@ def recipe(tmp_path_factory) -> list[str]:
         *("train.schedule=cosine", "train.warmup=5", "train.ema=0.95", "preview.every=0", "train.label_dropout=0.3"),
         *("held_out.fraction=0.3", "held_out.every=1000", "train.evaluate.every=4", "train.evaluate.n=3"),
         *("train.evaluate.features=random", "train.evaluate.best=mmd", "sampler.steps=2", "train.keep=1"),
+        "run.report=false",
     ]
 
 

@@ -41,7 +41,7 @@ def train(made: Path, run: Path, *more: str, kind: str = "videos") -> int:
     words = [f"data.root={made / kind}", f"codec.name={made / 'codec'}", f"run.dir={run}", f"data.kind={kind}"]
     words += ["model.preset=EqM-Nano/2", "data.size=16", "data.workers=0", "train.batch_size=4", "train.steps=4"]
     words += ["data.latents=online"]
-    words += ["train.log_every=2", "train.save_every=2", "preview.every=0", "sampler.steps=2"]
+    words += ["train.log_every=2", "train.save_every=2", "preview.every=0", "sampler.steps=2", "run.report=false"]
     shape = ["frames=3", "data.frame_interval=2"] if kind == "videos" else ["frames=1", "model.temporal=false"]
     return command_line(["train", *words, *shape, *more])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -129,11 +130,14 @@ def test_dry_run_asks_the_hub_for_an_unknown_codecs_configuration(made, capsys, 
 
 def test_a_run_leaves_everything_that_it_promises(made, tmp_path, capsys) -> None:
     run = tmp_path / "run"
-    assert main(recipe(made, run)) == 0
-    assert "eqm-video sample" in capsys.readouterr().out
+    words = [*recipe(made, run), "run.report=true"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "eqm-video sample" in said and f"report: {run / 'report.html'}" in said
     present = {path.name for path in run.iterdir()}
     assert present >= {"config.yaml", "metrics.jsonl", "data_report.json", "checkpoints", "previews", "export"}
-    assert load_config(run / "config.yaml") == load_config(None, recipe(made, run))
+    assert "report.html" in present
+    assert load_config(run / "config.yaml") == load_config(None, words)
     assert [line["step"] for line in read_metrics(run)] == [2, 4]
     with Image.open(run / "previews" / "step_00000004.gif") as grid:
         assert grid.n_frames == 3
@@ -387,6 +391,9 @@ def test_a_data_folder_that_vanishes_costs_no_step(made, tmp_path, capsys, monke
     step = Checkpoints(run / "checkpoints").newest().name
     assert f"the data folder {data} has been away for" in error and step in error and "--resume" in error
     assert int(step[5:]) >= 5
+    for process in multiprocessing.active_children():  # which the interpreter would wait for at its end
+        process.join(10)
+        assert process.exitcode is not None, "a worker outlives the run"
 
 
 def test_replaced_files_of_equal_number_are_named_and_refused(made, tmp_path, capsys) -> None:

@@ -216,6 +216,6 @@ def main(arguments: list[str]) -> int:
 def recipe(made: Path, run: Path, kind: str = "videos") -> list[str]:
     common = [f"data.root={made / kind}", f"codec.name={made / 'codec'}", f"run.dir={run}", f"data.kind={kind}"]
     common += ["model.preset=EqM-Nano/2", "data.size=16", "data.workers=0", "train.batch_size=2", "train.steps=4"]
-    common += ["data.latents=online"]
+    common += ["data.latents=online", "run.report=false"]
     common += ["train.log_every=2", "train.save_every=2", "preview.every=4", "preview.samples=5", "sampler.steps=2"]
     return [*common, *(["frames=3", "data.frame_interval=2"] if kind == "videos" else ["frames=1"])]

@@ -233,6 +233,7 @@ class RunConfig:
     """The folder of a run: everything that it writes goes there."""
 
     dir: str = "runs/default"  # everything that the run writes goes there
+    report: bool = True  # whether report.html is written at the end
 
     @property
     def folder(self) -> Path:

@@ -154,7 +154,7 @@ def _train(
     finished = run.trainer.run()
     if finished:
         export, best = run.export(), run.export_best()
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and config.run.report:
             say(note_report(folder))
         say(f"finished: {export} holds the model; sample with\n  eqm-video sample {export} --out samples")
         if best is not None:

@@ -66,8 +66,14 @@ class Reader:
                 return batch
 
     def close(self) -> None:
-        """Tell the thread to end; its workers end with it."""
+        """End the thread and the workers.
+
+        Workers ignore SIGTERM, the signal by which an interpreter ends its daemons before it waits for them: a worker
+        that is still there, since an error holds on to its loader, would keep the process from ending.
+        """
         self._wanted.put(False)
+        for worker in getattr(self._batches, "_workers", ()):
+            worker.kill()
 
     def _start(self) -> None:
         """Start the workers and the thread at the next batch."""
@@ -88,6 +94,7 @@ class Reader:
                 "fails on one of these files (remove it, and start a new run)"
             )
         warnings.warn(f"{what}; started again ({self._restarts} of {RESTARTS})", stacklevel=3)
+        self.close()
         self._start()
 
     def _wait(self) -> tuple[Any, Exception | None, str | None]:

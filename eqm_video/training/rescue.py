@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from eqm_video.errors import UserError
-from eqm_video.system.memory import is_out_of_memory
+from eqm_video.system.memory import is_out_of_memory, out_of_memory
 
 
 class Whole:
@@ -59,10 +59,8 @@ class Rescue:
             return
         kept = self.save()
         if is_out_of_memory(error):
-            raise UserError(
-                f"the memory of the device is too small ({_first_line(error)}): type a larger train.accumulation, a "
-                f"smaller train.batch_size, or train.gradient_checkpointing=true; {kept}"
-            ) from error
+            advice = "type a smaller train.batch_size or data.workers, or train.gradient_checkpointing=true"
+            raise UserError(f"{out_of_memory(error, advice)}; {kept}") from error
         if isinstance(error, UserError):
             raise UserError(f"{error}; {kept}") from error
         if isinstance(error, OSError):
