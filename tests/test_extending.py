@@ -14,11 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
+import eqm_video.metrics
 import eqm_video.studies
 from eqm_video import EqMPipeline, commands
 from eqm_video.codec import Codec
 from eqm_video.core import decay
 from eqm_video.core import gamma as gammas
+from eqm_video.metrics import registry
+from eqm_video.metrics.measured import Measured
+from eqm_video.metrics.metric import Statistics
 from eqm_video.models import build_model, loading
 from eqm_video.output import outputs
 from eqm_video.output.outputs import Output, record
@@ -92,13 +96,26 @@ def test_a_solver_is_of_the_order_that_it_claims(monkeypatch: pytest.MonkeyPatch
     assert run(lambda x: x, start, solver, steps=10).nfe.tolist() == [20, 20]
 
 
-def test_a_metric_tells_flicker_from_fading(monkeypatch: pytest.MonkeyPatch) -> None:
-    flicker = example("A metric", monkeypatch).flicker
-    fading = torch.arange(6.0)[None, :, None, None, None].expand(1, 6, 3, 4, 4)
-    flickering = (torch.arange(6) % 2)[None, :, None, None, None].expand(1, 6, 3, 4, 4)
-    assert flicker(torch.cat([fading, flickering])).tolist() == [0, 2]
-    with pytest.raises(ValueError, match="3 frames or more"):
-        flicker(fading[:, :2])
+def test_a_metric_is_found_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "contrast.py").write_text(EXAMPLES["A metric"], encoding="utf8")
+    monkeypatch.setattr(eqm_video.metrics, "__path__", [*eqm_video.metrics.__path__, str(tmp_path)])
+    registry.metrics.cache_clear()
+    try:
+        contrast = registry.find_metric("contrast", "pixels")
+    finally:
+        registry.metrics.cache_clear()
+        sys.modules.pop("eqm_video.metrics.contrast", None)
+    grey = torch.full((1, 2, 4, 4, 3), 90, dtype=torch.uint8)
+    striped = grey.clone()
+    striped[:, :, ::2] = 0
+    readings = contrast.read(torch.cat([grey, striped]))
+    assert (
+        readings.tolist() == pytest.approx([0, 45])
+        and contrast.better == "real"
+        and contrast.says().startswith("Contrast: ")
+    )
+    measured = Measured(torch.arange(2), torch.arange(2), torch.tensor([-1, -1]), readings={"contrast": readings})
+    assert contrast.value(measured, measured, Statistics()) == pytest.approx(22.5)
 
 
 def test_a_study_is_found_in_its_folder_and_runs_as_a_command(

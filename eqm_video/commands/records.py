@@ -94,5 +94,5 @@ def views(study: str, numbers: Mapping[str, Any]) -> Mapping[str, str]:
     """The texts that a study makes of its numbers for documents; UserError for a study that does not exist."""
     command = COMMANDS.get(study)
     if command is None or not command.study:
-        raise UserError(f"a record of {study!r}: there is no such study")
+        raise UserError(f"a record of {study!r}: there is no such study (eqm-video --help lists all)")
     return command.options().views(numbers)

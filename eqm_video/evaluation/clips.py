@@ -246,7 +246,7 @@ def _open_folder(path: Path, protocol: Protocol, kind: str | None) -> Files:
         )
     frames = protocol.frames or (min(info.frames for info in infos) if kind == "videos" else 1)
     if kind == "images" and frames > 1:
-        raise UserError(f"{path} holds pictures, and the protocol asks for clips of {frames} frames")
+        raise UserError(f"{path} holds pictures, and the protocol asks for {frames} frames: type --frames 1")
     if kind == "videos":
         _check_frames(path, frames, min(info.frames for info in infos))
     data = data.view(Bucket(frames, 1))

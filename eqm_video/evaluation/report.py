@@ -127,7 +127,7 @@ class Judgement:
     def _floor(
         self, metric: Metric, samples: Measured, real: Measured, halves: Sequence[tuple[Tensor, Tensor]]
     ) -> dict[str, Any]:
-        """The metric of real clips against others of them, and of as many samples against the same ones."""
+        """The metric between two parts of the real clips, and between as many samples and the second part."""
         pairs = self._halves(real, halves, len(samples))
         count = len(pairs[0][0])
         values = [metric.value(left, right, self.settings) for left, right in pairs]

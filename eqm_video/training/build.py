@@ -226,7 +226,7 @@ def add_adapters(network: EqMTransformer | EqMUNet, config: Config, notes: Seque
 
 
 def find_start(source: str) -> tuple[Path, dict[str, Any]]:
-    """(folder of the network that `train.init_from` names, settings of its pipeline, {} if there are none).
+    """The folder of the network that `train.init_from` names, and the settings of its pipeline, {} without any.
 
     source: a network, an export, a checkpoint, or a run, which stands for its export or newest checkpoint. `codec` in
     the settings is a codec's name, or the folder of the export's own codec. UserError if there is no network.

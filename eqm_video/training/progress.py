@@ -68,7 +68,7 @@ class Forecast:
 
 @contextmanager
 def beside(bar: tqdm, what: str) -> Iterator[None]:
-    """Something else than steps is done, and said on the bar: its time is no part of the steps' speed."""
+    """A block of work that is no step, named on the bar. Its time does not count in the speed of the steps."""
     begun, before = time.time(), getattr(bar, "desc", None) or ""  # a hidden bar has none
     bar.set_description_str(what)
     try:
