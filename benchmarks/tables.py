@@ -56,16 +56,14 @@ def shapes() -> str:
     frames = sorted({row["frames"] for row in rows})
     found = {(row["preset"], row["frames"]): row for row in rows}
     cells = [
-        [
-            name,
-            *(
-                f"{found[name, count]['tokens_per_second']:,.0f} ({found[name, count]['of_peak']:.0%})"
-                for count in frames
-            ),
-        ]
+        [name, *(_speed(found.get((name, count))) for count in frames)]
         for name in dict.fromkeys(row["preset"] for row in rows)
     ]
     return table(("tokens/s (of the peak)", *(f"{count} frames" for count in frames)), cells)
+
+
+def _speed(row: dict[str, Any] | None) -> str:
+    return "" if row is None else f"{row['tokens_per_second']:,.0f} ({row['of_peak']:.0%})"
 
 
 def sampling() -> str:
@@ -169,8 +167,17 @@ def encoding() -> str:
 
 def temporal() -> str:
     """Attention in time in every block, and in every second one."""
+    return _differences(load("temporal")[1:])
+
+
+def temporal_tasks() -> str:
+    """The same on video tasks and on the field's error."""
+    return _differences([row for row in load("temporal_tasks")[1:] if not row["measure"].startswith("held-out")])
+
+
+def _differences(found: Sequence[dict[str, Any]]) -> str:
     rows = []
-    for row in load("temporal")[1:]:
+    for row in found:
         gap = row["difference"]
         between = f"{gap['low']:+.3f} to {gap['high']:+.3f}" if gap["low"] is not None else ""
         rows.append([row["measure"], f"{row['every block']:.3f}", f"{row['every second']:.3f}"])
@@ -180,7 +187,19 @@ def temporal() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
-    for made in (steps, shapes, sampling, keeping, memory, reading, resizing, loading, encoding, temporal)
+    for made in (
+        steps,
+        shapes,
+        sampling,
+        keeping,
+        memory,
+        reading,
+        resizing,
+        loading,
+        encoding,
+        temporal,
+        temporal_tasks,
+    )
 }
 
 
