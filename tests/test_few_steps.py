@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from tiny_models import tiny_pipeline, tiny_transformer
 
-from eqm_video import cli
+from eqm_video import cli, samplers
 from eqm_video.core.decay import ConstantDecay
 from eqm_video.data.moving_shapes import label_names
 from eqm_video.studies.few_steps import exact, report
@@ -33,8 +34,8 @@ def run(tmp_path_factory):
 def test_every_sampler_is_measured_from_the_same_noise(run):
     out, _ = run
     numbers = json.loads((out / "few_steps.json").read_text())
-    model = numbers["model"]
-    assert set(model) == {"right", "distance", "mmd"} and set(model["distance"]) == {
+    model = numbers["models"]["eqm"]
+    assert set(model) == {"right", "distance", "mmd", "right against the reference"} and set(model["distance"]) == {
         "multistep",
         "euler",
         "nag 2",
@@ -45,7 +46,7 @@ def test_every_sampler_is_measured_from_the_same_noise(run):
     assert model["distance"][OWN]["3"]["mean"] == 0 < model["distance"]["multistep"]["3"]["mean"]
     assert model["distance"]["euler"]["1"] == model["distance"]["multistep"]["1"]  # the first step is Euler's
     assert model["mmd"]["euler"]["2"]["runs"] == 2 and model["right"]["euler"]["2"]["clips"] == 2
-    assert numbers["right against the reference"][OWN]["3"]["mean"] == 0
+    assert model["right against the reference"][OWN]["3"]["mean"] == 0
     assert numbers["settings"]["reference"] == f"{OWN}, 3 evaluations"
     views = FewSteps.views(numbers)
     assert (
@@ -72,6 +73,34 @@ def test_more_evaluations_end_nearer_on_the_exact_field(tmp_path, monkeypatch):
         assert rows["distance"][name]["12"]["mean"] < rows["distance"][name]["2"]["mean"]
         assert rows["reached"][name]["12"]["mean"] >= rows["reached"][name]["2"]["mean"] > 0
     assert rows["reached"]["multistep"]["12"]["mean"] == 1.0
+
+
+def test_models_of_one_objective_are_its_runs_and_labels_can_be_composed(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(exact, "POINTS", 4)
+    monkeypatch.setattr(exact, "NUMBERS", 8)
+    monkeypatch.setattr(exact, "FINE", 2)
+    names, folder = label_names(("Disc", "Square")), run[0].parent
+    flow = {"decay": {"kind": "constant", "gain": 1.0}, "objective": {"name": "flow"}, "id2label": names, "frames": 4}
+    network = tiny_transformer(num_labels=8, conditioned_on_gamma=True)
+    tiny_pipeline(network, **flow).save_pretrained(tmp_path / "flow")
+    words = ["few-steps", str(folder / "export"), str(tmp_path / "flow"), "--out", str(tmp_path / "out"), "--composed"]
+    words += ["--evaluations", "2", "--reference", "3", "--repeats", "1", "--num-samples", "2", "--exact-starts", "2"]
+    assert cli.main(words) == 0
+    numbers = json.loads((tmp_path / "out" / "few_steps.json").read_text())
+    assert list(numbers["models"]) == ["eqm", "flow"] and "mmd" not in numbers["models"]["eqm"]
+    assert set(numbers["models"]["flow"]["distance"]) == {"multistep", "euler", "heun", "nag"}
+    assert numbers["models"]["flow"]["distance"]["multistep"]["3"]["mean"] == 0  # its reference
+    assert "| EqM, multistep" in (tmp_path / "out" / "few_steps.md").read_text()
+    assert cli.main([*words[:3], f"{folder / 'export'}/.", *words[3:]]) == 2  # two of one, one of the other
+
+
+def test_the_composition_of_exact_fields_ends_at_the_point_with_both_attributes(monkeypatch):
+    monkeypatch.setattr(exact, "POINTS", 16)
+    decay = ConstantDecay()
+    field, data = exact.composed(decay, 0)
+    noise = torch.randn(6, exact.NUMBERS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    end = samplers.run(lambda x: field(x), noise, samplers.Multistep(), steps=24, decay=decay).latents
+    assert exact._nearest(end, data)[1].tolist() == [0] * 6
 
 
 def test_a_share_is_shown_with_its_interval():

@@ -137,9 +137,9 @@ OUTPUTS = {
         weak={r"readout\.safetensors": beside("readout.json", record("command", "settings", "errors"))},
     ),
     "few-steps": Output(
-        {"few_steps.json": record("command", "settings", "model"), **_MEASURED},
+        {"few_steps.json": record("command", "settings", "exact"), **_MEASURED},
         ("few_steps.png",),
-        weak={"few_steps.md": beside("few_steps.json", record("command", "settings", "model"))},
+        weak={"few_steps.md": beside("few_steps.json", record("command", "settings", "exact"))},
     ),
     "rollouts": Output(
         {"rollouts.json": record("command", "settings", "cells"), **_MEASURED},

@@ -14,29 +14,42 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WALKS = {"nag": "NAG", "nag own": "NAG, the model's walk", "nag 2": "NAG, walk 2 / gain", "nag 6": "NAG, walk 6 / gain"}
-FIELDS = {"model": "exact, the model's decay", "velocity": "exact, velocity (EqF)"}
+FIELDS = {
+    "model": "exact EqM, the model's decay",
+    "velocity": "exact velocity (EqF)",
+    "flow": "exact velocity, γ an input (flow)",
+    "composed": "exact EqM, two conditions composed",
+}
+GROUPS = {"eqm": "EqM", "forcing": "EqF", "flow": "flow"}
 MEASURES = {"right": "clips that show their label", "distance": "RMS from the reference", "mmd": "MMD² from real clips"}
 
 
 def views(numbers: Mapping[str, Any]) -> dict[str, str]:
-    """The tables by name: right, distance, mmd, exact."""
-    settings, named = numbers["settings"], {}
+    """The tables by name: right, distance, mmd, exact, settings."""
+    settings, groups, named = numbers["settings"], numbers["models"], {}
     for measure, heading in MEASURES.items():
-        named[measure] = _table(numbers["model"][measure], measure, heading)
-    real = numbers["real"]["mmd"]
-    named["mmd"] += f"\n\nAs many real clips: {_cell(real, 'mmd')}."
-    parts = [
-        _table(numbers["exact"][field]["reached"], "right", FIELDS[field])
-        for field in FIELDS
-        if field in numbers["exact"]
-    ]
+        rows = {label: row for name, group in groups.items() for label, row in _labelled(name, group, measure, groups)}
+        named[measure] = _table(rows, measure, heading)
+    if numbers["real"]:
+        named["mmd"] += f"\n\nAs many real clips: {_cell(numbers['real']['mmd'], 'mmd')}."
+    parts = [_table(numbers["exact"][field]["reached"], "right", FIELDS[field]) for field in numbers["exact"]]
     named["exact"] = "\n\n".join(parts)
+    runs = f"{settings['models']} training runs of each objective, " if settings["models"] > 1 else ""
+    labels = "two labels of one direction composed, whose direction is what counts, " if settings["composed"] else ""
     named["settings"] = (
-        f"{settings['repeats']} × {settings['clips']} clips, guidance {settings['guidance scale']:g}; the reference is "
-        f"{settings['reference']}; on the exact fields {settings['repeats']} × {settings['exact starts']} starts. "
-        "Intervals are 95 %, over repeats and clips."
+        f"{runs}{settings['repeats']} × {settings['clips']} clips, {labels}guidance {settings['guidance scale']:g}; "
+        f"the reference is {settings['reference']}; on the exact fields {settings['repeats']} × "
+        f"{settings['exact starts']} starts. Intervals are 95 %, over runs, repeats and clips."
     )
     return named
+
+
+def _labelled(
+    name: str, group: Mapping[str, Any], measure: str, groups: Mapping[str, Any]
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """The rows of a measure with their names; with several groups the group's name stands before."""
+    before = f"{GROUPS.get(name, name)}, " if len(groups) > 1 else ""
+    return [(before + title(way), row) for way, row in group.get(measure, {}).items()]
 
 
 def title(way: str) -> str:
@@ -66,23 +79,36 @@ def pictures(numbers: Mapping[str, Any]) -> dict[str, Callable[[Path], Any]]:
 
 
 def draw(numbers: Mapping[str, Any], path: Path) -> Path:
-    """A panel for each measure of the model, and for each exact field; intervals as bands."""
-    figure = plots.figure(9, 5.4)
-    panels = [(numbers["model"][key], key, heading) for key, heading in MEASURES.items()]
-    panels += [(numbers["exact"][key]["reached"], "right", FIELDS[key]) for key in FIELDS if key in numbers["exact"]]
-    ways = list(dict.fromkeys(name for rows, *_ in panels for name in rows))
-    for place, (rows, measure, heading) in enumerate(panels, start=1):
-        scales = {"xscale": "log"} | ({"yscale": "log"} if measure == "distance" else {})
-        axes = plots.axes(figure, 2, 3, place, title=heading, xlabel="evaluations", **scales)
-        for name, row in rows.items():
-            _band(axes, row, {"label": title(name), "markersize": 4, **plots.style(ways.index(name))}, measure)
-        plots.ticks_1_2_5(axes.xaxis)
-        if measure == "right":
-            axes.set_ylim(-0.02, 1.02)
-        if measure == "mmd":
-            axes.axhline(numbers["real"]["mmd"]["mean"], color=plots.GREY, linestyle=":")
-    lines = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    """A row of panels for each objective, a panel a measure, and one for the exact fields; intervals as bands."""
+    groups, exact = numbers["models"], numbers["exact"]
+    several = len(groups) > 1
+    rows = [
+        [
+            (group[key], key, f"{GROUPS.get(name, name)}: {heading}" if several else heading)
+            for key, heading in MEASURES.items()
+            if key in group
+        ]
+        for name, group in groups.items()
+    ]
+    rows.append([(exact[key]["reached"], "right", FIELDS[key]) for key in exact])
+    columns = max(map(len, rows))
+    figure = plots.figure(3.2 * columns, 2.5 * len(rows) + 0.4)
+    ways = list(dict.fromkeys(name for row in rows for lines, *_ in row for name in lines))
+    for line, row in enumerate(rows):
+        for column, (lines, measure, heading) in enumerate(row):
+            scales = {"xscale": "log"} | ({"yscale": "log"} if measure == "distance" else {})
+            axes = plots.axes(figure, len(rows), columns, line * columns + column + 1, **scales)
+            axes.set_title(heading, fontsize=9)
+            axes.set_xlabel("evaluations")
+            for name, cells in lines.items():
+                _band(axes, cells, {"label": title(name), "markersize": 4, **plots.style(ways.index(name))}, measure)
+            plots.ticks_1_2_5(axes.xaxis)
+            if measure == "right":
+                axes.set_ylim(-0.02, 1.02)
+            if measure == "mmd" and numbers["real"]:
+                axes.axhline(numbers["real"]["mmd"]["mean"], color=plots.GREY, linestyle=":")
+    drawn = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return plots.save(figure, path)
 
 

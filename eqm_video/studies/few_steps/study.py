@@ -5,15 +5,18 @@ Legend: K repeats, N clips of each, C ways to sample; h w latents.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from eqm_video.core.decay import ConstantDecay
+from eqm_video.core.decay import ConstantDecay, TruncatedDecay
+from eqm_video.data.moving_shapes import DIRECTIONS
+from eqm_video.errors import UserError
 from eqm_video.metrics.intervals import compare, estimate
 from eqm_video.metrics.mmd import mmd
 from eqm_video.options import option, same
@@ -27,7 +30,7 @@ from eqm_video.studies.forcing.measure import motion
 from eqm_video.studies.forcing.ways import Way, nag, ways
 from eqm_video.studies.measured import Measured
 from eqm_video.studies.recipes import Trained
-from eqm_video.studies.study import OneModel, Report
+from eqm_video.studies.study import Opening, Report
 from eqm_video.studies.tasks.clips import Truth, names_of
 
 REAL = 256  # real clips of the MMD
@@ -36,64 +39,114 @@ OWN = "nag own"  # the way of the model's own walk
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewSteps(OneModel, Many, Guided, Seeded, Batched, group="look"):
+class FewSteps(Opening, Many, Guided, Seeded, Batched, group="look"):
     """Quality by the number of evaluations of each sampler, with error bars.
 
-    The model was trained on moving shapes, whose labels can be measured in closed form. Every sampler starts from the
-    same noise, --repeats times with other seeds. `right` is the share of clips with the direction and the shape of
-    their label, `distance` the RMS of latents from those of the reference (the model's own NAG walk with --reference
-    evaluations, or multistep where the model has none), `mmd` the squared maximum mean discrepancy of latents from
-    those of 256 real clips, with `real` for as many real ones in place of samples. NAG is there with several lengths
-    of its walk. The same samplers then follow the exact fields of 100 random points. Finished measurements are reused.
+    The models were trained on moving shapes, whose labels can be measured in closed form. Those of one objective (EqM,
+    EqF, flow matching) count as its training runs. Every sampler starts from the same noise, --repeats times with other
+    seeds. `right` is the share of clips with the direction and the shape of their label, `distance` the RMS of latents
+    from those of the reference (the model's own NAG walk with --reference evaluations, or multistep where the model has
+    none), `mmd` the squared maximum mean discrepancy of latents from those of 256 real clips, with `real` for as many
+    real ones in place of samples. NAG is there with several lengths of its walk. With --composed each clip is sampled
+    with two labels at once that differ in the shape alone; `right` is then the share with their direction. The same
+    samplers follow exact fields of 100 points. Finished measurements are reused.
     """
 
+    models: tuple[str, ...] = option(
+        positional=True, metavar="MODEL", help="exports, training runs or checkpoints, or demo (shipped)"
+    )
     num_samples: int = 32
     repeats: int = option(3, least=1, most=100, metavar="K", help="times, each with seeds of its own")
     evaluations: tuple[int, ...] = option(
         (1, 2, 3, 4, 6, 8, 12, 16, 24, 50), least=1, metavar="N", help="of the field, on the model"
     )
     reference: int = option(250, least=1, metavar="N", help="evaluations of the reference, and of a last multistep")
+    composed: bool = option(False, help="two labels of one direction at once, in place of one")
     exact_starts: int = option(24, least=1, most=1000, metavar="N", help="starts on the exact fields, each repeat")
     exact_most: int = option(24, least=1, metavar="N", help="largest number of evaluations on the exact fields")
     again: bool = same(Trained, "again")
+
+    def paths(self) -> Sequence[str | Path]:
+        """The models, each once."""
+        return tuple(dict.fromkeys(self.models))
 
     @classmethod
     def views(cls, numbers: Mapping[str, Any]) -> dict[str, str]:
         """The tables, by name."""
         return report.views(numbers)
 
-    def run(self, pipeline: EqMPipeline) -> Report:
-        """Make missing measurements, on the model and then on the exact fields."""
-        measurer = Measurer(self, pipeline)
-        reached = exact.measure(
-            {"model": pipeline.decay, "velocity": ConstantDecay()},
-            {"model": measurer.ways, "velocity": ways(ConstantDecay())},
-            [count for count in self.evaluations if count <= self.exact_most],
-            (self.repeats, self.exact_starts, self.seed),
-            Measured(self.out, self.again),
-        )
+    def run(self, *pipelines: EqMPipeline) -> Report:
+        """Make missing measurements, on the models and then on the exact fields."""
+        groups: dict[str, list[Measurer]] = {}
+        for pipeline in pipelines:
+            name = (pipeline.config.objective or {"name": "eqm"})["name"]
+            groups.setdefault(name, []).append(Measurer(self, pipeline, f"{name}_{len(groups.get(name, []))}"))
+        if len(counts := {len(group) for group in groups.values()}) > 1:
+            raise UserError(f"the objectives have {sorted(counts)} models: give as many of each, run by run")
+        first = next(iter(groups.values()))[0]
         numbers = {
             "settings": {
                 "clips": self.num_samples,
                 "repeats": self.repeats,
+                "models": counts.pop(),
+                "composed": self.composed,
                 "seed": self.seed,
-                "frames": pipeline.check_frames(),
-                "guidance scale": measurer.scale,
-                "reference": f"{measurer.reference}, {self.reference} evaluations",
+                "frames": first.pipeline.check_frames(),
+                "guidance scale": first.scale,
+                "reference": " / ".join(
+                    dict.fromkeys(f"{group[0].reference}, {self.reference} evaluations" for group in groups.values())
+                ),
                 "exact starts": self.exact_starts,
             },
-            **measurer.all(),
-            "exact": reached,
+            "models": {name: summary(group) for name, group in groups.items()},
+            "real": {} if self.composed else first.floor(),
+            "exact": self.exact([group[0] for group in groups.values()]),
         }
         tables = "\n\n".join(self.views(numbers).values())
         return Report(numbers, tables, report.pictures(numbers), {"few_steps.md": tables + "\n"})
 
+    def exact(self, measurers: Sequence[Measurer]) -> dict[str, Any]:
+        """The samplers on exact fields: an equilibrium's, a velocity's, told and not, and a composition's."""
+        resting = [each for each in measurers if not isinstance(each.pipeline.decay, ConstantDecay)]
+        decay, own = (resting[0].pipeline.decay, resting[0].ways) if resting else (TruncatedDecay(), {})
+        velocity = ConstantDecay()
+        listed = {"model": own or ways(decay), "velocity": ways(velocity), "flow": ways(velocity)}
+        return exact.measure(
+            {"model": decay, "velocity": velocity, "flow": velocity, "composed": decay},
+            {**listed, "composed": listed["model"]},
+            [count for count in self.evaluations if count <= self.exact_most],
+            (self.repeats, self.exact_starts, self.seed),
+            Measured(self.out, self.again),
+        )
+
+
+def summary(group: Sequence[Measurer]) -> dict[str, Any]:
+    """Estimates of the models of one objective, by measure, way and number of evaluations, over runs and clips.
+
+    "right against the reference" holds paired differences from it.
+    """
+    every = [measurer.all() for measurer in group]
+    merged: dict[str, Any] = {"right against the reference": {}}
+    stacked = {
+        (way, count, measure): torch.cat([torch.tensor(values[way][count][measure]) for values in every])
+        for way, row in every[0].items()
+        for count, cell in row.items()
+        for measure in cell
+    }
+    reference = stacked[group[0].reference, str(group[0].study.reference), "right"]
+    for (way, count, measure), values in stacked.items():
+        merged.setdefault(measure, {}).setdefault(way, {})[count] = asdict(estimate(values.double()))
+        if measure == "right":
+            against = merged["right against the reference"].setdefault(way, {})
+            against[count] = asdict(compare(values, reference))
+    return merged
+
 
 class Measurer:
-    """Measures a model, and keeps a file for each way and number of evaluations in OUT/measured."""
+    """Measures a model, and keeps a file for each way and number of evaluations in OUT/measured/NAME."""
 
-    def __init__(self, study: FewSteps, pipeline: EqMPipeline) -> None:
-        self.study, self.pipeline = study, pipeline
+    def __init__(self, study: FewSteps, pipeline: EqMPipeline, name: str) -> None:
+        self.study, self.pipeline, self.name = study, pipeline, name
         self.kept = Measured(study.out, study.again)
         self.names = names_of(pipeline, study.num_samples)
         own = pipeline.config.sampler
@@ -104,25 +157,14 @@ class Measurer:
             self.ways = {**self.ways, OWN: Way(OWN, nag(own["step_size"] * own["steps"] * gain, gain))}
         self.reference = OWN if OWN in self.ways else "multistep"
 
-    def all(self) -> dict[str, Any]:
-        """Estimates by measure, way and number of evaluations, and differences from the reference."""
-        values: dict[str, dict[str, dict[str, Any]]] = {}
+    def all(self) -> dict[str, dict[str, dict[str, list[list[float]]]]]:
+        """Values (K, N) by way, number of evaluations and measure."""
+        values: dict[str, dict[str, Any]] = {}
         for name, way in self.ways.items():
             for count in self.counts(name):
                 if (how := way.sampling(count)) is not None:
                     values.setdefault(name, {})[str(count)] = self.measured(name, count, how)
-        model: dict[str, Any] = {}
-        for name, row in values.items():
-            for count, cell in row.items():
-                for measure, lists in cell.items():
-                    means = asdict(estimate(torch.tensor(lists, dtype=torch.float64)))
-                    model.setdefault(measure, {}).setdefault(name, {})[count] = means
-        right = torch.tensor(values[self.reference][str(self.study.reference)]["right"])
-        against = {
-            name: {count: asdict(compare(torch.tensor(cell["right"]), right)) for count, cell in row.items()}
-            for name, row in values.items()
-        }
-        return {"model": model, "right against the reference": against, "real": self.floor()}
+        return values
 
     def counts(self, name: str) -> list[int]:
         """The numbers of evaluations of a way; only the reference and multistep get the reference's as well."""
@@ -137,31 +179,60 @@ class Measurer:
             "weights": fingerprint(self.pipeline),
             "scale": self.scale,
             **{key: getattr(study, key) for key in (*keys, "reference")},
+            **({"composed": True} if study.composed else {}),
         }
 
         def work() -> tuple[dict[str, Any], None]:
-            print(f"measuring {name}, {count} evaluations", flush=True)
-            parts: dict[str, list[list[float]]] = {"right": [], "distance": [], "mmd": []}
+            print(f"measuring {self.name}, {name}, {count} evaluations", flush=True)
+            parts: dict[str, list[list[float]]] = {"right": [], "distance": []}
             for repeat in range(study.repeats):
                 known = name == self.reference and count == study.reference
                 latents = self.references[repeat] if known else self.sample(repeat, how)
                 clips = self.pipeline.decode(latents)
                 gaps = (latents - self.references[repeat]).square().flatten(1).mean(dim=1).sqrt()
-                parts["right"].append(motion(clips, self.truth)["both"])
+                parts["right"].append(motion(clips, self.truth)["direction" if study.composed else "both"])
                 parts["distance"].append(gaps.tolist())
-                parts["mmd"].append([mmd(latents.flatten(1), self.real)])
+                if not study.composed:
+                    parts.setdefault("mmd", []).append([mmd(latents.flatten(1), self.real)])
             return {"found": parts}, None
 
-        return self.kept.keep(f"{name.replace(' ', '_')}_{count}", wanted, work)["found"]
+        return self.kept.keep(f"{self.name}/{name.replace(' ', '_')}_{count}", wanted, work)["found"]
 
     def sample(self, repeat: int, how: Mapping[str, Any]) -> Tensor:
         """The latents (N, T, C, h, w) of a repeat."""
-        study, made = self.study, []
+        study = self.study
+        seeds = [study.seed + repeat * study.num_samples + k for k in range(study.num_samples)]
+        if study.composed:
+            return self.sample_composed(seeds, how)
+        made = []
         for part in batches(study.num_samples, study.batch_size):
-            seeds = [study.seed + repeat * study.num_samples + k for k in range(part.start, part.stop)]
             sampling = Sampling(guidance_scale=self.scale, **how)
-            made.append(self.pipeline.sample(sampling, self.names[part], seeds=seeds, output_type="latent").frames)
+            labels = self.names[part]
+            made.append(self.pipeline.sample(sampling, labels, seeds=seeds[part], output_type="latent").frames)
         return torch.cat(made)
+
+    def sample_composed(self, seeds: Sequence[int], how: Mapping[str, Any]) -> Tensor:
+        """The latents (N, T, C, h, w) of seeds, each with half the guidance of its label and half of a label beside."""
+        made: dict[int, Tensor] = {}
+        for name in dict.fromkeys(self.names):
+            places = [k for k, other in enumerate(self.names) if other == name]
+            terms = [(label, self.scale / 2) for label in (name, self.partner(name))]
+            for part in batches(len(places), self.study.batch_size):
+                chosen = places[part]
+                sampling = Sampling(composition=terms, **how)
+                latents = self.pipeline.sample(
+                    sampling, [None] * len(chosen), seeds=[seeds[k] for k in chosen], output_type="latent"
+                ).frames
+                made |= dict(zip(chosen, latents, strict=True))
+        return torch.stack([made[k] for k in range(len(self.names))])
+
+    def partner(self, name: str) -> str:
+        """The next label of the model with the direction of `name`; UserError if it is the only one."""
+        direction = next(way for way in DIRECTIONS if name.endswith(way))
+        labels = [label for label in self.pipeline.labels.values() if label.endswith(direction)]
+        if len(labels) < 2:
+            raise UserError(f"--composed needs two labels of each direction, and {name} stands alone: leave it out")
+        return labels[(labels.index(name) + 1) % len(labels)]
 
     def floor(self) -> dict[str, Any]:
         """The MMD of as many other real clips as samples."""
