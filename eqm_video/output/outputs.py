@@ -136,6 +136,11 @@ OUTPUTS = {
         {"readout.json": record("command", "settings", "errors")},
         weak={r"readout\.safetensors": beside("readout.json", record("command", "settings", "errors"))},
     ),
+    "distill": Output(
+        {"distill.json": record("command", "settings", "found")},
+        ("distill.png",),
+        weak={"export": lambda path: path.is_dir() and not path.is_symlink()},
+    ),
     "few-steps": Output(
         {"few_steps.json": record("command", "settings", "exact"), **_MEASURED},
         ("few_steps.png",),

@@ -1,0 +1,1 @@
+"""A student that goes where its teacher's descent rests, in a few evaluations."""
