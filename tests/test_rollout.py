@@ -21,7 +21,7 @@ from eqm_video.models.transformer import EqMTransformer
 from eqm_video.randomness import fold
 from eqm_video.samplers import NAG
 from eqm_video.sampling.pipeline import EqMPipeline
-from eqm_video.sampling.rollout import roll_out, window_starts
+from eqm_video.sampling.rollout import latent_motion, roll_out, window_starts
 
 HOW = {"labels": ["up", "left"], "seeds": [3, 4], "num_frames": 4, "steps": 2}
 
@@ -151,6 +151,26 @@ def test_windows_may_be_descended_frame_after_frame(pipe, schedule):
     plain = pipe(**HOW, frame_schedule=schedule, output_type="latent")
     assert torch.equal(windows[0].latents, plain.frames)
     assert windows[1].nfe.max() < windows[0].nfe.max()  # two frames in turn, not four
+
+
+def test_motion_is_the_change_up_to_the_new_frames_and_none_where_a_video_stands(pipe):
+    first, later = list(roll_out(pipe, **HOW, length=6, overlap=2))
+    changes = later.latents.diff(dim=1).square().mean(dim=(2, 3, 4))
+    torch.testing.assert_close(later.motion, changes[:, 1:].mean(dim=1).sqrt())
+    torch.testing.assert_close(first.motion, first.latents.diff(dim=1).square().mean(dim=(1, 2, 3, 4)).sqrt())
+    still = first.latents[:, :1].expand_as(first.latents)
+    assert latent_motion(still).tolist() == [0, 0]
+    assert latent_motion(still, torch.zeros(2, 4, dtype=torch.bool)).isnan().all()
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.5, 1.5])
+def test_a_step_with_history_guidance_lies_between_those_without_and_with_history(pipe, scale):
+    """The guided field is linear in its strength, below 1 too; at 0 the known frames have no effect at all."""
+    how = {**HOW, "sampler": "multistep", "steps": 1, "clips": pixels(2, 4), "known": [0], "output_type": "latent"}
+    none, some, full = (pipe(**how, history_guidance=s).frames for s in (0.0, scale, 1.0))
+    torch.testing.assert_close(some, none + scale * (full - none), rtol=1e-4, atol=1e-4)
+    other = pipe(**{**how, "clips": 255 - how["clips"]}, history_guidance=0.0).frames
+    assert torch.equal(other[:, 1:], none[:, 1:]) and not torch.equal(full[:, 1:], none[:, 1:])
 
 
 def test_drift_is_the_gradient_on_known_frames_at_rest(pipe):

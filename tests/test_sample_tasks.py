@@ -504,6 +504,7 @@ def test_a_long_video_is_that_of_roll_out(export, videos, tmp_path, capsys):
         assert row["context_rms"] == pytest.approx(float(window.drift.mean()), rel=1e-3)
         new = window.rms[~window.known].mean()
         assert row["new_rms"] == pytest.approx(float(new), rel=1e-3)
+        assert row["motion"] == pytest.approx(float(window.motion.mean()), rel=1e-3)
         assert f"window {window.index}, frames {window.start}-" in said
     assert record["nfe"] == sum(window.nfe for window in windows).tolist()
     assert (record["settings"]["length"], record["settings"]["overlap"]) == (8, 1)

@@ -141,7 +141,7 @@ def test_a_clip_that_stands_still_is_wrong_by_what_it_misses(truth: tasks_clips.
 
 def test_long_videos_are_measured_window_by_window(truth: tasks_clips.Truth) -> None:
     starts, drift = [4, 8, 12, 16, 20], np.arange(5.0)[:, None].repeat(len(NAMES), 1)
-    video = tasks_long.Video(truth.clips, starts, drift, np.full(len(NAMES), 100), 2.0)
+    video = tasks_long.Video(truth.clips, starts, drift, np.full(len(NAMES), 100), 2.0, drift)
     found = tasks_long.measure(video, truth, 8)
     assert found["ends"] == [8, 12, 16, 20, 24] and found["nfe a frame"] == 5
     windows = found["windows"]
@@ -153,14 +153,14 @@ def test_long_videos_are_measured_window_by_window(truth: tasks_clips.Truth) -> 
 
     still = truth.clips.copy()
     still[:, 8:] = still[:, 7:8]
-    windows = tasks_long.measure(tasks_long.Video(still, starts, drift, video.nfe, 2.0), truth, 8)["windows"]
+    windows = tasks_long.measure(tasks_long.Video(still, starts, drift, video.nfe, 2.0, drift), truth, 8)["windows"]
     assert windows["both"] == [1, windows["both"][1], 0, 0, 0]  # the second one still holds four frames that move
     assert windows["shape"] == [1] * 5 and windows["speed"][2:] == pytest.approx([0] * 3, abs=1e-9)
     missed = truth.speeds.mean() * np.arange(1, 9)
     assert windows["position"][1:3] == pytest.approx([missed[:4].mean(), missed[4:].mean()], abs=0.15)
     darker = truth.clips.copy()
     darker[:, 16:] -= 20
-    windows = tasks_long.measure(tasks_long.Video(darker, starts, drift, video.nfe, 2.0), truth, 8)["windows"]
+    windows = tasks_long.measure(tasks_long.Video(darker, starts, drift, video.nfe, 2.0, drift), truth, 8)["windows"]
     assert windows["colour"] == [0, 0, 0, 20, 20] and windows["both"][0] == 1
 
 

@@ -136,6 +136,7 @@ OUTPUTS = {
         {"readout.json": record("command", "settings", "errors")},
         weak={r"readout\.safetensors": beside("readout.json", record("command", "settings", "errors"))},
     ),
+    "history": Output({"history.json": record("command", "settings", "found")}, ("history.png",)),
     "distill": Output(
         {"distill.json": record("command", "settings", "found")},
         ("distill.png",),

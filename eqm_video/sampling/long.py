@@ -2,6 +2,7 @@
 
 A long video is made in windows; each knows the last frames of the window before. The gradient vanishes at data, so its
 RMS on a window's known frames measures how far they have drifted.
+The motion meter is the RMS change of latents from frame to frame: strong history guidance can freeze a video.
 N samples, T frames of a window, W windows.
 """
 
@@ -61,35 +62,38 @@ class Long:
 
 
 def measure(window: Window) -> np.ndarray:
-    """RMS of the gradient on the known and on the new frames of a window: (B, 2), NaN if there are no such frames."""
+    """RMS of the gradient on the known and on the new frames of a window, and its motion: (B, 3), NaN without them."""
     known = window.known.cpu().numpy()
     rms = window.rms.double().numpy()
     count = known.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.stack([(rms * known).sum(axis=1) / count, (rms * ~known).sum(axis=1) / (~known).sum(axis=1)], axis=1)
+        context, new = (rms * known).sum(axis=1) / count, (rms * ~known).sum(axis=1) / (~known).sum(axis=1)
+    return np.stack([context, new, window.motion.double().numpy()], axis=1)
 
 
 def report_window(window: Window, meter: np.ndarray) -> str:
-    """A line about a window: its new frames, and the batch's mean of `measure` (B, 2)."""
+    """A line about a window: its new frames, and the batch's mean of `measure` (B, 3)."""
     last = window.start + window.frames.shape[1] - 1
-    context, new = (f"{value:.3f}" if math.isfinite(value) else "-" for value in meter.mean(axis=0))
-    return f"window {window.index}, frames {window.start}-{last}: gradient RMS of context {context}, of new {new}"
+    context, new, motion = (f"{value:.3f}" if math.isfinite(value) else "-" for value in meter.mean(axis=0))
+    gradient = f"gradient RMS of context {context}, of new {new}"
+    return f"window {window.index}, frames {window.start}-{last}: {gradient}, motion {motion}"
 
 
 def summarise(meters: np.ndarray, long: Long) -> list[dict[str, Any]]:
-    """Means of `meters` (N, W, 2) over the samples, a row for each window, as samples.json keeps them; None for NaN."""
+    """Means of `meters` (N, W, 3) over the samples, a row for each window, as samples.json keeps them; None for NaN."""
     return list(_rows(meters.mean(axis=0), long))
 
 
 def _rows(means: np.ndarray, long: Long) -> Iterator[dict[str, Any]]:
-    for index, (start, pair) in enumerate(
+    for index, (start, row) in enumerate(
         zip(window_starts(long.length, long.frames, long.overlap), means, strict=True)
     ):
-        context, new = (float(value) if math.isfinite(value) else None for value in pair)
+        context, new, motion = (float(value) if math.isfinite(value) else None for value in row)
         yield {
             "window": index,
             "first_frame": start,
             "first_new_frame": start + (long.overlap if index else 0),
             "context_rms": context,
             "new_rms": new,
+            "motion": motion,
         }

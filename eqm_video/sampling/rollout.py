@@ -49,6 +49,21 @@ class Window:
         known = self.known.cpu()
         return (self.rms * known).sum(dim=1) / known.sum(dim=1)
 
+    @property
+    def motion(self) -> Tensor:
+        """The motion meter (B,): the RMS change of the latents up to each new frame; 0 where a video stands still."""
+        return latent_motion(self.latents, ~self.known).cpu()
+
+
+def latent_motion(latents: Tensor, new: Tensor | None = None) -> Tensor:
+    """RMS change (B,) of latents (B, T, C, h, w) from frame to frame, over all frames but the first.
+
+    new: (B, T) bool, the frames whose change from the one before counts; None: all. NaN where there are none.
+    """
+    change = latents.float().diff(dim=1).square().mean(dim=(2, 3, 4))
+    counts = torch.ones_like(change) if new is None else new[:, 1:].to(change)
+    return ((change * counts).sum(dim=1) / counts.sum(dim=1)).sqrt()
+
 
 def window_starts(length: int, frames: int, overlap: int) -> list[int]:
     """The numbers of the windows' first frames in a video of `length` frames. The last window may reach beyond its end.

@@ -81,7 +81,8 @@ def ways(plain: Way, frames: int) -> dict[str, list[Way]]:
 
 @dataclass(frozen=True)
 class Video:
-    """Videos (N, L, H, W, 3), the first new frame of each window (W,), and its drift (W, N), see `rollout.Window`.
+    """Videos (N, L, H, W, 3), the first new frame of each window (W,), its drift and its motion (W, N), see
+    `rollout.Window`.
 
     nfe (N,): evaluations in all windows; seconds: of all calls.
     """
@@ -91,6 +92,7 @@ class Video:
     drift: NDArray[np.float64]
     nfe: NDArray[np.int64]
     seconds: float
+    motion: NDArray[np.float64]
 
 
 def continue_clips(pipeline: EqMPipeline, way: Way, setting: Setting) -> Video:
@@ -112,12 +114,15 @@ def continue_clips(pipeline: EqMPipeline, way: Way, setting: Setting) -> Video:
             )
         )
         clips = np.concatenate([window.frames for window in windows], axis=1)
-        drift = torch.stack([window.drift for window in windows]).double().numpy()
+        drift, motion = (
+            torch.stack([getattr(window, name) for window in windows]).double().numpy() for name in ("drift", "motion")
+        )
         nfe = torch.stack([window.nfe for window in windows]).sum(dim=0).numpy()
-        parts.append((clips, [way.overlap, *(window.start for window in windows[1:])], drift, nfe))
-    clips, starts, drift, nfe = zip(*parts, strict=True)
+        parts.append((clips, [way.overlap, *(window.start for window in windows[1:])], drift, motion, nfe))
+    clips, starts, drift, motion, nfe = zip(*parts, strict=True)
     seconds = time.perf_counter() - begun
-    return Video(np.concatenate(clips), starts[0], np.concatenate(drift, axis=1), np.concatenate(nfe), seconds)
+    drift, motion = (np.concatenate(each, axis=1) for each in (drift, motion))
+    return Video(np.concatenate(clips), starts[0], drift, np.concatenate(nfe), seconds, motion)
 
 
 def measure(video: Video, truth: Truth, frames: int) -> dict[str, Any]:
