@@ -303,6 +303,7 @@ ORDER = [
     (5, "studies.rollouts.study"),
     (5, "studies.readout"),
     (5, "studies.history"),
+    (5, "studies.regions"),
     (5, "page"),
     (5, "page.controls"),
     (5, "page.gate"),

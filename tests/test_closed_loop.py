@@ -136,6 +136,8 @@ def test_frames_that_start_apart_land_together_whatever_the_batch(sampler, warp)
     levels, corrections = whole.levels
     assert levels.shape == (6, 2, 3) and torch.equal(levels[0] - corrections[0], apart)
     assert bool((levels.diff(dim=0) > 0).all())
+    left = torch.arange(6, 1, -1)[:, None, None]  # ahead or behind, a frame shares what it has to go among its steps
+    torch.testing.assert_close((levels - corrections)[1:], levels[:-1] + (1 - levels[:-1]) / left)
 
 
 def test_guidance_does_not_mislead_it():

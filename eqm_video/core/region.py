@@ -29,15 +29,26 @@ class RegionField(FieldAround):
         mask: (B, T, 1, h, w) bool, the known tokens.
         clean, noise: (B, T, C, h, w), the ends of their path.
         decay: c(gamma) of the field; None if it is a velocity, c = 1.
+        ahead: how far ahead of their frame the tokens are shown, of what it still has to go, in [0, 1].
 
     It needs `at_gamma` before a call, as solvers and rules that step by levels do; ValueError otherwise.
     """
 
-    def __init__(self, field: GradientField, mask: Tensor, clean: Tensor, noise: Tensor, decay: Decay | None) -> None:
+    def __init__(
+        self,
+        field: GradientField,
+        mask: Tensor,
+        clean: Tensor,
+        noise: Tensor,
+        decay: Decay | None,
+        *,
+        ahead: float = AHEAD,
+    ) -> None:
         shape = (*noise.shape[:2], 1, *noise.shape[3:])
         if mask.dtype != torch.bool or mask.shape != shape or clean.shape != noise.shape:
             raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}; it must be bool (B, T, 1, h, w) = {shape}")
         self.field, self.mask, self.clean, self.noise, self.decay = field, mask, clean, noise, decay
+        self.ahead = ahead
         self.gamma: float | Tensor | None = None
 
     def select(self, indices: Tensor) -> RegionField:
@@ -62,7 +73,7 @@ class RegionField(FieldAround):
                 "heun, or gd or nag with a warp"
             )
         gamma = self._levels(latents)
-        shown = interpolate(self.clean, self.noise, (gamma + AHEAD * (1 - gamma)).to(self.noise)).to(latents)
+        shown = interpolate(self.clean, self.noise, (gamma + self.ahead * (1 - gamma)).to(self.noise)).to(latents)
         gradient, sight = observe(self.field, torch.where(self.mask, shown, latents))
         strength = torch.ones_like(gamma) if self.decay is None else self.decay(gamma)
         path = strength[:, :, None, None, None].to(latents) * (self.noise - self.clean).to(latents)

@@ -137,6 +137,7 @@ OUTPUTS = {
         weak={r"readout\.safetensors": beside("readout.json", record("command", "settings", "errors"))},
     ),
     "history": Output({"history.json": record("command", "settings", "found")}, ("history.png",)),
+    "regions": Output({"regions.json": record("command", "settings", "found")}, ("regions.png",)),
     "distill": Output(
         {"distill.json": record("command", "settings", "found")},
         ("distill.png",),
