@@ -53,7 +53,17 @@ COMMANDS: Mapping[str, list[Words]] = {
     ],
     **{
         name: [lambda out, no: [str(no), "--out", str(out)]]
-        for name in ("descent", "sweep", "adaptive", "curvature", "few-steps", "rollouts", "distill", "history", "regions")
+        for name in (
+            "descent",
+            "sweep",
+            "adaptive",
+            "curvature",
+            "few-steps",
+            "rollouts",
+            "distill",
+            "history",
+            "regions",
+        )
     },
     "compose": [lambda out, no: [str(no), "--out", str(out)]],
     **{
