@@ -79,7 +79,7 @@ def test_the_command_writes_a_student_that_samples_in_a_step(tmp_path, capsys):
         "--path-steps",
         "3",
     ]
-    words += ["--fit-steps", "60", "--rows", "8", "--num-samples", "4", "--reference", "4", "--evaluations", "1", "2"]
+    words += ["--fit-steps", "60", "--batch", "8", "--num-samples", "4", "--reference", "4", "--evaluations", "1", "2"]
     assert cli.main([*words, "--guidance-scale", "2"]) == 0
     assert "| student" in capsys.readouterr().out
     numbers = json.loads((tmp_path / "out" / "distill.json").read_text())

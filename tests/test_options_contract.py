@@ -38,7 +38,7 @@ EVERY = [(name, one) for name, given in CLASSES.items() for one in declared(give
 # are compared, and how many predictions a clip has; steps: of a descent, and of a training; models: one, many; repeats:
 # of what is timed, and of samples with other seeds; evaluations: of the curve of quality, and of each sampler.
 SEVERAL = {"labels": 3, "clips": 3, "step_schedule": 2, "columns": 2, "samples": 3, "steps": 2, "models": 2}
-SEVERAL |= {"repeats": 2, "evaluations": 2}
+SEVERAL |= {"repeats": 2, "evaluations": 3, "reference": 2, "fit_steps": 2}
 # Options for which these are numbers like others.
 ZERO = {
     *("seed", "mu", "guidance_scale", "history_guidance", "temperature", "start_gamma", "guidance_interval", "at"),

@@ -21,6 +21,7 @@ from eqm_video.options import narrower, option
 from eqm_video.output import plots
 from eqm_video.output.tables import aligned
 from eqm_video.sampling.option_groups import Batched, Guided, Many, Seeded, Stepped
+from eqm_video.sampling.options import Longer
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.rollout import latent_motion
 from eqm_video.sampling.settings import Sampling
@@ -42,8 +43,8 @@ STILL = 0.25  # pixels a frame in the direction of the label, below which a wind
 
 
 @dataclass(frozen=True, kw_only=True)
-class History(OneModel, Many, Guided, Stepped, Seeded, Batched, group="look"):
-    """Long videos by the strength of history guidance: whether the motion freezes, and whether the windows are right.
+class History(OneModel, Longer, Many, Guided, Stepped, Seeded, Batched, group="look"):
+    """History guidance in long videos: motion and right windows by its strength.
 
     The model was trained on moving shapes without borders. Videos start with known frames of a true clip and go on for
     --length frames, window by window, by the multistep sampler, for every strength of --scales (1 is no history
@@ -54,17 +55,17 @@ class History(OneModel, Many, Guided, Stepped, Seeded, Batched, group="look"):
     """
 
     scales: tuple[float, ...] = option((0.0, 0.25, 0.5, 1.0, 1.5, 2.0), metavar="S", help="strengths of the guidance")
-    length: int = option(40, least=8, most=10**5, metavar="L", help="frames of a video")
-    overlap: int = option(4, least=1, metavar="K", help="known frames of a window")
+    length: int | None = narrower(40, least=8)
+    overlap: int | None = narrower(4)
     steps: int = narrower(8, least=1)
 
     @classmethod
     def views(cls, numbers: Mapping[str, Any]) -> dict[str, str]:
         """The tables by name: results, settings."""
-        found, settings = numbers["found"], numbers["settings"]
-        cells: list[Sequence[str]] = [["history guidance", *found]]
+        measured, settings = numbers["found"], numbers["settings"]
+        cells: list[Sequence[str]] = [["history guidance", *measured]]
         for name, heading in MEASURES.items():
-            cells.append([heading, *(_cell(rows[name], name) for rows in found.values())])
+            cells.append([heading, *(_cell(rows[name], name) for rows in measured.values())])
         said = (
             f"{settings['clips']} videos of {settings['length']} frames in {settings['windows']} windows, overlap "
             f"{settings['overlap']}, {settings['steps']} multistep steps, guidance {settings['guidance scale']:g}; one "
@@ -86,13 +87,13 @@ class History(OneModel, Many, Guided, Stepped, Seeded, Batched, group="look"):
         names = names_of(pipeline, self.num_samples)
         truth = Truth.render(names, self.length, pipeline.check_size()[0], self.seed)
         true = latent_motion(encode(pipeline, truth.clips[:, :frames], self.batch_size)).cpu().double()
-        found, windows = {}, 0
+        results, windows = {}, 0
         for strength in dict.fromkeys(self.scales):
             print(f"history guidance {strength:g}", flush=True)
             how = Sampling(sampler="multistep", steps=self.steps, guidance_scale=scale, history_guidance=strength)
             values = measure(pipeline, Way(self.overlap, how), Setting(truth, self.seed, self.batch_size, how), true)
             windows = values["motion"].shape[0]
-            found[f"{strength:g}"] = {
+            results[f"{strength:g}"] = {
                 name: asdict(estimate(each.mean(dim=0)[None])) | {"by window": each.mean(dim=1).tolist()}
                 for name, each in values.items()
             }
@@ -106,7 +107,7 @@ class History(OneModel, Many, Guided, Stepped, Seeded, Batched, group="look"):
                 "seed": self.seed,
                 "guidance scale": scale,
             },
-            "found": found,
+            "found": results,
         }
         return Report(numbers, "\n\n".join(self.views(numbers).values()), pictures(numbers))
 

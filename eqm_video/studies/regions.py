@@ -23,7 +23,7 @@ from eqm_video.core.field import GradientField
 from eqm_video.core.region import AHEAD, RegionField
 from eqm_video.core.ring import RingField
 from eqm_video.metrics.intervals import estimate
-from eqm_video.options import narrower, option
+from eqm_video.options import narrower, option, same
 from eqm_video.output.media import write_png
 from eqm_video.output.tables import aligned
 from eqm_video.randomness import generator
@@ -32,6 +32,7 @@ from eqm_video.sampling.option_groups import Batched, Guided, Many, Seeded, Step
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
 from eqm_video.studies.batches import batches
+from eqm_video.studies.few_steps.study import FewSteps
 from eqm_video.studies.study import OneModel, Report
 from eqm_video.studies.tasks.clips import NEAR, Truth, errors_of, names_of, tracks
 
@@ -55,7 +56,7 @@ class Regions(OneModel, Many, Guided, Stepped, Seeded, Batched, group="look"):
 
     num_samples: int = narrower(16, least=1)
     steps: int = narrower(12, least=1)
-    exact_starts: int = option(48, least=2, most=1000, metavar="N", help="descents on each exact field")
+    exact_starts: int = same(FewSteps, "exact_starts")
     lengths: tuple[int, ...] = option((8, 16), least=3, most=1000, metavar="T", help="frames of the loops")
 
     @classmethod

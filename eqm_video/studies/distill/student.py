@@ -26,7 +26,7 @@ DECAY = {"kind": "linear", "gain": 1.0}  # of the equilibrium map: f = (1 - gamm
 
 @dataclass(frozen=True)
 class Fit:
-    """How a student is trained: steps of `rows` states, and the largest learning rate."""
+    """The training of a student: steps of `rows` states, and the largest learning rate."""
 
     steps: int
     rows: int

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eqm_video.data.moving_shapes import label_names
 from eqm_video.metrics.intervals import compare, estimate
-from eqm_video.options import narrower, option
+from eqm_video.options import narrower, option, same
 from eqm_video.output import plots
 from eqm_video.output.tables import aligned
 from eqm_video.sampling.option_groups import Batched, Guided, Many, Seeded
@@ -28,6 +28,7 @@ from eqm_video.studies.distill.student import Fit, rest_error, train, untrained
 from eqm_video.studies.forcing.measure import motion
 from eqm_video.studies.study import OneModel, Report
 from eqm_video.studies.tasks.clips import Truth
+from eqm_video.studies.train_codec import TrainCodec
 from eqm_video.system import files, waits
 
 MEASURED = 10**7  # added to the seed of the clips that are measured: no path of the training has their noise
@@ -60,7 +61,7 @@ class Distill(OneModel, Many, Guided, Seeded, Batched, group="use"):
     """Train a student that goes in a few evaluations to where a model's descent rests, and measure it.
 
     The student f learns from the model (its teacher) alone that x - f(x) is the point where the teacher's descent from
-    x rests. The states and their rests are those of --descents descents from noise, with every label in turn and with
+    x rests. The states and their rests are those of descents from --noises, with every label in turn and with
     none. Half of the states first go a step of the student, so that it learns to mend its own results. The teacher's
     guidance is learned too, and costs the student nothing. DIR/export is a model like any other, which samples with
     --steps 1, 2 or 4. It is measured beside the teacher's multistep sampler from the same new noise: the RMS of latents
@@ -68,12 +69,12 @@ class Distill(OneModel, Many, Guided, Seeded, Batched, group="use"):
     label. An interrupted training begins again.
     """
 
-    descents: int = option(1024, least=2, most=10**6, metavar="N", help="of the teacher, to learn from")
+    noises: int = option(1024, least=2, most=10**6, metavar="N", help="noises that the teacher descends from")
     path_steps: int = option(16, least=2, most=1000, metavar="S", help="multistep steps of each")
     fit_steps: int = option(1500, least=1, metavar="N", help="training steps of the student")
-    rows: int = option(32, least=4, metavar="B", help="states in a training step")
-    lr: float = option(1e-3, above=0, help="learning rate")
-    evaluations: tuple[int, ...] = option((1, 2, 4, 8), least=1, metavar="N", help="measured")
+    batch: int = option(32, least=4, metavar="B", help="states in a training step")
+    lr: float = same(TrainCodec, "lr")
+    evaluations: tuple[int, ...] = option((1, 2, 4, 8), least=1, metavar="N", help="of student and teacher, measured")
     reference: int = option(50, least=2, metavar="N", help="multistep steps of the teacher's reference")
     num_samples: int = narrower(64, least=2)
 
@@ -89,18 +90,18 @@ class Distill(OneModel, Many, Guided, Seeded, Batched, group="use"):
         scale = own if self.guidance_scale is None else self.guidance_scale
         student = untrained(teacher, steps=2)
         names = list(teacher.labels.values())
-        told = [[*names, None][k % (len(names) + 1)] for k in range(self.descents)]
-        seeds = [self.seed + k for k in range(self.descents)]
+        wanted = [[*names, None][k % (len(names) + 1)] for k in range(self.noises)]
+        seeds = [self.seed + k for k in range(self.noises)]
         how = Sampling(sampler="multistep", steps=self.path_steps, guidance_scale=scale)
-        paths = Paths.of_model(teacher, told, seeds, how, self.batch_size)
-        losses = train(student, paths, Fit(self.fit_steps, self.rows, self.lr, self.seed))
+        paths = Paths.of_model(teacher, wanted, seeds, how, self.batch_size)
+        losses = train(student, paths, Fit(self.fit_steps, self.batch, self.lr, self.seed))
         labels = [names[k % len(names)] if names else None for k in range(self.num_samples)]
         numbers = {
             "settings": {
-                "descents": self.descents,
+                "descents": self.noises,
                 "path steps": self.path_steps,
                 "fit steps": self.fit_steps,
-                "rows": self.rows,
+                "rows": self.batch,
                 "clips": self.num_samples,
                 "seed": self.seed,
                 "guidance scale": scale,
@@ -111,7 +112,7 @@ class Distill(OneModel, Many, Guided, Seeded, Batched, group="use"):
         }
         with files.writing_folder(self.out / "export") as folder:
             student.save_pretrained(folder)
-            files.write_text(folder / "README.md", CARD.format(table=views(numbers)["results"], paths=self.descents))
+            files.write_text(folder / "README.md", CARD.format(table=views(numbers)["results"], paths=self.noises))
         return Report(numbers, "\n\n".join(views(numbers).values()), {"distill.png": partial(draw, numbers)})
 
     def measured(

@@ -29,6 +29,7 @@ from eqm_video.studies.few_steps import exact, report
 from eqm_video.studies.forcing.measure import motion
 from eqm_video.studies.forcing.ways import Way, nag, ways
 from eqm_video.studies.measured import Measured
+from eqm_video.studies.partial.study import Partial
 from eqm_video.studies.recipes import Trained
 from eqm_video.studies.study import Opening, Report
 from eqm_video.studies.tasks.clips import Truth, names_of
@@ -52,9 +53,7 @@ class FewSteps(Opening, Many, Guided, Seeded, Batched, group="look"):
     samplers follow exact fields of 100 points. Finished measurements are reused.
     """
 
-    models: tuple[str, ...] = option(
-        positional=True, metavar="MODEL", help="exports, training runs or checkpoints, or demo (shipped)"
-    )
+    models: tuple[str, ...] = same(Partial, "models")
     num_samples: int = 32
     repeats: int = option(3, least=1, most=100, metavar="K", help="times, each with seeds of its own")
     evaluations: tuple[int, ...] = option(
