@@ -74,7 +74,7 @@ def test_the_command_writes_a_student_that_samples_in_a_step(tmp_path, capsys):
         str(tmp_path / "teacher"),
         "--out",
         str(tmp_path / "out"),
-        "--descents",
+        "--noises",
         "8",
         "--path-steps",
         "3",

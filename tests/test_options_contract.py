@@ -50,6 +50,7 @@ ZERO = {
         "weight",
         "count of reconstruct",
         "descents",
+        "scales",
         *("kl_weight", "perceptual"),
         *("redraws", "permutations"),
     ),

@@ -48,13 +48,15 @@ class History(OneModel, Longer, Many, Guided, Stepped, Seeded, Batched, group="l
 
     The model was trained on moving shapes without borders. Videos start with known frames of a true clip and go on for
     --length frames, window by window, by the multistep sampler, for every strength of --scales (1 is no history
-    guidance, 0 no history at all). Of every window: the motion meter, which needs no truth (the RMS change of the
-    latents from frame to frame, over that of the true clips), the share that stands still, the speed in the direction
-    of the label over the true one, the share that shows its label, and the drift meter (the RMS gradient on known
-    frames). Means have 95 % intervals over clips.
+    guidance, 0 no history at all). Every window has a motion meter, which needs no truth (the RMS change of the latents
+    from frame to frame, over that of the true clips), and a drift meter (the RMS gradient on known frames). Measured
+    beside them are the windows that stand still, the speed in the direction of the label over the true one, and the
+    windows that show their label. Means have 95 % intervals over clips.
     """
 
-    scales: tuple[float, ...] = option((0.0, 0.25, 0.5, 1.0, 1.5, 2.0), metavar="S", help="strengths of the guidance")
+    scales: tuple[float, ...] = option(
+        (0.0, 0.25, 0.5, 1.0, 1.5, 2.0), least=0, most=100, metavar="S", help="strengths of the guidance"
+    )
     length: int | None = narrower(40, least=8)
     overlap: int | None = narrower(4)
     steps: int = narrower(8, least=1)

@@ -29,7 +29,8 @@ def views(numbers: Mapping[str, Any]) -> dict[str, str]:
     settings, groups, named = numbers["settings"], numbers["models"], {}
     for measure, heading in MEASURES.items():
         rows = {label: row for name, group in groups.items() for label, row in _labelled(name, group, measure, groups)}
-        named[measure] = _table(rows, measure, heading)
+        if rows:  # composed labels have no real clips to be compared with
+            named[measure] = _table(rows, measure, heading)
     if numbers["real"]:
         named["mmd"] += f"\n\nAs many real clips: {_cell(numbers['real']['mmd'], 'mmd')}."
     parts = [_table(numbers["exact"][field]["reached"], "right", FIELDS[field]) for field in numbers["exact"]]
@@ -90,7 +91,8 @@ def draw(numbers: Mapping[str, Any], path: Path) -> Path:
         ]
         for name, group in groups.items()
     ]
-    rows.append([(exact[key]["reached"], "right", FIELDS[key]) for key in exact])
+    curves = {key: values["reached"] for key, values in exact.items() if len(values["reached"]["multistep"]) > 1}
+    rows += [[(curve, "right", FIELDS[key]) for key, curve in curves.items()]] if curves else []
     columns = max(map(len, rows))
     figure = plots.figure(3.2 * columns, 2.5 * len(rows) + 0.4)
     ways = list(dict.fromkeys(name for row in rows for lines, *_ in row for name in lines))
