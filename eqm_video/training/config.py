@@ -54,7 +54,7 @@ class CodecConfig:
 
     name: str = "stabilityai/sd-vae-ft-ema"  # bundled, a folder, or a hub id; pixels: no autoencoder
     chunk: int = option(64, least=1, most=MOST_ITEMS)  # frames encoded at once
-    dtype: Literal["fp32", "bf16"] = "fp32"  # of the encoder's matrix products; decoding and the export are fp32
+    dtype: Literal["fp32", "bf16"] = "fp32"  # precision of the encoder; decoding and the export are fp32
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class DataConfig:
     kind: Literal["videos", "images"] = "videos"  # images: single frames
     root: str | None = None  # the folder of the data
     split: Literal["train", "test"] | None = None  # an official list of files, such as UCF-101's; null: all files
-    fold: int = option(1, least=1, most=1000)  # of the official lists
+    fold: int = option(1, least=1, most=1000)  # number of the fold in the official lists
     frames: int = option(16, least=1, most=MOST_FRAMES)  # 1: image mode
     frame_interval: int = option(3, least=1, most=MOST_FRAMES)  # source frames between two frames of a clip
     # Shapes of training clips, FRAMESxINTERVAL or FRAMESxINTERVAL:WEIGHT, such as [16x3, 16x1, 32x3:0.5]. Every step
@@ -140,19 +140,19 @@ class TrainConfig:
     steps: int = option(100_000, least=1)  # optimizer steps
     batch_size: int = option(64, least=1, most=MOST_ITEMS)  # samples of a step, over all processes
     accumulation: int = option(1, least=1)  # forward passes of each process in an optimizer step
-    seed: int = option(0, least=-(2**63), most=2**63)  # of everything random in training
+    seed: int = option(0, least=-(2**63), most=2**63)  # seed of everything random in training
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the blocks, adamw for the rest
     lr: float = option(1e-4, above=0)  # learning rate after the warm-up
     matrix_scale: float = option(1.0, above=0)  # muon: learning rate of the blocks' matrices in units of lr
-    betas: tuple[float, float] = option((0.9, 0.999), least=0, below=1)  # of adamw
+    betas: tuple[float, float] = option((0.9, 0.999), least=0, below=1)  # betas of adamw
     weight_decay: float = option(0.0, least=0)  # on matrices only
     warmup: int = option(0, least=0)  # steps
-    schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the learning rate, after the warm-up
+    schedule: Literal["constant", "cosine", "linear"] = "constant"  # course of the learning rate, after the warm-up
     min_lr_factor: float = option(0.0, least=0, most=1)  # fraction of lr at the last step
     clip_norm: float | None = option(1.0, above=0)  # largest norm of the gradient; null: no limit
     ema: float = option(0.9999, least=0, most=1)  # decay of the averaged weights, a step; 0: no average
     label_dropout: float = option(0.1, least=0, most=1)  # share of samples without their label, for guidance
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"  # of the forward pass
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"  # precision of the forward pass
     gradient_checkpointing: bool = False  # less memory, and up to a third more computation
     # Computed twice: whole blocks, or (selective) all but their matrix products and attention, which take most time.
     recompute: Literal["block", "selective"] = "block"
@@ -169,7 +169,7 @@ class TrainConfig:
 class LoraConfig:
     """Low-rank adapters (LoRA): with a rank, they alone are trained, on the weights of `train.init_from`."""
 
-    rank: int | None = option(None, least=1, most=4096)  # of the adapters; null: all weights are trained
+    rank: int | None = option(None, least=1, most=4096)  # rank of the adapters; null: all weights are trained
     alpha: float | None = option(None, above=0)  # an adapter's effect is alpha / rank; null: the rank, an effect of 1
     # Linear layers that get adapters, by the ends of their names: attention and MLP of every block.
     targets: tuple[str, ...] = TARGETS
@@ -224,8 +224,8 @@ class TrackConfig:
     """Experiment trackers beside the JSONL file, which is always written."""
 
     to: tuple[Literal["wandb", "tensorboard"], ...] = ()  # trackers that get the log too
-    project: str | None = None  # of the tracker; null: eqm-video
-    name: str | None = None  # of the run in the tracker; null: the tracker's choice
+    project: str | None = None  # project of the tracker; null: eqm-video
+    name: str | None = None  # name of the run in the tracker; null: the tracker's choice
 
 
 @dataclass(frozen=True)
