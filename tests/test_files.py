@@ -6,10 +6,13 @@ import errno
 import json
 import os
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from eqm_video.errors import UserError
 from eqm_video.system import files
+from eqm_video.training.checkpoint import replace_folder
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path):
@@ -44,6 +47,21 @@ def test_files_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypatch
     monkeypatch.setattr(os, "fsync", lambda descriptor: done.append(os.readlink(f"/proc/self/fd/{descriptor}")))
     files.write_text(tmp_path / "a.txt", "new")
     assert done == [str(files.aside_of(tmp_path / "a.txt")), str(tmp_path)]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_weights_are_as_readable_as_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    usual, weights = (tmp_path / "plain").stat().st_mode, {"x": np.zeros(2)}
+    save_file(weights, tmp_path / "private")
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600  # why `finish` is needed
+    files.write_file(tmp_path / "file", lambda aside: save_file(weights, aside))
+    with files.writing_folder(tmp_path / "folder") as folder:
+        (folder / "inner").mkdir()
+        save_file(weights, folder / "inner" / "file")
+    replace_folder(tmp_path / "checkpoint", lambda partial: save_file(weights, partial / "file"))
+    for path in (tmp_path / "file", tmp_path / "folder" / "inner" / "file", tmp_path / "checkpoint" / "file"):
+        assert path.stat().st_mode == usual, path
 
 
 def test_names_that_are_not_utf8_come_back(tmp_path):

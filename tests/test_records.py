@@ -15,7 +15,7 @@ from eqm_video.output import records
 from eqm_video.system import machine
 
 NUMBERS = {"command": "eqm-video sweep m", "commit": "abc", "machine": {"processor": "P"}, "settings": {}, "rows": []}
-RESULT = {"share, told": {"mean": 0.951, "runs": 3}, "alone": {"mean": 0.5, "runs": 1}}
+RESULT = {"share, told": {"mean": 0.951, "runs": 3, "interval": [0.9, 0.97]}, "alone": {"mean": 0.5, "runs": 1}}
 
 
 @pytest.fixture
@@ -63,6 +63,8 @@ def test_marked_places_are_written_from_records(root: Path) -> None:
     text = "<!-- record sweep/tiny found/{} as {} -->{}<!-- end --> stay"
     told = text.format("share, told/mean", ".0%", "12 %")
     assert records.fill(told, root, views) == text.format("share, told/mean", ".0%", "95 %")
+    high = records.fill(text.format("share, told/interval/1", ".2f", ""), root, views)
+    assert high == text.format("share, told/interval/1", ".2f", "0.97")
     once = records.fill(text.format("alone/mean", ".2f", ""), root, views)
     assert once == text.format("alone/mean", ".2f", "0.50 (n = 1)") and records.fill(once, root, views) == once
     table = records.fill("a\n<!-- record sweep/tiny table --><!-- end -->\nb", root, views)
@@ -71,6 +73,7 @@ def test_marked_places_are_written_from_records(root: Path) -> None:
     for what, says in {
         "found/alone/median as .1f": "there is no 'median'; here are mean, runs",
         "found/alone/mean/x as .1f": "there is no 'x'; here are no mapping",
+        "found/share, told/interval/2 as .1f": "there is no '2'; here are no mapping",
         "found/alone/mean as .1k": "0.5 has no format '.1k'",
         "tables": "the views are table, word",
     }.items():

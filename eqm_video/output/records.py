@@ -58,10 +58,16 @@ def _content(name: str, what: str, inner: str, root: Path, views: Views) -> str:
 
 
 def number(record: Mapping[str, Any], path: str, form: str, mark: str) -> str:
-    """The number at key/key/... of a record, formatted; one of a single training run is marked (n = 1)."""
+    """The number at key/key/... of a record, formatted; one of a single training run is marked (n = 1).
+
+    The key of an item of a list is its place, from 0.
+    """
     value: Any = record
     above: Mapping[str, Any] = record
     for key in path.split("/"):
+        if isinstance(value, list) and key.isdecimal() and int(key) < len(value):
+            value = value[int(key)]
+            continue
         if not isinstance(value, Mapping) or key not in value:
             here = ", ".join(value) if isinstance(value, Mapping) else "no mapping"
             raise UserError(f"{mark}: there is no {key!r}; here are {here}")

@@ -25,6 +25,8 @@ FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your quota on this disk
 DAY = 86_400  # seconds after which the process of an aside on another machine counts as dead
 _ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]*)\.(?P<pid>\d+)\.aside", re.DOTALL)
 _OLD_ASIDE = re.compile(r"\.(?P<name>.+?)(\.(?P<pid>\d+)\.tmp|\.aside)", re.DOTALL)  # as earlier versions named them
+_MASK = os.umask(0)  # what the user withholds from new files; it can only be read by setting it
+os.umask(_MASK)
 _NOT_FLUSHED = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # errors of network disks that have nothing to flush
 
 
@@ -44,7 +46,7 @@ def writing(path: str | Path) -> Iterator[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield aside
-            flush(aside)
+            finish(aside)
             os.replace(aside, path)
             flush(path.parent)
         finally:  # already renamed, unless the block failed
@@ -67,7 +69,7 @@ def writing_folder(path: str | Path) -> Iterator[Path]:
             aside.mkdir(parents=True)
             yield aside
             for inner in (*aside.rglob("*"), aside):
-                flush(inner)
+                finish(inner)
             if not path.exists():
                 os.rename(aside, path)
             else:
@@ -136,6 +138,16 @@ def reason(error: OSError) -> str:
     if error.errno == errno.EISDIR:
         return f"{error.strerror}: a folder has this name; rename it, or choose another folder"
     return f"{error.strerror or error}; choose another folder"
+
+
+def finish(path: Path) -> None:
+    """Give a file, new and whole, the permissions of any new file, and flush it; a folder is flushed.
+
+    safetensors makes files that only their owner can read: nobody else of a group could sample a model.
+    """
+    if path.is_file() and not path.is_symlink():
+        path.chmod(path.stat().st_mode | (0o666 & ~_MASK))
+    flush(path)
 
 
 def flush(path: Path) -> None:

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from eqm_video.errors import UserError
 from eqm_video.models.adapters import has_adapters, merged, read_weights, save_adapters
 from eqm_video.models.loading import load_transformer
-from eqm_video.system.files import flush
+from eqm_video.system.files import finish, flush
 from eqm_video.system.record import ADVICE, NAME, RECORD, damage, is_checkpoint, list_files, read_record
 from eqm_video.training.ema import Ema
 from eqm_video.training.sharding import is_part, part_of, read_parts, write_parts
@@ -157,7 +157,7 @@ def replace_folder(final: Path, fill: Callable[[Path], None], seal: Callable[[Pa
     if seal is not None:
         seal(partial)
     for path in sorted(partial.rglob("*"), reverse=True):
-        flush(path)
+        finish(path)
     flush(partial)
     if final.exists():
         remove_folder(final)
