@@ -190,9 +190,9 @@ def told(monkeypatch) -> list[torch.Tensor]:
     """The times (B, T) of every call of the network."""
     seen, forward = [], EqMTransformer.forward
 
-    def watched(self, latents, labels=None, *, times=None, gamma=None):
+    def watched(self, latents, labels=None, *, times=None, **more):
         seen.append(times)
-        return forward(self, latents, labels, times=times, gamma=gamma)
+        return forward(self, latents, labels, times=times, **more)
 
     monkeypatch.setattr(EqMTransformer, "forward", watched)
     return seen
