@@ -5,6 +5,9 @@
 # make options  write the options of all commands into eqm_video/assets/options.json, after a change of an option
 # make faults kill, fill, damage and stop for hours; ends with a table (SHARE=0.1 for a tenth of the tries)
 
+# Where it is set, every process of the tests would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
