@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from tiny_run import main
@@ -9,7 +11,7 @@ from tiny_run import main
 from eqm_video.core.energy import Field
 from eqm_video.models.presets import build_model
 from eqm_video.training.config import load_config
-from eqm_video.training.estimate import SPECS, count_memory, note_memory, seconds_per_step
+from eqm_video.training.estimate import SPECS, Memory, count_memory, note_memory, seconds_per_step
 from eqm_video.training.trainer import Trainer
 
 
@@ -38,14 +40,22 @@ def test_activations_are_what_autograd_keeps(energy, every) -> None:
     assert counted == pytest.approx(saved_bytes(network, (2, 6, 4, 16, 16)), rel=0.02)
 
 
-def test_selective_checkpointing_keeps_inputs_and_products() -> None:
+@pytest.fixture(scope="module")
+def by_mode() -> dict[str, tuple[Memory, Memory]]:
+    """Memory on a CPU and on a GPU, by what is recomputed."""
     with torch.device("meta"):
         network = build_model("EqM-Nano/2", num_labels=3, temporal=True, in_channels=4)
     found = {}
     for mode in ("none", "selective", "block"):
         words = ["model.preset=EqM-Nano/2", "train.batch_size=2", "train.accumulation=1"]
         words += [] if mode == "none" else ["train.gradient_checkpointing=true", f"train.recompute={mode}"]
-        found[mode] = count_memory(load_config(None, words), network, (6, 4, 16, 16)).activations
+        count = partial(count_memory, load_config(None, words), network, (6, 4, 16, 16))
+        found[mode] = (count(kind="cpu"), count())
+    return found
+
+
+def test_selective_checkpointing_keeps_inputs_and_products(by_mode) -> None:
+    found = {mode: on_gpu.activations for mode, (_, on_gpu) in by_mode.items()}
     tokens, width, blocks = 2 * 6 * 64, 128, 4
     # Of a block: two attentions' queries, keys and values, results and projections, and both products of the MLP. One
     # block is recomputed at a time.
@@ -54,20 +64,14 @@ def test_selective_checkpointing_keeps_inputs_and_products() -> None:
     assert found["block"] < found["selective"] < found["none"]
 
 
-def test_on_a_cpu_the_holes_of_the_heap_count_and_recomputation_leaves_larger_ones() -> None:
-    with torch.device("meta"):
-        network = build_model("EqM-Nano/2", num_labels=3, temporal=True, in_channels=4)
-    found = {}
-    for mode in ("none", "selective", "block"):
-        words = ["model.preset=EqM-Nano/2", "train.batch_size=2", "train.accumulation=1"]
-        words += [] if mode == "none" else ["train.gradient_checkpointing=true", f"train.recompute={mode}"]
-        found[mode] = count_memory(load_config(None, words), network, (6, 4, 16, 16), kind="cpu")
-        on_gpu = count_memory(load_config(None, words), network, (6, 4, 16, 16))
-        assert on_gpu.heap == 0 and on_gpu.peak == on_gpu.tensors == found[mode].tensors
-        assert found[mode].peak == found[mode].tensors + found[mode].heap
-        at_rest = found[mode].weights + found[mode].average + found[mode].optimizer + found[mode].codec
-        assert found[mode].state == at_rest + found[mode].gradients
-    assert found["none"].heap < found["selective"].heap < found["block"].heap < found["none"].activations
+def test_on_a_cpu_the_holes_of_the_heap_count_and_recomputation_leaves_larger_ones(by_mode) -> None:
+    for on_cpu, on_gpu in by_mode.values():
+        assert on_gpu.heap == 0 and on_gpu.peak == on_gpu.tensors == on_cpu.tensors
+        assert on_cpu.peak == on_cpu.tensors + on_cpu.heap
+        at_rest = on_cpu.weights + on_cpu.average + on_cpu.optimizer + on_cpu.codec
+        assert on_cpu.state == at_rest + on_cpu.gradients
+    heaps = [by_mode[mode][0].heap for mode in ("none", "selective", "block")]
+    assert heaps == sorted(set(heaps)) and heaps[-1] < by_mode["none"][0].activations
 
 
 def test_a_run_that_does_not_fit_says_so_before_its_first_step(made, tmp_path, capsys, monkeypatch, fresh_accelerator):
