@@ -64,6 +64,20 @@ def test_weights_are_as_readable_as_any_new_file(tmp_path):
         assert path.stat().st_mode == usual, path
 
 
+def test_a_disk_without_permissions_keeps_the_file(tmp_path, monkeypatch):
+    def refuse(path, mode):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.Path, "chmod", refuse)
+    number = errno.EPERM
+    files.write_file(tmp_path / "file", lambda aside: save_file({"x": np.zeros(2)}, aside))
+    assert (tmp_path / "file").is_file()
+    number = errno.EIO
+    with pytest.raises(UserError):
+        files.write_file(tmp_path / "other", lambda aside: save_file({"x": np.zeros(2)}, aside))
+    assert not (tmp_path / "other").exists()
+
+
 def test_names_that_are_not_utf8_come_back(tmp_path):
     name = os.fsdecode(b"caf\xe9.mp4")
     files.write_json(tmp_path / "a.json", {name: [name, "é"]})

@@ -27,6 +27,8 @@ _ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]*)\.(?P<pid>\d+)\.aside", re.
 _OLD_ASIDE = re.compile(r"\.(?P<name>.+?)(\.(?P<pid>\d+)\.tmp|\.aside)", re.DOTALL)  # as earlier versions named them
 _MASK = os.umask(0)  # what the user withholds from new files; it can only be read by setting it
 os.umask(_MASK)
+_USUAL = 0o666 & ~_MASK  # permissions of a new file
+_NO_PERMISSIONS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}  # errors of disks without permissions
 _NOT_FLUSHED = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # errors of network disks that have nothing to flush
 
 
@@ -143,10 +145,17 @@ def reason(error: OSError) -> str:
 def finish(path: Path) -> None:
     """Give a file, new and whole, the permissions of any new file, and flush it; a folder is flushed.
 
-    safetensors makes files that only their owner can read: nobody else of a group could sample a model.
+    safetensors makes files that only their owner can read: nobody else of a group could sample a model. On a disk that
+    keeps no permissions the file stays as it is.
     """
     if path.is_file() and not path.is_symlink():
-        path.chmod(path.stat().st_mode | (0o666 & ~_MASK))
+        mode = path.stat().st_mode
+        if mode | _USUAL != mode:
+            try:
+                path.chmod(mode | _USUAL)
+            except OSError as error:
+                if error.errno not in _NO_PERMISSIONS:
+                    raise
     flush(path)
 
 
