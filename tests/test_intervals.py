@@ -54,3 +54,9 @@ def test_values_of_other_shapes_are_refused() -> None:
         estimate(torch.zeros(3))
     with pytest.raises(ValueError, match="not of the same runs and clips"):
         compare(torch.zeros(3, 4), torch.zeros(3, 5))
+
+
+def test_few_values_of_one_sign_are_no_proof() -> None:
+    for count, least in ((1, 1.0), (2, 0.5), (4, 0.125)):
+        values = torch.arange(1.0, count + 1)[None]
+        assert compare(values, torch.zeros(1, count)).p == least

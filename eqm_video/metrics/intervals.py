@@ -37,8 +37,8 @@ class Estimate:
 class Difference:
     """One model's mean minus another's, of the same runs and clips, with its 95 % interval.
 
-    p: two-sided, the share of resamplings on the other side of 0 (at least 1 / K). signs: in how many of the runs the
-    difference has the sign of the mean.
+    p: two-sided, the share of resamplings on the other side of 0 (see `compare` for the least). signs: in how many of
+    the runs the difference has the sign of the mean.
     """
 
     mean: float
@@ -58,7 +58,10 @@ def estimate(values: Tensor, *, seed: int = 0) -> Estimate:
 
 
 def compare(values: Tensor, others: Tensor, *, seed: int = 0) -> Difference:
-    """The difference of two models' values (S, N), paired by run and clip. ValueError for shapes that differ."""
+    """The difference of two models' values (S, N), paired by run and clip. ValueError for shapes that differ.
+
+    p is at least 2^(1 - S N), what a sign test of so few values can reach: 1 for a single one.
+    """
     if values.shape != others.shape:
         raise ValueError(f"values {tuple(values.shape)} and {tuple(others.shape)} are not of the same runs and clips")
     gaps = values.double() - others.double()
@@ -67,7 +70,9 @@ def compare(values: Tensor, others: Tensor, *, seed: int = 0) -> Difference:
     tail = min(int((means <= 0).sum()), int((means >= 0).sum())) / len(means)
     mean = float(gaps.mean())
     signs = int((gaps.mean(dim=1).sign() == (1 if mean > 0 else -1)).sum()) if mean != 0 else 0
-    return Difference(mean, low, high, min(1.0, max(2 * tail, 1 / len(means))), signs, *values.shape)
+    # Resamplings of few values of one sign are all of that sign, but chance gives so many values one sign this often.
+    least = max(1 / len(means), 2.0 ** (1 - gaps.numel()))
+    return Difference(mean, low, high, min(1.0, max(2 * tail, least)), signs, *values.shape)
 
 
 def holm(chances: Sequence[float]) -> list[float]:

@@ -50,7 +50,7 @@ class Rollouts(Opening, Many, Longer, Stepped, Guided, Seeded, group="compare"):
     """
 
     models: tuple[str, ...] = same(Partial, "models")
-    num_samples: int = 4
+    num_samples: int = narrower(4, least=2)
     schedules: tuple[str, ...] = option(
         ("overlap",), choices=tuple(SCHEDULES), metavar="KIND", help=f"of windows: {', '.join(SCHEDULES)}"
     )
