@@ -7,10 +7,12 @@ peak.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -164,13 +166,12 @@ def _mode(config: Config) -> str:
 
 def _activations(network: nn.Module, shape: tuple[int, ...], mode: str) -> int:
     """Bytes that autograd keeps of a forward pass; a transformer of any depth is counted by one and two blocks."""
+    settings = {key: value for key, value in network.config.items() if not key.startswith("_")}
     if not isinstance(network, EqMTransformer):
-        with torch.device("meta"):
-            return _kept(type(network)(**_settings(network)), shape, mode)
+        return _kept(type(network), json.dumps(settings), shape, mode)
 
     def blocks(depth: int, mode: str) -> int:
-        with torch.device("meta"):
-            return _kept(EqMTransformer(**{**_settings(network), "depth": depth}), shape, mode)
+        return _kept(EqMTransformer, json.dumps({**settings, "depth": depth}), shape, mode)
 
     every = network.config.temporal_every if network.config.temporal else 1  # blocks of two kinds are counted together
     single, more = (blocks(depth, mode) for depth in (every, 2 * every))
@@ -181,12 +182,14 @@ def _activations(network: nn.Module, shape: tuple[int, ...], mode: str) -> int:
     return single + (network.config.depth - every) * (more - single) // every + recomputing
 
 
-def _settings(network: nn.Module) -> dict[str, Any]:
-    """The arguments of a network's class."""
-    return {key: value for key, value in network.config.items() if not key.startswith("_")}
+@cache
+def _kept(network_class: type[nn.Module], settings: str, shape: tuple[int, ...], mode: str) -> int:
+    """The same of a network by its class and its arguments as JSON, counted without memory on the meta device."""
+    with torch.device("meta"):
+        return _count_kept(network_class(**json.loads(settings)), shape, mode)
 
 
-def _kept(network: nn.Module, shape: tuple[int, ...], mode: str) -> int:
+def _count_kept(network: nn.Module, shape: tuple[int, ...], mode: str) -> int:
     implicit = network.config.energy == "implicit"
     if mode != "none":
         network.enable_gradient_checkpointing(None if implicit else checkpoint_block)
