@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 import torch
+import warm
 from accelerate.state import AcceleratorState
 from PIL import Image
 from tiny_run import write_codec, write_videos
@@ -25,6 +26,11 @@ LONG = (
     *("sharding", "train_cli", "distributed", "notebook", "device", "benchmarks", "resume", "faults", "starts"),
     *("cache", "evaluating", "tasks", "forcing", "frame_tasks", "lost_or_stuck", "report", "sample_cli", "site"),
 )
+
+
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """One server of warm processes for all workers; a worker without one, as in `-n 0`, starts its own at need."""
+    warm.start()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

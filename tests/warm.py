@@ -14,20 +14,23 @@ import os
 import random
 import runpy
 import select
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
+PLACE = "EQM_VIDEO_WARM_SOCKET"  # the environment's variable with the place of the server that runs
 PRELOADED = (
     *("tiny_run", "torch.distributed.fsdp", "torch.utils.data", "diffusers.pipelines.pipeline_utils"),
     *("eqm_video.sampling.pipeline", "eqm_video.sampling.launch", "eqm_video.sampling.loading"),
@@ -53,7 +56,7 @@ class Process:
             "ranks": ranks,
         }
         self.args, self.returncode = list(words), None
-        self.pid = _server().fork(request, [out[1], err[1], self._status[1]])
+        self.pid = _fork(request, [out[1], err[1], self._status[1]])
         for number in (out[1], err[1], self._status[1]):
             os.close(number)
         self.stdout, self.stderr = os.fdopen(out[0]), os.fdopen(err[0])
@@ -110,41 +113,58 @@ def run(*words: object, timeout: float = 120, **options: object) -> subprocess.C
 
 
 class Server:
-    """The process that forks. It is started by the first test that needs it."""
+    """The process that forks, at the socket `place`: one for all processes of the tests."""
 
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
+    def __init__(self, place: str) -> None:
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(place)
+        listening.listen()
+        theirs, self._alive = os.pipe()  # its end tells the server that the tests are over
         environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(Path(__file__)), str(theirs.fileno())]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()])
-        theirs.close()
-        self.socket = ours
+        numbers = (listening.fileno(), theirs)
+        command = [sys.executable, str(Path(__file__)), *map(str, numbers)]
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=numbers)
+        listening.close()
+        os.close(theirs)
         atexit.register(self.stop)
 
-    def fork(self, request: dict, files: list[int]) -> int:
-        """The process id of a new fork, whose stdout, stderr and place for the exit status are `files`."""
-        text = json.dumps(request).encode()
-        socket.send_fds(self.socket, [struct.pack("i", len(text))], files)
-        self.socket.sendall(text)
-        answer = self.socket.recv(4, socket.MSG_WAITALL)
-        if len(answer) < 4:
-            raise RuntimeError("the server of warm processes has ended; its words stand above")
-        return struct.unpack("i", answer)[0]
-
     def stop(self) -> None:
-        self.socket.close()
+        os.close(self._alive)
         self.process.wait(10)
 
 
+def start() -> None:
+    """Start the server, for this process and those that it starts."""
+    place = os.path.join(tempfile.mkdtemp(prefix="warm-"), "socket")
+    Server(place)
+    os.environ[PLACE] = place
+
+
 @cache
-def _server() -> Server:
-    return Server()
+def _connection() -> socket.socket:
+    """This process's way to the server, which is started if nobody has."""
+    if PLACE not in os.environ:
+        start()
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(os.environ[PLACE])
+    return connection
+
+
+def _fork(request: dict, files: list[int]) -> int:
+    """The process id of a new fork, whose stdout, stderr and place for the exit status are `files`."""
+    text = json.dumps(request).encode()
+    socket.send_fds(_connection(), [struct.pack("i", len(text))], files)
+    _connection().sendall(text)
+    answer = _connection().recv(4, socket.MSG_WAITALL)
+    if len(answer) < 4:
+        raise RuntimeError("the server of warm processes has ended; its words stand above")
+    return struct.unpack("i", answer)[0]
 
 
 # In the server ------------------------------------------------------------------------------------------------------
 
 
-def serve(requests: socket.socket) -> dict | None:
+def serve(listening: socket.socket, alive: int) -> dict | None:
     """Fork for each request. Returns the request in the fork, and None in the server when the tests are over."""
     import importlib
 
@@ -156,34 +176,48 @@ def serve(requests: socket.socket) -> dict | None:
     gc.freeze()  # a collection in a fork need not copy the pages of all that was imported
     running: dict[int, int] = {}
     waking = _wake_at_ends()
+    asking: list[socket.socket] = []
     while True:
-        ready = select.select([requests, waking], [], [])[0]
+        ready = select.select([listening, alive, waking, *asking], [], [])[0]
+        if alive in ready:
+            return None
         if waking in ready:
             os.read(waking, 4096)
             _report_ends(running)
-        if requests not in ready:
-            continue
-        head, files, _, _ = socket.recv_fds(requests, 4, 3, socket.MSG_WAITALL)
-        if not head:
-            return None
-        request = json.loads(requests.recv(struct.unpack("i", head)[0], socket.MSG_WAITALL))
-        child = os.fork()
-        if child == 0:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            requests.close()
-            for place in (waking, files[2], *running.values()):
-                os.close(place)
-            for number, place in zip((1, 2), files, strict=False):
-                os.dup2(place, number)
-                os.close(place)
-            sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)
-            sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
-            return request
-        running[child] = files[2]
-        os.close(files[0])
-        os.close(files[1])
-        requests.sendall(struct.pack("i", child))
+        if listening in ready:
+            asking.append(listening.accept()[0])
+        for connection in asking[:]:
+            if connection not in ready:
+                continue
+            head, files, _, _ = socket.recv_fds(connection, 4, 3, socket.MSG_WAITALL)
+            if not head:
+                asking.remove(connection)
+                connection.close()
+                continue
+            request = json.loads(connection.recv(struct.unpack("i", head)[0], socket.MSG_WAITALL))
+            child = os.fork()
+            if child == 0:
+                _leave((listening, *asking), (alive, waking, *running.values()), files)
+                return request
+            running[child] = files[2]
+            os.close(files[0])
+            os.close(files[1])
+            connection.sendall(struct.pack("i", child))
+
+
+def _leave(sockets: Iterable[socket.socket], places: Iterable[int], files: list[int]) -> None:
+    """A fork parts from the server: nothing of it stays open, and stdout and stderr are `files`."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for one in sockets:
+        one.close()
+    for place in (*places, files[2]):
+        os.close(place)
+    for number, place in zip((1, 2), files, strict=False):
+        os.dup2(place, number)
+        os.close(place)
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
 
 
 def _wake_at_ends() -> int:
@@ -248,6 +282,10 @@ def launch(ranks: int) -> bool:
 
 
 if __name__ == "__main__":
-    wanted = serve(socket.socket(fileno=int(sys.argv[1])))
+    at = socket.socket(fileno=int(sys.argv[1]))
+    folder = Path(at.getsockname()).parent
+    wanted = serve(at, int(sys.argv[2]))
     if wanted is not None:
         begin(wanted)
+    else:
+        shutil.rmtree(folder)
