@@ -401,8 +401,9 @@ def _as_option(word: str, options: Mapping[str, Declared], sections: Sequence[st
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
-    return f": did you mean {near[0]}?" if near else ""
+    bare = {known.strip("-"): known for known in names}  # common dashes would make all options alike
+    near = difflib.get_close_matches(name.strip("-"), bare, n=1, cutoff=0.5)
+    return f": did you mean {bare[near[0]]}?" if near else ""
 
 
 # Kinds --------------------------------------------------------------------------------------------------------------

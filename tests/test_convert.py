@@ -217,7 +217,9 @@ def test_unreadable_sources_are_refused(tmp_path: Path, weights: dict[str, Tenso
         tmp_path / "absent.pt": "is not a file",
         tmp_path: "is not a file",
         written("weights.npz", b""): "ends in '.npz'; weights are read from .safetensors, .pt",
-        written("text.pt", b"no weights here"): "text.pt",
+        written(
+            "text.pt", b"no weights here"
+        ): "text.pt is no whole torch checkpoint: it is neither a zip archive nor a pickle",
         written("empty.pt", b""): "cannot be read as a torch checkpoint",
         written("cut.pt", whole[: len(whole) // 2]): "cut.pt",
         written("cut.safetensors", FIXTURE.read_bytes()[:5000]): "cannot be read as safetensors",

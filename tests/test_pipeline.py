@@ -228,7 +228,8 @@ def change_json(file, **values):
         ("network class", "holds a DiTTransformer2DModel, another architecture"),
         ("network size", "cannot load the network.*shape"),
         ("network depth", "another architecture.*unexpected keys"),
-        ("network file", "safetensors"),
+        ("network file", r"cannot load the network .*no \.safetensors is in"),
+        ("no vae", "is no whole export, since it has no folder vae"),
         ("vae", "no config.json|neither config.json"),
     ],
 )
@@ -246,6 +247,8 @@ def test_what_is_no_export(export, change, says):
         change_json(network, depth=1)
     elif change == "network file":
         (export / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    elif change == "no vae":
+        shutil.rmtree(export / "vae")
     else:
         (export / "vae" / "config.json").unlink()
     with pytest.raises(UserError, match=says):

@@ -18,7 +18,7 @@ from eqm_video.commands import push
 from eqm_video.errors import UserError
 from eqm_video.output import html, plots
 from eqm_video.output.html import Section, Table
-from eqm_video.studies.report import stops
+from eqm_video.studies.report import RunReport, stops
 from eqm_video.training.card import own_files, write_card
 from eqm_video.training.report import RunFiles, duration, page, read_log, spread
 
@@ -114,8 +114,9 @@ def test_several_runs_share_a_page(run: Path, tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_one_sentence(tmp_path: Path, files: dict, sentence: str) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
+    (tmp_path / "notes.txt").write_text("mine")  # the run is wrong, and not --out
     with pytest.raises(UserError, match=sentence) as caught:
-        RunFiles.read(tmp_path)
+        RunReport.main([str(tmp_path)])
     assert "\n" not in str(caught.value)
 
 

@@ -416,7 +416,7 @@ def test_other_starts_are_other_samples(export, videos, tmp_path, capsys):
             ),
             "cannot be",
         ),
-        (("--start-from", "nowhere.mp4", "--known", "0"), "does not exist"),
+        (("--start-from", "nowhere.mp4"), "does not exist"),
         (("--keyframes", "0=IMAGE", "--start-from", "IMAGE"), "leave --start-from out"),
         (("--keyframes", "0=IMAGE", "--known", "0"), "leave --known out"),
         (("--keyframes", "0=IMAGE", "--start-gamma", "0.5"), "leave --start-gamma out"),

@@ -46,6 +46,9 @@ def load_weights(
         raise UserError(f"{folder} has no {missing} of {what}; its weights have {known}")
     if folder.is_dir() and (folder / "config.json").is_file():
         check_config(model_class, folder)
+    needed = "needed is a complete folder of safetensors weights with the config.json they were saved with"
+    if folder.is_dir() and not variants:  # diffusers would also log it
+        raise UserError(f"cannot load {what} as {model_class.__name__} (no .safetensors is in {folder}); {needed}")
     try:
         model, report = model_class.from_pretrained(
             str(source),
@@ -56,10 +59,7 @@ def load_weights(
             output_loading_info=True,
         )
     except _UNUSABLE as error:  # missing, unreadable, of other shapes, a bad configuration
-        raise UserError(
-            f"cannot load {what} as {model_class.__name__} ({first_line(error)}); needed is a complete folder of "
-            "safetensors weights with the config.json they were saved with"
-        ) from error
+        raise UserError(f"cannot load {what} as {model_class.__name__} ({first_line(error)}); {needed}") from error
     for kind in ("missing_keys", "unexpected_keys"):
         if report[kind]:
             names = sorted(report[kind])

@@ -79,6 +79,11 @@ def _read_pickle(source: Path) -> object:
             # Memory-mapped: the optimizer and raw weights in the same file are then never read.
             return torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
     except pickle.UnpicklingError as error:
+        with source.open("rb") as file:
+            if not zipfile.is_zipfile(source) and file.read(1) != pickle.PROTO:
+                raise UserError(
+                    f"{source} is no whole torch checkpoint: it is neither a zip archive nor a pickle"
+                ) from error
         match = re.search(r"GLOBAL (\S+)", str(error))
         content = f"a Python object ({match[1]})" if match else "more than tensors"
         raise UserError(

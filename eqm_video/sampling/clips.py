@@ -222,9 +222,14 @@ def open_path(path: Path, spec: ClipSpec, **lists: Any) -> OpenedPath:
         return open_folder(path, spec, **lists)
     if lists.get("split") is not None:
         raise UserError(f"--split chooses among the files of a folder, but {path} is none: leave it out")
+    check_exists(path)
+    return open_file(path, spec)
+
+
+def check_exists(path: Path) -> None:
+    """UserError for a path of --start-from where nothing is."""
     if not path.exists():
         raise UserError(f"--start-from {path} does not exist: give a video, an image, a folder of these, or an .npz")
-    return open_file(path, spec)
 
 
 def read_npz(path: Path, advice: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -243,7 +248,8 @@ def read_npz(path: Path, advice: str) -> tuple[np.ndarray, np.ndarray | None]:
     clips = clips[:, None] if clips.ndim == 4 else clips
     if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3 or 0 in clips.shape:
         raise UserError(
-            f"{path} holds {clips.dtype} {clips.shape}, not uint8 (N, T, H, W, 3), for pictures (N, H, W, 3): {advice}"
+            f"{path} holds {clips.dtype} {clips.shape}, not uint8 (N, T, H, W, 3), or (N, H, W, 3) for pictures: "
+            f"{advice}"
         )
     usable = labels is not None and labels.shape == (len(clips),) and np.issubdtype(labels.dtype, np.integer)
     return clips, labels if usable else None

@@ -182,6 +182,8 @@ class EqMPipeline(DiffusionPipeline):
         if "vae" not in kwargs:
             if folder == SHIPPED_FOLDER:  # its codec lies beside it, and is not stored twice
                 kwargs["vae"] = Codec.load(BUNDLED, torch_dtype=kinds["vae"]).vae
+            elif not (folder / "vae").is_dir():
+                raise UserError(f"{folder} is no whole export, since it has no folder vae: copy it again")
             else:
                 kwargs["vae"] = Codec.load(folder / "vae", torch_dtype=kinds["vae"], variant=variant).vae
         pipeline = super().from_pretrained(str(folder), **kwargs)

@@ -27,6 +27,7 @@ from eqm_video.sampling.clips import (
     OpenedPath,
     PictureClip,
     VideoClip,
+    check_exists,
     every,
     open_path,
     read_npz,
@@ -110,6 +111,7 @@ def _opened(pipeline: EqMPipeline, options: argparse.Namespace) -> Start | None:
                 option = f"--{name.replace('_', '-')}"
                 raise UserError(f"{option} needs clips to start from: add --start-from FILE_OR_FOLDER")
         return None
+    check_exists(options.start_from)
     if options.start_from.suffix in ARRAYS:
         return _from_arrays(pipeline, options)
     return _from_files(pipeline, options)

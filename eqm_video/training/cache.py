@@ -31,7 +31,7 @@ from eqm_video.training.config import Config, load_config
 from eqm_video.training.data import HELD_OUT, IMAGES, INDEX, VIDEOS, LatentCaches
 from eqm_video.training.lock import LOCK, lock_run
 from eqm_video.training.recipes import check_root
-from eqm_video.wording import counted
+from eqm_video.wording import counted, storage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Part:
         return (
             f"{data.root}: {counted(len(data), cache.settings['kind'][:-1])}, {counted(frames, 'frame')}, moments "
             f"{'x'.join(map(str, cache.shape))} float16{' of both mirrorings' * cache.settings['flip']}: "
-            f"{size / 1e9:,.2f} GB; {len(data) - len(self.missing)} are there, {len(self.missing)} are to be encoded"
+            f"{storage(size)}; {len(data) - len(self.missing)} are there, {len(self.missing)} are to be encoded"
         )
 
 
@@ -157,7 +157,7 @@ def _check_room(parts: Sequence[Part], folder: Path) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise UserError(
-            f"the latents take {needed / 1e9:,.2f} GB, but the disk of --out {folder} has {free / 1e9:,.2f} GB free: "
+            f"the latents take {storage(needed)}, but the disk of --out {folder} has {storage(free)} free: "
             "make room, choose another folder, or take a smaller data.size"
         )
 

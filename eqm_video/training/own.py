@@ -52,9 +52,9 @@ def choose(folder: Path, changes: Sequence[str] = (), on_gpu: bool | None = None
         withheld = "a tenth of them held out"
     overrides = [f"{key}={value}" for key, value in picked.items() if key not in theirs]
     steps = theirs.get("train.steps", picked["train.steps"])
-    steps = f"{int(steps):,}" if steps.isdecimal() else steps
+    steps = "1 step" if steps == "1" else f"{int(steps):,} steps" if steps.isdecimal() else f"{steps} steps"
     said = (
-        f"{counted(count, 'video')} and {'a GPU' if on_gpu else 'no GPU'}: recipe {recipe}, {steps} steps, {withheld}; "
+        f"{counted(count, 'video')} and {'a GPU' if on_gpu else 'no GPU'}: recipe {recipe}, {steps}, {withheld}; "
         "the same as\n"
         f"  eqm-video train --config {recipe} {shlex.join([*overrides, *changes])}"
     )
