@@ -157,7 +157,7 @@ def test_all_pairs_of_attributes(exports, tmp_path, capsys):
     ]
     assert all(0 <= row["both_accuracy"] <= 1 and row["samples"] == 2 for row in record["rows"])
     out = capsys.readouterr().out
-    assert "composed: both attributes in" in out and "chance 12%" in out
+    assert "| composed  " in out and "both are right (chance 12.5 %)" in out and "| mean, 2 samples of each |" in out
     for name in ("compose.gif", "compose.png"):
         assert (tmp_path / name).stat().st_size > 1000
 

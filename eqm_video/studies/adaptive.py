@@ -13,6 +13,7 @@ import numpy as np
 from eqm_video.errors import UserError
 from eqm_video.options import narrower, option
 from eqm_video.output import plots
+from eqm_video.output.tables import aligned
 from eqm_video.samplers import SAMPLERS, SIZED
 from eqm_video.sampling.arguments import own_walk
 from eqm_video.sampling.option_groups import Judged, PerFrame, Ruled
@@ -54,6 +55,11 @@ class Adaptive(Sampled, Ruled, PerFrame, Judged, group="look"):
         unset="the model's own setting, and four times its steps at a quarter of its step size",
     )
     repeats: int = option(3, least=1, metavar="K", help="repetitions of everything that is timed")
+
+    @classmethod
+    def views(cls, numbers: Mapping[str, Any]) -> dict[str, str]:
+        """The tables by name: results."""
+        return {"results": as_table(numbers["results"])}
 
     def run(self, pipeline: EqMPipeline) -> Report:
         """Compare every fixed setting with its adaptive descents."""
@@ -153,35 +159,26 @@ def summary(
     return numbers
 
 
-def as_table(results: Sequence[dict[str, Any]], headline: str | None) -> str:
-    """The results as a table for the screen; shares are relative to all steps."""
-    lines = []
+def as_table(results: Sequence[Mapping[str, Any]], headline: str | None = "both_accuracy") -> str:
+    """A Markdown table for each fixed setting; shares are relative to all steps. headline: the measure of quality."""
+    parts = []
     for result in results:
-        names = [
-            "tolerance",
-            "nfe",
-            "seconds",
-            "CPU s",
-            "of nfe",
-            "of time",
-            "of CPU",
-            *([headline] if headline else []),
-        ]
-        lines.append(f"{result['sampler']}, {result['steps']} steps of {result['step_size']:g}")
-        lines.append("  ".join(f"{name:>9}" for name in names))
-        lines.append(_line("-", result["all steps"], headline))
-        lines += [_line(f"{row['tolerance']:g}", row, headline) for row in result["adaptive"]]
-    return "\n".join(lines)
-
-
-def _line(name: str, row: dict[str, Any], headline: str | None) -> str:
-    cells = [name, f"{row['nfe']:.1f}", f"{row['seconds']:.2f}", f"{row['cpu_seconds']:.2f}"]
-    shares = [row.get(f"{each}_ratio", 1.0) for each in ("nfe", "seconds", "cpu_seconds")]
-    cells += ["-" if share is None else f"{share:.0%}" for share in shares]
-    if headline is not None:
-        cells.append(f"{row[headline]:.3g}".rjust(len(headline)))
-    far = f"  {row['pixels_from_all_steps']:.1f} of 255 from all steps" if "pixels_from_all_steps" in row else ""
-    return "  ".join(f"{cell:>9}" for cell in cells) + far
+        heads = ["tolerance", "evaluations", "CPU s", "of evaluations", "of CPU time", "of time"]
+        cells = [[*heads, *([headline] if headline else []), "RMS pixels from all steps"]]
+        for row in (result["all steps"], *result["adaptive"]):
+            shares = [row.get(f"{name}_ratio", 1.0) for name in ("nfe", "cpu_seconds", "seconds")]
+            cells.append(
+                [
+                    f"{row['tolerance']:g}" if "tolerance" in row else "all steps",
+                    *(f"{row['nfe']:.1f}", f"{row['cpu_seconds']:.2f}"),
+                    *("-" if share is None else f"{100 * share:.0f} %" for share in shares),
+                    *([f"{row[headline]:.3g}"] if headline else []),
+                    f"{row['pixels_from_all_steps']:.1f}" if "pixels_from_all_steps" in row else "",
+                ]
+            )
+        title = f"{result['sampler']}, {result['steps']} steps of {result['step_size']:g}:"
+        parts.append(f"{title}\n\n{aligned(cells)}")
+    return "\n\n".join(parts)
 
 
 # Picture ------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ Legend: N clips, S samples of each, T frames, H W pixels.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,15 @@ class Predict(OneModel, HeldOut, Known, ClipLabels, Descending, Seeded, Batched,
     steps: int | None = narrower(None, least=1)
     predictions_only: bool = option(False, help="leave true and known frames out of the pictures")
     batch_size: int = 16
+
+    @classmethod
+    def views(cls, numbers: Mapping[str, Any]) -> dict[str, str]:
+        """The table by name: errors. means, held: the errors of the predictions, of the nearest known frame."""
+        errors = {name: measured["error"] for name, measured in numbers["predictions"].items()}
+        row = {key: [f"{error[key]:.1f}" for error in errors.values()] for key in ("mean", "held", "faded")}
+        lines = zip(errors, *row.values(), strict=True)
+        table = aligned([["known frames", "error", "held", "faded"], *lines])
+        return {"errors": table, "means": ", ".join(row["mean"]), "held": ", ".join(row["held"])}
 
     def run(self, pipeline: EqMPipeline) -> Report:
         """Sample the hidden frames for each choice of known frames, and compare them with the truth."""

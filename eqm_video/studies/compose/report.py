@@ -14,6 +14,7 @@ import numpy as np
 
 from eqm_video.output import media, plots
 from eqm_video.output.grids import PAPER
+from eqm_video.output.tables import aligned
 
 KINDS = ("alone", "shape alone", "direction alone", "composed", "mean", "plain sum")
 SHARES = {
@@ -53,22 +54,30 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """All judged rows and their means as text; a sentence if no row was judged."""
+    """All judged rows and the means of each kind as Markdown tables; a sentence if no row was judged."""
     judged = [row for row in rows if row["target"] is not None]
     if not judged:
         return "samples are not judged: the terms name no shape and direction"
-    width = max(len(row["composition"]) for row in judged)
-    lines = [f"{'':{width}}  {'kind':15}  shape  direction  both   (chance {judged[0]['both_chance']:.0%})"]
-    for row in judged:
-        lost = f"  {row['diverged']} diverged" if row["diverged"] else ""
-        shares = f"{row['shape_accuracy']:5.0%}  {row['direction_accuracy']:9.0%}  {row['both_accuracy']:4.0%}"
-        lines.append(f"{row['composition']:{width}}  {row['kind']:15}  {shares}{lost}")
-    count = judged[0]["samples"]
-    for kind, shares in means(rows).items():
-        lines.append(
-            f"{kind}: both attributes in {shares['both_accuracy']:.0%} of samples ({count} of each composition)"
-        )
-    return "\n".join(lines)
+    lines = [["composition", "kind", "diverged", *_heads(judged)]]
+    lines += [[row["composition"], row["kind"], str(row["diverged"]), *_shares(row)] for row in judged]
+    return f"{aligned(lines, left=2)}\n\n{mean_table(rows)}"
+
+
+def mean_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The means of each kind as a Markdown table; a row at least must be judged."""
+    judged = [row for row in rows if row["target"] is not None]
+    title = f"mean, {judged[0]['samples']} samples of each"
+    return aligned([[title, *_heads(judged)], *([kind, *_shares(mean)] for kind, mean in means(rows).items())])
+
+
+def _heads(judged: Sequence[dict[str, Any]]) -> list[str]:
+    return [
+        f"{title} (chance {100 * judged[0][key.replace('accuracy', 'chance')]:g} %)" for key, title in SHARES.items()
+    ]
+
+
+def _shares(row: dict[str, Any]) -> list[str]:
+    return [f"{100 * row[key]:.0f} %" for key in SHARES]
 
 
 def draw_grid(path: Path, every: Sequence[Samples], fps: float, columns: int) -> None:

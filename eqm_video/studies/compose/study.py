@@ -5,7 +5,7 @@ Legend: N samples, T frames, H W pixels; pixels uint8, channels last.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -111,6 +111,14 @@ class Compose(Sampled, Ruled, Stepping, Columns, group="look"):
     def paths(self) -> Sequence[str | Path]:
         """MODEL, and the models of --with."""
         return (self.model, *self.others)
+
+    @classmethod
+    def views(cls, numbers: Mapping[str, Any]) -> dict[str, str]:
+        """The table by name: means. composed: the share of composed samples that show both attributes."""
+        if not (means := report.means(numbers["rows"])):
+            return {}
+        share = f"{100 * means['composed']['both_accuracy']:.0f} %"
+        return {"means": report.mean_table(numbers["rows"]), "composed": share}
 
     def run(self, *models: EqMPipeline) -> Report:
         """Sample every variant of every composition once, and judge the samples."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from eqm_video.errors import UserError
 from eqm_video.options import narrower
+from eqm_video.output.tables import aligned
 from eqm_video.samplers import NAG
 from eqm_video.sampling.option_groups import Filmed, Many, Seeded, Shaped, Stepping, Stopping
 from eqm_video.studies.oracle.pictures import draw_film
@@ -49,6 +51,11 @@ class Oracle(Study, Many, Shaped, Stepping, Stopping, Seeded, Filmed, group="loo
                 f"--size is {height}x{width}: it must be a whole number from 8 to 64, the side of a square world"
             )
 
+    @classmethod
+    def views(cls, numbers: Mapping[str, Any]) -> dict[str, str]:
+        """The table by name: tasks."""
+        return {"tasks": as_table(numbers["tasks"])}
+
     def run(self) -> Report:
         """Descend and measure task by task."""
         began = time.monotonic()
@@ -81,20 +88,22 @@ class Oracle(Study, Many, Shaped, Stepping, Stopping, Seeded, Filmed, group="loo
         return Report(numbers, as_table(results), film)
 
 
-def as_table(results: dict[str, dict[str, Any]]) -> str:
-    """The tasks as a table for the screen."""
-    lines = [f"{'':20}{'agrees':>8}{'one gamma':>11}{'nfe':>6}{'stopping':>10}{'by clip':>9}   chosen"]
+def as_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The tasks as a Markdown table: ends, evaluations, and the clips at which descents ended."""
+    cells = [["task", "ends agree", "one gamma", "evaluations", "of a frame that stops", "of a clip", "ends"]]
     for name, result in results.items():
-        other = result.get("one_gamma_for_the_clip")
-        beside = "-" if other is None else f"{other['at_an_agreeing_clip']:.0%}"
+        other, stopping = result.get("one_gamma_for_the_clip"), result["per_frame_stopping"]
+        unknown = max(1, len(result["start_gammas"]) - len(result["known"]))
         counts = sorted(result["chosen"].items(), key=lambda item: -item[1])
-        chosen = ", ".join(f"{clip} {count}" for clip, count in counts[:4]) + (", ..." if len(counts) > 4 else "")
-        stopping = sum(result["per_frame_stopping"]["frame_nfe"]) / max(
-            1, len(result["start_gammas"]) - len(result["known"])
+        cells.append(
+            [
+                name,
+                f"{100 * result['at_an_agreeing_clip']:.0f} %",
+                "-" if other is None else f"{100 * other['at_an_agreeing_clip']:.0f} %",
+                f"{result['nfe']:.0f}",
+                f"{sum(stopping['frame_nfe']) / unknown:.1f}",
+                f"{stopping['nfe_together']:.1f}",
+                ", ".join(f"{clip} {count}" for clip, count in counts[:4]) + (", ..." if len(counts) > 4 else ""),
+            ]
         )
-        together = result["per_frame_stopping"]["nfe_together"]
-        cells = (
-            f"{result['at_an_agreeing_clip']:>8.0%}{beside:>11}{result['nfe']:>6.0f}{stopping:>10.1f}{together:>9.1f}"
-        )
-        lines.append(f"{name:20}{cells}   {chosen}")
-    return "\n".join(lines)
+    return aligned(cells)

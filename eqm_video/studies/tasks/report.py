@@ -64,27 +64,31 @@ def plots_of(results: Mapping[str, Any]) -> dict[str, Callable[[Path], Any]]:
 
 def tables(results: Mapping[str, Any]) -> str:
     """All tables, each below a sentence that explains its numbers."""
-    models, settings, parts = results["models"], results["settings"], []
+    return "\n\n".join(parts(results).values()) + "\n"
+
+
+def parts(results: Mapping[str, Any]) -> dict[str, str]:
+    """The tables of the parts that were measured (tasks, long, ways, stopping), each below its explanation."""
+    models, settings, texts = results["models"], results["settings"], {}
     if all("tasks" in result for result in models.values()):
-        parts += [legend(settings), task_table(models)]
+        texts["tasks"] = f"{legend(settings)}\n\n{task_table(models)}"
     if all("long" in result for result in models.values()):
-        parts += [
-            f"{settings['long clips']} clips continued to {settings['length']} frames, told their labels: the share "
+        texts["long"] = (
+            f"{settings['long clips']} clips continued to {settings['length']} frames, with their labels: the share "
             "that shows its label in the first window, the last, all; the median error in px of first and last; of the "
             "last, the speed over the true one, and the ground's grey levels from the true one's; the RMS gradient on "
-            "known frames; evaluations for a frame.",
-            long_table({name: result["long"] for name, result in models.items()}, "gamma in training"),
-        ]
+            "known frames; evaluations for a frame.\n\n"
+            + long_table({name: result["long"] for name, result in models.items()}, "gamma in training")
+        )
     if "ways" in results:
-        parts.append(f"The same of {settings['way clips']} clips with {results['best']}, one choice at a time.")
-        parts += [long_table(rows, title) for title, rows in results["ways"].items()]
+        title = f"The same of {settings['way clips']} clips with {results['best']}, one choice at a time."
+        texts["ways"] = "\n\n".join([title, *(long_table(rows, name) for name, rows in results["ways"].items())])
     if "stopping" in results:
-        parts += [
+        texts["stopping"] = (
             f"Adaptive compute in {TOLD} with {results['best']}: evaluations of a clip, steps that its unknown frames "
-            "moved, and errors in px.",
-            stopping_table(results["stopping"]),
-        ]
-    return "\n\n".join(parts) + "\n"
+            f"moved, and errors in px.\n\n{stopping_table(results['stopping'])}"
+        )
+    return texts
 
 
 def legend(settings: Mapping[str, Any]) -> str:

@@ -77,6 +77,11 @@ class Tasks(Opening, Trained, Longer, Stepped, Guided, Seeded, Batched, group="c
         if self.models and (self.only is not None or self.overrides):
             raise UserError("--models measures what is trained already: leave --only and section.key=value out")
 
+    @classmethod
+    def views(cls, numbers: Mapping[str, Any]) -> dict[str, str]:
+        """The tables of the parts that were measured, by name: tasks, long, ways, stopping."""
+        return tasks_report.parts(numbers)
+
     def run(self) -> Report:
         """Train missing runs, and make missing measurements."""
         measurer = Measurer(self, self.exports())
