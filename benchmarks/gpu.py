@@ -10,8 +10,9 @@
 ours; --predict prints what arithmetic gives for a GPU, without one; --tiny tries the script itself, on a CPU.
 
 Each stage is a process with a limit of its own, and writes a record into the folder: one that fails or takes too long
-costs no other, and leaves the shapes that it has measured. `summary.json` says how each ended, after each of them. The
-same command again runs only those that did not end well. At the end the measured steps stand beside the predicted ones.
+costs no other, and leaves the shapes that it has measured. Its messages are in STAGE.log. `summary.json` says how each
+ended, and why, after each of them. The same command again runs only those that did not end well. At the end the
+measured steps stand beside the predicted ones. With --tiny the limits are four times as long.
 
 Of the package's dependencies it needs those in benchmarks/gpu_wheels.txt, and only `training` needs av. For a machine
 without a network, `pip download --no-deps --dest wheels -r benchmarks/gpu_wheels.txt` here and `pip install --no-deps
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -50,29 +52,48 @@ def numbers(options: argparse.Namespace) -> list[dict[str, Any]]:
         torch.device(options.device),
         (2, 4 if options.tiny else 16, measuring.CHANNELS, *[options.size] * 2),
     )
-    rows, found = [], {}
+    rows, exact = [], {}
     for dtype, compiled in (("fp32", False), ("bf16", False), ("fp32", True), ("bf16", True)):
-        network = measuring.build("S/2", depth=options.depth, device=options.device)
-        for block in network.blocks if compiled else ():
-            block.compile(fullgraph=True, backend="eager" if options.tiny else "inductor")
-        torch.manual_seed(1)
-        latents, labels = torch.randn(shape, device=device), torch.zeros(2, dtype=torch.long, device=device)
-        with measuring.autocast(device, dtype):
-            sample = Field(network)(latents, labels).sample.float()
-        sample.square().mean().backward()
-        gradient = torch.cat([weight.grad.flatten().float() for weight in network.parameters()])
-        network.zero_grad(set_to_none=True)
-        torch.manual_seed(2)
-        step = train_step.step_of(network, lambda *given, net=network: Field(net)(*given).sample, shape, device, dtype)
-        for _ in range(2 if options.tiny else STEPS):
-            step()
-        with torch.no_grad():
-            trained = Field(network)(latents, labels).sample.square().mean()
-        values = {"sample": sample.detach(), "gradient": gradient, "trained": trained[None]}
-        found.setdefault("exact", values)
-        far = {key: float((values[key] - exact).norm() / exact.norm()) for key, exact in found["exact"].items()}
-        rows.append({"dtype": dtype, "compiled": compiled, **{f"relative_{key}": value for key, value in far.items()}})
+        row = {"dtype": dtype, "compiled": compiled}
+        try:
+            found = values(options, dtype, shape, device, compiled=compiled)
+        except RuntimeError as error:
+            if not compiled:
+                raise
+            rows.append({**row, "error": f"compiled blocks cannot run here: {_short(error)}"})
+            continue
+        exact = exact or found
+        far = {key: float((found[key] - value).norm() / value.norm()) for key, value in exact.items()}
+        rows.append({**row, **{f"relative_{key}": value for key, value in far.items()}})
     return rows
+
+
+def values(
+    options: argparse.Namespace, dtype: str, shape: tuple[int, ...], device: torch.device, *, compiled: bool
+) -> dict[str, torch.Tensor]:
+    """An output of S/2, the gradient of all weights, and the loss after some steps, flat but for the output."""
+    network = measuring.build("S/2", depth=options.depth, device=options.device)
+    for block in network.blocks if compiled else ():
+        block.compile(fullgraph=True, backend="eager" if options.tiny else "inductor")
+    torch.manual_seed(1)
+    latents, labels = torch.randn(shape, device=device), torch.zeros(2, dtype=torch.long, device=device)
+    with measuring.autocast(device, dtype):
+        sample = Field(network)(latents, labels).sample.float()
+    sample.square().mean().backward()
+    gradient = torch.cat([weight.grad.flatten().float() for weight in network.parameters()])
+    network.zero_grad(set_to_none=True)
+    torch.manual_seed(2)
+    step = train_step.step_of(network, lambda *given: Field(network)(*given).sample, shape, device, dtype)
+    for _ in range(2 if options.tiny else STEPS):
+        step()
+    with torch.no_grad():
+        trained = Field(network)(latents, labels).sample.square().mean()
+    return {"sample": sample.detach(), "gradient": gradient, "trained": trained[None]}
+
+
+def _short(error: Exception) -> str:
+    """The first words of an error on one line, without the places in files that torch adds."""
+    return re.sub(r" *\(/[^)]*\)", "", " ".join(str(error).split()))[:300]
 
 
 def profile(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -89,13 +110,17 @@ def profile(options: argparse.Namespace) -> list[dict[str, Any]]:
     with torch.profiler.profile() as profiler:
         step()
         measuring.machine.synchronise(device)
-    on_gpu = device.type == "cuda"
-    spent = [(e.self_device_time_total if on_gpu else e.self_cpu_time_total, e) for e in profiler.key_averages()]
+    events = profiler.key_averages()
+    spent, clock = [(event.self_device_time_total, event) for event in events], "device"
+    if not any(time for time, _ in spent):
+        spent, clock = [(event.self_cpu_time_total, event) for event in events], "host"
+        if device.type == "cuda":
+            print("the profiler saw no kernel on cuda: times are those of the host", file=sys.stderr)
     total = sum(time for time, _ in spent)
     top = sorted(spent, key=lambda entry: -entry[0])[:30]
     whole = {"kernel": "all", "calls": sum(e.count for _, e in spent), "milliseconds": total / 1000, "share": 1.0}
     return [
-        {**whole, "preset": preset, "shape": list(shape)},
+        {**whole, "preset": preset, "shape": list(shape), "times of": clock},
         *({"kernel": e.key, "calls": e.count, "milliseconds": time / 1000, "share": time / total} for time, e in top),
     ]
 
@@ -125,7 +150,7 @@ def training(options: argparse.Namespace) -> list[dict[str, Any]]:
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"the cache failed: {done.stderr[-500:]}")
+        raise RuntimeError(f"the cache failed: {_last(done.stderr)}")
     words += [f"data.latents=cache:{cache}", "train.steps=100000"]
     log, rows = run / "metrics.jsonl", []
     for part in ("started", "resumed"):
@@ -138,7 +163,7 @@ def training(options: argparse.Namespace) -> list[dict[str, Any]]:
         trained.send_signal(signal.SIGTERM)
         errors = trained.communicate(timeout=300)[1].decode(errors="replace")
         if trained.returncode:
-            raise RuntimeError(f"the run failed when {part}: {errors[-500:]}")
+            raise RuntimeError(f"the run failed when {part}: {_last(errors)}")
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         fastest = max(line["clips_per_second"] for line in lines[count:])
         rows.append({"part": part, "preset": preset, "step": lines[-1]["step"], "loss": lines[-1]["loss"]})
@@ -164,7 +189,11 @@ def stages(options: argparse.Namespace) -> list[tuple[str, list[str], float]]:
     this = [str(Path(__file__).resolve()), f"--out={options.out}", f"--device={options.device}"]
     this += ["--tiny"] if options.tiny else []
     large = ["--presets=S/2,B/2,XL/2", "--frames=1,16,32", "--batch=2", "--dtype=bf16"]
-    shape = ["--presets=S/2", "--frames=1,2", "--depth=1", "--size=4", "--repeats=1"] if options.tiny else large
+    shape = (
+        ["--presets=S/2", "--frames=1,2", "--depth=1", "--size=4", "--repeats=1", "--product=64"]
+        if options.tiny
+        else large
+    )
     shape += [f"--device={options.device}"]
     peer = [f"--peer={options.peer}", f"--adapter={options.adapter}"] if options.peer else []
     compiled, few, two = [] if options.tiny else ["--compile"], ["--frames=1"], ["--presets=S/2,XL/2", "--frames=16"]
@@ -179,9 +208,13 @@ def stages(options: argparse.Namespace) -> list[tuple[str, list[str], float]]:
     ]
 
 
-def run(words: list[str], limit: float) -> int | None:
-    """The exit status of a stage; None if it reached its limit, at which all processes that it started end with it."""
-    stage = subprocess.Popen([sys.executable, *words], start_new_session=True)
+def run(words: list[str], limit: float, log: Path) -> int | None:
+    """The exit status of a stage; None if it reached its limit, at which all processes that it started end with it.
+
+    log: the file that its messages go to.
+    """
+    with log.open("wb") as messages:
+        stage = subprocess.Popen([sys.executable, *words], start_new_session=True, stderr=messages)
     try:
         return stage.wait(limit)
     except subprocess.TimeoutExpired:
@@ -235,11 +268,14 @@ def main() -> None:
     options.device = options.device or ("cpu" if options.tiny else "cuda")
     if not options.tiny and not torch.cuda.is_available():
         parser.error("there is no GPU here: add --tiny to try the script on a CPU")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the stage at hand ends, too
     options.size, options.depth = (4, 1) if options.tiny else (32, None)
     options.out.mkdir(parents=True, exist_ok=True)
     if options.stage:
         rows = OWN[options.stage](options)
         measuring.record("gpu", rows, torch.device(options.device), options.out / f"{options.stage}.json")
+        if any("error" in row for row in rows):
+            sys.exit(next(row["error"] for row in rows if "error" in row))
         return
     wanted = [stage for stage in stages(options) if options.stages is None or stage[0] in options.stages.split(",")]
     if not wanted:
@@ -259,13 +295,24 @@ def every_stage(options: argparse.Namespace, wanted: list[tuple[str, list[str], 
             print(f"{name} has been measured; remove {summary} to measure it again", flush=True)
             continue
         words = words if "--stage" in words[-1] else [*words, f"--out={options.out / f'{name}.json'}"]
-        began = time.monotonic()
-        ends[name] = {"stage": name, "exit": run(words, limit), "limit": limit, "seconds": time.monotonic() - began}
+        limit *= 4 if options.tiny else 1  # nobody waits for the CPU, and others may use it
+        began, log = time.monotonic(), options.out / f"{name}.log"
+        end, spent = run(words, limit, log), time.monotonic() - began
+        ends[name] = {"stage": name, "exit": end, "limit": limit, "seconds": spent}
+        if end != 0:
+            ends[name]["error"] = "it reached its limit" if end is None else _last(log.read_text(errors="replace"))
+            print(f"{name} did not end well: {ends[name]['error']}", flush=True)
         measuring.write("gpu", list(ends.values()), device, summary)
     measuring.show(list(ends.values()))
     if not options.tiny and _rows(options.out / "train_step.json"):
         print(predictions(measuring.machine.device_name(device), _rows(options.out / "train_step.json")))
     return all(ends[name]["exit"] == 0 for name, *_ in wanted)
+
+
+def _last(messages: str) -> str:
+    """The last line that says something."""
+    lines = [line.strip() for line in messages.splitlines() if line.strip(" ^")]
+    return lines[-1][:500] if lines else "it said nothing"
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -89,12 +89,14 @@ def timed(works: Sequence[Callable[[], Any]], repeats: int, device: torch.device
     return [{"seconds": min(one), "median_seconds": median(one)} for one in seconds]
 
 
-def products(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Any], float]:
+def products(device: torch.device, dtype: torch.dtype, size: int | None = None) -> tuple[Callable[[], Any], float]:
     """Matrix products that fill the device, as a work for `timed`, and their FLOPs: the peak to compare with.
 
-    It takes turns with what it is compared with, because the clock of a processor that others use changes.
+    It takes turns with what it is compared with, because the clock of a processor that others use changes. size: rows
+    of the square matrices, in place of those that fill a GPU (8192) or a CPU (1024).
     """
-    size, count = (8192, 4) if device.type == "cuda" else (1024, 20)
+    rows, count = (8192, 4) if device.type == "cuda" else (1024, 20)
+    size = size or rows
     first, second = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
 
     def work() -> None:

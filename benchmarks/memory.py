@@ -69,6 +69,8 @@ def one(options: argparse.Namespace) -> None:
     (found,) = measuring.timed([step], 1, device)
     row = {"preset": options.presets, "frames": frames, "batch": options.batch, "depth": options.depth}
     gib, memory = (used(device) - before) / 2**30, counted(options, network)
+    if device.type == "cuda" and gib == 0:
+        sys.exit("the memory of this device is not counted by torch.cuda.max_memory_allocated")
     row |= {"dtype": options.dtype, "recompute": options.recompute, "gib": gib, "counted": memory.tensors / 2**30}
     row |= {"gap": gib / row["counted"] - 1, "counted_heap": memory.peak / 2**30, "seconds": found["seconds"]}
     print(json.dumps(row))
@@ -78,12 +80,13 @@ def run(words: list[str], settings: dict[str, str]) -> dict[str, Any]:
     """The row of a case, measured in a process with these settings in its environment; out of memory is a result."""
     command = [sys.executable, __file__, "--one", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **settings})
-    return {"error": done.stderr[-300:]} if done.returncode else json.loads(done.stdout)
+    return {"error": done.stderr[-300:].strip()} if done.returncode else json.loads(done.stdout)
 
 
 def main() -> None:
     """Start a process for each case."""
     parser = train_step.parser(__doc__)
+    parser.add_argument("--modes", default=",".join(MODES), help="of activation checkpointing; all by default")
     parser.add_argument("--one", action="store_true", help="measure in this process the case that the options name")
     options = parser.parse_args()
     if options.one:
@@ -98,7 +101,7 @@ def main() -> None:
     rows = []
     for preset in options.presets.split(","):
         for frames in options.frames.split(","):
-            for mode in MODES:
+            for mode in options.modes.split(","):
                 case = [f"--presets={preset}", f"--frames={frames}", f"--recompute={mode}"]
                 row = run([*words, *case], {"MALLOC_MMAP_THRESHOLD_": str(2**16)})
                 if options.device == "cpu" and "gib" in row:

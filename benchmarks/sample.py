@@ -37,7 +37,7 @@ def measure(options: argparse.Namespace, preset: str, frames: int) -> list[dict[
             block.compile(fullgraph=True)
     start = torch.randn(shape, device=device)
     labels = torch.zeros(shape[0], dtype=torch.long, device=device)
-    products, flops = measuring.products(device, measuring.DTYPES[options.dtype])
+    products, flops = measuring.products(device, measuring.DTYPES[options.dtype], options.product)
     rows = []
     for scale in GUIDANCE:
         copies = 1 if scale == 1 else 2

@@ -41,6 +41,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument("--threads", type=int, default=1, help="threads of torch on a CPU (1)")
     made.add_argument("--dtype", choices=tuple(measuring.DTYPES), default="fp32")
     made.add_argument("--repeats", type=int, default=3)
+    made.add_argument("--product", type=int, help="rows of the matrices of the peak (8192 on a GPU, 1024 on a CPU)")
     made.add_argument("--recompute", choices=("none", "block", "selective"), default="none")
     made.add_argument("--compile", action="store_true", help="time the compiled network as well")
     made.add_argument("--peer", type=Path, help="another checkout")
@@ -96,7 +97,7 @@ def measure(options: argparse.Namespace, preset: str, frames: int) -> list[dict[
         peer = measuring.load_peer(options.adapter, options.peer, preset, shape, options.depth).to(device)
         add(options.adapter.stem, peer, peer)
     patch = PRESETS[f"EqM-{preset}"].patch_size
-    products, flops = measuring.products(device, measuring.DTYPES[options.dtype])
+    products, flops = measuring.products(device, measuring.DTYPES[options.dtype], options.product)
     alone, *found = measuring.timed([products, *works], options.repeats, device)
     top, rows = flops / alone["seconds"], []
     for name, cost, seconds in zip(names, costs, found, strict=True):

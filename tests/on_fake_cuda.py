@@ -8,8 +8,11 @@ each case of both the waits of the host for the device, or the error.
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import fakecuda
@@ -27,6 +30,10 @@ from eqm_video.samplers import RULES, SAMPLERS, Dopri5
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.rollout import roll_out
 from eqm_video.system import devices
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+import gpu
 
 DEVICE = torch.device("cuda", 0)
 FREE = ("H2D non_blocking", "H2D index from cpu")
@@ -152,6 +159,15 @@ def offloading() -> None:
     found["offloaded, now on"] = sorted({str(next(part.parameters()).device) for part in (pipe.transformer, pipe.vae)})
 
 
+def stages() -> None:
+    """Stages of benchmarks/gpu.py. What is missing here is torch.compile, which refuses the fake, and memory."""
+    options = argparse.Namespace(device="cuda", tiny=True, size=4, depth=1)
+    shape = (2, 2, 4, 4, 4)
+    for dtype in ("fp32", "bf16"):
+        case(f"numbers in {dtype}", lambda dtype=dtype: gpu.values(options, dtype, shape, DEVICE, compiled=False))
+    case("profile", lambda: gpu.profile(options))
+
+
 def main() -> None:
     fakecuda.patch_generators()
     torch.Tensor.pin_memory = lambda values, *_: values  # the CPU build of torch pins nothing
@@ -159,6 +175,7 @@ def main() -> None:
     pipe = tiny_pipeline()
     measures(pipe)
     offloading()
+    stages()
     sampling(pipe, STEPS)
     every = dict(found)
     found.clear()

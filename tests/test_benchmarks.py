@@ -122,6 +122,20 @@ def test_numbers_of_precisions_and_kernels_of_a_step(options) -> None:
     assert sum(row["share"] for row in kernels) <= 1.001 and kernels[0]["milliseconds"] <= whole["milliseconds"]
 
 
+def test_numbers_that_compile_are_left_when_others_do_not(options, monkeypatch) -> None:
+    whole = gpu.values
+
+    def values(options: argparse.Namespace, dtype: str, *given, compiled: bool):
+        if compiled:
+            raise RuntimeError(f"no compiler for {dtype} (/home/me/file.py:3)\nin {{}}")
+        return whole(options, dtype, *given, compiled=False)
+
+    monkeypatch.setattr(gpu, "values", values)
+    *good, third, fourth = gpu.numbers(options)
+    assert len(good) == 2 and not any("error" in row for row in good)
+    assert third["error"] == "compiled blocks cannot run here: no compiler for fp32 in {}" and fourth["compiled"]
+
+
 def test_a_run_from_the_disk_is_stopped_and_resumed(options) -> None:
     started, resumed = gpu.training(options)
     assert resumed["step"] > started["step"] > 0 and resumed["clips_per_second"] > 0
@@ -166,10 +180,14 @@ def test_a_stage_that_takes_too_long_ends_with_its_children_and_good_ones_are_no
     )
     good = tmp_path / "good.py"
     good.write_text(f"open({str(tmp_path / 'runs')!r}, 'a').write('x')\n")
-    wanted = [("good", [str(good)], 60.0), ("long", [str(long)], 3.0)]
+    bad = tmp_path / "bad.py"
+    bad.write_text("raise ValueError('no data')\n")
+    wanted = [("good", [str(good)], 60.0), ("long", [str(long)], 0.75), ("bad", [str(bad)], 60.0)]
     assert not gpu.every_stage(options, wanted) and not gpu.every_stage(options, wanted)
-    ends = {row["stage"]: row["exit"] for row in json.loads((tmp_path / "summary.json").read_text())["rows"]}
-    assert ends == {"good": 0, "long": None} and (tmp_path / "runs").read_text() == "x"
+    rows = json.loads((tmp_path / "summary.json").read_text())["rows"]
+    assert [row.get("error", "") for row in rows] == ["", "it reached its limit", "ValueError: no data"]
+    ends = {row["stage"]: row["exit"] for row in rows}
+    assert ends == {"good": 0, "long": None, "bad": 1} and (tmp_path / "runs").read_text() == "x"
     child = Path(f"/proc/{(tmp_path / 'child').read_text()}/stat")
     assert not child.exists() or child.read_text().split()[2] == "Z"
     assert "good has been measured" in capsys.readouterr().out
