@@ -27,6 +27,8 @@ def test_demo_runs_and_a_second_call_only_samples(tmp_path: Path, capsys: pytest
     said = capsys.readouterr().out
     assert "move in the direction of their label" in said and str(tmp_path / "out" / "grid.gif") in said
     numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
+    assert main(["demo", "--data", str(tmp_path / "none"), "train.steps=x"]) == 2
+    assert "train.steps: expected a whole number" in capsys.readouterr().err and not (tmp_path / "none").exists()
     assert numbers["samples"] == 8 and numbers["direction_chance"] == 0.25
     assert (tmp_path / "out" / "grid.gif").stat().st_size > 0
     assert (tmp_path / "out" / "curve.png").read_bytes().startswith(b"\x89PNG")

@@ -126,7 +126,7 @@ def test_share_of_steps_that_lower_the_energy():
 def test_an_image_model_and_wrong_names(folders, tmp_path):
     (model,) = run(tmp_path, folders.eqm, "--frames", 1, "--num-samples", 2, "--names", "images", "--seed", 5)
     assert model["name"] == "images" and np.shape(model["gamma"]["mean"]) == (5,)
-    with pytest.raises(UserError, match="2 names for 1 models"):
+    with pytest.raises(UserError, match="2 names for 1 model;"):
         Descent.main([folders.eqm, "--out", str(tmp_path), "--names", "a", "b"])
 
 

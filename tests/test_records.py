@@ -143,6 +143,7 @@ def test_the_command_adds_and_writes(root: Path, tmp_path: Path, monkeypatch, ca
     assert cli.main([*words, "one"]) == 0
     assert "written: README.md" in capsys.readouterr().out
     assert (top / "README.md").read_text().count("-->0.5 (n = 1)<!--") == 1
+    assert cli.main(["records"]) == 0 and "nothing was written" in capsys.readouterr().out
     with pytest.raises(UserError, match="a record of 'dance': there is no such study"):
         command.views("dance", {})
 

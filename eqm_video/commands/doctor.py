@@ -29,6 +29,7 @@ from eqm_video.training import build
 from eqm_video.training.config import Config, load_config
 from eqm_video.training.estimate import REACHED, Device, count_memory, free_memory, seconds_per_step
 from eqm_video.training.progress import DAY, duration
+from eqm_video.wording import counted
 
 FINE, SLOW, BAD = "ok", "slow", "BAD"
 SECONDS = 0.3  # of each measurement
@@ -113,7 +114,8 @@ def versions() -> Finding:
 
 def devices(device: torch.device) -> Finding:
     """The devices that torch sees."""
-    cpu = f"{machine.processor()}, {machine.cores()} cores, {torch.get_num_threads()} threads"
+    cores, threads = counted(machine.cores(), "core"), counted(torch.get_num_threads(), "thread")
+    cpu = f"{machine.processor()}, {cores}, {threads}"
     if device.type == "cuda":
         count = torch.cuda.device_count()
         each = [torch.cuda.get_device_properties(k) for k in range(count)]

@@ -43,12 +43,16 @@ def main(words: Sequence[str]) -> int:
         if not chosen.name or "/" in chosen.name:
             raise UserError(f"--name is {chosen.name!r}: give the record a name without /, such as --name mixture")
         print(f"record: {add(chosen.add, chosen.name, RECORDS, overwrite=chosen.overwrite)}")
+    same = True
     for page in pages(ROOT):
         text = page.read_text(encoding="utf-8")
         filled = records.fill(text, RECORDS, views)
         if filled != text:
             files.write_text(page, filled)
             print(f"written: {page.relative_to(ROOT)}")
+            same = False
+    if same:
+        print("all documents say what the records say: nothing was written")
     return 0
 
 

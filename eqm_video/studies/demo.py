@@ -24,6 +24,7 @@ from eqm_video.studies.study import Report, Study
 from eqm_video.system import machine
 from eqm_video.system.claims import check_place
 from eqm_video.training import launch as training
+from eqm_video.training.config import load_config
 
 RECIPE = "demo"
 SHAPES = ("Disc", "Square")
@@ -55,6 +56,10 @@ class Demo(Study, OwnRun, Many, Data, Overridden, group="use", record="numbers.j
     data: Path | None = Path("data/demo_shapes")
     out: Path = Path("video_samples/demo")
     num_samples: int = SAMPLES
+
+    def check(self) -> None:
+        """UserError for overrides that the recipe does not take: the videos are written before it is read."""
+        load_config(RECIPE, self.overrides)
 
     def run(self) -> Report:
         """Write the videos, train, sample and measure. Videos and runs that are there already are used."""

@@ -93,8 +93,10 @@ class Recipes:
     def claim(self, names: Sequence[str], options: Trained) -> None:
         """Claim the folders of all runs, before any of them is trained.
 
-        UserError where files of others are in the way.
+        UserError where files of others are in the way, and for overrides that a recipe does not take.
         """
+        for name in names:
+            self.config(name, options)
         for name in {*names, *filter(None, map(self.origin, names))}:
             claim_output(options.runs / name, "train", option="the run's folder")
 

@@ -77,6 +77,10 @@ class TrainShipped(Study, OwnRun, Many, Data, Overridden, group="use", record="n
     run_dir: Path = Path("runs/shipped")
     num_samples: int = 64
 
+    def check(self) -> None:
+        """UserError for overrides that the recipe does not take: the videos are written before it is read."""
+        load_config(RECIPE, self.overrides)
+
     def run(self) -> Report:
         """Write the videos, train, measure, and write the export; what is there already is not made again."""
         claim_output(self.run_dir, "train", option="--run")

@@ -279,7 +279,8 @@ def data(runs: Sequence[RunFiles]) -> list[Section]:
         images = f" and {counted(record['images'], 'image')} beside them" if "images" in record else ""
         who = f"{run.name}: " if len(runs) > 1 else ""
         texts.append(
-            f"{who}{counted(record['size'], section.kind[:-1])}{images} with {counted(len(record['labels']), 'label')} "
+            f"{who}{counted(record['size'], section.kind[:-1])}{images} with "
+            f"{counted(len(record['labels']), 'label') if record['labels'] else 'no labels'} "
             f"from {section.root}, split {section.split or 'all'}; {counted(section.frames, 'frame')} of "
             f"{section.size} px, frame interval {section.frame_interval}."
         )

@@ -20,6 +20,7 @@ from eqm_video.studies.descent.pictures import draw_curves, draw_film, draw_stri
 from eqm_video.studies.descent.trace import Trace, is_flow, trace
 from eqm_video.studies.study import Compared, Report
 from eqm_video.system import machine
+from eqm_video.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,9 @@ class Descent(Compared, Ruled, Stepping, group="look"):
         """UserError unless --names has a name for each model."""
         count = len(self.paths())
         if self.names is not None and len(self.names) != count:
-            raise UserError(f"--names gives {len(self.names)} names for {count} models; give one for each")
+            raise UserError(
+                f"--names gives {counted(len(self.names), 'name')} for {counted(count, 'model')}; give one for each"
+            )
 
     def run(self, *models: EqMPipeline) -> Report:
         """Record the descents of each model in turn."""
