@@ -182,6 +182,7 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
     monkeypatch.setattr("eqm_video.studies.demo.VIDEOS", 2)
     monkeypatch.setattr("eqm_video.studies.demo.HELD_OUT", 1)
     monkeypatch.setattr(measure, "GAMMAS", (0.5,))
+    monkeypatch.setattr(measure, "KNOWN", 2)
     words = ["--out", tmp_path / "out", "--data", tmp_path / "data", "--clips", 2, "--long-clips", 2, "--length", 12]
     words += ["--budget", 2, "--evaluations", 1, 2, "--runs-each", 1, "--rates", 0.003]
     words = [str(word) for word in [*words, "--only", "eqf", "flow", "train.batch_size=4", "held_out.clips=2"]]
@@ -199,6 +200,8 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
     errors = found["field"]["mixture"]
     assert errors["flow"]["level"] == {} and errors["eqf"]["level"]["0.5"]["mean"] < 1
     assert errors["eqf"]["velocity"]["0.5"]["clips"] == 2
+    own, others = (errors[f"exact, {clips}"]["velocity"]["0.5"]["mean"] for clips in ("own", "others"))
+    assert own < 0.01 < others  # two clips of a label are told apart at once, and say nothing of a third
     assert found["loss"]["mixture"]["steps"] == [1.0, 2.0]
     assert (tmp_path / "out" / "forcing.md").read_text() in said and "1 (n = 1)" in said
     monkeypatch.setattr(recipes.training, "main", None)

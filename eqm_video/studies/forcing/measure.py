@@ -5,7 +5,7 @@ Legend: N clips, T frames, C h w latents, G gammas.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eqm_video.analysis.exact_field import OracleField
 from eqm_video.analysis.gamma_estimate import calibrate, frame_dot, frame_rms, infer_gamma
 from eqm_video.core.decay import ConstantDecay, Decay
 from eqm_video.core.objective import interpolate
@@ -26,6 +27,7 @@ from eqm_video.studies.tasks.clips import NEAR, Truth, errors_of, tracks
 from eqm_video.studies.tasks.short import Filled, Setting, Task
 
 GAMMAS = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)  # at which fields are measured
+KNOWN, KNOWN_SERIES = 80, 9_000_000  # clips of each label that the exact field has, as the training set; their seed
 Values = dict[str, list[float]]  # by measure, one number for each clip
 
 
@@ -76,30 +78,75 @@ def rolled_out(pipeline: EqMPipeline, setting: Setting, overlap: int) -> dict[st
 # The field itself ---------------------------------------------------------------------------------------------------
 
 
+Errors = dict[str, dict[str, list[float]]]  # by measure and gamma, one number for each clip
+Gradient = Callable[[slice, float, Tensor], Tensor]  # of a batch of the clips, its gamma and its noisy latents
+
+
 @torch.no_grad()
-def field_errors(
-    pipeline: EqMPipeline, truth: Truth, gammas: Sequence[float], seed: int, batch_size: int
-) -> dict[str, dict[str, list[float]]]:
+def field_errors(pipeline: EqMPipeline, truth: Truth, gammas: Sequence[float], seed: int, batch_size: int) -> Errors:
     """The errors of the labelled field on clips that it was not trained on, by gamma, a number for each clip.
 
     velocity: mean square of f / c - (noise - clean), which compares fields of all decays. level: mean over the frames
     of |gamma as it is estimated from the gradient - gamma|; left out of a network that is conditioned on gamma, which
     is told. All frames of a clip have the same gamma. Noise depends on (seed, clip, gamma) alone.
     """
-    frames, decay = pipeline.check_frames(), pipeline.decay
-    clean = encode(pipeline, truth.clips[:, :frames], batch_size).cpu()
+    clean = encode(pipeline, truth.clips[:, : pipeline.check_frames()], batch_size).to(pipeline.device)
+    conditioned = pipeline.transformer.config.conditioned_on_gamma
+
+    def gradient(part: slice, gamma: float, noisy: Tensor) -> Tensor:
+        return pipeline.field(truth.names[part], guidance_scale=1.0).at_gamma(gamma)(noisy)
+
+    return _errors(gradient, pipeline.decay, clean, gammas, seed, batch_size, conditioned=conditioned)
+
+
+@torch.no_grad()
+def exact_errors(
+    pipeline: EqMPipeline, truth: Truth, gammas: Sequence[float], seed: int, batch_size: int
+) -> dict[str, Errors]:
+    """The same of the exact field of `KNOWN` clips of each label: on the first of these, and on the clips of `truth`.
+
+    That field has the least training loss that there is on its clips: on them its error is what no network can go
+    below, on others it is the error of one that has learned its clips by heart.
+    """
+    frames, size = pipeline.check_frames(), truth.size
+    labels, decay = list(dict.fromkeys(truth.names)), ConstantDecay()
+    known = Truth.render([name for name in labels for _ in range(KNOWN)], frames, size, KNOWN_SERIES)
+    data = encode(pipeline, known.clips, batch_size).to(pipeline.device)
+    fields = {name: OracleField(data[KNOWN * k : KNOWN * (k + 1)], decay) for k, name in enumerate(labels)}
+    own = torch.stack([fields[name].data[k // len(labels) % KNOWN] for k, name in enumerate(truth.names)]).to(data)
+    others = encode(pipeline, truth.clips[:, :frames], batch_size).to(pipeline.device)
+
+    def gradient(part: slice, gamma: float, noisy: Tensor) -> Tensor:
+        each = zip(truth.names[part], noisy.split(1), strict=True)
+        return torch.cat([fields[name](clip) for name, clip in each])
+
+    clips = {"exact, own": own, "exact, others": others}
+    return {name: _errors(gradient, decay, clean, gammas, seed, batch_size) for name, clean in clips.items()}
+
+
+def _errors(
+    gradient: Gradient,
+    decay: Decay,
+    clean: Tensor,
+    gammas: Sequence[float],
+    seed: int,
+    batch_size: int,
+    *,
+    conditioned: bool = False,
+) -> Errors:
+    """The errors of a field on clean latents (N, T, C, h, w); the level's unless it is conditioned on gamma."""
     scale = calibrate(clean)
-    values: dict[str, dict[str, list[float]]] = {"velocity": {}, "level": {}}
+    values: Errors = {"velocity": {}, "level": {}}
     for gamma in gammas:
         for part in batches(len(clean), batch_size):
-            x = clean[part].to(pipeline.device)
+            x = clean[part]
             noise = _noise(x, seed, part, gamma)
             noisy = interpolate(x, noise, torch.full(x.shape[:2], gamma, device=x.device))
-            gradient = pipeline.field(truth.names[part], guidance_scale=1.0).at_gamma(gamma)(noisy)
-            error = (gradient / decay(torch.tensor(gamma)) - (noise - x)).square().flatten(1).mean(dim=1)
+            predicted = gradient(part, gamma, noisy)
+            error = (predicted / decay(torch.tensor(gamma)) - (noise - x)).square().flatten(1).mean(dim=1)
             values["velocity"].setdefault(f"{gamma:g}", []).extend(error.tolist())
-            if not pipeline.transformer.config.conditioned_on_gamma:
-                level = (estimated(noisy, gradient, decay, scale) - gamma).abs().mean(dim=1)
+            if not conditioned:
+                level = (estimated(noisy, predicted, decay, scale) - gamma).abs().mean(dim=1)
                 values["level"].setdefault(f"{gamma:g}", []).extend(level.tolist())
     return values
 

@@ -14,12 +14,14 @@ from eqm_video.studies.forcing.results import BLIND, CONDITIONED, CURVES, LONG
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLES = {  # of the targets
+TITLES = {  # of the targets and the exact field
     "eqm": "EqM, truncated, gain 4",
     "eqm_linear": "EqM, linear, gain 4",
     "eqf": "EqF",
     "eqf_decay": "EqF, gamma drawn by c²",
     "flow": "flow matching",
+    "exact, own": "exact field, its clips",
+    "exact, others": "exact field, other clips",
 }
 COLUMNS = {  # (task, measure): heading
     ("generation", "both"): "generation",

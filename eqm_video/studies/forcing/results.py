@@ -44,7 +44,7 @@ def gather(measured: Mapping[Key, Mapping[str, Any]]) -> dict[str, Any]:
             ("curve", [part["curve"] for part in parts.values()]),
             ("field", [part["field"] for part in parts.values()]),
         ):
-            gathered[part].setdefault(draw, {})[name] = _estimates(nested)
+            gathered[part].setdefault(draw, {})[name] = estimates(nested)
         gathered["long"].setdefault(draw, {})[name] = _mean_windows([part["long"] for part in parts.values()])
         gathered["differences"].setdefault(draw, {})
     for draw in gathered["differences"]:
@@ -79,10 +79,10 @@ def _stack(rows: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def _estimates(runs: Sequence[Any]) -> Any:
+def estimates(runs: Sequence[Any]) -> Any:
     """The same nested mappings as those of every run, with an estimate in place of the runs' lists."""
     if isinstance(runs[0], Mapping):
-        return {key: _estimates([run[key] for run in runs]) for key in runs[0]}
+        return {key: estimates([run[key] for run in runs]) for key in runs[0]}
     return asdict(estimate(_stack(runs)))
 
 

@@ -102,6 +102,9 @@ class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, group="compare"
         first = [(draw, name) for draw in self.draws for name in names if (draw, name, 0) in finished]
         chosen = {pair: measurer.choose(*pair) for pair in first}
         measured = {key: measurer.measure(*key, chosen[key[:2]]["chosen"]) for key in finished if key[:2] in chosen}
+        gathered = results.gather(measured)
+        for draw in gathered["field"]:
+            gathered["field"][draw] |= results.estimates([measurer.exact()])
         numbers = {
             "settings": measurer.settings(),
             "learning rates": {name: self.rate(name) for name in names},
@@ -109,7 +112,7 @@ class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, group="compare"
                 draw: {name: chosen[draw, name] for other, name in first if other == draw} for draw in self.draws
             },
             "finished": ["/".join(map(str, key)) for key in measured],
-            **results.gather(measured),
+            **gathered,
             "loss": results.loss_gaps({key: self.out / run.folder / "metrics.jsonl" for key, run in finished.items()}),
         }
         tables = report.tables(numbers)
@@ -278,6 +281,12 @@ class Measurer:
         study = self.study
         truth = self.truth(pipeline, study.clips, study.seed)
         return measure.field_errors(pipeline, truth, measure.GAMMAS, study.seed, study.batch_size)
+
+    def exact(self) -> dict[str, measure.Errors]:
+        """The errors of the exact field of clips like those of the training set."""
+        pipeline, study = self.opened[1], self.study
+        truth = self.truth(pipeline, study.clips, study.seed)
+        return measure.exact_errors(pipeline, truth, measure.GAMMAS, study.seed, study.batch_size)
 
     def long(self, pipeline: EqMPipeline, chosen: str) -> dict[str, Any]:
         """Clips continued to a long video."""
