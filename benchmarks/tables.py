@@ -96,7 +96,7 @@ def keeping() -> str:
 def memory() -> str:
     """Peaks of memory beside what a dry run says."""
     rows = []
-    for row in load("memory") + load("memory_nano"):
+    for row in load("memory") + load("memory_s2_full") + load("memory_nano"):
         clips = f"{row['batch']} clip{'s' * (row['batch'] > 1)} of {row['frames']}"
         case = f"{row['preset']}, {row['depth'] or 'all'} blocks, {clips}"
         cells = [case, row["recompute"], row["gib"], row["counted"], f"{row['gap']:+.0%}"]

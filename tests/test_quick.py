@@ -120,6 +120,7 @@ LINES = [
     (["sample", "demo", "--outt", "x"], 2, "error: unknown option --outt: did you mean --out?"),
     (["adaptive", "demo", "--out", "x", "--fixed", "3"], 2, "error: --fixed is 3: it must be STEPS:STEP_SIZE"),
     (["compose", "demo", "--out", "x", "--terms", "Disc:x"], 2, "error: --terms is Disc:x: it must be [M/]LABEL:"),
+    (["sample", "nowhere", "--out", "x"], 2, "error: nowhere is not a folder; give the folder of an export"),
     (["train", "own"], 2, "error: train own needs the folder of your videos"),
     (["train", "--config", "nope"], 2, "error: nope is no file, and no recipe of that name"),
     (["train", "--config", "own_videos", "train.lt=1"], 2, "error: unknown key 'train.lt'; did you mean 'train.lr'?"),

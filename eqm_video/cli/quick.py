@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib
 import json
+import os
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from eqm_video import options
-from eqm_video.sampling.option_words import split_recipe
+from eqm_video.sampling.option_words import check_model, split_recipe
 from eqm_video.training import recipes, strict_yaml
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -39,6 +40,8 @@ def answer(name: str, words: Sequence[str]) -> None:
     if first in getattr(cls, "elsewhere", ()):
         return
     chosen = options.parse(cls, words, prog=f"eqm-video {name}")
+    if isinstance(getattr(chosen, "model", None), str) and name != "push":  # push takes a run or an export alone
+        check_model(chosen.model)
     if hasattr(chosen, "overrides"):
         _check_recipe(vars(chosen))
 
@@ -58,6 +61,10 @@ def _check_recipe(chosen: Mapping[str, Any]) -> None:
     strict_yaml.check_ranges(config)
     if "config" in chosen and not chosen.get("dry_run") and (name is not None or not chosen.get("resume")):
         recipes.check_root(config.data.root)
+        if not os.path.exists(Path(config.data.root).expanduser()):
+            from eqm_video.data.layout import check_folder  # here: it imports numpy
+
+            check_folder(config.data.kind, Path(config.data.root).expanduser())
         if name is not None:
             recipes.check_base(config.lora.rank, config.train.init_from)
 

@@ -12,10 +12,10 @@ from huggingface_hub.errors import HFValidationError
 
 from eqm_video.errors import UserError
 from eqm_video.models.loading import NETWORKS, class_in, word
+from eqm_video.sampling.option_words import SHIPPED, check_model
 from eqm_video.system.record import is_checkpoint
 
 PARTS = ("transformer", "vae")
-SHIPPED = "demo"  # the name of the model that ships with the package; a folder of that name comes first
 SHIPPED_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "demo"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "float64")}
 
@@ -61,13 +61,9 @@ def local_folder(path: str | Path, hub: dict[str, Any]) -> Path:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
+    check_model(path)
     if str(path) == SHIPPED:
         return SHIPPED_FOLDER
-    if folder.exists() or str(path).count("/") != 1:
-        raise UserError(
-            f"{path} is not a folder; give the folder of an export or a training run, a hub id OWNER/NAME, or "
-            f"{SHIPPED}, the model that ships with the package"
-        )
     try:
         return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"], **hub))
     except (OSError, HFValidationError) as error:

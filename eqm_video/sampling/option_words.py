@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+
+from eqm_video.errors import UserError
+
+SHIPPED = "demo"  # the name of the model that ships with the package; a folder of that name comes first
 
 
 def read_size(text: str) -> tuple[int, int]:
@@ -44,3 +49,13 @@ def _finite(text: str) -> float:
     if not abs(value) <= 1e9:
         raise ValueError(text)
     return value
+
+
+def check_model(path: str | Path) -> None:
+    """UserError unless a path is a folder, `SHIPPED`, or may be a hub id OWNER/NAME."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir() and str(path) != SHIPPED and (folder.exists() or str(path).count("/") != 1):
+        raise UserError(
+            f"{path} is not a folder; give the folder of an export or a training run, a hub id OWNER/NAME, or "
+            f"{SHIPPED}, the model that ships with the package"
+        )
