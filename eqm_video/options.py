@@ -402,7 +402,7 @@ def _as_option(word: str, options: Mapping[str, Declared], sections: Sequence[st
 
 def _nearest(name: str, names: Iterable[str]) -> str:
     bare = {known.strip("-"): known for known in names}  # common dashes would make all options alike
-    near = difflib.get_close_matches(name.strip("-"), bare, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.strip("-"), bare, n=1, cutoff=0.55)
     return f": did you mean {bare[near[0]]}?" if near else ""
 
 

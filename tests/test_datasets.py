@@ -234,6 +234,8 @@ def test_short_videos_follow_the_policy(videos: Path) -> None:
 def test_clips_longer_than_every_video_are_refused(videos: Path, short: str) -> None:
     with pytest.raises(UserError, match=r"spans 88 .*g01.mp4\) has 60; type data.frames=20 or data.frame_interval=2,"):
         open_videos(videos, frames=30, short=short)
+    with pytest.raises(UserError, match=r"type data.frames=20 or data.frames=60 data.frame_interval=1, or less"):
+        open_videos(videos, frames=61, short=short)
     with pytest.raises(UserError, match=r"spans 61 .* type data.frames=60, or less"):
         open_videos(videos, frames=61, frame_interval=1, short=short)
 

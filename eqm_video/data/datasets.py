@@ -235,7 +235,11 @@ def _check_lengths(kind: str, infos: dict[str, Any], report: Report, shapes: Seq
             f"{fewer}x{frame_interval}" + (f" or {frames}x{closer}" if closer >= 1 else "")
         )
     if longest < span:
-        advice = f"data.frames={fewer}" + (f" or data.frame_interval={closer}" if closer >= 1 else "")
+        advice = f"data.frames={fewer}"
+        if closer >= 1:
+            advice += f" or data.frame_interval={closer}"
+        elif frame_interval > 1:  # too short for as many frames, however close together
+            advice += f" or data.frames={longest} data.frame_interval=1"
         raise UserError(
             f"every video in {report.root} is shorter than a clip: data.frames={frames} with data.frame_interval="
             f"{frame_interval} spans {span} source frames, the longest video ({name}) has {longest}; "
