@@ -196,7 +196,11 @@ def stages(options: argparse.Namespace) -> list[tuple[str, list[str], float]]:
     )
     shape += [f"--device={options.device}"]
     peer = [f"--peer={options.peer}", f"--adapter={options.adapter}"] if options.peer else []
-    compiled, few, two = [] if options.tiny else ["--compile"], ["--frames=1"], ["--presets=S/2,XL/2", "--frames=16"]
+    compiled, few, two = (
+        [] if options.tiny else ["--compile"],
+        ["--frames=1", "--modes=selective"],
+        ["--presets=S/2,XL/2", "--frames=16"],
+    )
     return [
         ("numbers", [*this, "--stage=numbers"], 180.0),
         ("train_step", [str(HERE / "train_step.py"), *shape, *peer, *compiled], 420.0),
