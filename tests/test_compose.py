@@ -116,7 +116,7 @@ def test_variants_are_the_sums_they_say(models):
     first, second = models
     latents = torch.randn(2, 3, 2, 4, 4)
     terms = (Term("Disc", 2.0), Term("DiscLeft", 3.0, 1))
-    made = {one.kind: one for one in compose.variants(terms, models, Requested())}
+    made = {one.kind: one for one in compose.variants(terms, Requested())}
     assert list(made) == ["alone", "composed", "mean", "plain sum"]  # of two "alone", the dictionary keeps the last
 
     def plain(pipeline: EqMPipeline, label: str | None) -> torch.Tensor:
@@ -136,8 +136,8 @@ def test_variants_are_the_sums_they_say(models):
     assert (disc - both).abs().max() > 1e-3
 
 
-def test_a_single_term_has_no_mean_and_no_plain_sum(models):
-    assert [one.kind for one in compose.variants((Term("Disc", 2.0),), models, Requested())] == ["alone", "composed"]
+def test_a_single_term_has_no_mean_and_no_plain_sum():
+    assert [one.kind for one in compose.variants((Term("Disc", 2.0),), Requested())] == ["alone", "composed"]
 
 
 # Command ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from tiny_models import tiny_pipeline, tiny_transformer
 from eqm_video import cli, samplers
 from eqm_video.core.decay import ConstantDecay
 from eqm_video.data.moving_shapes import label_names
-from eqm_video.studies.few_steps import exact, report
+from eqm_video.output import tables
+from eqm_video.studies.few_steps import exact
 from eqm_video.studies.few_steps.study import OWN, FewSteps
 from eqm_video.studies.forcing.ways import ways
 from eqm_video.studies.measured import Measured
@@ -104,4 +105,5 @@ def test_the_composition_of_exact_fields_ends_at_the_point_with_both_attributes(
 
 
 def test_a_share_is_shown_with_its_interval():
-    assert report._cell({"mean": 0.5, "low": 0.25, "high": 0.755}, "right") == "50 % (25–76)"
+    value = {"mean": 0.5, "low": 0.25, "high": 0.755}
+    assert tables.with_interval(value, None) == "50 % (25–76)" and tables.with_interval(value, 1) == "0.5 (0.2–0.8)"

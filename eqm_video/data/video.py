@@ -30,6 +30,7 @@ import numpy as np
 from eqm_video.data.colour import is_hdr, is_transparent
 from eqm_video.data.containers import VideoDecodeError
 from eqm_video.data.packets import TABLES, TRUNCATED, Outline, decodable, outline, rate, stream_pyav, turns, verify
+from eqm_video.system.files import is_utf8
 
 __all__ = [
     *("BACKENDS", "VIDEO_EXTENSIONS", "VideoDecodeError", "VideoInfo"),
@@ -213,19 +214,11 @@ def _decord_is_exact(path: Path, look: Outline, frames: int, last: np.ndarray | 
     table = look.table
     plausible = table.declared == 0 or TRUNCATED * table.declared <= frames <= 2 * table.declared
     small = frames * look.first.width * look.first.height <= WHOLE
-    if not (look.exact and plausible and small and frames == len(table.times) and _is_utf8(path)):
+    if not (look.exact and plausible and small and frames == len(table.times) and is_utf8(os.path.abspath(path))):
         return False, look.first.is_corrupt
     in_order, damaged = verify(path, table)
     wanted = not (table.avi and table.group <= SHORT)
     return wanted and in_order and not damaged and _decord_agrees(path, frames, last), damaged
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        os.path.abspath(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _decord_agrees(path: Path, frames: int, last: np.ndarray) -> bool:

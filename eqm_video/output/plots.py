@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,16 @@ def axes(figure: Figure, rows: int = 1, columns: int = 1, place: int = 1, **sett
 def style(index: int) -> dict[str, str]:
     """Colour and marker of series number `index`, for `axes.plot(..., **style(k))`; they repeat after seven."""
     return {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def band(axes: Axes, estimates: Mapping[Any, Mapping[str, float]], **look: Any) -> None:
+    """Draw a line of estimates over their keys, which are numbers, and their intervals as a band; nothing for {}."""
+    if not estimates:
+        return
+    at = [float(place) for place in estimates]
+    axes.plot(at, [each["mean"] for each in estimates.values()], **look)
+    low, high = ([each[key] for each in estimates.values()] for key in ("low", "high"))
+    axes.fill_between(at, low, high, color=look["color"], alpha=0.12, linewidth=0)
 
 
 def legend(axes: Axes, *, beside: bool = False, **settings: Any) -> None:

@@ -20,7 +20,7 @@ from eqm_video.errors import UserError
 from eqm_video.system.reading import read_json
 
 REQUIRED = ("study", "command", "commit", "machine")
-MARK = re.compile(r"(<!-- record (\S+) ([^\n]+?) -->)(.*?)(<!-- end -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- record (\S+) ([^\n]+?) -->).*?(<!-- end -->)", re.DOTALL)
 Views = Callable[[str, Mapping[str, Any]], Mapping[str, str]]  # (study, numbers) -> texts by name
 
 
@@ -38,7 +38,7 @@ def load(root: Path, name: str) -> dict[str, Any]:
 
 def fill(text: str, root: Path, views: Views) -> str:
     """A document with every marked place as its record has it. UserError for a mark that means nothing."""
-    return MARK.sub(lambda match: f"{match[1]}{_content(match[2], match[3], match[4], root, views)}{match[5]}", text)
+    return MARK.sub(lambda match: f"{match[1]}{_content(match[2], match[3], root, views)}{match[4]}", text)
 
 
 def unmarked(text: str) -> str:
@@ -46,7 +46,7 @@ def unmarked(text: str) -> str:
     return MARK.sub("", text)
 
 
-def _content(name: str, what: str, inner: str, root: Path, views: Views) -> str:
+def _content(name: str, what: str, root: Path, views: Views) -> str:
     record = load(root, name)
     if " as " in what:
         path, _, form = what.rpartition(" as ")

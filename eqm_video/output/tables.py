@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def aligned(cells: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -20,3 +21,28 @@ def aligned(cells: Sequence[Sequence[str]], left: int = 1) -> str:
         for line in [cells[0], ruler, *cells[1:]]
     ]
     return "\n".join(f"| {line} |" for line in lines)
+
+
+def amount(value: float, digits: int | None, unit: str = " %") -> str:
+    """A number with `digits` decimals, or, if that is None, a share as per cent with `unit` behind it."""
+    return f"{round(100 * value)}{unit}" if digits is None else f"{value:.{digits}f}"
+
+
+def with_interval(value: Mapping[str, Any], digits: int | None) -> str:
+    """An estimate, mean and 95 % interval, such as "98 % (88–100)"; `digits` as in `amount`."""
+    low, high = (amount(value[key], digits, unit="") for key in ("low", "high"))
+    return f"{amount(value['mean'], digits)} ({low}–{high})"
+
+
+def by_number(heading: str, rows: Mapping[str, Mapping[str, Any]], digits: int | None) -> str:
+    """A table of estimates by number: a line for each row, a column for each whole number that a row has."""
+    counts = sorted({int(count) for row in rows.values() for count in row})
+    cells = [[heading, *map(str, counts)]]
+    for name, row in rows.items():
+        cells.append([name, *(with_interval(row[str(n)], digits) if str(n) in row else "" for n in counts)])
+    return aligned(cells)
+
+
+def runs_of(value: Mapping[str, Any]) -> str:
+    """The number of training runs of an estimate; a single one is marked: its interval is over clips alone."""
+    return str(value["runs"]) if value["runs"] > 1 else "1 (n = 1)"

@@ -61,7 +61,7 @@ def choose_look(options: SampleOptions, settings: dict[str, Any]) -> Look:
             allowed = "png, for images (frames=1)" if still else ", ".join(FORMATS)
             raise UserError(f"--format {kind!r}: allowed is {allowed}")
     many = options.num_samples
-    clips = (many if many <= 64 else 64) if options.clips is None else min(options.clips, many)
+    clips = min(64 if options.clips is None else options.clips, many)
     known = [] if options.no_marks else settings.get("known", [])
     rates = tuple(settings.get("clip_fps", ()))
     return Look(formats, settings["fps"], clips, options.scale, options.columns, tuple(known), rates)

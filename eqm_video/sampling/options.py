@@ -91,10 +91,6 @@ class Showing(groups.Written, groups.Overwriting, groups.Columns):
     )
     clips: int | None = option(None, least=0, metavar="M", help="write files for the first M clips", unset="64")
     scale: int | None = option(
-        None, least=1, help="enlarge clips in the grid this many times", unset="clips about 128 wide"
-    )
-    clips: int | None = option(None, least=0, metavar="M", help="write files for the first M clips", unset="64")
-    scale: int | None = option(
         None, least=1, help="pixels of the grid for each pixel", unset="clips about 128 wide", rare=True
     )
     columns: int | None = narrower(None, unset="a row for each label", rare=True)

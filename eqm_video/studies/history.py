@@ -19,7 +19,7 @@ from eqm_video.errors import UserError
 from eqm_video.metrics.intervals import estimate
 from eqm_video.options import narrower, option
 from eqm_video.output import plots
-from eqm_video.output.tables import aligned
+from eqm_video.output.tables import aligned, with_interval
 from eqm_video.sampling.option_groups import Batched, Guided, Many, Seeded, Stepped
 from eqm_video.sampling.options import Longer
 from eqm_video.sampling.pipeline import EqMPipeline
@@ -67,7 +67,8 @@ class History(OneModel, Longer, Many, Guided, Stepped, Seeded, Batched, group="l
         measured, settings = numbers["found"], numbers["settings"]
         cells: list[Sequence[str]] = [["history guidance", *measured]]
         for name, heading in MEASURES.items():
-            cells.append([heading, *(_cell(rows[name], name) for rows in measured.values())])
+            digits = None if name in ("still", "right") else 2
+            cells.append([heading, *(with_interval(rows[name], digits) for rows in measured.values())])
         said = (
             f"{settings['clips']} videos of {settings['length']} frames in {settings['windows']} windows, overlap "
             f"{settings['overlap']}, {settings['steps']} multistep steps, guidance {settings['guidance scale']:g}; one "
@@ -115,7 +116,7 @@ class History(OneModel, Longer, Many, Guided, Stepped, Seeded, Batched, group="l
 
 
 def measure(pipeline: EqMPipeline, way: Way, setting: Setting, true: Tensor) -> dict[str, Tensor]:
-    """Values (W, N) of the `MEASURES`, of each window with the frames before it that fill T. true: (N,)."""
+    """The `MEASURES` (W, N) of every window, each with the frames before it that fill T; true: the true motion (N,)."""
     frames, truth = pipeline.check_frames(), setting.truth
     video = continue_clips(pipeline, way, setting)
     ends = [*video.starts[1:], video.clips.shape[1]]
@@ -129,12 +130,6 @@ def measure(pipeline: EqMPipeline, way: Way, setting: Setting, true: Tensor) -> 
         "drift": torch.from_numpy(video.drift),
     }
     return {name: each.double() for name, each in values.items()}
-
-
-def _cell(value: Mapping[str, Any], name: str) -> str:
-    if name in ("still", "right"):
-        return f"{100 * value['mean']:.0f} % ({100 * value['low']:.0f}–{100 * value['high']:.0f})"
-    return f"{value['mean']:.2f} ({value['low']:.2f}–{value['high']:.2f})"
 
 
 def pictures(numbers: Mapping[str, Any]) -> dict[str, Callable[[Path], Any]]:

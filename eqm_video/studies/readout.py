@@ -46,7 +46,7 @@ class Readout(OneModel, HeldOut, Seeded, Batched, WritesBack, group="look"):
     def run(self, pipeline: EqMPipeline) -> Report:
         """Train the head, measure, and with --write keep it."""
         if pipeline.transformer.config.conditioned_on_gamma:
-            raise UserError("this network is told gamma, so there is no level to read: give a model that is not")
+            raise UserError("gamma is an input of this network, so there is no level to read: give a model without it")
         folder = Path(find_model(self.model)) if self.write else self.out
         if self.write and not ((folder / "model_index.json").is_file() or holds_model(folder)):
             raise UserError(

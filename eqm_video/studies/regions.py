@@ -146,7 +146,7 @@ def seam(clips: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 class Untold(GradientField):
-    """An exact field that is not told gamma, as a network that has no input for it."""
+    """An exact field without `at_gamma`, like a network that has no input for gamma."""
 
     def __init__(self, field: OracleField) -> None:
         self.field = field

@@ -102,7 +102,7 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any, *, indent: int | None = None) -> None:
     """Write a JSON file. `json.loads` restores names that are not UTF-8, which Python keeps as lone surrogates."""
     text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
-    if not _is_utf8(text):
+    if not is_utf8(text):
         text = json.dumps(value, indent=indent) + "\n"  # writes each such byte as \udcXX
     write_text(path, text)
 
@@ -112,7 +112,8 @@ def write_record(path: str | Path, value: Mapping[str, Any]) -> None:
     write_json(path, {"origin": MARK.decode(), **value}, indent=1)
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether a text can be encoded: names of files may hold bytes that are no UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

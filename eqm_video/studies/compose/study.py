@@ -126,7 +126,7 @@ class Compose(Sampled, Ruled, Stepping, Columns, group="look"):
         pairs = [check_terms(self.terms, models)] if self.terms else attribute_pairs(first, self.weight, request)
         every: list[Samples] = []
         done: dict[Variant, tuple[np.ndarray, int]] = {}
-        work = [(terms, variant) for terms in pairs for variant in variants(terms, models, request)]
+        work = [(terms, variant) for terms in pairs for variant in variants(terms, request)]
         for terms, variant in waits.bar(work, "compositions", unit="set"):
             if variant not in done:
                 done[variant] = self.sample(models, request, variant)
@@ -213,7 +213,7 @@ def attribute_pairs(pipeline: EqMPipeline, weight: float | None, request: Reques
     return [tuple(Term(label, weight) for label in pair) for pair in pairs]
 
 
-def variants(terms: tuple[Term, ...], models: Sequence[EqMPipeline], request: Request) -> list[Variant]:
+def variants(terms: tuple[Term, ...], request: Request) -> list[Variant]:
     """The terms alone, their composition, their mean, and their plain sum."""
     labelled = tuple(term for term in terms if term.label is not None)
     alone = [Variant("alone", (Term(term.label, request.guidance_scale, term.model),)) for term in labelled]

@@ -18,7 +18,7 @@ from eqm_video.data.moving_shapes import label_names
 from eqm_video.metrics.intervals import compare, estimate
 from eqm_video.options import narrower, option, same
 from eqm_video.output import plots
-from eqm_video.output.tables import aligned
+from eqm_video.output.tables import by_number
 from eqm_video.sampling.option_groups import Batched, Guided, Many, Seeded
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
@@ -171,12 +171,8 @@ def views(numbers: Mapping[str, Any]) -> dict[str, str]:
     for name, heading in MEASURES.items():
         if name not in numbers["found"]:
             continue
-        rows = numbers["found"][name]
-        counts = sorted({int(count) for row in rows.values() for count in row})
-        cells = [[heading, *map(str, counts)]]
-        for way, row in rows.items():
-            cells.append([WAYS[way], *(_cell(row[str(n)], name) if str(n) in row else "" for n in counts)])
-        blocks.append(aligned(cells))
+        rows = {WAYS[way]: row for way, row in numbers["found"][name].items()}
+        blocks.append(by_number(heading, rows, None if name == "right" else 3))
     settings = numbers["settings"]
     said = (
         f"{settings['clips']} clips; the student learned from {settings['descents']} descents in "
@@ -187,12 +183,6 @@ def views(numbers: Mapping[str, Any]) -> dict[str, str]:
     return {"results": "\n\n".join(blocks), "settings": said}
 
 
-def _cell(value: Mapping[str, Any], measure: str) -> str:
-    if measure == "right":
-        return f"{100 * value['mean']:.0f} % ({100 * value['low']:.0f}–{100 * value['high']:.0f})"
-    return f"{value['mean']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
-
-
 def draw(numbers: Mapping[str, Any], path: Path) -> Path:
     """A panel for each measure: student and teacher by the number of evaluations, intervals as bands."""
     shown = [name for name in MEASURES if name in numbers["found"]]
@@ -201,10 +191,7 @@ def draw(numbers: Mapping[str, Any], path: Path) -> Path:
         axes = plots.axes(figure, 1, len(shown), place, xscale="log", xlabel="evaluations")
         axes.set_title(MEASURES[name], fontsize=10)
         for index, (way, row) in enumerate(numbers["found"][name].items()):
-            at, look = [int(count) for count in row], plots.style(index)
-            axes.plot(at, [cell["mean"] for cell in row.values()], label=WAYS[way], **look)
-            bounds = ([cell[key] for cell in row.values()] for key in ("low", "high"))
-            axes.fill_between(at, *bounds, color=look["color"], alpha=0.12, linewidth=0)
+            plots.band(axes, row, label=WAYS[way], **plots.style(index))
         axes.set_ylim(bottom=0)
         plots.ticks_1_2_5(axes.xaxis)
         plots.legend(axes)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eqm_video.output import plots
-from eqm_video.output.tables import aligned
+from eqm_video.output.tables import by_number, with_interval
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
 WALKS = {"nag": "NAG", "nag own": "NAG, the model's walk", "nag 2": "NAG, walk 2 / gain", "nag 6": "NAG, walk 6 / gain"}
 FIELDS = {
@@ -21,6 +21,7 @@ FIELDS = {
     "composed": "exact EqM, two conditions composed",
 }
 GROUPS = {"eqm": "EqM", "forcing": "EqF", "flow": "flow"}
+DIGITS = {"right": None, "distance": 3, "mmd": 4}  # None: a share
 MEASURES = {"right": "clips that show their label", "distance": "RMS from the reference", "mmd": "MMD² from real clips"}
 
 
@@ -28,12 +29,14 @@ def views(numbers: Mapping[str, Any]) -> dict[str, str]:
     """The tables by name: right, distance, mmd, exact, settings."""
     settings, groups, named = numbers["settings"], numbers["models"], {}
     for measure, heading in MEASURES.items():
-        rows = {label: row for name, group in groups.items() for label, row in _labelled(name, group, measure, groups)}
+        rows: dict[str, Mapping[str, Any]] = {}
+        for name, group in groups.items():
+            rows |= _titled(group.get(measure, {}), f"{GROUPS.get(name, name)}, " if len(groups) > 1 else "")
         if rows:  # composed labels have no real clips to be compared with
-            named[measure] = _table(rows, measure, heading)
+            named[measure] = by_number(heading, rows, DIGITS[measure])
     if numbers["real"]:
-        named["mmd"] += f"\n\nAs many real clips: {_cell(numbers['real']['mmd'], 'mmd')}."
-    parts = [_table(numbers["exact"][field]["reached"], "right", FIELDS[field]) for field in numbers["exact"]]
+        named["mmd"] += f"\n\nAs many real clips: {with_interval(numbers['real']['mmd'], DIGITS['mmd'])}."
+    parts = [by_number(FIELDS[field], _titled(numbers["exact"][field]["reached"]), None) for field in numbers["exact"]]
     named["exact"] = "\n\n".join(parts)
     runs = f"{settings['models']} training runs of each objective, " if settings["models"] > 1 else ""
     labels = "two labels of one direction composed, whose direction is what counts, " if settings["composed"] else ""
@@ -45,33 +48,14 @@ def views(numbers: Mapping[str, Any]) -> dict[str, str]:
     return named
 
 
-def _labelled(
-    name: str, group: Mapping[str, Any], measure: str, groups: Mapping[str, Any]
-) -> list[tuple[str, Mapping[str, Any]]]:
-    """The rows of a measure with their names; with several groups the group's name stands before."""
-    before = f"{GROUPS.get(name, name)}, " if len(groups) > 1 else ""
-    return [(before + title(way), row) for way, row in group.get(measure, {}).items()]
+def _titled(rows: Mapping[str, Mapping[str, Any]], group: str = "") -> dict[str, Mapping[str, Any]]:
+    """The rows of ways by what tables call these; `group` stands before."""
+    return {group + title(way): row for way, row in rows.items()}
 
 
 def title(way: str) -> str:
     """A way in words."""
     return WALKS.get(way, way)
-
-
-def _table(rows: Mapping[str, Mapping[str, Any]], measure: str, heading: str) -> str:
-    counts = sorted({int(count) for row in rows.values() for count in row})
-    cells: list[Sequence[str]] = [[heading, *map(str, counts)]]
-    for name, row in rows.items():
-        cells.append([title(name), *(_cell(row[str(n)], measure) if str(n) in row else "" for n in counts)])
-    return aligned(cells)
-
-
-def _cell(value: Mapping[str, Any], measure: str) -> str:
-    """A mean with its interval, as per cent for shares."""
-    if measure == "right":
-        return f"{100 * value['mean']:.0f} % ({100 * value['low']:.0f}–{100 * value['high']:.0f})"
-    digits = 3 if measure == "distance" else 4
-    return f"{value['mean']:.{digits}f} ({value['low']:.{digits}f}–{value['high']:.{digits}f})"
 
 
 def pictures(numbers: Mapping[str, Any]) -> dict[str, Callable[[Path], Any]]:
@@ -103,7 +87,9 @@ def draw(numbers: Mapping[str, Any], path: Path) -> Path:
             axes.set_title(heading, fontsize=9)
             axes.set_xlabel("evaluations")
             for name, cells in lines.items():
-                _band(axes, cells, {"label": title(name), "markersize": 4, **plots.style(ways.index(name))}, measure)
+                if measure == "distance":  # the reference's is 0, which a log scale does not show
+                    cells = {count: cell for count, cell in cells.items() if cell["mean"] > 0}
+                plots.band(axes, cells, label=title(name), markersize=4, **plots.style(ways.index(name)))
             plots.ticks_1_2_5(axes.xaxis)
             if measure == "right":
                 axes.set_ylim(-0.02, 1.02)
@@ -112,12 +98,3 @@ def draw(numbers: Mapping[str, Any], path: Path) -> Path:
     drawn = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return plots.save(figure, path)
-
-
-def _band(axes: Axes, row: Mapping[str, Any], look: Mapping[str, Any], measure: str) -> None:
-    """A line of means over evaluations, with the intervals as a band; a distance of 0 is left out of a log scale."""
-    shown = {at: cell for at, cell in row.items() if measure != "distance" or cell["mean"] > 0}
-    at = [float(count) for count in shown]
-    axes.plot(at, [cell["mean"] for cell in shown.values()], **look)
-    low, high = ([cell[key] for cell in shown.values()] for key in ("low", "high"))
-    axes.fill_between(at, low, high, color=look["color"], alpha=0.12, linewidth=0)

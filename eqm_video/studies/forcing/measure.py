@@ -32,7 +32,7 @@ Values = dict[str, list[float]]  # by measure, one number for each clip
 
 
 def motion(clips: NDArray[np.uint8], truth: Truth) -> Values:
-    """1 for each clip (N, T, H, W, 3) with the direction, the shape, and both, of its label; 0 for others."""
+    """By measure, direction, shape and both: 1 for a clip of (N, T, H, W, 3) that shows that of its label, else 0."""
     values: Values = {"direction": [], "shape": [], "both": []}
     for clip, name in zip(clips, truth.names, strict=True):
         seen = measure_motion(clip, truth.shapes, endless=True)
@@ -50,14 +50,14 @@ def placed(filled: Filled, task: Task, truth: Truth) -> Values:
 
 
 def carry_out(pipeline: EqMPipeline, task: Task, setting: Setting) -> Values:
-    """Carry out a task; measure motion where the label is told, and positions where they follow from known frames."""
+    """Carry out a task; measure motion where the label is a condition, positions where known frames decide them."""
     filled = tasks_short.fill(pipeline, task, setting)
     values: Values = motion(filled.clips, setting.truth) if task.told else {}
     return values | (placed(filled, task, setting.truth) if task.placed else {})
 
 
 def rolled_out(pipeline: EqMPipeline, setting: Setting, overlap: int) -> dict[str, Any]:
-    """Clips continued as long as the truth is: by clip the share of right windows, and the last one; by window, too."""
+    """Continue clips to the length of the truth: right windows of each clip, the last one, and means by window."""
     frames, truth = pipeline.check_frames(), setting.truth
     video = tasks_long.continue_clips(pipeline, tasks_long.Way(overlap, setting.how), setting)
     ends = [*video.starts[1:], video.clips.shape[1]]
@@ -87,8 +87,8 @@ def field_errors(pipeline: EqMPipeline, truth: Truth, gammas: Sequence[float], s
     """The errors of the labelled field on clips that it was not trained on, by gamma, a number for each clip.
 
     velocity: mean square of f / c - (noise - clean), which compares fields of all decays. level: mean over the frames
-    of |gamma as it is estimated from the gradient - gamma|; left out of a network that is conditioned on gamma, which
-    is told. All frames of a clip have the same gamma. Noise depends on (seed, clip, gamma) alone.
+    of |gamma as it is estimated from the gradient - gamma|; left out for a network that is conditioned on gamma. All
+    frames of a clip have the same gamma. Noise depends on (seed, clip, gamma) alone.
     """
     clean = encode(pipeline, truth.clips[:, : pipeline.check_frames()], batch_size).to(pipeline.device)
     conditioned = pipeline.transformer.config.conditioned_on_gamma

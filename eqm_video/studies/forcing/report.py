@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eqm_video.output import plots
-from eqm_video.output.tables import aligned
+from eqm_video.output.tables import aligned, amount, runs_of, with_interval
 from eqm_video.studies.forcing.results import BLIND, CONDITIONED, CURVES, LONG
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
 TITLES = {  # of the targets and the exact field
     "eqm": "EqM, truncated, gain 4",
@@ -32,6 +32,7 @@ COLUMNS = {  # (task, measure): heading
     ("in-betweening", "error"): "in-betweening (px)",
     (LONG, "windows"): "long video",
 }
+DIGITS = {"error": 2}  # decimals of a measure; others are shares
 MAIN = (("eqm", "eqf"), ("eqm", "eqf_decay"), ("eqf", "eqf_decay"), ("eqm", "flow"), ("eqf", "flow"))
 ERRORS = {"velocity": "held-out velocity error (mean square)", "level": "error of the estimated gamma"}
 
@@ -61,7 +62,7 @@ def results(numbers: Mapping[str, Any], draw: str) -> str:
     values = numbers["results"][draw]
     cells: list[Sequence[str]] = [[f"gamma: {draw}", *COLUMNS.values(), "runs"]]
     for name, tasks in values.items():
-        shown = [spread(tasks[task][measure], measure) for task, measure in COLUMNS]
+        shown = [with_interval(tasks[task][measure], DIGITS.get(measure)) for task, measure in COLUMNS]
         cells.append([title(name), *shown, runs_of(tasks["generation"]["both"])])
     settings = numbers["settings"]
     legend = (
@@ -81,11 +82,13 @@ def differences(numbers: Mapping[str, Any], draw: str, pairs: Sequence[tuple[str
         for row in rows:
             if pairs is not None and (row["one"], row["other"]) not in pairs:
                 continue
-            low, high = amount(row["low"], measure), amount(row["high"], measure)
+            low, high = amount(row["low"], DIGITS.get(measure)), amount(row["high"], DIGITS.get(measure))
             pair = f"{title(row['one'])} - {title(row['other'])}"
             signs = f"{row['signs']} of {row['runs']}"
             p = f"{row['p adjusted']:.2g}"
-            cells.append([COLUMNS[task, measure], pair, amount(row["mean"], measure), f"{low} to {high}", p, signs])
+            cells.append(
+                [COLUMNS[task, measure], pair, amount(row["mean"], DIGITS.get(measure)), f"{low} to {high}", p, signs]
+            )
     return aligned(cells, left=2)
 
 
@@ -101,7 +104,7 @@ def evaluations(numbers: Mapping[str, Any], draw: str) -> str:
     counts = sorted({int(count) for *_, row, _ in rows for count in row})
     cells: list[Sequence[str]] = [["measure", "target", "sampler", *map(str, counts)]]
     for heading, name, way, row, key in rows:
-        shown = [amount(row[str(count)]["mean"], key) if str(count) in row else "" for count in counts]
+        shown = [amount(row[str(count)]["mean"], DIGITS.get(key)) if str(count) in row else "" for count in counts]
         cells.append([heading, title(name), way, *shown])
     return aligned(cells, left=3)
 
@@ -147,22 +150,6 @@ def choices(numbers: Mapping[str, Any]) -> str:
 def mark(text: str, chosen: bool) -> str:
     """A choice in bold."""
     return f"**{text}**" if chosen else text
-
-
-def spread(values: Mapping[str, Any], measure: str) -> str:
-    """A mean with its interval."""
-    low, high = amount(values["low"], measure, unit=False), amount(values["high"], measure, unit=False)
-    return f"{amount(values['mean'], measure)} ({low}–{high})"
-
-
-def amount(value: float, measure: str, *, unit: bool = True) -> str:
-    """Pixels, or a share as per cent."""
-    return f"{value:.2f}" if measure == "error" else f"{round(100 * value)}{' %' if unit else ''}"
-
-
-def runs_of(values: Mapping[str, Any]) -> str:
-    """The number of training runs; a single one is marked, since its interval is over clips alone."""
-    return str(values["runs"]) if values["runs"] > 1 else "1 (n = 1)"
 
 
 # Pictures -----------------------------------------------------------------------------------------------------------
@@ -216,11 +203,11 @@ def draw_evaluations(numbers: Mapping[str, Any], draw: str, task: str, key: str,
         axes = plots.axes(figure, 2, 3, place, title=heading, xscale="log", **limits)
         if name is None:
             for index, (other, way) in enumerate(chosen.items()):
-                _band(axes, values[other][way["chosen"]], {"markersize": 4, **plots.style(index), "linestyle": "--"})
+                plots.band(axes, values[other][way["chosen"]], markersize=4, **plots.style(index), linestyle="--")
                 axes.lines[-1].set_label(f"{title(other)}, {way['chosen']}")
             plots.legend(axes, fontsize=6)
         for way, row in values.get(name, {}).items():
-            _band(axes, row, {"label": way, "markersize": 4, **plots.style(ways.index(way))})
+            plots.band(axes, row, label=way, markersize=4, **plots.style(ways.index(way)))
         axes.set_xlabel("evaluations")
         plots.ticks_1_2_5(axes.xaxis)
         if key == "both":
@@ -241,7 +228,7 @@ def draw_field(numbers: Mapping[str, Any], draw: str, path: Path) -> Path:
     for place, (kind, label) in enumerate(ERRORS.items(), start=1):
         axes = plots.axes(figure, 1, 3, place, xlabel="gamma", ylabel=label, yscale="log")
         for index, (name, kinds) in enumerate(values.items()):
-            _band(axes, kinds[kind], {"label": title(name), "markersize": 4, **plots.style(index)})
+            plots.band(axes, kinds[kind], label=title(name), markersize=4, **plots.style(index))
         plots.ticks_1_2_5(axes.yaxis)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     axes = plots.axes(figure, 1, 3, 3, xlabel="training step", ylabel="held-out loss")
@@ -268,12 +255,3 @@ def draw_long(values: Mapping[str, Any], path: Path) -> Path:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return plots.save(figure, path)
-
-
-def _band(axes: Axes, row: Mapping[str, Any], look: Mapping[str, Any]) -> None:
-    """A line of estimates over numbers, with their intervals as a band."""
-    if row:
-        at = [float(place) for place in row]
-        axes.plot(at, [cell["mean"] for cell in row.values()], **look)
-        low, high = ([cell[key] for cell in row.values()] for key in ("low", "high"))
-        axes.fill_between(at, low, high, color=look["color"], alpha=0.12, linewidth=0)

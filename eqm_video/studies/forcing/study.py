@@ -188,14 +188,14 @@ class Measurer:
         return self.truths[seed].first(count)
 
     def setting(self, pipeline: EqMPipeline, how: Mapping[str, Any], *, count: int = 0, seed: int = 0) -> Setting:
-        """Clips, noise and sampling."""
+        """The setting of a measurement: `count` clips of a seed, and sampling as `how` says."""
         study = self.study
         truth = self.truth(pipeline, count or study.clips, study.seed + seed)
         sampling = Sampling(**{"guidance_scale": study.guidance_scale, **how})
         return Setting(truth, study.seed + seed, study.batch_size, sampling)
 
     def settings(self) -> dict[str, Any]:
-        """For the record."""
+        """The settings for the record."""
         keys = ("clips", "long_clips", "context", "budget", "guidance_scale", "seed", "trial_steps", "runs_each")
         pipeline = self.opened[1]
         own = {key.replace("_", " "): getattr(self.study, key) for key in keys}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eqm_video.output import plots
-from eqm_video.output.tables import aligned
+from eqm_video.output.tables import aligned, amount, runs_of, with_interval
 
 TITLES = {
     "right": "windows that show their label",
@@ -19,6 +19,7 @@ TITLES = {
     "level": "estimated less scheduled level",
     "level error": "its absolute value",
 }
+DIGITS = {"right": None, "level": 3, "level error": 3}  # decimals, 2 for others; None: a share
 DRAWN = ("right", "speed error", "drift", "level")
 
 
@@ -37,8 +38,8 @@ def summary(numbers: Mapping[str, Any]) -> str:
     heads = [f"{TITLES[name]}, {span}" for name in shown for span in (first, last)]
     cells: list[Sequence[str]] = [["target", "windows", "loop", *heads, "models"]]
     for kind, cell, values in _rows(numbers):
-        row = [spread(values[name][place], name) for name in shown for place in (0, -1)]
-        cells.append([kind, *cell, *row, models_of(values["right"][0])])
+        row = [with_interval(values[name][place], DIGITS.get(name, 2)) for name in shown for place in (0, -1)]
+        cells.append([kind, *cell, *row, runs_of(values["right"][0])])
     return aligned(cells, left=3)
 
 
@@ -48,7 +49,7 @@ def curve(numbers: Mapping[str, Any], measure: str) -> str:
     heads = [f"{first}–{last}" for first, last in itertools.pairwise(bounds)]
     cells: list[Sequence[str]] = [[f"{TITLES[measure]}, by frame", "windows", "loop", *heads]]
     for kind, cell, values in _rows(numbers):
-        cells.append([kind, *cell, *(amount(each["mean"], measure) for each in values[measure])])
+        cells.append([kind, *cell, *(amount(each["mean"], DIGITS.get(measure, 2)) for each in values[measure])])
     return aligned(cells, left=3)
 
 
@@ -58,9 +59,9 @@ def differences(numbers: Mapping[str, Any]) -> str:
     for row in numbers["differences"]:
         (kind, cell), (other, also) = row["one"], row["other"]
         named = f"{kind}, {cell} - {also.rpartition(', ')[2]}" if kind == other else f"{kind} - {other}, {cell}"
-        low, high = (amount(row[key], row["measure"]) for key in ("low", "high"))
+        low, high = (amount(row[key], DIGITS.get(row["measure"], 2)) for key in ("low", "high"))
         signs = f"{row['signs']} of {row['runs']}"
-        mean = amount(row["mean"], row["measure"])
+        mean = amount(row["mean"], DIGITS.get(row["measure"], 2))
         cells.append([TITLES[row["measure"]], named, mean, f"{low} to {high}", f"{row['p adjusted']:.2g}", signs])
     return aligned(cells, left=2)
 
@@ -77,21 +78,6 @@ def settings(numbers: Mapping[str, Any]) -> str:
         f"{own['history guidance']:g}. {seconds[0]:.0f} to {seconds[-1]:.0f} CPU seconds per 1,000 frames. "
         f"Largest resident memory {most:.0f} MiB; it grew by {grown:.0f} MiB at most after frame {numbers['ends'][0]}."
     )
-
-
-def spread(values: Mapping[str, Any], measure: str) -> str:
-    """A mean with its interval."""
-    return f"{amount(values['mean'], measure)} ({amount(values['low'], measure)}–{amount(values['high'], measure)})"
-
-
-def amount(value: float, measure: str) -> str:
-    """A share as per cent, or a number."""
-    return f"{100 * value:.0f} %" if measure == "right" else f"{value:.3f}" if "level" in measure else f"{value:.2f}"
-
-
-def models_of(values: Mapping[str, Any]) -> str:
-    """The number of models; a single one is marked, since its interval is over clips alone."""
-    return str(values["runs"]) if values["runs"] > 1 else "1 (n = 1)"
 
 
 def _rows(numbers: Mapping[str, Any]) -> list[tuple[str, tuple[str, str], Mapping[str, Any]]]:
@@ -125,10 +111,8 @@ def draw(numbers: Mapping[str, Any], schedule: str, path: Path) -> Path:
         axes = plots.axes(figure, 2, 2, place, title=TITLES[measure], xlabel="frame", xscale="log")
         for kind, (_, loop), values in rows:
             look = {**plots.style(kinds.index(kind)), "markersize": 4, "linestyle": "-" if loop == loops[0] else "--"}
-            each = values[measure]
-            axes.plot(middles, [cell["mean"] for cell in each], label=f"{kind}, {loop} loop", **look)
-            low, high = ([cell[key] for cell in each] for key in ("low", "high"))
-            axes.fill_between(middles, low, high, color=look["color"], alpha=0.08, linewidth=0)
+            each = dict(zip(middles, values[measure], strict=True))
+            plots.band(axes, each, label=f"{kind}, {loop} loop", **look)
         plots.ticks_1_2_5(axes.xaxis)
         if measure == "right":
             axes.set_ylim(-0.02, 1.02)

@@ -108,7 +108,7 @@ class Rollouts(Opening, Many, Longer, Stepped, Guided, Seeded, group="compare"):
         return Sampling(sampler="multistep", **keys).on(pipeline)
 
     def made(self, path: str, pipeline: EqMPipeline, schedule: str, loop: str) -> dict[str, Any]:
-        """The measurements of one model's videos, made now or found."""
+        """The measurements of one model's videos: kept ones, or new ones."""
         settings = self.settings(pipeline)
         wanted = {**settings, "weights": fingerprint(pipeline), "schedule": asdict(SCHEDULES[schedule]), "loop": loop}
         name = "_".join([re.sub(r"\W+", "_", path).strip("_")[-80:], schedule, loop])

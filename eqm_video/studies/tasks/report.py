@@ -85,7 +85,7 @@ def parts(results: Mapping[str, Any]) -> dict[str, str]:
         texts["ways"] = "\n\n".join([title, *(long_table(rows, name) for name, rows in results["ways"].items())])
     if "stopping" in results:
         texts["stopping"] = (
-            f"Adaptive compute in {TOLD} with {results['best']}: evaluations of a clip, steps that its unknown frames "
+            f"Adaptive compute of {results['best']} in {TOLD}: evaluations of a clip, steps that its unknown frames "
             f"moved, and errors in px.\n\n{stopping_table(results['stopping'])}"
         )
     return texts
@@ -96,8 +96,8 @@ def legend(settings: Mapping[str, Any]) -> str:
     return (
         f"{settings['clips']} clips of {settings['frames']} frames, {settings['size']} px, the same clips and noise "
         "for all. Generation, image-to-video: clips that show the direction, the shape, both of their label. Else: "
-        f"pixels between the shape and its right place, mean (share within {NEAR:g}), the label told to the model or "
-        f"not. Continuation is from {settings['context']} frames."
+        f"pixels between the shape and its right place, mean (share within {NEAR:g}); told: with the label as a "
+        f"condition. Continuation is from {settings['context']} frames."
     )
 
 
