@@ -185,9 +185,12 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
     monkeypatch.setattr(measure, "KNOWN", 2)
     words = ["--out", tmp_path / "out", "--data", tmp_path / "data", "--clips", 2, "--long-clips", 2, "--length", 12]
     words += ["--budget", 2, "--evaluations", 1, 2, "--runs-each", 1, "--rates", 0.003]
+    words += ["--metrics", "mmd", "motion", "--features", "pixels"]
     words = [str(word) for word in [*words, "--only", "eqf", "flow", "train.batch_size=4", "held_out.clips=2"]]
     with pytest.raises(UserError, match=r"train.lr=1 .*: leave it out"):
         forcing.Forcing.main([*words, "train.lr=1"])
+    with pytest.raises(UserError, match=r"--metrics psnr compare a clip with its true one"):
+        forcing.Forcing.main([*words, "--metrics", "psnr"])
     with pytest.raises(UserError, match=r"no run of eqf, flow is finished in .*: leave --existing out"):
         forcing.Forcing.main([*words, "train.steps=1", "--existing"])
     assert forcing.Forcing.main([*words, "train.steps=2", "held_out.every=1"]) == 0
@@ -202,6 +205,10 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
     assert errors["eqf"]["velocity"]["0.5"]["clips"] == 2
     own, others = (errors[f"exact, {clips}"]["velocity"]["0.5"]["mean"] for clips in ("own", "others"))
     assert own < 0.01 < others  # two clips of a label are told apart at once, and say nothing of a third
+    metrics = found["metrics"]
+    assert set(metrics["values"]["mixture"]["eqf"]) == {"mmd", "motion"} and metrics["data"]["count"] > 2
+    noise, real = metrics["values"]["mixture"]["eqf"]["motion"]["mean"], metrics["metrics"]["motion"]["real"]
+    assert noise > 0 and "| real clips" in said and metrics["protocol_hash"] and real is not noise
     assert found["loss"]["mixture"]["steps"] == [1.0, 2.0]
     assert (tmp_path / "out" / "forcing.md").read_text() in said and "1 (n = 1)" in said
     monkeypatch.setattr(recipes.training, "main", None)

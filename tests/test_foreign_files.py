@@ -44,7 +44,7 @@ COMMANDS: Mapping[str, list[Words]] = {
     ],
     "forcing": [lambda out, no: ["--out", str(out)]],
     "ablate": [lambda out, no: ["--only", "base", "--data", str(no), "--out", str(out)]],
-    "report": [lambda out, no: [str(no), "--out", str(out)], lambda out, no: [str(out)]],
+    "report": [lambda out, no: [str(no), "--out", str(out)]],  # without --out a folder of others is no run
     "reconstruct": [lambda out, no: [str(no), "--out", str(out)]],
     "train-codec": [lambda out, no: [str(out)]],
     "train-shipped": [

@@ -349,7 +349,7 @@ def test_partial_denoising_starts_from_samples(export, tmp_path, capsys):
     assert (npz(tmp_path / "third")[0] == expected.frames).all()
     assert "add --start-from" in fails(capsys, export, "--out", tmp_path / "x", "--start-gamma", 0.5)
     assert "or --start-gamma" in fails(capsys, export, "--out", tmp_path / "x", *words[:2])
-    assert "cannot be read" in fails(capsys, export, "--out", tmp_path / "x", "--start-from", "no.npz", *words[2:4])
+    assert "does not exist" in fails(capsys, export, "--out", tmp_path / "x", "--start-from", "no.npz", *words[2:4])
 
 
 def test_a_preset_gives_the_settings_that_are_not_given(export, tmp_path):

@@ -57,12 +57,9 @@ class Demo(Study, OwnRun, Many, Data, Overridden, group="use", record="numbers.j
     out: Path = Path("video_samples/demo")
     num_samples: int = SAMPLES
 
-    def check(self) -> None:
-        """UserError for overrides that the recipe does not take: the videos are written before it is read."""
-        load_config(RECIPE, self.overrides)
-
     def run(self) -> Report:
         """Write the videos, train, sample and measure. Videos and runs that are there already are used."""
+        load_config(RECIPE, self.overrides)  # UserError for overrides that it does not take, before videos are written
         claim_output(self.run_dir, "train", option="--run")
         write_videos(self.data, centred=True)
         seconds = {"training": self.train(), "sampling": self.sample()}

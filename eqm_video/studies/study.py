@@ -90,10 +90,11 @@ class Study(groups.Written, ABC):
         study = options.parse(cls, words, prog=f"eqm-video {cls.name}")
         option = "" if options.declared(cls)["out"].option.positional else "--out"
         first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
-        paths = study.paths()  # first: what is wrong with them is not the fault of --out, which may be one of them
+        if study.out is None:
+            study.paths()  # the folder depends on them: what is wrong with them is not the fault of --out
         if study.folder is not None:
             claim_output(study.folder, cls.name, option=option, probe=first)
-        models = [open_model(study, path) for path in paths]
+        models = [open_model(study, path) for path in study.paths()]
         report = study.run(*models)
         if not first:
             return 0

@@ -49,7 +49,8 @@ def views(numbers: Mapping[str, Any]) -> dict[str, list[str]]:
     values = {name: [make(numbers, draw) for draw in draws] for name, make in titled.items()}
     main = [differences(numbers, draw, MAIN) for draw in draws]
     loss = [loss_gaps(numbers, draw) for draw in draws if draw in numbers["loss"]]
-    return values | {"main differences": main, "loss": loss, "choices": [choices(numbers)]}
+    measured = {"metrics": [metrics(numbers, draw) for draw in draws]} if "metrics" in numbers else {}
+    return values | {"main differences": main, "loss": loss, "choices": [choices(numbers)]} | measured
 
 
 def title(name: str) -> str:
@@ -119,6 +120,19 @@ def field_errors(numbers: Mapping[str, Any], draw: str) -> str:
             if row:
                 cells.append([title(name), kind, *(f"{row[gamma]['mean']:.3f}" for gamma in gammas)])
     return aligned(cells, left=2)
+
+
+def metrics(numbers: Mapping[str, Any], draw: str) -> str:
+    """The metrics of generated clips: the mean of the runs, the least and the largest, and what real clips reach."""
+    measures, values = numbers["metrics"]["metrics"], numbers["metrics"]["values"][draw]
+    titles = {name: metric["title"] for name, metric in measures.items()}
+    cells: list[Sequence[str]] = [[f"gamma: {draw}", *titles.values(), "runs"]]
+    for name, row in values.items():
+        spreads = [f"{row[key]['mean']:.3g} ({row[key]['low']:.3g} to {row[key]['high']:.3g})" for key in titles]
+        cells.append([title(name), *spreads, runs_of(next(iter(row.values())))])
+    floors = [measures[key]["real"] for key in titles]
+    cells.append(["real clips", *("-" if floor is None else f"{floor['value']:.3g}" for floor in floors), ""])
+    return aligned(cells)
 
 
 def loss_gaps(numbers: Mapping[str, Any], draw: str) -> str:

@@ -52,6 +52,28 @@ def gather(measured: Mapping[Key, Mapping[str, Any]]) -> dict[str, Any]:
     return gathered
 
 
+def metrics(measured: Mapping[Key, Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean, the least and the largest of the runs of each metric, by draw and target; and what real clips reach.
+
+    A metric is one number for all clips of a run: its interval over clips is for `evaluate` to tell.
+    """
+    values: dict[str, Any] = {}
+    for (draw, name, _), parts in measured.items():
+        for metric, value in parts["metrics"]["values"].items():
+            values.setdefault(draw, {}).setdefault(name, {}).setdefault(metric, []).append(value)
+    spreads = {
+        draw: {
+            name: {
+                metric: {"mean": sum(row) / len(row), "low": min(row), "high": max(row), "runs": len(row)}
+                for metric, row in rows.items()
+            }
+            for name, rows in targets.items()
+        }
+        for draw, targets in values.items()
+    }
+    return {"values": spreads, **next(iter(measured.values()))["metrics"]["measures"]}
+
+
 def differences(runs: Mapping[str, Mapping[int, Any]]) -> dict[str, list[dict[str, Any]]]:
     """For each of `COMPARED`, the difference of every two targets over the runs that both have.
 

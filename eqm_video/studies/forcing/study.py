@@ -13,7 +13,7 @@ from typing import Any
 from eqm_video.errors import UserError
 from eqm_video.options import narrower, option, same
 from eqm_video.sampling.launch import fingerprint
-from eqm_video.sampling.option_groups import Batched, Guided, HeldOut, Seeded
+from eqm_video.sampling.option_groups import Batched, Guided, HeldOut, Measuring, Seeded
 from eqm_video.sampling.options import Longer
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
@@ -21,8 +21,9 @@ from eqm_video.studies.demo import write_videos
 from eqm_video.studies.forcing import measure, report, results
 from eqm_video.studies.forcing.ways import ways
 from eqm_video.studies.measured import Measured
+from eqm_video.studies.quality import Judge, chosen_metrics, feature_name
 from eqm_video.studies.recipes import Recipes, Trained, Variant
-from eqm_video.studies.request import open_model
+from eqm_video.studies.request import Request, open_model
 from eqm_video.studies.study import Opening, Report
 from eqm_video.studies.tasks import short as tasks_short
 from eqm_video.studies.tasks.clips import Truth, names_of
@@ -42,7 +43,7 @@ GENERATION = "generation"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, group="compare"):
+class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, Measuring, group="compare"):
     """Compare EqM, Equilibrium Forcing and flow matching, with error bars.
 
     The recipes of configs/forcing differ only in the training target. Each is trained several times, for
@@ -50,7 +51,8 @@ class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, group="compare"
     Every target is sampled with the sampler that suits it best, chosen on other clips than those that are reported.
     Everything is measured in closed form, on the same clips and noise for all: generation, image-to-video,
     continuation, in-betweening, long videos, quality by the number of evaluations, the error of the field and of its
-    estimate of gamma. Means have 95 % intervals over runs and clips, and differences are paired.
+    estimate of gamma; with --metrics generated clips are also compared with those of --data. Means have 95 % intervals
+    over runs and clips, and differences are paired.
 
     The runs lie in --out, and the videos are written if --data does not exist. Finished runs and measurements are
     reused, interrupted runs continue. With --existing nothing is trained: finished runs are measured and compared.
@@ -69,10 +71,13 @@ class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, group="compare"
     overlap: int | None = narrower(None, unset="half of T")
     context: int = same(Tasks, "context")
     budget: int = option(24, least=2, metavar="N", help="field evaluations of every task")
+    metrics: tuple[str, ...] | None = narrower((), unset="none")
     evaluations: tuple[int, ...] = option(EVALUATIONS, least=1, metavar="N", help="of the curve of quality")
 
     def check(self) -> None:
-        """UserError for overrides of keys that the study sets itself."""
+        """UserError for overrides of keys that the study sets itself, and for metrics that samples cannot have."""
+        if self.metrics:
+            chosen_metrics(self, feature_name(self, frames=2))
         own = ("train.lr", "train.seed", "gamma", "objective", "model.conditioned_on_gamma")
         for word in self.all_overrides:
             key = word.partition("=")[0]
@@ -113,6 +118,7 @@ class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, group="compare"
             },
             "finished": ["/".join(map(str, key)) for key in measured],
             **gathered,
+            **({"metrics": results.metrics(measured)} if self.metrics else {}),
             "loss": results.loss_gaps({key: self.out / run.folder / "metrics.jsonl" for key, run in finished.items()}),
         }
         tables = report.tables(numbers)
@@ -165,6 +171,7 @@ class Measurer:
         self.study, self.kept = study, Measured(study.out, study.again)
         self.opened: tuple[str, EqMPipeline] | None = None
         self.truths: dict[int, Truth] = {}
+        self.opened_judge: Judge | None = None
 
     def open(self, folder: str) -> EqMPipeline:
         """The model of a run; the last one opened is kept."""
@@ -233,19 +240,21 @@ class Measurer:
 
     def measure(self, draw: str, name: str, seed: int, chosen: str) -> dict[str, Any]:
         """All measurements of one run: values for each clip by task, the curve, the field's errors, the long video."""
-        folder = f"{draw}_{name}_seed_{seed}"
+        folder, study = f"{draw}_{name}_seed_{seed}", self.study
         pipeline, parts = self.open(folder), {}
-        for part in ("tasks", "curve", "field", "long"):
-            settings = {"way": chosen, "context": self.study.context} if part in ("tasks", "long") else {}
+        for part in ("tasks", "curve", "field", "long", *(["metrics"] if study.metrics else [])):
+            settings = {"way": chosen, "context": study.context} if part in ("tasks", "long") else {}
+            if part == "metrics":
+                settings = {"way": chosen, "metrics": list(study.metrics), "features": study.features}
             if part == "curve":  # and the known frames of continuation
                 settings = {
-                    "context": self.study.context,
-                    "evaluations": self.study.evaluations,
+                    "context": study.context,
+                    "evaluations": study.evaluations,
                     "ways": list(ways(pipeline.decay)),
                 }
             if part == "long":
                 settings |= {"length": self.length(pipeline), "overlap": self.overlap(pipeline)}
-                settings["long clips"] = self.study.long_clips
+                settings["long clips"] = study.long_clips
 
             def work(part: str = part) -> tuple[dict[str, Any], None]:
                 print(f"measuring {folder}: {part}", flush=True)
@@ -281,6 +290,24 @@ class Measurer:
         study = self.study
         truth = self.truth(pipeline, study.clips, study.seed)
         return measure.field_errors(pipeline, truth, measure.GAMMAS, study.seed, study.batch_size)
+
+    def metrics(self, pipeline: EqMPipeline, chosen: str) -> dict[str, Any]:
+        """--metrics of generated clips against those of --data, and what real clips reach."""
+        study = self.study
+        setting = self.setting(pipeline, ways(pipeline.decay)[chosen].sampling(study.budget))
+        clips = tasks_short.fill(pipeline, Task(GENERATION, (), True), setting).clips
+        judge = self.judge(pipeline, setting)
+        values = judge(clips, setting.truth.names)
+        return {"values": {name: values[name] for name in study.metrics}, **judge.scale(len(clips))}
+
+    def judge(self, pipeline: EqMPipeline, setting: Setting) -> Judge:
+        """The metrics against the clips of --data, which are measured once for all runs."""
+        if self.opened_judge is None:
+            names, count = setting.truth.names, len(setting.truth.names)
+            shape = pipeline.check_frames(), pipeline.check_size()
+            request = Request([None] * count, names, [0] * count, *shape, 1.0, self.study.batch_size)
+            self.opened_judge = Judge.of(pipeline, request, self.study)
+        return self.opened_judge
 
     def exact(self) -> dict[str, measure.Errors]:
         """The errors of the exact field of clips like those of the training set."""
