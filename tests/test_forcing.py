@@ -191,6 +191,9 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
         forcing.Forcing.main([*words, "train.lr=1"])
     with pytest.raises(UserError, match=r"--metrics psnr compare a clip with its true one"):
         forcing.Forcing.main([*words, "--metrics", "psnr"])
+    with pytest.raises(UserError, match=r"none\.onnx"):
+        forcing.Forcing.main([*words, "--features", str(tmp_path / "none.onnx")])
+    assert not (tmp_path / "data").exists()  # refused before videos are written and models trained
     with pytest.raises(UserError, match=r"no run of eqf, flow is finished in .*: leave --existing out"):
         forcing.Forcing.main([*words, "train.steps=1", "--existing"])
     assert forcing.Forcing.main([*words, "train.steps=2", "held_out.every=1"]) == 0
