@@ -112,6 +112,9 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
     words += [f"codec.name={tmp_path / 'codec'}"]
     words += ["train.steps=2", "train.batch_size=4", "held_out.clips=2", "sampler.steps=4"]
     words = [str(word) for word in words]
+    with pytest.raises(UserError, match=r"none\.onnx"):
+        ablate.Ablate.main([*words, "--features", str(tmp_path / "none.onnx")])
+    assert not (tmp_path / "data").exists()  # refused before videos are written and models trained
     assert ablate.Ablate.main(words) == 0
     said = capsys.readouterr().out
     summary = json.loads((tmp_path / "runs" / "ablations.json").read_text())

@@ -29,6 +29,7 @@ from eqm_video.studies.request import Request
 
 if TYPE_CHECKING:
     from eqm_video.sampling.pipeline import EqMPipeline
+    from eqm_video.training.config import Config
 
 MOST_CLIPS = 1024  # clips of the data, at most
 NAMES = {  # the measures in plots
@@ -68,6 +69,12 @@ def open_evaluation(options: Measuring, protocol: Protocol, device: Any, **how: 
     network = any(metric.needs - {"labels"} for metric in metrics)
     feature = open_feature(name, protocol.input(), options.weights, device) if network else None
     return Evaluation(replace(protocol, feature=name), metrics, feature, device, **how)
+
+
+def check_evaluation(options: Measuring, config: Config) -> None:
+    """UserError for metrics and features that clips of a recipe cannot have, before hours are spent on its training."""
+    data = config.data
+    open_evaluation(options, Protocol(frames=data.frames, size=(data.size, data.size)), "cpu")
 
 
 @dataclass(frozen=True)

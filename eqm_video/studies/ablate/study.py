@@ -23,7 +23,7 @@ from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.ablate import report as ablate_report
 from eqm_video.studies.demo import write_videos
 from eqm_video.studies.measured import Clips, Measured
-from eqm_video.studies.quality import Judge, feature_name
+from eqm_video.studies.quality import Judge, check_evaluation, feature_name
 from eqm_video.studies.recipes import Recipes, Trained
 from eqm_video.studies.request import Request, open_model
 from eqm_video.studies.study import Opening, Report
@@ -69,6 +69,7 @@ class Ablate(
     def run(self) -> Report:
         """Train missing runs, and make missing measurements."""
         names = RECIPES.chosen(self.chosen)
+        check_evaluation(self, RECIPES.config(names[0], self))
         RECIPES.claim(names, self)
         write_videos(self.data)
         for name in names:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from eqm_video.errors import UserError
-from eqm_video.evaluation.protocol import Protocol
 from eqm_video.options import narrower, option, same
 from eqm_video.sampling.launch import fingerprint
 from eqm_video.sampling.option_groups import Batched, Guided, HeldOut, Measuring, Seeded
@@ -22,7 +21,7 @@ from eqm_video.studies.demo import write_videos
 from eqm_video.studies.forcing import measure, report, results
 from eqm_video.studies.forcing.ways import ways
 from eqm_video.studies.measured import Measured
-from eqm_video.studies.quality import Judge, chosen_metrics, feature_name, open_evaluation
+from eqm_video.studies.quality import Judge, check_evaluation, chosen_metrics, feature_name
 from eqm_video.studies.recipes import Recipes, Trained, Variant
 from eqm_video.studies.request import Request, open_model
 from eqm_video.studies.study import Opening, Report
@@ -93,9 +92,8 @@ class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, Measuring, grou
     def run(self) -> Report:
         """Train missing runs, and make missing measurements."""
         names = RECIPES.chosen(self.chosen)
-        if self.metrics:  # opened once before hours of training: what is wrong with a feature is said now
-            data = RECIPES.config(names[0], self, self.variant(self.draws[0], names[0], 0)).data
-            open_evaluation(self, Protocol(frames=data.frames, size=(data.size, data.size)), "cpu")
+        if self.metrics:
+            check_evaluation(self, RECIPES.config(names[0], self))
         if not self.existing:
             self.train(names)
         runs = {
