@@ -107,3 +107,26 @@ def test_the_composition_of_exact_fields_ends_at_the_point_with_both_attributes(
 def test_a_share_is_shown_with_its_interval():
     value = {"mean": 0.5, "low": 0.25, "high": 0.755}
     assert tables.with_interval(value, None) == "50 % (25–76)" and tables.with_interval(value, 1) == "0.5 (0.2–0.8)"
+
+
+def test_models_of_other_videos_are_measured_against_real_clips(tmp_path, capsys, made):
+    """No label in closed form: distance and MMD alone, and the floor is that of halves of the real clips."""
+    tiny_pipeline(tiny_transformer(num_labels=2), id2label=["walk", "wave"], frames=4).save_pretrained(
+        tmp_path / "export"
+    )
+    words = ["few-steps", str(tmp_path / "export"), "--out", str(tmp_path / "out"), "--evaluations", "1", "2"]
+    words += ["--reference", "3", "--repeats", "2", "--num-samples", "8", "--exact-starts", "1", "--exact-most", "1"]
+    assert cli.main(words) == 2 and "as --data FOLDER" in capsys.readouterr().err
+    assert cli.main([*words, "--data", str(made / "videos"), "--composed"]) == 2
+    assert "leave one out" in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact, "FINE", 4)
+        patch.setattr(exact, "POINTS", 4)
+        assert cli.main([*words, "--data", str(made / "videos")]) == 0
+    numbers = json.loads((tmp_path / "out" / "few_steps.json").read_text())
+    model = numbers["models"]["eqm"]
+    assert set(model) == {"distance", "mmd"} and model["distance"][OWN]["3"]["mean"] == 0
+    assert model["mmd"]["multistep"]["2"]["mean"] > numbers["real"]["mmd"]["mean"]  # untrained
+    assert numbers["settings"]["real clips"] >= 4
+    text = (tmp_path / "out" / "few_steps.md").read_text()
+    assert "Random halves of the real clips" in text and "of videos" in text

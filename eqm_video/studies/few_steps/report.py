@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from eqm_video.output import plots
 from eqm_video.output.tables import by_number, with_interval
-
-if TYPE_CHECKING:
-    pass
 
 WALKS = {"nag": "NAG", "nag own": "NAG, the model's walk", "nag 2": "NAG, walk 2 / gain", "nag 6": "NAG, walk 6 / gain"}
 FIELDS = {
@@ -35,15 +32,18 @@ def views(numbers: Mapping[str, Any]) -> dict[str, str]:
         if rows:  # composed labels have no real clips to be compared with
             named[measure] = by_number(heading, rows, DIGITS[measure])
     if numbers["real"]:
-        named["mmd"] += f"\n\nAs many real clips: {with_interval(numbers['real']['mmd'], DIGITS['mmd'])}."
+        floor = "Random halves of the real clips" if "data" in settings else "As many real clips"
+        named["mmd"] += f"\n\n{floor}: {with_interval(numbers['real']['mmd'], DIGITS['mmd'])}."
     parts = [by_number(FIELDS[field], _titled(numbers["exact"][field]["reached"]), None) for field in numbers["exact"]]
     named["exact"] = "\n\n".join(parts)
     runs = f"{settings['models']} training runs of each objective, " if settings["models"] > 1 else ""
+    data = f", against {settings['real clips']} of {settings['data']}" if "data" in settings else ""
     labels = "two labels of one direction composed, whose direction is what counts, " if settings["composed"] else ""
     named["settings"] = (
-        f"{runs}{settings['repeats']} × {settings['clips']} clips, {labels}guidance {settings['guidance scale']:g}; "
-        f"the reference is {settings['reference']}; on the exact fields {settings['repeats']} × "
-        f"{settings['exact starts']} starts. Intervals are 95 %, over runs, repeats and clips."
+        f"{runs}{settings['repeats']} × {settings['clips']} clips{data}, {labels}guidance "
+        f"{settings['guidance scale']:g}; the reference is {settings['reference']}; on the exact fields "
+        f"{settings['repeats']} × {settings['exact starts']} starts. "
+        "Intervals are 95 %, over runs, repeats and clips."
     )
     return named
 

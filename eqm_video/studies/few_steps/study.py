@@ -11,17 +11,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from eqm_video.core.decay import ConstantDecay, TruncatedDecay
-from eqm_video.data.moving_shapes import DIRECTIONS
+from eqm_video.data.moving_shapes import DIRECTIONS, label_names
 from eqm_video.errors import UserError
+from eqm_video.evaluation.clips import Files, open_real
+from eqm_video.evaluation.protocol import Protocol
 from eqm_video.metrics.intervals import compare, estimate
 from eqm_video.metrics.mmd import mmd
 from eqm_video.options import option, same
+from eqm_video.randomness import generator
 from eqm_video.sampling.launch import fingerprint
-from eqm_video.sampling.option_groups import Batched, Guided, Many, Seeded
+from eqm_video.sampling.option_groups import Batched, Data, Guided, Many, Seeded
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
 from eqm_video.studies.batches import batches, encode
@@ -30,6 +34,7 @@ from eqm_video.studies.forcing.measure import motion
 from eqm_video.studies.forcing.ways import Way, nag, ways
 from eqm_video.studies.measured import Measured
 from eqm_video.studies.partial.study import Partial
+from eqm_video.studies.quality import thinned
 from eqm_video.studies.recipes import Trained
 from eqm_video.studies.study import Opening, Report
 from eqm_video.studies.tasks.clips import Truth, names_of
@@ -40,17 +45,18 @@ OWN = "nag own"  # the way of the model's own walk
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewSteps(Opening, Many, Guided, Seeded, Batched, group="look"):
+class FewSteps(Opening, Many, Data, Guided, Seeded, Batched, group="look"):
     """Quality by the number of evaluations of each sampler, with error bars.
 
-    The models were trained on moving shapes, whose labels can be measured in closed form. Those of one objective (EqM,
-    EqF, flow matching) count as its training runs. Every sampler starts from the same noise, --repeats times with other
-    seeds. `right` is the share of clips with the direction and the shape of their label, `distance` the RMS of latents
-    from those of the reference (the model's own NAG walk with --reference evaluations, or multistep where the model has
-    none), `mmd` the squared maximum mean discrepancy of latents from those of 256 real clips, with `real` for as many
-    real ones in place of samples. NAG is there with several lengths of its walk. With --composed each clip is sampled
-    with two labels at once that differ in the shape alone; `right` is then the share with their direction. The same
-    samplers follow exact fields of 100 points. Finished measurements are reused.
+    Models of one objective (EqM, EqF, flow matching) count as its training runs. Every sampler starts from the same
+    noise, --repeats times with other seeds. `distance` is the RMS of latents from those of the reference: the model's
+    own NAG walk with --reference evaluations, or multistep where the model has none. `mmd` is the squared maximum mean
+    discrepancy of latents from those of at most 256 real clips, with `real` for as many real ones in place of samples.
+    Models of moving shapes need no data: real clips are rendered, and `right` is the share of samples with the
+    direction and the shape of their label. Other models take real clips from --data. NAG is there with several lengths
+    of its walk. With --composed each clip is sampled with two labels at once that differ in the shape alone; `right`
+    is then the share with their direction. The same samplers follow exact fields of 100 points. Finished measurements
+    are reused.
     """
 
     models: tuple[str, ...] = same(Partial, "models")
@@ -64,6 +70,13 @@ class FewSteps(Opening, Many, Guided, Seeded, Batched, group="look"):
     exact_starts: int = option(24, least=1, most=1000, metavar="N", help="starts on the exact fields, each repeat")
     exact_most: int = option(24, least=1, metavar="N", help="largest number of evaluations on the exact fields")
     again: bool = same(Trained, "again")
+
+    def check(self) -> None:
+        """UserError for --composed with --data."""
+        if self.composed and self.data is not None:
+            raise UserError(
+                "--composed takes labels of moving shapes, and --data is for models of other videos: leave one out"
+            )
 
     def paths(self) -> Sequence[str | Path]:
         """The models, each once."""
@@ -96,6 +109,7 @@ class FewSteps(Opening, Many, Guided, Seeded, Batched, group="look"):
                     dict.fromkeys(f"{group[0].reference}, {self.reference} evaluations" for group in groups.values())
                 ),
                 "exact starts": self.exact_starts,
+                **({} if self.data is None else {"real clips": len(first.real), "data": self.data.name}),
             },
             "models": {name: summary(group) for name, group in groups.items()},
             "real": {} if self.composed else first.floor(),
@@ -125,20 +139,26 @@ def summary(group: Sequence[Measurer]) -> dict[str, Any]:
     "right against the reference" holds paired differences from it.
     """
     every = [measurer.all() for measurer in group]
-    merged: dict[str, Any] = {"right against the reference": {}}
+    merged: dict[str, Any] = {}
     stacked = {
         (way, count, measure): torch.cat([torch.tensor(values[way][count][measure]) for values in every])
         for way, row in every[0].items()
         for count, cell in row.items()
         for measure in cell
     }
-    reference = stacked[group[0].reference, str(group[0].study.reference), "right"]
+    reference = stacked.get((group[0].reference, str(group[0].study.reference), "right"))
     for (way, count, measure), values in stacked.items():
         merged.setdefault(measure, {}).setdefault(way, {})[count] = asdict(estimate(values.double()))
         if measure == "right":
-            against = merged["right against the reference"].setdefault(way, {})
+            against = merged.setdefault("right against the reference", {}).setdefault(way, {})
             against[count] = asdict(compare(values, reference))
     return merged
+
+
+def in_turn(pipeline: EqMPipeline, count: int) -> list[str | None]:
+    """Labels of `count` clips, the model's in turn; None where it knows none."""
+    names = list(pipeline.labels.values()) or [None]
+    return [names[k % len(names)] for k in range(count)]
 
 
 class Measurer:
@@ -147,7 +167,13 @@ class Measurer:
     def __init__(self, study: FewSteps, pipeline: EqMPipeline, name: str) -> None:
         self.study, self.pipeline, self.name = study, pipeline, name
         self.kept = Measured(study.out, study.again)
-        self.names = names_of(pipeline, study.num_samples)
+        labels = list(pipeline.labels.values())
+        if study.data is None and not set(labels) <= set(label_names()):
+            raise UserError(
+                f"a model with labels such as {labels[0]} was not trained on moving shapes: give real clips to "
+                "measure it against, as --data FOLDER"
+            )
+        self.names = (names_of if study.data is None else in_turn)(pipeline, study.num_samples)
         own = pipeline.config.sampler
         self.scale = own["guidance_scale"] if study.guidance_scale is None else study.guidance_scale
         self.ways = dict(ways(pipeline.decay))
@@ -171,7 +197,7 @@ class Measurer:
         return sorted({*self.study.evaluations, *more})
 
     def measured(self, name: str, count: int, how: Mapping[str, Any]) -> dict[str, list[list[float]]]:
-        """Values (K, N) of `right` and `distance`, (K, 1) of `mmd`, of one way with `count` evaluations."""
+        """Values (K, N) of `right` (shapes) and `distance`, (K, 1) of `mmd`, of one way with `count` evaluations."""
         study = self.study
         keys = ("num_samples", "repeats", "seed")
         wanted = {
@@ -179,18 +205,20 @@ class Measurer:
             "scale": self.scale,
             **{key: getattr(study, key) for key in (*keys, "reference")},
             **({"composed": True} if study.composed else {}),
+            **({} if study.data is None else {"data": self.files.about["identity"]}),
         }
 
         def work() -> tuple[dict[str, Any], None]:
             print(f"measuring {self.name}, {name}, {count} evaluations", flush=True)
-            parts: dict[str, list[list[float]]] = {"right": [], "distance": []}
+            parts: dict[str, list[list[float]]] = {}
             for repeat in range(study.repeats):
                 known = name == self.reference and count == study.reference
                 latents = self.references[repeat] if known else self.sample(repeat, how)
-                clips = self.pipeline.decode(latents)
+                if study.data is None:
+                    shown = motion(self.pipeline.decode(latents), self.truth)["direction" if study.composed else "both"]
+                    parts.setdefault("right", []).append(shown)
                 gaps = (latents - self.references[repeat]).square().flatten(1).mean(dim=1).sqrt()
-                parts["right"].append(motion(clips, self.truth)["direction" if study.composed else "both"])
-                parts["distance"].append(gaps.tolist())
+                parts.setdefault("distance", []).append(gaps.tolist())
                 if not study.composed:
                     parts.setdefault("mmd", []).append([mmd(latents.flatten(1), self.real)])
             return {"found": parts}, None
@@ -234,9 +262,14 @@ class Measurer:
         return labels[(labels.index(name) + 1) % len(labels)]
 
     def floor(self) -> dict[str, Any]:
-        """The MMD of as many other real clips as samples."""
+        """The MMD of as many other real clips as samples; with --data, of random halves of the real clips."""
         study, values = self.study, []
         for repeat in range(study.repeats):
+            if study.data is not None:
+                draw = torch.randperm(len(self.real), generator=generator("halves", study.seed + repeat))
+                half, rest = self.real[draw].tensor_split(2)
+                values.append([mmd(half, rest)])
+                continue
             seed = study.seed + ELSEWHERE + 1 + repeat
             values.append([mmd(self.encoded(self.names, seed), self.real)])
         return {"mmd": asdict(estimate(torch.tensor(values, dtype=torch.float64)))}
@@ -247,8 +280,24 @@ class Measurer:
         return encode(self.pipeline, Truth.render(names, frames, size, seed).clips, 32).flatten(1)
 
     @cached_property
+    def files(self) -> Files:
+        """The real clips of --data, at most `REAL`, evenly spread."""
+        frames, size, fps = self.pipeline.check_frames(), self.pipeline.check_size(), float(self.pipeline.config.fps)
+        protocol = Protocol(window="every", order="sorted", frames=frames, size=size)
+        real = thinned(open_real(self.study.data, protocol, (frames, *size), fps, None), REAL)
+        if len(real) < 4:
+            raise UserError(
+                f"--data {self.study.data} has {len(real)} clips of {frames} frames, and the MMD needs 4 at least: "
+                "give more videos, or longer ones"
+            )
+        return real
+
+    @cached_property
     def real(self) -> Tensor:
         """The latents (M, D) of the real clips."""
+        if self.study.data is not None:
+            clips = np.concatenate([self.files.read([row]).numpy() for row in range(len(self.files))])
+            return encode(self.pipeline, clips, self.study.batch_size).flatten(1)
         return self.encoded(names_of(self.pipeline, REAL), self.study.seed + ELSEWHERE)
 
     @cached_property
