@@ -5,16 +5,23 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 from tiny_run import write_videos
 
 from eqm_video.cli import main
+from eqm_video.data.buckets import Bucket
 from eqm_video.errors import UserError
+from eqm_video.output.media import write_mp4
 from eqm_video.training import own
 from eqm_video.training.config import load_config
 from eqm_video.training.options import parse
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+SMALL = ["model.preset=EqM-Nano/4", "data.size=16", "train.batch_size=2", "train.steps=1", "preview.samples=1"]
+SMALL += ["sampler.steps=2"]
 
 
 def folder_of(path: Path, count: int) -> Path:
@@ -88,6 +95,114 @@ def test_it_trains_resumes_and_says_what_it_picked(tmp_path, capsys, monkeypatch
     assert (tmp_path / "runs" / "mine" / "export").is_dir()
     assert main(["train", "own", "mine", *small, "train.steps=3", "--resume"]) == 0
     assert "resuming" in capsys.readouterr().out
+
+
+def videos_of(path: Path, lengths: list[int]) -> Path:
+    """A flat folder of videos with so many frames."""
+    path.mkdir()
+    for index, length in enumerate(lengths):
+        frames = np.full((length, 16, 16, 3), 9 * index, dtype=np.uint8)
+        frames[np.arange(length), np.arange(length) % 16] = 220
+        write_mp4(path / f"{index:02d}.mp4", frames, 25)
+    return path
+
+
+def dry(capsys, *words: str) -> tuple[str, dict]:
+    """The sentence about the clips, and the recipe, of a dry run."""
+    assert main(["train", *words, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(place for place, line in enumerate(lines) if line.startswith("  eqm-video train --config"))
+    assert "frames=" in lines[start] and "data.frame_interval=" in lines[start]
+    return lines[1], yaml.safe_load("\n".join(lines[start + 1 : -1]))["data"]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "words", "clip", "says"),
+    [
+        (
+            [12, 12, 12],
+            [],
+            (12, 1),
+            "clips of 12 frames in a row, because 16 frames at data.frame_interval=3 would span 46 frames of a video, "
+            "and all 3 videos have fewer; every video is long enough for these; for others type data.frames=6 "
+            "data.frame_interval=1; the same as",
+        ),
+        ([32, 60], [], (16, 2), "and 1 of 2 videos has fewer; every video is long enough for these; for others type "),
+        (
+            [50] * 11 + [5],
+            [],
+            (16, 3),
+            "clips of 16 frames at data.frame_interval=3; 1 of 12 videos is shorter and has",
+        ),
+        ([12, 12], ["frames=8"], (8, 1), "clips of 8 frames in a row, because 8 frames at data.frame_interval=3 "),
+    ],
+)
+def test_clips_are_picked_that_nearly_all_videos_can_give(lengths, words, clip, says, tmp_path, capsys) -> None:
+    folder = videos_of(tmp_path / "mine", lengths)
+    said, data = dry(capsys, "own", str(folder), *words)
+    assert (data["frames"], data["frame_interval"]) == clip and says in said
+    assert sorted(tmp_path.iterdir()) == [folder] and len(list(folder.iterdir())) == len(lengths)
+    if len(lengths) == 12:  # of which one may be too short, unless that is an error
+        config = own.with_clips(own.choose(folder, ["data.short=error"])).config()
+        assert (config.data.frames, config.data.frame_interval) == (5, 1)
+
+
+def test_the_interval_shrinks_before_the_frames() -> None:
+    wanted = Bucket(16, 3)
+    picked = [own.fit([length], wanted) for length in (1, 2, 15, 16, 30, 31, 45, 46, 900)]
+    assert (
+        picked
+        == [Bucket(*pair) for pair in ((2, 1), (2, 1), (15, 1), (16, 1), (16, 1))] + [Bucket(16, 2)] * 2 + [wanted] * 2
+    )
+    lengths = [5, 7, *[100] * 38]
+    assert own.fit(lengths, wanted, 2) == wanted and own.fit(lengths, wanted, 1) == Bucket(7, 1)
+    assert own.fit([12], wanted, keep_frame_interval=True) == Bucket(4, 3)
+    assert own.fit([12], wanted, keep_frames=True) == Bucket(16, 1)
+    assert own.reasons_of(wanted, wanted, [60, 60, 5], "skip") == (
+        "clips of 16 frames at data.frame_interval=3; 1 of 3 videos is shorter and left out"
+    )
+    assert own.reasons_of(wanted, wanted, [60], "repeat").endswith("; every video is long enough for these")
+    assert "span 46 frames of a video, and the video has fewer" in own.reasons_of(Bucket(9, 1), wanted, [9], "repeat")
+
+
+def test_short_videos_train_and_a_later_one_changes_no_clips(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = videos_of(tmp_path / "mine", [6, 5, 5])
+    assert main(["train", "own", "mine", *SMALL]) == 0
+    said = capsys.readouterr().out
+    assert "\nclips of 5 frames in a row" in said and "clips of 5 frames, 16 px" in said
+    (line,) = (line for line in said.splitlines() if line.startswith("  eqm-video train --config"))
+    assert "data.frames=5 data.frame_interval=1" in line
+    recipe = yaml.safe_load((tmp_path / "runs" / "mine" / "config.yaml").read_text())["data"]
+    assert (recipe["frames"], recipe["frame_interval"]) == (5, 1)
+    checkpoint = next((tmp_path / "runs" / "mine" / "checkpoints").iterdir())
+    videos_of(tmp_path / "other", [90, 90, 90])
+    longer = own.choose(tmp_path / "other", ["run.dir=runs/mine"])
+    config = own.with_clips(longer, checkpoint=checkpoint).config()
+    assert (config.data.frames, config.data.frame_interval) == (5, 1), "a run goes on with the clips that it began with"
+    assert main(["train", "own", "mine", *SMALL, "train.steps=2", "--resume"]) == 0
+    assert "resuming" in capsys.readouterr().out and len(list(folder.iterdir())) == 3
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_the_user_sets_stays_and_a_refused_run_leaves_nothing(there, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = videos_of(tmp_path / "mine", [12, 12])
+    if there:
+        (tmp_path / "runs" / "mine").mkdir(parents=True)
+    assert main(["train", "own", "mine", *SMALL, "frames=16", "data.frame_interval=3"]) == 2
+    said = capsys.readouterr()
+    assert "data.frames=16 with data.frame_interval=3 spans 46 source frames, the longest video (00.mp4) has 12" in (
+        said.err
+    )
+    assert said.out.startswith("2 videos and ") and "\nclips of" not in said.out
+    assert main(["train", "own", "mine", *SMALL, "data.buckets=40x1"]) == 2
+    assert "shorter than the clips of 40x1 in data.buckets" in capsys.readouterr().err
+    assert main(["train", "own", "mine", *SMALL, "held_out.root=mine"]) == 2
+    assert "held_out.root=mine is the folder that is trained on" in capsys.readouterr().err
+    assert len(list(folder.iterdir())) == 2
+    assert (tmp_path / "runs" / "mine").is_dir() == (tmp_path / "runs").is_dir() == there
+    assert not there or not list((tmp_path / "runs" / "mine").iterdir())
 
 
 def test_a_recipe_is_named_by_the_first_word_as_by_config() -> None:

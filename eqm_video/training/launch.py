@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -24,6 +24,7 @@ from eqm_video.training.estimate import SPECS, count_memory, note_memory, second
 from eqm_video.training.heartbeat import Heartbeat
 from eqm_video.training.lock import LOCK, lock_run
 from eqm_video.training.options import TrainOptions, parse
+from eqm_video.training.own import Choice, with_clips
 from eqm_video.training.progress import duration
 from eqm_video.training.recipes import check_base
 from eqm_video.training.report import write_report
@@ -32,16 +33,22 @@ from eqm_video.training.strict_yaml import flatten
 from eqm_video.training.trackers import check_trackers, start_trackers
 from eqm_video.wording import counted
 
+# Files of a run that has not begun: what the first look at its data found, and a log without a line
+UNBEGUN = re.compile(rf"{re.escape(LOCK)}|data_(index|report)(_\w+)?\.json|metrics\.jsonl")
+
 
 def main(words: Sequence[str]) -> int:
     """Run the command; returns its exit status. Raises UserError for a user's mistake."""
     options: TrainOptions = parse(words)
     config = options.config_of_run()
-    if options.own is not None and os.environ.get("RANK", "0") == "0":
-        print(options.choice.said, flush=True)
-    return (
-        dry_run(config, options.device_spec) if options.dry_run else train(config, options.resume, options.from_older)
-    )
+    choice = options.choice if options.own is not None else None
+    if not options.dry_run:
+        return train(config, options.resume, options.from_older, choice)
+    if choice is not None:
+        choice = with_clips(choice)
+        config = choice.config()
+        print(choice.said, flush=True)
+    return dry_run(config, options.device_spec)
 
 
 def dry_run(config: Config, device_spec: str | None = None) -> int:
@@ -83,8 +90,11 @@ def dry_run(config: Config, device_spec: str | None = None) -> int:
     return 0
 
 
-def train(config: Config, resume: str | None, from_older: bool = False) -> int:
-    """Train to the last step and export, or stop at a signal with a checkpoint."""
+def train(config: Config, resume: str | None, from_older: bool = False, choice: Choice | None = None) -> int:
+    """Train to the last step and export, or stop at a signal with a checkpoint.
+
+    `choice` is what was picked for somebody's own videos, and has led to `config`; its clips are picked here.
+    """
     check_trackers(config.track.to)
     check_base(config.lora.rank, config.train.init_from)
     if launch.read_sharding() is not None:
@@ -100,6 +110,10 @@ def train(config: Config, resume: str | None, from_older: bool = False) -> int:
         accelerator.wait_for_everyone()
         start = starting_point(config, resume, from_older)  # again, now that no other process writes there
         checkpoint, notes = start.checkpoint, start.notes
+        if choice is not None:
+            choice = with_clips(choice, accelerator, checkpoint)
+            config = choice.config()
+            accelerator.print(choice.said, flush=True)
         config = with_latents(config, checkpoint) if checkpoint is not None else config
         notes += compare(checkpoint, config, accelerator.num_processes) if checkpoint is not None else []
         accelerator.wait_for_everyone()
@@ -114,9 +128,17 @@ def train(config: Config, resume: str | None, from_older: bool = False) -> int:
 
 @contextmanager
 def claimed_run(folder: Path) -> Iterator[None]:
-    """Lock a run's folder. A new folder is removed if the run fails before it writes anything."""
+    """Lock a run's folder. A run that is refused before it begins leaves no file there, and no folder that it made."""
+    before = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     with removed_if_empty(folder, LOCK), lock_run(folder):
-        yield
+        try:
+            yield
+        except UserError:
+            if not (folder / "config.yaml").exists():
+                for path in folder.iterdir():
+                    if path.name not in before and UNBEGUN.fullmatch(path.name):
+                        path.unlink()
+            raise
 
 
 def _train(

@@ -56,13 +56,13 @@ class TrainOptions(Recipe, Dry):
 
     @cached_property
     def choice(self) -> Choice:
-        """The recipe that is picked for the videos of --own."""
+        """The recipe that is picked for the videos of --own; its clips are picked later, by `own.with_clips`."""
         return choose(self.own.expanduser(), self.changes)
 
     def config_of_run(self) -> Config:
         """The configuration: the recipe with its overrides. `--resume` without a recipe uses the checkpoint's."""
         if self.own is not None:
-            return load_config(self.choice.recipe, self.choice.overrides)
+            return self.choice.config()
         config = load_config(self.recipe, self.changes)
         if self.resume is None or self.recipe is not None:
             return config
