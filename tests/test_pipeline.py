@@ -31,6 +31,21 @@ def export(pipe, tmp_path):
     return tmp_path / "export"
 
 
+def test_a_saved_pipeline_names_no_folder_and_is_as_readable_as_any_file(export, tmp_path):
+    loaded = EqMPipeline.from_pretrained(export)
+    loaded.save_pretrained(tmp_path / "again")
+    (tmp_path / "any").touch()
+    files = [path for path in (tmp_path / "again").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    for path in files:
+        assert path.stat().st_mode == (tmp_path / "any").stat().st_mode
+        assert str(tmp_path).encode() not in path.read_bytes() and b"_name_or_path" not in path.read_bytes()
+    assert loaded.config._name_or_path == str(export), "only the files are without it"
+    loaded.transformer.register_to_config(_name_or_path="somebody/on-the-hub")
+    loaded.save_pretrained(tmp_path / "again")
+    assert b"somebody/on-the-hub" in (tmp_path / "again" / "transformer" / "config.json").read_bytes()
+
+
 # Sampling -------------------------------------------------------------------------------------------------------------
 
 

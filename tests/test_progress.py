@@ -8,7 +8,8 @@ import pytest
 from tiny_run import tiny_trainer
 from tqdm.auto import tqdm
 
-from eqm_video.training.progress import STEPS, Forecast, beside, duration
+from eqm_video.training.progress import STEPS, Forecast, beside
+from eqm_video.wording import duration
 
 
 def clock(*seconds: float):

@@ -189,6 +189,7 @@ COMPLETED = [
     (["train", "--config", "own_videos_"], {"own_videos_cpu"}),
     (["sample", "demo", "--start-from", "clip"], {"clip.mp4"}),
     (["completion", "b"], {"bash"}),
+    (["compose", "--write"], {"--write-data"}),
 ]
 
 

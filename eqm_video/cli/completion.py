@@ -45,6 +45,8 @@ def every_command() -> argparse.ArgumentParser:
         for action in made._actions:
             if action.dest in entries:
                 _complete(action, entries[action.dest])
+        for flag in getattr(cls, "elsewhere", ()):  # read by the command itself, beside its options
+            made.add_argument(flag, metavar="FOLDER").complete = shtab.DIRECTORY
         commands.add_parser(name, help=command.says, parents=[made], add_help=False)
     return whole
 

@@ -28,8 +28,8 @@ from eqm_video.system import machine
 from eqm_video.training import build
 from eqm_video.training.config import Config, load_config
 from eqm_video.training.estimate import REACHED, Device, count_memory, free_memory, seconds_per_step
-from eqm_video.training.progress import DAY, duration
-from eqm_video.wording import counted
+from eqm_video.training.progress import DAY
+from eqm_video.wording import counted, duration
 
 FINE, SLOW, BAD = "ok", "slow", "BAD"
 SECONDS = 0.3  # of each measurement

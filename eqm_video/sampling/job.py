@@ -17,6 +17,7 @@ from tqdm import tqdm
 from eqm_video.output.media import gif_fps
 from eqm_video.samplers.frame_schedule import frame_delay
 from eqm_video.sampling.folder import Look, SampleFolder
+from eqm_video.sampling.forecast import Forecast
 from eqm_video.sampling.level_log import by_sample, corrected
 from eqm_video.sampling.long import Long, measure, report_window
 from eqm_video.sampling.options import PRECISIONS
@@ -49,14 +50,15 @@ class Work:
         done, mine, steps = 0, sum(map(len, batches)), self.steps()
         watched = bool(batches) and state.is_main_process
         precision = PRECISIONS[self.folder.settings["mixed_precision"]]
+        forecast = Forecast(len(batches) * steps, shown=watched)
         with waits.bar(total=len(batches) * steps, unit="step", delay=0, keep=True, shown=watched) as bar:
             for count, batch in enumerate(batches, 1):
                 bar.set_description(f"samples {done}-{done + len(batch)} of {mine}")
                 with torch.autocast(self.pipeline.device.type, precision, enabled=precision is not None):
                     if self.long is None:
-                        self._clips(batch, bar)
+                        self._clips(batch, bar, forecast)
                     else:
-                        self._videos(batch, bar, watched)
+                        self._videos(batch, bar, watched, forecast)
                 done += len(batch)
                 bar.update(count * steps - bar.n)  # clips that came to rest early took fewer steps
 
@@ -68,7 +70,7 @@ class Work:
         unknown = [first] + [settings["frames"] - self.long.overlap for _ in range(later)]
         return sum(steps + frame_delay(self.how.frame_schedule, steps, many) * (many - 1) for many in unknown)
 
-    def call(self, batch: range, bar: tqdm) -> dict[str, Any]:
+    def call(self, batch: range, bar: tqdm, forecast: Forecast) -> dict[str, Any]:
         """Keyword arguments for these samples, for the pipeline and for `roll_out` alike."""
         settings = self.folder.settings
         return {
@@ -78,24 +80,24 @@ class Work:
             "fps": settings["fps"],
             "seeds": [settings["seed"] + index for index in batch],
             "output_type": "uint8",
-            "callback": lambda *_: bar.update(),
+            "callback": lambda *_: (bar.update(), forecast.count()),
             **(self.start.call(batch) if self.start else {}),
         }
 
-    def _clips(self, batch: range, bar: tqdm) -> None:
-        result = self.pipeline.sample(self.how.call(), **self.call(batch, bar))
+    def _clips(self, batch: range, bar: tqdm, forecast: Forecast) -> None:
+        result = self.pipeline.sample(self.how.call(), **self.call(batch, bar, forecast))
         if result.levels is not None:
             self.folder.keep("levels", batch.start, by_sample(result.levels, self.steps()))
             self.folder.keep("framenfe", batch.start, result.frame_nfe.numpy())
         self.folder.write_part(batch.start, result.frames, self.look, result.nfe.numpy())
 
-    def _videos(self, batch: range, bar: tqdm, watched: bool) -> None:
+    def _videos(self, batch: range, bar: tqdm, watched: bool, forecast: Forecast) -> None:
         """Long videos: the frames of a window go to disk before the next window begins."""
         shape = (len(batch), self.long.length, *self.folder.settings["size"], 3)
         meters, shifts, nfe = [], [], np.zeros(len(batch), np.int64)
         settings = {"length": self.long.length, "overlap": self.long.overlap}
         with self.folder.open_part(batch.start, shape, self.look) as file:
-            for window in roll_out(self.pipeline, how=self.how.call(), **settings, **self.call(batch, bar)):
+            for window in roll_out(self.pipeline, how=self.how.call(), **settings, **self.call(batch, bar, forecast)):
                 for index, frames in enumerate(window.frames):
                     file.write(index, window.start, frames)
                 meters.append(measure(window))

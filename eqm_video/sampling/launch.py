@@ -20,6 +20,7 @@ from eqm_video.output.outputs import claim_output
 from eqm_video.sampling.choices import choose_look, choose_sampling
 from eqm_video.sampling.folder import SampleFolder
 from eqm_video.sampling.folders import note_best
+from eqm_video.sampling.forecast import note_long
 from eqm_video.sampling.job import Work, describe, report
 from eqm_video.sampling.labels import choose_labels, clip_labels, names
 from eqm_video.sampling.level_log import level_log
@@ -72,6 +73,10 @@ def main(words: Sequence[str]) -> int:
     try:
         pipeline.to(device)
         work = Work(pipeline, folder, labels, look, how, start, long)
+        if batches and state.is_main_process:
+            steps, most = len(batches[:: state.num_processes]) * work.steps(), max(map(len, batches))
+            if note := note_long(pipeline, settings, steps, most, long is not None):
+                print(note, flush=True)
         work.run(batches[state.process_index :: state.num_processes], state)
     finally:
         if state.num_processes == 1:  # with several, another may be about to finish a batch

@@ -6,13 +6,15 @@ Shapes: B samples, T frames, C latent channels, H W pixels, h w latents. An imag
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
+from diffusers import AutoencoderKL, AutoencoderTiny, ConfigMixin, DiffusionPipeline
+from diffusers.configuration_utils import FrozenDict
 from diffusers.utils import BaseOutput
 from torch import Generator, Tensor
 
@@ -68,6 +70,7 @@ from eqm_video.sampling.pictures import Pictures
 from eqm_video.sampling.settings import Sampling, with_sampling
 from eqm_video.sampling.start import Clips, Start, check_start, known_pixels
 from eqm_video.system import waits
+from eqm_video.system.files import finish
 from eqm_video.system.reading import read_json
 
 OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
@@ -252,14 +255,20 @@ class EqMPipeline(DiffusionPipeline):
         remove_adapters(self.transformer)
 
     def save_pretrained(self, save_directory: str | Path, *arguments: Any, **keywords: Any) -> None:
-        """Save the pipeline as diffusers does, and its readout; UserError for adapters that are not merged."""
+        """Save the pipeline as diffusers does, and its readout; UserError for adapters that are not merged.
+
+        No path of this machine is written, and weights are as readable as any new file.
+        """
         if has_adapters(self.transformer):
             raise UserError(
                 "the network has adapters: call fuse_lora() to save them in its weights, or unload_lora_weights()"
             )
         if not Path(save_directory).is_file():  # which diffusers reports; before it, for it may upload the folder
             save_readout(self.readout, Path(save_directory))
-        super().save_pretrained(str(save_directory), *arguments, **keywords)
+        with _nameless(self, self.transformer, self.vae):
+            super().save_pretrained(str(save_directory), *arguments, **keywords)
+        for path in Path(save_directory).glob("*/*.safetensors"):
+            finish(path)
 
     # Sampling -------------------------------------------------------------------------------------------------------
 
@@ -512,3 +521,20 @@ def _width(network: torch.nn.Module) -> int | None:
 def as_codec(codec: str | Codec, dtype: torch.dtype | str | None) -> Codec:
     """`codec` itself, or the codec of that name, loaded in `dtype`."""
     return codec if isinstance(codec, Codec) else Codec.load(codec, torch_dtype=dtype)
+
+
+@contextmanager
+def _nameless(*parts: ConfigMixin) -> Iterator[None]:
+    """A block in which no configuration of `parts` says from which folder of this machine it was loaded.
+
+    diffusers would write that path into every file. The name of a model on the hub stays.
+    """
+    before = [part._internal_dict for part in parts]
+    try:
+        for part, config in zip(parts, before, strict=True):
+            if Path(str(config.get("_name_or_path") or "")).exists():
+                part._internal_dict = FrozenDict({k: value for k, value in config.items() if k != "_name_or_path"})
+        yield
+    finally:
+        for part, config in zip(parts, before, strict=True):
+            part._internal_dict = config

@@ -14,11 +14,10 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from eqm_video.codec import BUNDLED, BUNDLED_FOLDER, PIXELS, Codec, hub_config
+from eqm_video.core.cost import count_operations
 from eqm_video.core.decay import ConstantDecay
-from eqm_video.core.energy import Field
 from eqm_video.errors import UserError
 from eqm_video.limits import MOST_CHANNELS
 from eqm_video.models import adapters
@@ -304,16 +303,8 @@ def make_encode(codec: Codec, device: torch.device) -> Callable[[dict[str, Any],
 
 
 def measure(network: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """Parameters, and floating-point operations of an evaluation of the field on latents of `shape` (multiply-add: 2).
-
-    An evaluation is a forward pass; with an explicit energy also its derivative by the latents.
-    """
-    latents = torch.zeros(shape, device="meta")
-    gamma = torch.zeros(shape[:2], device="meta")
-    labels = torch.zeros(shape[0], dtype=torch.long, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        Field(network)(latents, labels, gamma=gamma)
+    """Parameters of a network on the meta device, and the operations of its field: see `count_operations`."""
     return {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "flops": counter.get_total_flops(),
+        "flops": count_operations(network, shape),
     }

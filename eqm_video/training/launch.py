@@ -25,13 +25,12 @@ from eqm_video.training.heartbeat import Heartbeat
 from eqm_video.training.lock import LOCK, lock_run
 from eqm_video.training.options import TrainOptions, parse
 from eqm_video.training.own import Choice, with_clips
-from eqm_video.training.progress import duration
 from eqm_video.training.recipes import check_base
 from eqm_video.training.report import write_report
 from eqm_video.training.resume import compare, compare_data, starting_point, with_latents
 from eqm_video.training.strict_yaml import flatten
 from eqm_video.training.trackers import check_trackers, start_trackers
-from eqm_video.wording import counted
+from eqm_video.wording import counted, duration
 
 # Files of a run that has not begun: what the first look at its data found, and a log without a line
 UNBEGUN = re.compile(rf"{re.escape(LOCK)}|data_(index|report)(_\w+)?\.json|metrics\.jsonl")

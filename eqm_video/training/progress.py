@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from eqm_video.system import waits
+from eqm_video.wording import duration
 
 STEPS = 20  # steps after a start, before the forecast
 SLOWEST = 3  # steps left out, beside the first: compiling and fetching happen once
@@ -79,16 +80,3 @@ def beside(bar: tqdm, what: str) -> Iterator[None]:
             spent = time.time() - begun
             bar.start_t += spent
             bar.last_print_t += spent
-
-
-def duration(seconds: float) -> str:
-    """A time in words, in two units at most: `40 s`, `7 min`, `3 h 20 min`, `2 d 5 h`."""
-    minutes = round(seconds / 60)
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 24 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    hours = round(minutes / 60)
-    return f"{hours // 24} d {hours % 24} h"
