@@ -62,6 +62,11 @@ def _is_look(path: Path) -> bool:
         return re.search(rb'"(version|kind|files|root|found)": ', file.read(2**12)) is not None
 
 
+def _is_folder(path: Path) -> bool:
+    """Whether a path is a folder, and no link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
 def beside(name: str, test: Test) -> Test:
     """The test for a file without a mark: it is ours if the file `name` beside it passes `test`."""
     return lambda path: anything(path) and test(path.with_name(name))
@@ -69,7 +74,56 @@ def beside(name: str, test: Test) -> Test:
 
 _CODEC = record("psnr", "latent_mean", "latent_std", "posterior_std")
 _SHIPPED = record("generation", "image_to_video", "long_video")
-_MEASURED = {r"measured/.+\.json": record("asked", "found")}
+# Studies by their commands: the record without its ending, the keys by which it is known, the pictures
+_STUDIES = {
+    "descent": ("descent", "settings models", r"descent\.(png|gif) strip\.png"),
+    "sweep": ("sweep", "settings rows", r"sweep\.png"),
+    "adaptive": ("adaptive", "settings machine results", r"adaptive\.png"),
+    "curvature": ("curvature", "settings curvature stages", r"curvature\.png"),
+    "partial": ("partial", "settings start_gammas measured", r"partial(_examples)?\.png"),
+    "ood": ("ood", "settings sets auroc", r"ood\.png ood_(sets|frames)\.png"),
+    "compose": ("compose", "settings rows", r"compose\.(gif|png)"),
+    "oracle": ("oracle", "settings tasks seconds", r"oracle\.gif"),
+    "plane": ("plane", "settings exact seconds", r"plane\.(png|gif)"),
+    "predict": ("predict", "command clips predictions", r"predict\.(gif|png) predict_strips\.png"),
+    "tasks": (
+        "tasks",
+        "command settings models",
+        r"tasks\.(png|gif) tasks_(strips|long|ways|stopping)\.(png|gif) measured/.+\.npz",
+    ),
+    "forcing": ("forcing", "command settings differences", r"forcing(_[a-z_]+)?\.png"),
+    "readout": ("readout", "command settings errors", ""),
+    "history": ("history", "command settings found", r"history\.png"),
+    "regions": ("regions", "command settings found", r"regions\.png"),
+    "distill": ("distill", "command settings found", r"distill\.png"),
+    "few-steps": ("few_steps", "command settings exact", r"few_steps\.png"),
+    "rollouts": ("rollouts", "command settings cells", r"rollouts(_[a-z_]+)?\.png"),
+    "ablate": ("ablations", "command lines", r"ablations\.png measured/.+\.npz"),
+    "evaluate": ("evaluate", "protocol_hash preset", ""),
+    "compare-results": ("compare_results", "protocol_hash results", ""),
+    "look": ("look", "command clips shapes", r"look(_images)?\.png"),
+    "report": ("report", "command runs descents", r"report\.html"),
+    "reconstruct": ("numbers", "codec clips psnr_mean", r"pairs\.(gif|png)"),
+}
+_KEEPING = ("tasks", "forcing", "few-steps", "rollouts", "ablate")  # studies that keep measurements, and write tables
+_WEAK: dict[str, dict[str, Test]] = {  # files of studies that prove nothing about their folder
+    "sweep": {r"sweep\.csv": begins("model,sampler,schedule,steps,step_size")},
+    "readout": {r"readout\.safetensors": beside("readout.json", record("command", "settings", "errors"))},
+    "distill": {"export": _is_folder},
+    "evaluate": {"stylegan-v": Path.is_dir},
+    "look": {r"data_(index|report)\w*\.json": _is_look},
+}
+
+
+def _study(command: str) -> Output:
+    """The files of a study, by the tables above."""
+    name, keys, pictures = _STUDIES[command]
+    kept, told = command in _KEEPING, record(*keys.split())
+    measured = {r"measured/.+\.json": record("asked", "found")} if kept else {}
+    tables = {f"{name}.md": beside(f"{name}.json", told)} if kept else {}
+    weak = {**tables, **_WEAK.get(command, {})}
+    return Output({f"{name}.json": told, **measured}, tuple(pictures.split()), weak)
+
 
 SAMPLES = Output(
     {"samples.json": record("labels", "seeds", "settings"), f"{PARTS}/settings.json": record()},
@@ -91,7 +145,7 @@ RUN = Output(
         "previews": Path.is_dir,
         r"previews/step_\d{8,}\.(gif|png)": _is_picture,
         r"\.incomplete-(deleting-)?export(_best)?": folder_with("model_index.json", "transformer", "vae"),
-        "export(_best)?": lambda path: path.is_dir() and not path.is_symlink(),
+        "export(_best)?": _is_folder,
         "evaluations": Path.is_dir,
         "wandb_id": anything,
     },
@@ -104,60 +158,7 @@ OUTPUTS = {
         {"compare.json": record("samples", "nearest", "frechet"), "nearest.json": record("samples")},
         (r"nearest\.(gif|png)", "memorisation.png"),
     ),
-    "descent": Output({"descent.json": record("settings", "models")}, ("descent.png", "strip.png", "descent.gif")),
-    "sweep": Output(
-        {"sweep.json": record("settings", "rows")},
-        ("sweep.png",),
-        weak={"sweep.csv": begins("model,sampler,schedule,steps,step_size")},
-    ),
-    "adaptive": Output({"adaptive.json": record("settings", "machine", "results")}, ("adaptive.png",)),
-    "curvature": Output({"curvature.json": record("settings", "curvature", "stages")}, ("curvature.png",)),
-    "partial": Output(
-        {"partial.json": record("settings", "start_gammas", "measured")}, ("partial.png", "partial_examples.png")
-    ),
-    "ood": Output({"ood.json": record("settings", "sets", "auroc")}, ("ood.png", "ood_sets.png", "ood_frames.png")),
-    "compose": Output({"compose.json": record("settings", "rows")}, ("compose.gif", "compose.png")),
-    "oracle": Output({"oracle.json": record("settings", "tasks", "seconds")}, ("oracle.gif",)),
-    "plane": Output({"plane.json": record("settings", "exact", "seconds")}, ("plane.png", "plane.gif")),
-    "predict": Output(
-        {"predict.json": record("command", "clips", "predictions")}, (r"predict\.(gif|png)", "predict_strips.png")
-    ),
-    "tasks": Output(
-        {"tasks.json": record("command", "settings", "models"), **_MEASURED},
-        (r"tasks\.(png|gif)", r"tasks_(strips|long|ways|stopping)\.(png|gif)", r"measured/.+\.npz"),
-        weak={"tasks.md": beside("tasks.json", record("command", "settings", "models"))},
-    ),
-    "forcing": Output(
-        {"forcing.json": record("command", "settings", "differences"), **_MEASURED},
-        (r"forcing(_[a-z_]+)?\.png",),
-        weak={"forcing.md": beside("forcing.json", record("command", "settings", "differences"))},
-    ),
-    "readout": Output(
-        {"readout.json": record("command", "settings", "errors")},
-        weak={r"readout\.safetensors": beside("readout.json", record("command", "settings", "errors"))},
-    ),
-    "history": Output({"history.json": record("command", "settings", "found")}, ("history.png",)),
-    "regions": Output({"regions.json": record("command", "settings", "found")}, ("regions.png",)),
-    "distill": Output(
-        {"distill.json": record("command", "settings", "found")},
-        ("distill.png",),
-        weak={"export": lambda path: path.is_dir() and not path.is_symlink()},
-    ),
-    "few-steps": Output(
-        {"few_steps.json": record("command", "settings", "exact"), **_MEASURED},
-        ("few_steps.png",),
-        weak={"few_steps.md": beside("few_steps.json", record("command", "settings", "exact"))},
-    ),
-    "rollouts": Output(
-        {"rollouts.json": record("command", "settings", "cells"), **_MEASURED},
-        (r"rollouts(_[a-z_]+)?\.png",),
-        weak={"rollouts.md": beside("rollouts.json", record("command", "settings", "cells"))},
-    ),
-    "ablate": Output(
-        {"ablations.json": record("command", "lines"), **_MEASURED},
-        ("ablations.png", r"measured/.+\.npz"),
-        weak={"ablations.md": beside("ablations.json", record("command", "lines"))},
-    ),
+    **{command: _study(command) for command in _STUDIES},
     "convert": Output({}),  # a new folder
     "merge": Output({}),  # a new folder
     "cache": Output(
@@ -173,24 +174,12 @@ OUTPUTS = {
             r"\.lock": _is_lock,
         },
     ),
-    "evaluate": Output(
-        {"evaluate.json": record("protocol_hash", "preset")},
-        weak={"stylegan-v": Path.is_dir},
-    ),
-    "compare-results": Output({"compare_results.json": record("protocol_hash", "results")}),
     "demo": Output(
         {**SAMPLES.records, "numbers.json": record("samples", "direction_accuracy", "seconds")},
         (*SAMPLES.pictures, "curve.png"),
         SAMPLES.weak,
         SAMPLES.older,
     ),
-    "look": Output(
-        {"look.json": record("command", "clips", "shapes")},
-        (r"look(_images)?\.png",),
-        weak={r"data_(index|report)\w*\.json": _is_look},
-    ),
-    "report": Output({"report.json": record("command", "runs", "descents")}, ("report.html",)),
-    "reconstruct": Output({"numbers.json": record("codec", "clips", "psnr_mean")}, (r"pairs\.(gif|png)",)),
     "train-shipped": Output(
         {"numbers.json": _SHIPPED},
         weak={
