@@ -12,9 +12,7 @@ from tiny_run import write_codec
 
 from eqm_video import options
 from eqm_video.errors import UserError
-from eqm_video.studies import recipes
-from eqm_video.studies.ablate import report as ablate_report
-from eqm_video.studies.ablate import study as ablate
+from eqm_video.studies import ablate, recipes
 from eqm_video.training.config import load_config, to_tree
 from eqm_video.training.strict_yaml import flatten
 
@@ -65,7 +63,7 @@ def test_every_recipe_is_the_base_with_one_change() -> None:
 
 
 def test_recipes_are_in_the_tables_and_their_steps_go_equally_far() -> None:
-    assert {recipe for table in ablate_report.TABLES.values() for recipe in table.values()} == set(CHANGES)
+    assert {recipe for table in ablate.TABLES.values() for recipe in table.values()} == set(CHANGES)
     for name in CHANGES:
         config = load_config(ablate.RECIPES.folder / f"{name}.yaml")
         if name == "flow_4":
@@ -83,11 +81,11 @@ def test_recipes_are_in_the_tables_and_their_steps_go_equally_far() -> None:
 
 
 def test_interval_is_wilsons() -> None:
-    low, high = ablate_report.interval(0.5, 100)
+    low, high = ablate.interval(0.5, 100)
     assert (low, high) == pytest.approx((0.40383, 0.59617), abs=1e-5)
-    squared = ablate_report.QUANTILE**2
-    assert ablate_report.interval(0.0, 20) == pytest.approx((0.0, squared / (20 + squared)), abs=1e-12)
-    assert ablate_report.interval(1.0, 20) == pytest.approx((20 / (20 + squared), 1.0), abs=1e-12)
+    squared = ablate.QUANTILE**2
+    assert ablate.interval(0.0, 20) == pytest.approx((0.0, squared / (20 + squared)), abs=1e-12)
+    assert ablate.interval(1.0, 20) == pytest.approx((20 / (20 + squared), 1.0), abs=1e-12)
 
 
 def test_held_out_error_is_free_of_the_decay_and_its_gain(tmp_path: Path) -> None:
@@ -143,7 +141,7 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
 def test_every_line_is_in_a_table_and_a_table_compares() -> None:
     def titles(*recipes: str) -> list[str]:
         lines = [{"recipe": recipe, "sampler": sampler} for recipe in recipes for sampler in ("nag", "adam")]
-        found = ablate_report.rows(lines)
+        found = ablate.rows(lines)
         assert {row.line["recipe"] for row in found} == set(recipes)
         return list(dict.fromkeys(row.title for row in found))
 

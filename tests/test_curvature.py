@@ -31,7 +31,7 @@ from eqm_video.errors import UserError
 from eqm_video.randomness import generator, normal
 from eqm_video.samplers import NAG, GradientDescent, descend
 from eqm_video.sampling.pipeline import EqMPipeline
-from eqm_video.studies.curvature.study import Curvature
+from eqm_video.studies.curvature import Curvature
 
 
 def generators(count: int, name: str = "probe") -> list[torch.Generator]:

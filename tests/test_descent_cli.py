@@ -33,7 +33,7 @@ def folders(tmp_path_factory) -> SimpleNamespace:
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch) -> None:
     """They are what takes time here."""
-    monkeypatch.setattr("eqm_video.studies.descent.pictures.WIDTH", 150)
+    monkeypatch.setattr("eqm_video.studies.descent.study.WIDTH", 150)
     monkeypatch.setattr("eqm_video.output.plots.DPI", 50)
 
 

@@ -16,7 +16,7 @@ from eqm_video.data.moving_shapes import render_clip, write_moving_shapes
 from eqm_video.data.source import Clips
 from eqm_video.errors import UserError
 from eqm_video.metrics.psnr import psnr
-from eqm_video.studies.partial.study import Pairs, Partial, denoise, measure, references, variants
+from eqm_video.studies.partial import Pairs, Partial, denoise, measure, references, variants
 
 FLOW = {"decay": {"kind": "constant", "gain": 1.0}}
 OPTIONS = argparse.Namespace(steps=None, guidance_scale=None, batch_size=2)

@@ -20,9 +20,9 @@ from eqm_video.errors import UserError
 from eqm_video.options import LARGEST, parse
 from eqm_video.samplers import GradientDescent
 from eqm_video.sampling.pipeline import EqMPipeline
+from eqm_video.studies import sweep
 from eqm_video.studies.quality import Judge
 from eqm_video.studies.request import Request
-from eqm_video.studies.sweep import study as sweep
 from eqm_video.studies.walk import walk
 
 

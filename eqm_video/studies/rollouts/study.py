@@ -21,7 +21,7 @@ from eqm_video.sampling.options import Longer
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
 from eqm_video.studies.measured import Measured
-from eqm_video.studies.partial.study import Partial
+from eqm_video.studies.partial import Partial
 from eqm_video.studies.recipes import Trained
 from eqm_video.studies.request import open_model
 from eqm_video.studies.rollouts import measure, report

@@ -1,1 +1,0 @@
-"""The study `ablate`: recipes that differ in a single choice."""

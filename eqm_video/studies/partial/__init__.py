@@ -1,1 +1,0 @@
-"""`eqm-video partial`."""

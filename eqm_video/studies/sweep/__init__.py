@@ -1,1 +1,0 @@
-"""The study `sweep`: quality over number of steps, step size and sampler."""
