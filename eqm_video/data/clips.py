@@ -298,19 +298,8 @@ class ImageSet(ClipSet):
 class ArraySet(ClipSet):
     """Pictures in memory, `pixels` uint8 RGB (N,H,W,3), as clips of a single frame, at time 0."""
 
-    def __init__(
-        self,
-        root: Path,
-        pixels: np.ndarray,
-        files: Sequence[tuple[str, int, Any]],
-        labels: Sequence[str],
-        report: Report,
-        *,
-        size: int | tuple[int, int],
-        flip: bool = False,
-        resize: str = "adm",
-    ) -> None:
-        super().__init__(root, files, labels, report, size=size, flip=flip, resize=resize)
+    def __init__(self, *args: Any, pixels: np.ndarray, **settings: Any) -> None:
+        super().__init__(*args, **settings)
         self.pixels = pixels
 
     def subset(self, indices: Sequence[int], report: Report) -> ArraySet:

@@ -123,7 +123,7 @@ def _open_cifar(kind: str, place: Path, split: str | None, labelled: bool, look:
     info = ImageInfo(*pictures.pixels.shape[1:3])
     files = [(name, label, info) for name, label in zip(pictures.names, label_ids, strict=True)]
     report = Report(str(place), found=count, used=count)
-    return ArraySet(place, pictures.pixels, files, pictures.labels if labelled else [], report, **look)
+    return ArraySet(place, files, pictures.labels if labelled else [], report, pixels=pictures.pixels, **look)
 
 
 def look_at_video(path: Path) -> VideoInfo:

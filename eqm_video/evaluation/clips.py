@@ -37,10 +37,12 @@ if TYPE_CHECKING:
 class ClipSource(ABC):
     """N clips of one shape that can be read in any order.
 
-    labels: names, None without one. sources: a number for each clip, equal for clips of one file. names: of the files,
-    by which clips are paired with true ones. fps: None where it is not known. about: for the record.
+    shape: (T, H, W). labels: names, None without one. sources: a number for each clip, equal for clips of one file.
+    names: of the files, by which clips are paired with true ones. fps: None where it is not known. about: for the
+    record.
     """
 
+    shape: tuple[int, int, int]
     labels: Sequence[str | None]
     sources: Sequence[int]
     names: Sequence[str]
@@ -49,11 +51,6 @@ class ClipSource(ABC):
 
     def __len__(self) -> int:
         return len(self.sources)
-
-    @property
-    @abstractmethod
-    def shape(self) -> tuple[int, int, int]:
-        """T, H, W."""
 
     @abstractmethod
     def read(self, rows: Sequence[int]) -> Tensor:
@@ -73,11 +70,7 @@ class Arrays(ClipSource):
 
     def __post_init__(self) -> None:
         self.sources = range(len(self.pixels))
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """T, H, W."""
-        return (self.pixels.shape[1], *(self.size or self.pixels.shape[2:4]))
+        self.shape = (self.pixels.shape[1], *(self.size or self.pixels.shape[2:4]))
 
     def read(self, rows: Sequence[int]) -> Tensor:
         """Clips, by number."""
@@ -102,11 +95,7 @@ class Files(ClipSource):
         self.names = [Path(name).with_suffix("").as_posix() for name, _, _ in named]
         rates = [info.fps for _, _, info in named if hasattr(info, "fps")]
         self.fps = float(statistics.median(rates)) / self.data.frame_interval if rates else None
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """T, H, W."""
-        return (self.data.frames, *self.data.size)
+        self.shape = (self.data.frames, *self.data.size)
 
     def read(self, rows: Sequence[int]) -> Tensor:
         """Clips, by number."""
@@ -123,12 +112,7 @@ class Altered(ClipSource):
 
     def __post_init__(self) -> None:
         self.labels, self.sources, self.names = self.clips.labels, self.clips.sources, self.clips.names
-        self.fps, self.about = self.clips.fps, self.clips.about
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """T, H, W."""
-        return self.clips.shape
+        self.fps, self.about, self.shape = self.clips.fps, self.clips.about, self.clips.shape
 
     def read(self, rows: Sequence[int]) -> Tensor:
         """Altered clips, by number."""
@@ -140,18 +124,13 @@ class Sampled(ClipSource):
     """Clips of a model: clip k is sampled when it is read, from the seed of k; `draw` is given the numbers."""
 
     draw: Callable[[Sequence[int]], np.ndarray]
-    size: tuple[int, int, int]
+    shape: tuple[int, int, int]
     labels: Sequence[str | None]
     fps: float | None
     about: dict[str, Any]
 
     def __post_init__(self) -> None:
         self.sources, self.names = range(len(self.labels)), ()
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """T, H, W."""
-        return self.size
 
     def read(self, rows: Sequence[int]) -> Tensor:
         """Samples, by number."""

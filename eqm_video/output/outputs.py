@@ -118,11 +118,11 @@ _WEAK: dict[str, dict[str, Test]] = {  # files of studies that prove nothing abo
 def _study(command: str) -> Output:
     """The files of a study, by the tables above."""
     name, keys, pictures = _STUDIES[command]
-    kept, told = command in _KEEPING, record(*keys.split())
+    kept, known = command in _KEEPING, record(*keys.split())
     measured = {r"measured/.+\.json": record("asked", "found")} if kept else {}
-    tables = {f"{name}.md": beside(f"{name}.json", told)} if kept else {}
+    tables = {f"{name}.md": beside(f"{name}.json", known)} if kept else {}
     weak = {**tables, **_WEAK.get(command, {})}
-    return Output({f"{name}.json": told, **measured}, tuple(pictures.split()), weak)
+    return Output({f"{name}.json": known, **measured}, tuple(pictures.split()), weak)
 
 
 SAMPLES = Output(

@@ -65,9 +65,8 @@ class SampleFolder:
         self.labels = labels
         self.names = names
         self.count = len(labels)
-        self.made = [
-            folder for folder in (path, *path.parents) if not folder.exists()
-        ]  # the folders that this process makes
+        # The folders that this process makes
+        self.made = [folder for folder in (path, *path.parents) if not folder.exists()]
         self.npz, self.json = path / "samples.npz", path / "samples.json"
 
     @property

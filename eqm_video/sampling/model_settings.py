@@ -19,13 +19,8 @@ from eqm_video.limits import HIGHEST_RATE, LARGEST_SIDE, MOST_FRAMES, MOST_LABEL
 from eqm_video.samplers import SAMPLERS
 
 MOST = 10**6  # the largest number of samples, frames or steps of a call
-SAMPLER = {
-    "kind": "nag",
-    "step_size": 0.003,
-    "mu": 0.35,
-    "steps": 250,
-    "guidance_scale": 1.0,
-}  # for models without settings of their own
+# For models without settings of their own
+SAMPLER = {"kind": "nag", "step_size": 0.003, "mu": 0.35, "steps": 250, "guidance_scale": 1.0}
 ALIASES = {"num_inference_steps": "steps", "image": "clips", "video": "clips", "callback_on_step_end": "callback"}
 ELSEWHERE = {  # names of arguments in other pipelines, and here
     "prompt": "labels",

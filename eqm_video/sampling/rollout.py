@@ -137,9 +137,7 @@ def roll_out(
     plain = how if mask is not None and mask.any() else replace(how, context_gamma=1.0, history_guidance=1.0)
     later = replace(how, start_gamma=0.0)
     timing = {"num_frames": frames, "fps": check_rates(fps, len(wanted))}
-    meter = pipeline.field(
-        wanted, guidance_scale=1.0, **timing
-    )  # without guidance, which would move the points of rest
+    meter = pipeline.field(wanted, guidance_scale=1.0, **timing)  # guidance would move the points of rest
     context: Tensor | None = None  # (B, k, C, h, w)
     for index, start in enumerate(starts):
         if context is None:

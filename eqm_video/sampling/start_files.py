@@ -50,9 +50,7 @@ class Start:
     frames: int
     size: tuple[int, int]
     known: list[int]
-    labels: (
-        list[str | int | None] | None
-    )  # the label of every clip, None: unlabelled; None for all: labels do not count
+    labels: list[str | int | None] | None  # of every clip, None: unlabelled; None for all: labels do not count
     digest: str  # a hash of the clips
     said: str  # a line about the files
     mask: np.ndarray | None = None  # (T, H, W) bool, known pixels of the frames that are not known

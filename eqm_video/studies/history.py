@@ -27,6 +27,7 @@ from eqm_video.sampling.rollout import latent_motion
 from eqm_video.sampling.settings import Sampling
 from eqm_video.studies.batches import encode
 from eqm_video.studies.forcing.measure import motion
+from eqm_video.studies.request import own_scale
 from eqm_video.studies.study import OneModel, Report
 from eqm_video.studies.tasks.clips import Truth, forward, names_of, tracks
 from eqm_video.studies.tasks.long import Way, continue_clips
@@ -85,8 +86,7 @@ class History(OneModel, Longer, Many, Guided, Stepped, Seeded, Batched, group="l
                 f"--overlap below and a --length above that"
             )
         pipeline.set_progress_bar_config(disable=True)
-        own = pipeline.config.sampler["guidance_scale"]
-        scale = own if self.guidance_scale is None else self.guidance_scale
+        scale = own_scale(self, pipeline)
         names = names_of(pipeline, self.num_samples)
         truth = Truth.render(names, self.length, pipeline.check_size()[0], self.seed)
         true = latent_motion(encode(pipeline, truth.clips[:, :frames], self.batch_size)).cpu().double()

@@ -53,6 +53,15 @@ class Measured:
             files.write_record(file, record)
         return record
 
+    def found(self, name: str, wanted: Mapping[str, Any], says: str, measure: Callable[[], Any]) -> Any:
+        """A measurement without clips, as by `keep`; `says` is printed before it is made."""
+
+        def work() -> tuple[dict[str, Any], None]:
+            print(says, flush=True)
+            return {"found": measure()}, None
+
+        return self.keep(name, wanted, work)["found"]
+
 
 def _read(file: Path) -> dict[str, Any]:
     advice = "; type --again to measure it again"

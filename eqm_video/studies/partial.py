@@ -299,10 +299,8 @@ def draw_examples(clip: np.ndarray, shown: Mapping[tuple[str, float], np.ndarray
     gammas = list(dict.fromkeys(gamma for _, gamma in shown))
     frames = np.linspace(0, len(clip) - 1, min(FRAMES, len(clip))).round().astype(int)
     clips = [clip] + [np.full_like(clip, PAPER)] * (len(names) - 1)
-    captions = [
-        "held-out clip",
-        *(" " * k for k in range(1, len(names))),
-    ]  # blank, but different: equal captions would be joined
+    blank = (" " * k for k in range(1, len(names)))  # all different: equal captions would be joined
+    captions = ["held-out clip", *blank]
     for gamma in gammas:
         clips += [shown[name, gamma] for name in names]
         captions += [f"gamma {gamma:g}: {'start' if name == START else name}" for name in names]

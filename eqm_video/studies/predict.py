@@ -27,7 +27,7 @@ from eqm_video.sampling.option_groups import Batched, ClipLabels, Descending, He
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
 from eqm_video.studies.batches import batches, rebuild
-from eqm_video.studies.request import lists_of, split_of
+from eqm_video.studies.request import open_source
 from eqm_video.studies.study import OneModel, Report
 from eqm_video.studies.tasks.pictures import draw_clips, draw_strips, without_known
 from eqm_video.wording import counted
@@ -97,15 +97,7 @@ class Predict(OneModel, HeldOut, Known, ClipLabels, Descending, Seeded, Batched,
 
     def source(self, pipeline: EqMPipeline) -> Source:
         """The videos of --data at the model's size and rate; UserError if --data holds images."""
-        source = Source(
-            self.data,
-            frames=pipeline.check_frames(self.frames),
-            size=pipeline.check_size(),
-            fps=float(pipeline.config.fps),
-            count=self.clips,
-            frame_interval=self.frame_interval,
-            **lists_of(split_of(self.split, self.data), self.fold),
-        )
+        source = open_source(self, pipeline, frames=self.frames)
         if source.data.frames == 1:
             raise UserError(
                 f"--data {self.data} holds images, and only videos have frames to predict: give a folder of those"

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from eqm_video.analysis.gamma_estimate import calibrate
 from eqm_video.core.objective import interpolate
-from eqm_video.data.source import Source
 from eqm_video.errors import UserError
 from eqm_video.metrics.intervals import estimate
 from eqm_video.models.readout import LevelReadout, save_readout
@@ -27,7 +26,7 @@ from eqm_video.sampling.option_groups import Batched, HeldOut, Seeded, WritesBac
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.studies.batches import batches, encode
 from eqm_video.studies.forcing.measure import GAMMAS, estimated
-from eqm_video.studies.request import lists_of, split_of
+from eqm_video.studies.request import open_source
 from eqm_video.studies.study import OneModel, Report
 
 
@@ -73,16 +72,7 @@ class Readout(OneModel, HeldOut, Seeded, Batched, WritesBack, group="look"):
 
     def read(self, pipeline: EqMPipeline) -> tuple[Tensor, list[str | None]]:
         """Latents (N, T, C, h, w) of the clips, and the labels that the model knows."""
-        source = Source(
-            self.data,
-            frames=pipeline.check_frames(),
-            size=pipeline.check_size(),
-            fps=float(pipeline.config.fps),
-            count=self.clips,
-            frame_interval=self.frame_interval,
-            **lists_of(split_of(self.split, self.data), self.fold),
-        )
-        clips, known = source.read(), set(pipeline.labels.values())
+        clips, known = open_source(self, pipeline).read(), set(pipeline.labels.values())
         order = torch.randperm(len(clips.pixels), generator=generator(self.seed, "readout clips", 0)).tolist()
         labels = [clips.labels[k] if clips.labels[k] in known else None for k in order]
         return encode(pipeline, clips.pixels[order], self.batch_size), labels

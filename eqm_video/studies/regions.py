@@ -33,6 +33,7 @@ from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
 from eqm_video.studies.batches import batches
 from eqm_video.studies.few_steps.study import FewSteps
+from eqm_video.studies.request import own_scale
 from eqm_video.studies.study import OneModel, Report
 from eqm_video.studies.tasks.clips import NEAR, Truth, errors_of, names_of, tracks
 
@@ -78,8 +79,7 @@ class Regions(OneModel, Many, Guided, Stepped, Seeded, Batched, group="look"):
     def run(self, pipeline: EqMPipeline) -> Report:
         """Descend the exact fields, then sample the model."""
         pipeline.set_progress_bar_config(disable=True)
-        own = pipeline.config.sampler["guidance_scale"]
-        scale = own if self.guidance_scale is None else self.guidance_scale
+        scale = own_scale(self, pipeline)
         how = Sampling(sampler="multistep", steps=self.steps, guidance_scale=scale)
         values = {**exact_regions(self.exact_starts, self.seed), **exact_loops(self.exact_starts, self.seed)}
         shown: list[NDArray[np.uint8]] = []

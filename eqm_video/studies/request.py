@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from eqm_video.data.cifar import find_cifar
 from eqm_video.data.layout import find_lists
+from eqm_video.data.source import Source
 from eqm_video.sampling.labels import captions, choose_labels
 from eqm_video.studies.batches import batches
 from eqm_video.system.devices import open_device
@@ -29,6 +30,25 @@ def split_of(split: str | None, root: Path, default: str = "all") -> str:
 def lists_of(split: str, fold: int | None) -> dict[str, Any]:
     """Settings of `open_data` that choose a folder's official list."""
     return {"split": None if split == "all" else split, "fold": fold or 1, "split_option": "--split"}
+
+
+def open_source(options: Any, pipeline: EqMPipeline, default: str = "all", frames: int | None = None) -> Source:
+    """The clips of --data at a model's frames (or `frames`), size and rate; `default`: the split without --split."""
+    return Source(
+        options.data,
+        frames=pipeline.check_frames(frames),
+        size=pipeline.check_size(),
+        fps=float(pipeline.config.fps),
+        count=options.clips,
+        frame_interval=options.frame_interval,
+        **lists_of(split_of(options.split, options.data, default), options.fold),
+    )
+
+
+def own_scale(options: Any, pipeline: EqMPipeline) -> float:
+    """--guidance-scale, or that of the model."""
+    scale = options.guidance_scale
+    return pipeline.config.sampler["guidance_scale"] if scale is None else scale
 
 
 def open_model(options: Any, path: str | Path | None = None) -> EqMPipeline:
@@ -66,14 +86,13 @@ class Request:
         UserError for impossible samples.
         """
         ids = choose_labels(pipeline, options.labels, options.num_samples, options.seed)
-        scale = options.guidance_scale
         return cls(
             ids=ids,
             names=captions(pipeline.labels, ids),
             seeds=[options.seed + index for index in range(options.num_samples)],
             frames=pipeline.check_frames(options.frames),
             size=pipeline.check_size(options.size),
-            guidance_scale=float(pipeline.config.sampler["guidance_scale"] if scale is None else scale),
+            guidance_scale=float(own_scale(options, pipeline)),
             batch_size=options.batch_size,
         )
 

@@ -126,9 +126,8 @@ class Output:
     def written(self, folder: Path) -> Iterator[tuple[Path, bool]]:
         """Every entry of `folder` with a name that the command writes, and whether it is this package's."""
         records = [(path, test(path)) for path, test in _matching(folder, {**self.records, **self.older})]
-        unmarked_record = any(
-            ours and not is_marked(path) for path, ours in records
-        )  # it proves pictures without a mark
+        # A record without a mark proves that pictures without one are this package's.
+        unmarked_record = any(ours and not is_marked(path) for path, ours in records)
         older = {path for path, _ in _matching(folder, self.older)}
         yield from ((path, ours) for path, ours in records if path not in older)
         yield from ((path, test(path)) for path, test in _matching(folder, self.weak))
@@ -241,10 +240,9 @@ def foreign_entries(folder: Path, known: list[Output]) -> list[str]:
     ]
     if not entries or any(output.holds(folder) for output in known):
         return []
+    # A parent of this package's folders has no foreign entries.
     foreign = [path for path in entries if not path.is_dir() or not any(output.holds(path) for output in known)]
-    return [
-        path.name + ("/" if path.is_dir() else "") for path in foreign
-    ]  # empty for a parent of this package's folders
+    return [path.name + ("/" if path.is_dir() else "") for path in foreign]
 
 
 def _counts_as_empty(path: Path) -> bool:

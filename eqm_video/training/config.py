@@ -183,9 +183,8 @@ class HeldOutConfig:
 
     SOURCES: ClassVar = ("split", "fraction", "root")
     split: Literal["train", "test"] | None = None  # an official list of files
-    fraction: float | None = option(
-        None, above=0, below=1
-    )  # share of the files, chosen by name and train.seed; not trained on
+    # Share of the files, chosen by name and train.seed; not trained on.
+    fraction: float | None = option(None, above=0, below=1)
     root: str | None = None  # a folder with the same class folders as data.root
     every: int = option(1000, least=1)  # steps between two measurements
     clips: int = option(64, least=1, most=MOST_ITEMS)  # clips that are measured, at most

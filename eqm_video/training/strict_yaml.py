@@ -286,9 +286,8 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
 
 def _coerce_word(words: tuple[str, ...], value: Any, path: str) -> str:
     truth = plain_yaml.truth_of(value) if isinstance(value, Plain) and value not in words else value
-    text = (
-        {True: "yes", False: "no"}[truth] if isinstance(truth, bool) else value
-    )  # many YAML readers take `no` for false
+    # Many YAML readers take `no` for false.
+    text = {True: "yes", False: "no"}[truth] if isinstance(truth, bool) else value
     if not isinstance(text, str) or text not in words:
         raise UserError(f"{path}: {short(text)} is not one of {', '.join(words)}; {_nearest(text, words)}")
     return str(text)

@@ -16,11 +16,7 @@ from eqm_video.errors import UserError
 from eqm_video.metrics.nearest import COPY, NearestClips, are_copies
 from eqm_video.output import plots
 
-SHOWN = (
-    "samples",
-    "held-out clips",
-    "real clips to another file",
-)  # the curves of the picture, if there are such clips
+SHOWN = ("samples", "held-out clips", "real clips to another file")  # the curves of the picture, where there are such
 
 
 def open_held_out(data: ClipSet, root: Path, fold: int | None) -> ClipSet | None:

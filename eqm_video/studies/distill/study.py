@@ -26,6 +26,7 @@ from eqm_video.studies.batches import batches
 from eqm_video.studies.distill.paths import Paths
 from eqm_video.studies.distill.student import Fit, rest_error, train, untrained
 from eqm_video.studies.forcing.measure import motion
+from eqm_video.studies.request import own_scale
 from eqm_video.studies.study import OneModel, Report
 from eqm_video.studies.tasks.clips import Truth
 from eqm_video.studies.train_codec import TrainCodec
@@ -86,8 +87,7 @@ class Distill(OneModel, Many, Guided, Seeded, Batched, group="use"):
     def run(self, teacher: EqMPipeline) -> Report:
         """Descend with the teacher, train the student, write it, and measure both."""
         teacher.set_progress_bar_config(disable=True)
-        own = teacher.config.sampler["guidance_scale"]
-        scale = own if self.guidance_scale is None else self.guidance_scale
+        scale = own_scale(self, teacher)
         student = untrained(teacher, steps=2)
         names = list(teacher.labels.values())
         wanted = [[*names, None][k % (len(names) + 1)] for k in range(self.noises)]

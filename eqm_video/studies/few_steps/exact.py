@@ -46,13 +46,12 @@ def measure(
     for name, decay in decays.items():
         wanted = {"decay": repr(decay), "counts": list(counts), "sizes": sizes, "ways": list(listed[name])}
 
-        def work(name: str = name, decay: Decay = decay) -> tuple[dict[str, Any], None]:
-            print(f"measuring the exact field of {decay!r}, {name}", flush=True)
+        def work(name: str = name, decay: Decay = decay) -> dict[str, Any]:
             field, data = composed(decay, sizes[2]) if name == "composed" else plain(decay, sizes[2])
             gradient = field if name == "flow" else lambda x: field(x)  # a function alone is told nothing
-            return {"found": _values(gradient, decay, data, listed[name], counts, sizes)}, None
+            return _values(gradient, decay, data, listed[name], counts, sizes)
 
-        values = kept.keep(f"exact_{name}", wanted, work)["found"]
+        values = kept.found(f"exact_{name}", wanted, f"measuring the exact field of {decay!r}, {name}", work)
         numbers[name] = {
             kind: {
                 way: {count: asdict(estimate(torch.tensor(lists, dtype=torch.float64))) for count, lists in row.items()}

@@ -38,6 +38,7 @@ from eqm_video.studies.measured import Measured
 from eqm_video.studies.partial import Partial
 from eqm_video.studies.quality import thinned
 from eqm_video.studies.recipes import Trained
+from eqm_video.studies.request import own_scale
 from eqm_video.studies.study import Opening, Report
 from eqm_video.studies.tasks.clips import Truth, names_of
 
@@ -177,7 +178,7 @@ class Measurer:
             )
         self.names = (names_of if study.data is None else in_turn)(pipeline, study.num_samples)
         own = pipeline.config.sampler
-        self.scale = own["guidance_scale"] if study.guidance_scale is None else study.guidance_scale
+        self.scale = own_scale(study, pipeline)
         self.ways = dict(ways(pipeline.decay))
         if own["kind"] == "nag" and not isinstance(pipeline.decay, ConstantDecay):
             gain = float(getattr(pipeline.decay, "gain", 1.0))
@@ -210,8 +211,7 @@ class Measurer:
             **({} if study.data is None else {"data": self.files.about["identity"]}),
         }
 
-        def work() -> tuple[dict[str, Any], None]:
-            print(f"measuring {self.name}, {name}, {count} evaluations", flush=True)
+        def work() -> dict[str, list[list[float]]]:
             parts: dict[str, list[list[float]]] = {}
             for repeat in range(study.repeats):
                 known = name == self.reference and count == study.reference
@@ -223,9 +223,10 @@ class Measurer:
                 parts.setdefault("distance", []).append(gaps.tolist())
                 if not study.composed:
                     parts.setdefault("mmd", []).append([mmd(latents.flatten(1), self.real)])
-            return {"found": parts}, None
+            return parts
 
-        return self.kept.keep(f"{self.name}/{name.replace(' ', '_')}_{count}", wanted, work)["found"]
+        says = f"measuring {self.name}, {name}, {count} evaluations"
+        return self.kept.found(f"{self.name}/{name.replace(' ', '_')}_{count}", wanted, says, work)
 
     def sample(self, repeat: int, how: Mapping[str, Any]) -> Tensor:
         """The latents (N, T, C, h, w) of a repeat."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from eqm_video.studies.forcing.ways import ways
 from eqm_video.studies.measured import Measured
 from eqm_video.studies.quality import Judge, check_evaluation, chosen_metrics, feature_name
 from eqm_video.studies.recipes import Recipes, Trained, Variant
-from eqm_video.studies.request import Request, open_model
+from eqm_video.studies.request import Request, open_model, own_scale
 from eqm_video.studies.study import Opening, Report
 from eqm_video.studies.tasks import short as tasks_short
 from eqm_video.studies.tasks.clips import Truth, names_of
@@ -208,9 +209,8 @@ class Measurer:
         keys = ("clips", "long_clips", "context", "budget", "guidance_scale", "seed", "trial_steps", "runs_each")
         pipeline = self.opened[1]
         own = {key.replace("_", " "): getattr(self.study, key) for key in keys}
-        scale = self.study.guidance_scale
-        own["guidance scale"] = pipeline.config.sampler["guidance_scale"] if scale is None else scale
-        return {"frames": pipeline.check_frames(), "length": self.length(pipeline), **own}
+        scale = own_scale(self.study, pipeline)
+        return {"frames": pipeline.check_frames(), "length": self.length(pipeline), **own, "guidance scale": scale}
 
     def wanted(self, pipeline: EqMPipeline, **more: Any) -> dict[str, Any]:
         """The settings that a measurement depends on."""
@@ -257,13 +257,8 @@ class Measurer:
             if part == "long":
                 settings |= {"length": self.length(pipeline), "overlap": self.overlap(pipeline)}
                 settings["long clips"] = study.long_clips
-
-            def work(part: str = part) -> tuple[dict[str, Any], None]:
-                print(f"measuring {folder}: {part}", flush=True)
-                return {"found": getattr(self, part)(pipeline, chosen)}, None
-
-            wanted = self.wanted(pipeline, **settings)
-            parts[part] = self.kept.keep(f"{folder}_{part}", wanted, work)["found"]
+            wanted, work = self.wanted(pipeline, **settings), partial(getattr(self, part), pipeline, chosen)
+            parts[part] = self.kept.found(f"{folder}_{part}", wanted, f"measuring {folder}: {part}", work)
         return parts
 
     def tasks(self, pipeline: EqMPipeline, chosen: str) -> dict[str, Any]:

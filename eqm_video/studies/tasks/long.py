@@ -23,12 +23,8 @@ from eqm_video.sampling.settings import Sampling
 from eqm_video.studies.tasks.clips import Truth, errors_of, forward, straight, tracks
 from eqm_video.studies.tasks.short import Setting
 
-CHOICES = (
-    "frame_schedule",
-    "context_gamma",
-    "history_guidance",
-    "guidance_scale",
-)  # fields of `Sampling` that ways differ in
+# Fields of `Sampling` that ways differ in
+CHOICES = ("frame_schedule", "context_gamma", "history_guidance", "guidance_scale")
 
 
 @dataclass(frozen=True)

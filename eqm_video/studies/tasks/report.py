@@ -20,13 +20,8 @@ if TYPE_CHECKING:
 
 TOLD_TASKS = ("generation", "image-to-video")  # tasks that are judged by labels
 KEYS = ("direction", "shape", "both")
-PLACED = (
-    "continuation",
-    TOLD,
-    "in-betweening",
-    "in-betweening, told",
-    "inpainting",
-)  # tasks that are judged by positions
+# Tasks that are judged by positions
+PLACED = ("continuation", TOLD, "in-betweening", "in-betweening, told", "inpainting")
 DASHES = {"codec alone": ":", "straight line": "--", "last frame held": "-."}
 MEASURES = {  # measures of a long video by window: titles of their axes
     "both": "share that shows its label",
