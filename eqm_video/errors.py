@@ -22,6 +22,12 @@ def cut(text: str, longest: int = LONGEST) -> str:
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message without its full stop; the name of its class if the message is empty."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
 class _Short(reprlib.Repr):
     """A repr of the first few items of containers, so that the whole text of a value is never built."""
 

@@ -212,7 +212,6 @@ ORDER = [
     (4, "training.options"),
     (4, "training.report"),
     (4, "training.card"),
-    (4, "training.best"),
     (4, "training.evaluating"),
     (4, "training.trackers"),
     (4, "training.tracking"),

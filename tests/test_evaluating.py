@@ -21,9 +21,8 @@ from eqm_video.evaluation.run import Evaluation
 from eqm_video.features.registry import open_feature
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
-from eqm_video.training.best import Best
 from eqm_video.training.config import parse_config
-from eqm_video.training.evaluating import PERMUTATIONS, REDRAWS, Evaluating, loss_of
+from eqm_video.training.evaluating import PERMUTATIONS, REDRAWS, Best, Evaluating, loss_of
 from eqm_video.training.run import Run, spread
 from eqm_video.training.trainer import Hook
 

@@ -163,7 +163,7 @@ def test_clips_stop_at_the_first_small_gradient() -> None:
 
 
 def test_words_and_choices() -> None:
-    assert [duration(value) for value in (5, 600, 7500)] == ["5 s", "10 min", "2 h 05 min"]
+    assert [duration(value) for value in (5, 600, 7500)] == ["5 s", "10 min", "2 h 5 min"]
     items = [Path(str(k)) for k in range(10)]
     assert [path.name for path in spread(items, 4)] == ["0", "3", "6", "9"] and spread(items[:2], 4) == items[:2]
     assert [path.name for path in spread(items, 1)] == ["9"]

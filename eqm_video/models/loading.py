@@ -11,7 +11,7 @@ from diffusers import ModelMixin
 from safetensors import safe_open
 from torch import nn
 
-from eqm_video.errors import UserError, cut, short
+from eqm_video.errors import UserError, cut, first_line, short
 from eqm_video.models.bounds import check_config
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
@@ -119,9 +119,3 @@ def class_in(config_file: Path) -> str | None:
 def word(value: Any) -> str:
     """A value of a JSON file as text for a message, cut if it is long."""
     return cut(value) if isinstance(value, str) else short(value)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message without its full stop; the name of its class if the message is empty."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

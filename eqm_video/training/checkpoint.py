@@ -36,7 +36,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from eqm_video.errors import UserError
+from eqm_video.errors import UserError, first_line
 from eqm_video.models.adapters import has_adapters, merged, read_weights, save_adapters
 from eqm_video.models.loading import load_transformer
 from eqm_video.system.files import finish, flush
@@ -288,7 +288,7 @@ def load_state(folder: Path, *, network: nn.Module, ema: Ema, optimizer: Any, sc
         ema.load(average, state["ema_updates"])
         optimizer.load_state_dict(state["optimizer"])
     except (OSError, SafetensorError) as error:
-        raise _damaged(folder, f"its parts are cut short or damaged ({_first_line(error)})") from error
+        raise _damaged(folder, f"its parts are cut short or damaged ({first_line(error)})") from error
     except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()
         raise UserError(f"{folder} does not fit this network or optimizer: {' '.join(first[:2])}") from error
@@ -358,15 +358,15 @@ def _read_state(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any], di
     try:
         weights = None if (folder / PARTS).is_dir() else load_file(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
-        raise _damaged(folder, f"model.safetensors is cut short or damaged ({_first_line(error)})") from error
+        raise _damaged(folder, f"model.safetensors is cut short or damaged ({first_line(error)})") from error
     try:
         average = dict(load_transformer(folder / "ema", torch.float32).named_parameters())
     except (UserError, OSError, SafetensorError) as error:
-        raise _damaged(folder, f"the averaged weights are damaged ({_first_line(error)})") from error
+        raise _damaged(folder, f"the averaged weights are damaged ({first_line(error)})") from error
     try:
         state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
     except OSError as error:
-        raise _damaged(folder, f"optimizer.pt cannot be read ({error.strerror or _first_line(error)})") from error
+        raise _damaged(folder, f"optimizer.pt cannot be read ({error.strerror or first_line(error)})") from error
     # Torch's own message is left out: it advises a way of loading that runs code from the file.
     except (EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         raise _damaged(folder, "optimizer.pt is cut short or damaged, and nothing of it was used") from error
@@ -401,10 +401,6 @@ def _fault_of(state: Any) -> str | None:
 
 def _damaged(folder: Path, what: str) -> UserError:
     return UserError(f"cannot read the checkpoint {folder}: {what}; {ADVICE}")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ Legend: N clips, B clips of a batch, T frames, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from eqm_video.evaluation.run import Evaluation
 from eqm_video.features.registry import open_feature
 from eqm_video.metrics.registry import find_metric
 from eqm_video.system.files import write_record
-from eqm_video.training.best import Best
 from eqm_video.training.config import Config, EvaluateConfig
 
 FOLDER = "evaluations"  # of a run: a record for each evaluation
@@ -134,6 +133,47 @@ class Evaluating:
             write_record(path, {"step": step, **record})
         except (OSError, UserError) as error:  # the numbers are in the log
             self.accelerator.print(f"no record of the evaluation of step {step}: {error}")
+
+
+class Best:
+    """The best value of a metric so far, and its step; None before the first.
+
+    metric: its name. under: what the values depend on besides the weights, such as a protocol's hash: a best of another
+    protocol does not count. State and comparison are the same on every process.
+    """
+
+    def __init__(self, metric: str, under: str) -> None:
+        self.metric, self.under = metric, under
+        self.step: int | None = None
+        self.value: float | None = None
+        self.loss: float | None = None  # lower is better
+        self._before: Mapping[str, Any] = self.state()
+
+    def offer(self, step: int, value: float, loss: float) -> bool:
+        """Take the value of a step if its loss is the lowest so far; returns whether it is. NaN never is."""
+        if not (self.loss is None or loss < self.loss) or loss != loss:
+            return False
+        self._before = self.state()
+        self.step, self.value, self.loss = step, value, loss
+        return True
+
+    def back(self) -> None:
+        """Undo the newest `offer` that was taken: its checkpoint could not be written."""
+        self._set(self._before)
+
+    def state(self) -> dict[str, Any]:
+        """The entry of a checkpoint's record, which `load` takes."""
+        return {"metric": self.metric, "under": self.under, "step": self.step, "value": self.value, "loss": self.loss}
+
+    def load(self, state: Mapping[str, Any] | None) -> bool:
+        """Go on from the `state` of a checkpoint; returns False, and forgets it, if it is of other values."""
+        same = state is not None and (state.get("metric"), state.get("under")) == (self.metric, self.under)
+        if same:
+            self._set(state)
+        return same
+
+    def _set(self, state: Mapping[str, Any]) -> None:
+        self.step, self.value, self.loss = state["step"], state["value"], state["loss"]
 
 
 def open_evaluation(evaluate: EvaluateConfig, protocol: Protocol, device: torch.device) -> Evaluation:

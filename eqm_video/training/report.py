@@ -18,6 +18,7 @@ from eqm_video.output.html import Page, Section, Table
 from eqm_video.system.files import write_text
 from eqm_video.system.reading import read_json
 from eqm_video.training.config import Config, load_config, to_tree, to_yaml
+from eqm_video.training.progress import duration
 from eqm_video.training.strict_yaml import flatten
 from eqm_video.wording import counted
 
@@ -123,14 +124,6 @@ def facts(runs: Sequence[RunFiles]) -> list[tuple[str, str]]:
         ("codec", Path(run.config.codec.name).name),
     ]
     return [pair for pair in pairs if pair[1] != "-"]
-
-
-def duration(seconds: float) -> str:
-    """A time in words, such as "2 h 05 min"."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 # Sections -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from eqm_video.errors import UserError
+from eqm_video.errors import UserError, first_line
 from eqm_video.system.memory import is_out_of_memory, out_of_memory
 
 
@@ -67,12 +67,8 @@ class Rescue:
             where = f": {error.filename}" if error.filename else ""
             raise UserError(f"{error.strerror or error}{where}; {kept}") from error
         if _lost_peer(error):
-            raise UserError(f"another process of this run is gone ({_first_line(error)}); {kept}") from error
+            raise UserError(f"another process of this run is gone ({first_line(error)[:160]}); {kept}") from error
         print(f"the run failed between steps; {kept}", file=sys.stderr, flush=True)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:160]
 
 
 def _lost_peer(error: Exception) -> bool:

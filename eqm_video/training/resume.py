@@ -29,19 +29,8 @@ FIXED = (
 )
 # Keys that may change without a note. Only train.steps affects the weights, by the learning rate (`note_rates`).
 FREE = (
-    *(
-        "train.steps",
-        "train.log_every",
-        "train.save_every",
-        "train.save_every_minutes",
-        "train.keep",
-        "train.evaluate",
-        "held_out",
-        "preview",
-        "sampler",
-        "track",
-    ),
-    *("run", "data.workers", "data.root", "data.images", "data.verify"),
+    *("train.steps", "train.log_every", "train.save_every", "train.save_every_minutes", "train.keep", "train.evaluate"),
+    *("held_out", "preview", "sampler", "track", "run", "data.workers", "data.root", "data.images", "data.verify"),
 )
 # Keys of `data` with another default today, in records from before they were written.
 BEFORE = {"latents": "online"}

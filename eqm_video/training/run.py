@@ -6,7 +6,9 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,6 @@ from eqm_video.system.claims import carry_over
 from eqm_video.system.reading import read_json
 from eqm_video.training import build
 from eqm_video.training import launcher as launch
-from eqm_video.training.best import Best
 from eqm_video.training.card import own_files, write_card
 from eqm_video.training.checkpoint import Checkpoints, replace_folder
 from eqm_video.training.config import Config, TrainConfig, to_tree
@@ -49,7 +50,7 @@ from eqm_video.training.data import (
 )
 from eqm_video.training.ema import Ema
 from eqm_video.training.estimate import Device, count_memory, free_memory, note_memory
-from eqm_video.training.evaluating import Evaluating
+from eqm_video.training.evaluating import Best, Evaluating
 from eqm_video.training.heartbeat import Heartbeat
 from eqm_video.training.held_out import HeldOut
 from eqm_video.training.optim import OPTIMIZERS, Schedule
@@ -311,49 +312,42 @@ class Run:
 
     def export(self) -> Path:
         """Write the folder that `EqMPipeline.from_pretrained` loads, whole or not at all; returns it."""
-        final = self.folder / "export"
-        with self.ema.whole():
-            if self.accelerator.is_main_process:
-                try:
-                    replace_folder(final, self._fill_export)
-                except (OSError, SafetensorError) as error:
-                    raise UserError(
-                        f"cannot write {final} ({error}): mend that, then add --resume to write it from the last "
-                        "checkpoint"
-                    ) from error
-        self.accelerator.wait_for_everyone()
-        return final
+        with self.ema.whole() as average:
+            return self._export("export", lambda: average, "to write it from the last checkpoint")
 
     def export_best(self) -> Path | None:
         """Write the averaged network of the best evaluation as `export_best`; None without such a checkpoint."""
         best = self.checkpoints.at(None if self.best is None else self.best.step)
         if best is None:
             return None
-        final = self.folder / "export_best"
+        load = partial(load_transformer, best / "ema", torch.float32)
+        return self._export("export_best", load, "to write it", best=self.best.state())
+
+    def _export(
+        self, name: str, load: Callable[[], nn.Module], again: str, best: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Write the pipeline of a network with its card, and keep a user's own files of the export before; its folder.
+
+        load: gives the network, on the main process alone. again: the use of --resume after a failure, in words. best:
+        the state of the best evaluation, where the network is of its step.
+        """
+        final = self.folder / name
+
+        def fill(folder: Path) -> None:
+            network = load()
+            if has_adapters(network):
+                save_adapters(network, folder / "adapters")
+            self.pipeline(merged(network)).save_pretrained(folder)
+            write_card(folder, RunFiles.read(self.folder, strict=False), final, best=best)
+            carry_over(final, folder, "|".join([EXPORTED, *map(re.escape, own_files(final))]))
+
         if self.accelerator.is_main_process:
             try:
-                replace_folder(final, lambda folder: self._fill_best(folder, best))
+                replace_folder(final, fill)
             except (OSError, SafetensorError) as error:
-                raise UserError(f"cannot write {final} ({error}): mend that, then add --resume to write it") from error
+                raise UserError(f"cannot write {final} ({error}): mend that, then add --resume {again}") from error
         self.accelerator.wait_for_everyone()
         return final
-
-    def _fill_best(self, folder: Path, checkpoint: Path) -> None:
-        """Write the pipeline of a checkpoint with its card, and keep a user's own files."""
-        old = self.folder / "export_best"
-        network = load_transformer(checkpoint / "ema", torch.float32)
-        self.pipeline(network).save_pretrained(folder)
-        write_card(folder, RunFiles.read(self.folder, strict=False), old, best=self.best.state())
-        carry_over(old, folder, "|".join([EXPORTED, *map(re.escape, own_files(old))]))
-
-    def _fill_export(self, folder: Path) -> None:
-        """Write the pipeline and its card, and copy a user's own files from the export of before."""
-        old = self.folder / "export"
-        if has_adapters(self.ema.network):
-            save_adapters(self.ema.network, folder / "adapters")
-        self.pipeline(merged(self.ema.network)).save_pretrained(folder)
-        write_card(folder, RunFiles.read(self.folder, strict=False), old)
-        carry_over(old, folder, "|".join([EXPORTED, *map(re.escape, own_files(old))]))
 
 
 def note_start(source: str, config: Config, codec: Codec) -> list[str]:

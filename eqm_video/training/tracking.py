@@ -21,6 +21,7 @@ from eqm_video.core.gamma import MODES, gamma_modes
 from eqm_video.errors import UserError
 from eqm_video.system.files import write_file
 from eqm_video.training.trackers import to_tensorboard, tracker_errors
+from eqm_video.wording import counted
 
 BINS = 11  # gamma in [0, 0.1), ... [0.9, 1), and the clean frames at exactly 1
 KINDS = (*MODES, "image")  # kinds of clips in the log: by the pattern of their gammas, or single frames
@@ -161,7 +162,7 @@ class RunLog:
             kept = [line for line, number in zip(lines, steps, strict=True) if number is not None and number <= step]
             broken = sum(number is None and bool(line) for line, number in zip(lines[:-1], steps[:-1], strict=True))
             if broken:
-                self._warn(f"{self.file}: {_lines(broken)} could not be read and are left out")
+                self._warn(f"{self.file}: {counted(broken, 'line')} could not be read and are left out")
             if kept != lines[:-1] or lines[-1:] not in ([], [b""]):
                 whole = b"".join(line + b"\n" for line in kept)
                 write_file(self.file, lambda aside: aside.write_bytes(whole))
@@ -241,10 +242,6 @@ def _step_of(line: bytes) -> int | None:
         return None
     step = value.get("step") if isinstance(value, dict) else None
     return step if isinstance(step, int) and not isinstance(step, bool) else None
-
-
-def _lines(count: int) -> str:
-    return f"{count} line{'s' if count > 1 else ''}"
 
 
 def _scalars(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -7,11 +7,12 @@ changes the numbers that a clip gets.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ from eqm_video.system.devices import send
 from eqm_video.system.patience import FULL, patience
 from eqm_video.system.record import read_record
 from eqm_video.training.batches import Batches
-from eqm_video.training.best import Best
 from eqm_video.training.checkpoint import Checkpoints, load_state, move_into, save_state
 from eqm_video.training.ema import Ema
+from eqm_video.training.evaluating import Best
 from eqm_video.training.gather import gather_clips
 from eqm_video.training.heartbeat import Heartbeat
 from eqm_video.training.optim import can_refuse, set_lr, step_unless
@@ -72,60 +73,50 @@ class Hook:
         return self.every > 0 and (last or step % self.every == 0)
 
 
+@dataclass(eq=False)
 class Trainer:
     """The training of a field; `run` is the loop.
 
-    `encode(batch, generators)` gives clean latents (B, T, C, H, W); `evaluations` are hooks whose numbers enter the
-    log, `hooks` run after the checkpoint (previews); `record` and `describe(folder)` go into every checkpoint. `best`:
-    the best evaluation so far, which an evaluation updates: its checkpoint is written at once, and kept.
-    `signals` end the run after a step; `heartbeat` reports progress to the other processes. `sharded`: whether
-    `Sharding.apply` has cut the field's weights, and `ema.shard` the averages.
+    `signals` end the run after a step; `heartbeat` reports progress to the other processes.
     """
 
-    def __init__(
-        self,
-        field: Field,
-        objective: EqMObjective,
-        gamma: Any,
-        batches: Batches,
-        *,
-        encode: Callable[[dict[str, Any], list[torch.Generator]], Tensor],
-        optimizer: torch.optim.Optimizer,
-        schedule: Callable[[int], float],
-        ema: Ema,
-        accelerator: Accelerator,
-        settings: Settings,
-        checkpoints: Checkpoints,
-        log: RunLog,
-        evaluations: Sequence[Hook] = (),
-        hooks: Sequence[Hook] = (),
-        record: dict[str, Any] | None = None,
-        describe: Callable[[Path], None] = lambda folder: None,
-        best: Best | None = None,
-        signals: StopSignals | None = None,
-        heartbeat: Heartbeat | None = None,
-        sharded: bool = False,
-    ) -> None:
-        self.network, self.ema = field.network, ema
-        self.objective, self.gamma, self.batches, self.encode = objective, gamma, batches, encode
-        self.schedule, self.settings, self.accelerator = schedule, settings, accelerator
-        self.checkpoints, self.log = checkpoints, log
-        self.evaluations, self.hooks = evaluations, hooks
-        self.record, self.describe, self.best = record or {}, describe, best
-        self.sharded = sharded
-        if sharded:  # DDP would copy the parts of process 0 to all others
-            self.field, self.optimizer = field, accelerator.prepare_optimizer(optimizer, device_placement=False)
+    field: Field
+    objective: EqMObjective
+    gamma: Any  # a draw of `core.gamma`
+    batches: Batches
+    _: KW_ONLY
+    encode: Callable[[dict[str, Any], list[torch.Generator]], Tensor]  # of a batch: clean latents (B, T, C, H, W)
+    optimizer: torch.optim.Optimizer
+    schedule: Callable[[int], float]  # the learning rate of a step
+    ema: Ema
+    accelerator: Accelerator
+    settings: Settings
+    checkpoints: Checkpoints
+    log: RunLog
+    evaluations: Sequence[Hook] = ()  # their numbers enter the log
+    hooks: Sequence[Hook] = ()  # they run after the checkpoint (previews)
+    record: dict[str, Any] = dataclasses.field(default_factory=dict)  # goes into every checkpoint
+    describe: Callable[[Path], None] = lambda folder: None  # adds files to a checkpoint's folder
+    best: Best | None = None  # the best evaluation so far: its checkpoint is written at once, and kept
+    signals: StopSignals | None = None
+    heartbeat: Heartbeat | None = None
+    sharded: bool = False  # whether `Sharding.apply` has cut the field's weights, and `ema.shard` the averages
+
+    def __post_init__(self) -> None:
+        accelerator, checkpoints = self.accelerator, self.checkpoints
+        self.network, self._plain = self.field.network, self.optimizer  # the optimizer without Accelerate's wrapper
+        if self.sharded:  # DDP would copy the parts of process 0 to all others
+            self.optimizer = accelerator.prepare_optimizer(self.optimizer, device_placement=False)
         else:
-            self.field, self.optimizer = accelerator.prepare(field, optimizer)
-        self._plain = optimizer  # without Accelerate's wrapper
+            self.field, self.optimizer = accelerator.prepare(self.field, self.optimizer)
         self.step, self.skipped, self.saved = 0, 0, 0  # saved: the step of the newest checkpoint
         self.meter, self.watch = Meter(accelerator.device), Stopwatch()
-        self.signals = signals or StopSignals(checkpoints.newest, accelerator.is_main_process)
-        self.heartbeat = heartbeat or Heartbeat(accelerator)
+        self.signals = self.signals or StopSignals(checkpoints.newest, accelerator.is_main_process)
+        self.heartbeat = self.heartbeat or Heartbeat(accelerator)
         self.heartbeat.save = self.keep
         self._shown: dict[str, str] = {}  # beside the progress bar
         self._saved_at, self._clock_saves = time.monotonic(), False  # whether this step is saved by the clock
-        if sharded:
+        if self.sharded:
             self.saving: Saving = SavingTogether(checkpoints, self._write, self.signals, accelerator)
         else:
             self.saving = Saving(checkpoints, self._write, self.signals)
