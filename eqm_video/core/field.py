@@ -94,6 +94,12 @@ class GradientField:
         """
         raise TypeError(f"{type(self).__name__} has no energy")
 
+    def changed(self, **values: Any) -> Any:
+        """A copy of this field with other values of attributes."""
+        other = copy(self)
+        vars(other).update(values)
+        return other
+
 
 class FieldAround(GradientField):
     """A field made of another one, `field`, whose network calls it counts. Derive from it and write `observed`."""
@@ -112,21 +118,15 @@ class FieldAround(GradientField):
 
     def at_progress(self, progress: float) -> GradientField:
         """The field at a point of the descent, 0 (start) to 1 (end)."""
-        return self.around(self.field.at_progress(progress))
+        return self.changed(field=self.field.at_progress(progress))
 
     def for_descent(self) -> GradientField:
         """The field for a single descent."""
-        return self.around(for_descent(self.field))
+        return self.changed(field=for_descent(self.field))
 
     def __call__(self, latents: Tensor) -> Tensor:
         """The gradient at latents (B, T, C, H, W), of the same shape."""
         return self.observed(latents)[0]
-
-    def around(self, field: GradientField) -> Any:
-        """A copy of this field with another inner field."""
-        changed = copy(self)
-        changed.field = field
-        return changed
 
 
 def observe(gradient: Callable[[Tensor], Tensor], latents: Tensor) -> tuple[Tensor, Sight]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from copy import copy
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -44,54 +44,39 @@ def weighted_sum(gradients: Sequence[Tensor], weights: Sequence[float], *, plain
     return result
 
 
+@dataclass(eq=False)
 class GuidedField(GradientField):
     """A network with its labels and guidance, seen as a gradient: latents -> (B, T, C, H, W).
 
     Every evaluation is a single network call: on the batch for guidance 1 (labels only) and 0 (null label only), else
     on the doubled batch (labels first, null label second). `forwards` counts these calls over all copies.
-
-    Args:
-        network: callable `network(latents, labels, times=times)` whose result has `.sample`, such as `energy.Field`;
-            also called with `gamma=gamma` if `gamma` is not None.
-        labels: (B,) integers, or None for the null label everywhere.
-        guidance_scale: s in f_null + s * (f_label - f_null); any finite number.
-        null_label: the label that means "no label".
-        times: (B, T) real-valued frame times, or None for the network's default.
-        channels: guide only the first `channels` channels; the others are the labelled field's. 3 reproduces the
-            reference's ImageNet sampling; None (all) is right for everything else.
-        gamma: the gamma input of a network that is conditioned on it, a number or (B, T); None for other networks.
-        interval: (first, last), the part of the descent that is guided, as fractions of its steps (or of the time of an
-            ODE); outside it the labelled field acts alone. Guidance moves the points of rest away from the data. Early
-            guidance, (0, 0.5), chooses the class and leaves the end of the descent to the learned field.
-        match_norm: scale each frame of the guided field to the norm of the labelled one, so that a frame is at rest
-            exactly where the labelled field is.
     """
 
-    def __init__(
-        self,
-        network: Callable[..., Any],
-        labels: Tensor | None,
-        *,
-        guidance_scale: float = 1.0,
-        null_label: int,
-        times: Tensor | None = None,
-        channels: int | None = None,
-        gamma: float | Tensor | None = None,
-        interval: tuple[float, float] | None = None,
-        match_norm: bool = False,
-    ) -> None:
-        _check_guidance(labels, guidance_scale, null_label, times, channels)
-        _check_interval(interval)
+    # network(latents, labels, times=times), with gamma=gamma too unless that is None, has a result with `.sample`.
+    network: Callable[..., Any]
+    labels: Tensor | None  # (B,) integers, or None for the null label everywhere
+    _: KW_ONLY
+    guidance_scale: float = 1.0  # s in f_null + s * (f_label - f_null), any finite number
+    null_label: int  # the label that means "no label"
+    times: Tensor | None = None  # (B, T) real-valued frame times, or None for the network's default
+    # Guide only the first `channels` channels; the others are the labelled field's. 3 reproduces the reference's
+    # ImageNet sampling; None (all) is right for everything else.
+    channels: int | None = None
+    gamma: float | Tensor | None = None  # the input of a network that is conditioned on it: a number, or (B, T)
+    # (first, last), the part of the descent that is guided, as fractions of its steps (or of the time of an ODE);
+    # outside it the labelled field acts alone. Guidance moves the points of rest away from the data. Early guidance,
+    # (0, 0.5), chooses the class and leaves the end of the descent to the learned field.
+    interval: tuple[float, float] | None = None
+    # Scale each frame of the guided field to the norm of the labelled one: at rest exactly where the labelled field is.
+    match_norm: bool = False
+
+    def __post_init__(self) -> None:
+        _check_guidance(self.labels, self.guidance_scale, self.null_label, self.times, self.channels)
+        _check_interval(self.interval)
+        self.guidance_scale = float(self.guidance_scale)
         # A Field decides whether its network's raw output is a gradient, and whether gamma is an input of the network.
-        self.network = Field(network) if hasattr(network, "config") and not isinstance(network, Field) else network
-        self.labels = labels
-        self.guidance_scale = float(guidance_scale)
-        self.null_label = null_label
-        self.times = times
-        self.channels = channels
-        self.gamma = gamma
-        self.interval = interval
-        self.match_norm = match_norm
+        if hasattr(self.network, "config") and not isinstance(self.network, Field):
+            self.network = Field(self.network)
         self.readout: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None  # hidden tokens -> levels, deviations
         self._calls = [0]  # a list, so that copies share it
         self._kept: dict[str, dict[Any, Any]] | None = None  # in a descent: the network's, by the labels of the batch
@@ -103,19 +88,15 @@ class GuidedField(GradientField):
 
     def select(self, indices: Tensor) -> GuidedField:
         """The field of the clips at `indices` (1-D integers): labels, times and gamma shrink, the count is shared."""
-        chosen = copy(self)
-        for name in ("labels", "times", "gamma"):
-            value = getattr(self, name)
+        chosen = {name: getattr(self, name) for name in ("labels", "times", "gamma")}
+        for name, value in chosen.items():
             if isinstance(value, Tensor) and value.ndim:  # gamma may be a number for all clips
-                setattr(chosen, name, value[indices.to(value.device)])
-        chosen._kept = None if self._kept is None else {}
-        return chosen
+                chosen[name] = value[indices.to(value.device)]
+        return self.changed(**chosen, _kept=None if self._kept is None else {})
 
     def for_descent(self) -> GuidedField:
         """The field for a single descent: a network keeps what depends on the labels and times of the batch alone."""
-        begun = copy(self)
-        begun._kept = {} if isinstance(self.network, Field) else None
-        return begun
+        return self.changed(_kept={} if isinstance(self.network, Field) else None)
 
     @property
     def settled(self) -> bool:
@@ -126,12 +107,9 @@ class GuidedField(GradientField):
         """The field at a point of the descent, 0 (start) to 1 (end): unguided outside the guidance interval."""
         if self.settled:
             return self
-        moved = copy(self)
-        moved.interval = None
         first, last = self.interval
-        if not (first <= progress < last or (last == 1 and progress >= first)):  # solvers evaluate at 1 too
-            moved.guidance_scale = 1.0
-        return moved
+        guided = first <= progress < last or (last == 1 and progress >= first)  # solvers evaluate at 1 too
+        return self.changed(interval=None, guidance_scale=self.guidance_scale if guided else 1.0)
 
     def at_gamma(self, gamma: float | Tensor) -> GuidedField:
         """The field at a solver's time, both gamma and progress: a number, or (B, T) with 1 on known frames."""
@@ -139,9 +117,7 @@ class GuidedField(GradientField):
 
     def tell(self, gamma: float | Tensor) -> GuidedField:
         """The field with its network conditioned on `gamma`: a number for all frames, or (B, T)."""
-        conditioned = copy(self)
-        conditioned.gamma = gamma
-        return conditioned
+        return self.changed(gamma=gamma)
 
     def __call__(self, latents: Tensor) -> Tensor:
         """The guided field at latents (B, T, C, H, W), of the same shape."""
@@ -266,18 +242,18 @@ class HistoryField(FieldAround):
 
     def select(self, indices: Tensor) -> HistoryField:
         """The field of the clips at `indices` (1-D integers)."""
-        chosen = self._with(self.field.select(indices), self.unconditional.select(indices))
-        places = indices.to(self.noise.device)
-        chosen.known, chosen.noise = self.known[places], self.noise[places]
-        return chosen
+        field, unconditional = self.field.select(indices), self.unconditional.select(indices)
+        known, noise = (each[indices.to(each.device)] for each in (self.known, self.noise))
+        return self.changed(field=field, unconditional=unconditional, known=known, noise=noise)
 
     def for_descent(self) -> HistoryField:
         """The field for a single descent."""
-        return self._with(for_descent(self.field), for_descent(self.unconditional))
+        return self.changed(field=for_descent(self.field), unconditional=for_descent(self.unconditional))
 
     def at_progress(self, progress: float) -> HistoryField:
         """The field at a point of the descent, 0 (start) to 1 (end)."""
-        return self._with(self.field.at_progress(progress), self.unconditional.at_progress(progress))
+        field, unconditional = self.field.at_progress(progress), self.unconditional.at_progress(progress)
+        return self.changed(field=field, unconditional=unconditional)
 
     def at_gamma(self, gamma: float | Tensor) -> HistoryField:
         """The field at a solver's time, a number or (B, T): the progress, and the gamma of both networks."""
@@ -291,7 +267,7 @@ class HistoryField(FieldAround):
         if not isinstance(gamma, Tensor):
             gamma = torch.full(self.known.shape, gamma, device=self.known.device)
         seen, hidden = gamma.masked_fill(self.known, 1.0), gamma.masked_fill(self.known, 0.0)
-        return self._with(self.field.tell(seen), self.unconditional.tell(hidden))
+        return self.changed(field=self.field.tell(seen), unconditional=self.unconditional.tell(hidden))
 
     def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
         """The guided field at latents (B, T, C, H, W), and the one with the known frames."""
@@ -301,11 +277,6 @@ class HistoryField(FieldAround):
         hidden = self.known.reshape(self.known.shape + (1,) * (latents.ndim - 2))
         unconditional = self.unconditional(torch.where(hidden, self.noise.to(latents.dtype), latents))
         return weighted_sum([unconditional, conditional], [1 - self.scale, self.scale]), sight
-
-    def _with(self, field: GradientField, unconditional: GradientField) -> HistoryField:
-        changed = self.around(field)
-        changed.unconditional = unconditional
-        return changed
 
 
 def _at_time(field: GradientField, gamma: float | Tensor) -> GradientField:

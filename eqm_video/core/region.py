@@ -53,17 +53,13 @@ class RegionField(FieldAround):
 
     def select(self, indices: Tensor) -> RegionField:
         """The field of the clips at `indices` (1-D integers)."""
-        chosen, places = self.around(self.field.select(indices)), indices.to(self.noise.device)
-        chosen.mask, chosen.clean, chosen.noise = self.mask[places], self.clean[places], self.noise[places]
-        if isinstance(self.gamma, Tensor):
-            chosen.gamma = self.gamma[places]
-        return chosen
+        parts = {name: getattr(self, name) for name in ("mask", "clean", "noise", "gamma")}
+        chosen = {name: part[indices.to(part.device)] for name, part in parts.items() if isinstance(part, Tensor)}
+        return self.changed(field=self.field.select(indices), **chosen)
 
     def at_gamma(self, gamma: float | Tensor) -> RegionField:
         """The field at gamma of the frames: a number, or (B, T)."""
-        moved = self.around(self.field.at_gamma(gamma))
-        moved.gamma = gamma
-        return moved
+        return self.changed(field=self.field.at_gamma(gamma), gamma=gamma)
 
     def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
         """The gradient at latents (B, T, C, h, w), on known tokens that of their path; and the sight of the field."""

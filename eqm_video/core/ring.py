@@ -12,7 +12,6 @@ ones, and so are the clips: they have no first frame.
 from __future__ import annotations
 
 import math
-from copy import copy
 
 import torch
 from torch import Tensor
@@ -43,31 +42,26 @@ class RingField(FieldAround):
 
     def select(self, indices: Tensor) -> RingField:
         """The field of the clips at `indices` (1-D integers)."""
-        chosen = self.around(self.field.select(indices))
-        chosen.first = self.first[indices.to(self.first.device)]
-        if self.gamma is not None:
-            chosen.gamma = self.gamma[indices.to(self.gamma.device)]
-        return chosen
+        gamma = None if self.gamma is None else self.gamma[indices.to(self.gamma.device)]
+        first = self.first[indices.to(self.first.device)]
+        return self.changed(field=self.field.select(indices), first=first, gamma=gamma)
 
     def at_progress(self, progress: float) -> RingField:
         """The field at a point of the descent, 0 (start) to 1 (end), with the turn of that step."""
-        moved = self.around(self.field.at_progress(progress))
-        moved.turn = round(progress * self.steps) * stride(self.frames)
-        return moved
+        turn = round(progress * self.steps) * stride(self.frames)
+        return self.changed(field=self.field.at_progress(progress), turn=turn)
 
     def at_gamma(self, gamma: float | Tensor) -> RingField:
         """The field at gamma of the frames: a number, or (B, T), which turns with them."""
         if not isinstance(gamma, Tensor):
-            return self.around(self.field.at_gamma(gamma))
-        moved = copy(self)
-        moved.gamma = gamma
-        return moved
+            return self.changed(field=self.field.at_gamma(gamma))
+        return self.changed(gamma=gamma)
 
     def tell(self, gamma: float | Tensor) -> RingField:
         """The field with its network conditioned on `gamma`: a number, or (B, T)."""
         if isinstance(gamma, Tensor):
             return self.at_gamma(gamma)
-        return self.around(self.field.tell(gamma))
+        return self.changed(field=self.field.tell(gamma))
 
     def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
         """The field at latents (B, T, C, H, W), and its sight."""

@@ -51,11 +51,11 @@ class Watched(FieldAround):
 
     def at_step(self, step: int) -> Watched:
         """The gradient of one step of a descent."""
-        return self.around(self.field.at_step(step))
+        return self.changed(field=self.field.at_step(step))
 
     def at_gamma(self, gamma: float) -> Watched:
         """The gradient at a solver's time."""
-        return self.around(self.field.at_gamma(gamma))
+        return self.changed(field=self.field.at_gamma(gamma))
 
 
 @dataclass(frozen=True)

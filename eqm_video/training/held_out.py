@@ -6,6 +6,7 @@ Legend: B clips, T frames, C channels, H W height and width of the latents.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from eqm_video.system import waits
 from eqm_video.training.signals import Stopped
 
 
+@dataclass(eq=False)
 class HeldOut:
     """A hook for the trainer. It returns `{"held_out": {"0.1": loss, ..., "mean": loss}}` for a network.
 
@@ -31,27 +33,23 @@ class HeldOut:
     before each clip; if it raises Stopped, there are no losses this time.
     """
 
-    def __init__(
-        self,
-        dataset: Any,
-        collate: Callable[[list[Any]], dict[str, Any]],
-        encode: Callable[[dict[str, Any], None], Tensor],
-        objective: EqMObjective,
-        *,
-        clips: int,
-        gammas: Sequence[float],
-        seed: int,
-        reference_fps: float,
-        accelerator: Accelerator,
-        pulse: Callable[[], None] = lambda: None,
-    ) -> None:
-        count = min(clips, len(dataset))
-        self.indices = [k * len(dataset) // count for k in range(count)]
-        self.mine = list(range(accelerator.process_index, count, accelerator.num_processes))
-        self.dataset, self.collate, self.encode = dataset, collate, encode
-        self.objective, self.gammas, self.seed = objective, gammas, seed
-        self.reference_fps, self.accelerator, self.pulse = reference_fps, accelerator, pulse
-        self.substitutes = patient(dataset) or Substitutes(len(dataset))
+    dataset: Any
+    collate: Callable[[list[Any]], dict[str, Any]]
+    encode: Callable[[dict[str, Any], None], Tensor]
+    objective: EqMObjective
+    _: KW_ONLY
+    clips: int
+    gammas: Sequence[float]
+    seed: int
+    reference_fps: float
+    accelerator: Accelerator
+    pulse: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        count = min(self.clips, len(self.dataset))
+        self.indices = [k * len(self.dataset) // count for k in range(count)]
+        self.mine = list(range(self.accelerator.process_index, count, self.accelerator.num_processes))
+        self.substitutes = patient(self.dataset) or Substitutes(len(self.dataset))
         self._clips: dict[int, dict[str, Tensor]] = {}
 
     @torch.no_grad()
