@@ -16,6 +16,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -217,7 +218,7 @@ def decodable(path: Path, table: Table) -> tuple[int, np.ndarray | None]:
             return sum(1 for _ in pictures), None
         for key in (*reversed(table.keys), None):
             _go(pictures, table, key)
-            last = max((p for p in pictures if p.pts is not None), key=_shown_at, default=None)
+            last = max((p for p in pictures if p.pts is not None), key=attrgetter("pts"), default=None)
             if last is not None and last.pts >= table.times[0]:
                 return bisect_right(table.times, last.pts), _pixels(last)
     raise VideoDecodeError("none of its frames can be found by time")
@@ -229,10 +230,6 @@ def _go(pictures: Pictures, table: Table, key: int | None) -> None:
         pictures.rewind()
     else:
         pictures.seek(key - table.lead)
-
-
-def _shown_at(picture: av.VideoFrame) -> int:
-    return picture.pts
 
 
 def verify(path: Path, table: Table) -> tuple[bool, bool]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,19 +80,10 @@ def report_window(window: Window, meter: np.ndarray) -> str:
 
 def summarise(meters: np.ndarray, long: Long) -> list[dict[str, Any]]:
     """Means of `meters` (N, W, 3) over the samples, a row for each window, as samples.json keeps them; None for NaN."""
-    return list(_rows(meters.mean(axis=0), long))
-
-
-def _rows(means: np.ndarray, long: Long) -> Iterator[dict[str, Any]]:
-    for index, (start, row) in enumerate(
-        zip(window_starts(long.length, long.frames, long.overlap), means, strict=True)
-    ):
-        context, new, motion = (float(value) if math.isfinite(value) else None for value in row)
-        yield {
-            "window": index,
-            "first_frame": start,
-            "first_new_frame": start + (long.overlap if index else 0),
-            "context_rms": context,
-            "new_rms": new,
-            "motion": motion,
-        }
+    rows, starts = [], window_starts(long.length, long.frames, long.overlap)
+    for index, (start, row) in enumerate(zip(starts, meters.mean(axis=0).tolist(), strict=True)):
+        values = (value if math.isfinite(value) else None for value in row)
+        measured = dict(zip(("context_rms", "new_rms", "motion"), values, strict=True))
+        first_new = start + (long.overlap if index else 0)
+        rows.append({"window": index, "first_frame": start, "first_new_frame": first_new, **measured})
+    return rows

@@ -230,28 +230,13 @@ def open_training_data(config: Config, accelerator: Accelerator) -> TrainingData
 
     UserError where one of the two cannot be used.
     """
-    folder = config.run.folder
-    fraction = config.held_out.fraction
+    fraction, report = config.held_out.fraction, config.run.folder / "data_report.json"
     share = None if fraction is None else Share(fraction, config.train.seed)
-    videos = open_split(
-        config, config.data.split, accelerator, folder / "data_report.json", config.data.buckets, share=share
-    )
+    videos = open_split(config, config.data.split, accelerator, report, config.data.buckets, share=share)
     labels = list(videos.labels)
     if config.data.images is None:
         return TrainingData(config, videos, None, labels, len(labels))
-    folderful = {"kind": "images", "root": config.data.images, "split": None, "frames": 1, "buckets": ()}
-    with accelerator.main_process_first():
-        report = folder / "data_report_images.json" if accelerator.is_main_process else None
-        try:
-            images = _open(
-                replace(config.data, **folderful),
-                _index(config, folder / "data_index_images.json", IMAGES, accelerator.is_main_process),
-                report,
-                beside=True,
-                again=accelerator.is_main_process,
-            )
-        except UserError as error:
-            raise UserError(f"data.images: {error}") from error
+    images = _open_beside(config, accelerator, IMAGES, "data.images", kind="images", root=config.data.images, frames=1)
     labels += [label for label in images.labels if label not in set(labels)]
     return TrainingData(config, videos, images.relabel(labels), labels, len(videos.labels))
 
@@ -286,21 +271,29 @@ def _open_held_out_root(config: Config, accelerator: Accelerator, labels: list[s
             f"held_out.root={root} is the folder that is trained on: give another one, or held_out.fraction=0.1 to "
             "hold out a tenth of its files"
         )
-    folder = config.run.folder
-    with accelerator.main_process_first():
-        main = accelerator.is_main_process
-        report = folder / "data_report_held_out.json" if main else None
-        data = replace(config.data, root=str(root), split=None, buckets=())
-        try:
-            clips = _open(data, _index(config, folder / "data_index_held_out.json", HELD_OUT, main), report, again=main)
-        except UserError as error:
-            raise UserError(f"held_out.root: {error}") from error
+    clips = _open_beside(config, accelerator, HELD_OUT, "held_out.root", root=str(root))
     known = f"those trained on are {quote(labels)}" if labels else "the videos trained on have none"
     if unknown := sorted(set(clips.labels) - set(labels)):
         raise UserError(f"held_out.root={root} has class folders that are not trained on ({quote(unknown)}); {known}")
     if labels and not clips.labels:
         raise UserError(f"held_out.root={root} holds no class folders: sort its files as in {trained}; {known}")
     return clips.relabel(labels)
+
+
+def _open_beside(config: Config, accelerator: Accelerator, part: str, key: str, **changes: Any) -> Any:
+    """All files of a folder beside data.root, which `changes` of the section `data` name.
+
+    part: IMAGES or HELD_OUT. UserError, with the recipe's `key` of the folder, where it cannot be used.
+    """
+    folder, main = config.run.folder, accelerator.is_main_process
+    with accelerator.main_process_first():
+        index = _index(config, folder / f"data_index_{part}.json", part, main)
+        report = folder / f"data_report_{part}.json" if main else None
+        data = replace(config.data, split=None, buckets=(), **changes)
+        try:
+            return _open(data, index, report, beside=part == IMAGES, again=main)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from error
 
 
 def open_split(

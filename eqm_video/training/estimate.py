@@ -204,19 +204,13 @@ def _count_kept(network: nn.Module, shape: tuple[int, ...], mode: str) -> int:
 
     latents, gamma = torch.zeros(shape, device="meta"), torch.zeros(shape[:2], device="meta")
     condition = gamma if network.config.conditioned_on_gamma else None
-    kernels, products = _Flash() if implicit else _Any(), _Products() if mode == "selective" else nullcontext()
+    kernels = _Flash() if implicit else nullcontext()
+    products = _Products() if mode == "selective" else nullcontext()
     with kernels, products, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = Field(network)(latents, None, times=gamma, gamma=condition)
         loss = (output.sample - latents).square().mean()
     del loss
     return sum(storage.nbytes() for storage in kept.values()) + getattr(products, "bytes", 0)
-
-
-class _Any(TorchFunctionMode):
-    """A block in which every function is what it is."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
 
 
 class _Products(TorchDispatchMode):
@@ -233,7 +227,7 @@ class _Products(TorchDispatchMode):
         return result
 
 
-class _Flash(_Any):
+class _Flash(TorchFunctionMode):
     """A block in which attention keeps what a flash kernel keeps: on the meta device it would keep its matrices."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
