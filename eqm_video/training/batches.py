@@ -153,7 +153,7 @@ class Batches:
     def between(self, start: int, stop: int, stopping: Callable[[], bool] = lambda: False) -> Iterator[dict[str, Any]]:
         """The batches of steps [start, stop) in order, `plan.passes` of them for every step.
 
-        A wait for data ends with Stopped once `stopping()` is true. `Reader` lists its other ends.
+        A wait for data ends with Stopped once `stopping()` is true. `Reader` says which other errors end it.
         """
         return Reader(self.loader, self.requested, start * self.plan.passes, stop * self.plan.passes, stopping)
 
@@ -175,7 +175,7 @@ class Batches:
         return iter(loader)
 
     def requested(self, number: int) -> list[str]:
-        """Names of the files of batch `number`; empty if the sets have no names."""
+        """Names of the files in batch `number`, counted as in `loader`; empty if the sets have no names."""
         step, part = divmod(number, self.plan.passes)
         names = []
         for view, index, _ in self.plan.requests(step, part):

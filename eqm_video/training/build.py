@@ -45,9 +45,7 @@ KNOWN_CODECS = {
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """The Accelerator of a run, with the precision and the trackers of the recipe. UserError for a precision that the
-    device does not have.
-    """
+    """The Accelerator of a run, with the recipe's precision and trackers; UserError if the device lacks the former."""
     # With a single frame the temporal weights of a video network take no part in the loss.
     idle = config.model.temporal and config.data.frames == 1
     wrapper = DistributedDataParallelKwargs(find_unused_parameters=idle)
@@ -73,7 +71,7 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def open_codec(config: Config, weights: bool = True) -> Codec:
-    """The codec of a recipe; `weights` as in `Codec.load`. UserError where it cannot be had."""
+    """The codec of a recipe; `weights` as in `Codec.load`. UserError if it cannot be loaded."""
     codec = Codec.load(config.codec.name, chunk=config.codec.chunk, weights=weights)
     codec.encoding = torch.bfloat16 if config.codec.dtype == "bf16" else torch.float32
     return codec
@@ -156,8 +154,7 @@ def make_network(config: Config, num_labels: int, channels: int) -> nn.Module:
 
 
 def start_from(network: EqMTransformer | EqMUNet, source: str, labels: Sequence[str] = ()) -> list[str]:
-    """Load weights of a run, an export, a checkpoint's `ema` or a converted network; returns notes on parts that are
-    new.
+    """Load the weights of a run, an export, a checkpoint's `ema` or a converted network; returns notes on new parts.
 
     Three things may differ: the source may lack temporal layers (an image network), may have other labels, and its
     output may mean another energy. `labels` are the names of this run's labels. If the source has names too, a label

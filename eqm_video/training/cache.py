@@ -104,7 +104,7 @@ def main(words: Sequence[str]) -> int:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Lock the folder; folders that were made for that go again where the command fails before it encodes anything."""
+    """Lock the folder. If the command fails before it encodes anything, the folders made for the lock are deleted."""
     with ExitStack() as stack:
         stack.enter_context(removed_if_empty(folder, LOCK))
         stack.enter_context(lock_run(folder, f"--out {folder}", "filling"))
@@ -114,7 +114,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _parts(config: Config, caches: LatentCaches, accelerator: Accelerator, dry: bool) -> Iterator[Part]:
-    """The data sets of the recipe, each with all its files; the main process alone looks at these."""
+    """The data sets of the recipe, each with all its files. The main process alone scans the files."""
     data = config.data
     check_root(data.root)
     places = [
@@ -127,7 +127,7 @@ def _parts(config: Config, caches: LatentCaches, accelerator: Accelerator, dry: 
             continue
         cache = caches.cache(name).read()
         if accelerator.is_main_process and not dry:
-            cache.begin()  # first: it makes the folder this package's
+            cache.begin()  # before the scan, whose record alone would not mark the folder as this package's
         with accelerator.main_process_first():
             whole = open_data(
                 kind,
@@ -163,7 +163,7 @@ def _check_room(parts: Sequence[Part], folder: Path) -> None:
 
 
 def _fill(part: Part, config: Config, codec: Codec, accelerator: Accelerator) -> list[str]:
-    """Encode what is missing, this process its share of the shards; returns all files that do not decode."""
+    """Encode this process's share of the missing files; returns the files of all processes that do not decode."""
     works: list[Any] = [None]
     if accelerator.is_main_process:
         works = [part.cache.plan(part.data, part.missing, accelerator.num_processes)]

@@ -28,8 +28,9 @@ PATHS = ("data.root", "data.images", "held_out.root", "train.init_from", "run.di
 def write_card(export: Path, run: RunFiles, old: Path | None = None, best: Mapping[str, Any] | None = None) -> None:
     """Write README.md and the last preview into the folder of an export.
 
-    old: the export before this one. Files of these names there that this package did not write are the user's: no new
-    ones are written. best: the state of the best evaluation, where the export is of its step; no preview is of it.
+    old: the export before this one. If it has files of these names that this package did not write, they are the
+    user's, and no card is written. best: the state of the best evaluation if the export is of that step; such an export
+    gets no picture, because the last preview shows other weights.
     """
     if old is not None and not own_files(old) and any((old / name).exists() for name in (CARD, *SAMPLES)):
         return

@@ -154,7 +154,8 @@ class TrainConfig:
     label_dropout: float = option(0.1, least=0, most=1)  # share of samples without their label, for guidance
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"  # precision of the forward pass
     gradient_checkpointing: bool = False  # less memory, and up to a third more computation
-    # Computed twice: whole blocks, or (selective) all but their matrix products and attention, which take most time.
+    # Recomputed in the backward pass: whole blocks, or (selective) all but matrix products and attention, which take
+    # most of the time.
     recompute: Literal["block", "selective"] = "block"
     compile: bool = False  # torch.compile of every block
     log_every: int = option(50, least=1)  # steps between two lines of the log
@@ -294,7 +295,7 @@ def to_yaml(config: Config) -> str:
 
 
 def _check_ranges(config: Config) -> None:
-    """Raise UserError for values that no run could use. None has passed before where the type allows it."""
+    """Raise UserError for values that no run could use. Types, and which keys may be null, were checked before."""
     data, train = config.data, config.train
     recipe.check_ranges(config)
     if not config.held_out.gammas:
@@ -359,7 +360,7 @@ def _check_evaluate(config: Config) -> None:
 
 
 def _check_selective(config: Config) -> None:
-    """Refuse selective checkpointing where it would do nothing, or something else."""
+    """Raise UserError for selective recomputation that would do nothing, or that other settings contradict."""
     train, energy = config.train, config.model.energy
     if not train.gradient_checkpointing:
         raise UserError(
@@ -379,7 +380,7 @@ def _check_selective(config: Config) -> None:
 
 
 def _check_lora(config: Config) -> None:
-    """Refuse adapters without weights to adapt, and what they have not been tried with."""
+    """Raise UserError for adapters of no layer, and for adapters of compiled blocks, which have not been tried."""
     if config.lora.rank is None:
         return
     if not config.lora.targets:

@@ -62,8 +62,9 @@ class TrainingData:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The record of the data in a checkpoint. A run resumes only on equal data: the order of samples and the rows
-        of labels depend on them.
+        """The record of the data in a checkpoint.
+
+        A run resumes only on equal data: the order of the samples and the rows of the label embedding depend on them.
         """
         record = {"size": len(self.videos), "labels": self.labels, "identity": identity(self.videos)}
         if self.images is not None:
@@ -158,7 +159,7 @@ class LatentCaches:
 
     @classmethod
     def of(cls, config: Config, codec: Codec, folder: Path | None = None) -> LatentCaches:
-        """Those in `folder`, else in that of `data.latents`; UserError where the codec is not there."""
+        """The caches in `folder`, by default that of `data.latents`; UserError if the codec's files are missing."""
         folder = cache_folder(config) if folder is None else folder
         return cls(config, folder, fingerprint(config.codec.name), moments_shape(codec, sides(config.data.size)))
 
@@ -180,7 +181,7 @@ class LatentCaches:
         return LatentCache(self.folder / part, settings)
 
     def open(self, part: str, data: Any) -> LatentsOnDisk:
-        """The latents of a set; UserError where the cache does not have all of them, or other ones."""
+        """The latents of a set; UserError if the cache lacks some, or has those of changed files or other settings."""
         return LatentsOnDisk(data, self.cache(part), f"eqm-video cache --config ... --out {self.folder}")
 
 
@@ -320,7 +321,7 @@ def open_split(
 
 
 def _index(config: Config, path: Path, part: str, main: bool) -> Path:
-    """`path`, where a run remembers its files; a new run with a latent cache begins with what that remembers."""
+    """`path`, the record of a run's scan. A new run with a latent cache begins with a copy of the cache's record."""
     folder = cache_folder(config)
     if main and folder is not None and not path.exists() and (folder / part / INDEX).is_file():
         write_file(path, lambda aside: shutil.copyfile(folder / part / INDEX, aside))

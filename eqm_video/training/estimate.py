@@ -68,7 +68,7 @@ SPECS = MappingProxyType(
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes of a device that are free; None where nothing tells it."""
+    """Free bytes of a device's memory; None if the system does not say."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.free_memory()
 
 
@@ -111,17 +111,17 @@ class Memory:
 
     @property
     def tensors(self) -> int:
-        """The most that tensors take at a time: gradients grow while the backward pass frees activations."""
+        """The most bytes of tensors at a time: gradients grow while the backward pass frees activations."""
         return self.weights + self.optimizer + self.average + self.codec + max(self.activations, self.gradients)
 
     @property
     def state(self) -> int:
-        """The peak without a forward pass."""
+        """The peak without any activations."""
         return replace(self, activations=0, heap=0).peak
 
     @property
     def peak(self) -> int:
-        """The most at a time."""
+        """The most bytes at a time."""
         return self.tensors + self.heap
 
     def gibibytes(self) -> dict[str, float]:
@@ -184,7 +184,10 @@ def _activations(network: nn.Module, shape: tuple[int, ...], mode: str) -> int:
 
 @cache
 def _kept(network_class: type[nn.Module], settings: str, shape: tuple[int, ...], mode: str) -> int:
-    """The same of a network by its class and its arguments as JSON, counted without memory on the meta device."""
+    """Bytes that autograd keeps of a forward pass, of a network given by its class and its arguments as JSON.
+
+    They are counted on the meta device, where nothing is allocated.
+    """
     with torch.device("meta"):
         return _count_kept(network_class(**json.loads(settings)), shape, mode)
 

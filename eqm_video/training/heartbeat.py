@@ -26,7 +26,7 @@ GRACE = 60.0  # seconds that a failed process waits for process 0 to save
 
 
 class Heartbeat:
-    """A `with` block that runs the thread; with a single process it does nothing.
+    """A `with` block in which this process reports to the others and watches them; a single process does nothing.
 
     `beat(doing)` reports progress of this process. Outside of `working()` progress may take any time, as the scan of
     the data does. `save()` in process 0 keeps the last whole step and returns a part of a sentence about it.

@@ -1,4 +1,4 @@
-"""The loss on held-out clips, at fixed gammas with fixed noise. It tells learning from memorizing.
+"""The loss on held-out clips, at fixed gammas with fixed noise. It rises where a network memorises its training clips.
 
 Legend: B clips, T frames, C channels, H W height and width of the latents.
 """

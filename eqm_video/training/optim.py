@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules. They depend on the network and the step alone."""
+"""Optimizers, AdamW and Muon, and learning-rate schedules, which depend on the step alone."""
 
 from __future__ import annotations
 

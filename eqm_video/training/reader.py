@@ -127,7 +127,7 @@ class Reader:
 
 
 def _serve(batches: Iterator[Any], wanted: queue.SimpleQueue, fetched: queue.SimpleQueue) -> None:
-    """The thread: a batch for each request. It hands every failure over, so that none goes unnoticed."""
+    """Run the thread: fetch a batch for each request, and hand over every failure, so that none goes unnoticed."""
     with _hand_over(batches, fetched):
         while wanted.get():
             fetched.put((next(batches), None, None))

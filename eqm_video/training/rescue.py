@@ -16,7 +16,7 @@ from eqm_video.system.memory import is_out_of_memory, out_of_memory
 class Whole:
     """A lock around the update of a step. Outside of it weights, average and optimizer belong to the same step.
 
-    `now` says so. It stays False after a failure inside the update.
+    `now` is True while they do; it stays False after a failure inside the update.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Whole:
         self._lock.release()
 
     def hold(self, seconds: float) -> bool:
-        """Block the next update, from another thread; returns whether that succeeded within `seconds`."""
+        """Hold back the next update, from another thread; returns whether that succeeded within `seconds`."""
         return self._lock.acquire(timeout=seconds)
 
     def release(self) -> None:

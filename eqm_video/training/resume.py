@@ -110,7 +110,7 @@ def recorded_config(checkpoint: Path, overrides: Any = ()) -> Config:
 
 
 def with_latents(config: Config, checkpoint: Path) -> Config:
-    """The recipe with `data.latents=auto` replaced by what the run began with: other latents round otherwise."""
+    """The recipe with `data.latents=auto` replaced by the run's first choice: only latents in memory are rounded."""
     if config.data.latents != "auto":
         return config
     return replace(config, data=replace(config.data, latents=recorded_config(checkpoint).data.latents))
