@@ -25,10 +25,11 @@ from eqm_video.core.objective import EqMObjective
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.training.batches import Batches, BatchPlan
 from eqm_video.training.checkpoint import Checkpoints
+from eqm_video.training.config import TrainConfig
 from eqm_video.training.ema import Ema
 from eqm_video.training.optim import OPTIMIZERS, Schedule
 from eqm_video.training.tracking import RunLog
-from eqm_video.training.trainer import Settings, Trainer
+from eqm_video.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -98,7 +99,7 @@ def tiny_trainer(folder: Path, network: EqMTransformer | None = None, **options:
     sets = list(clips) if isinstance(clips, list) else [clips]
     clips, images = sets[0], options.pop("images", 0)
     names = ("steps", "seed", "clip_norm", "label_dropout", "log_every", "save_every", "save_every_minutes")
-    settings = Settings(**{"steps": 4, "log_every": 2, **{k: options.pop(k) for k in names if k in options}})
+    settings = TrainConfig(**{"steps": 4, "log_every": 2, **{k: options.pop(k) for k in names if k in options}})
     plan = BatchPlan(
         size=len(clips),
         batch_size=options.pop("batch_size", 4),

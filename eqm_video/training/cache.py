@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from eqm_video import options
 from eqm_video.codec import Codec
-from eqm_video.data.datasets import open_data
 from eqm_video.data.latent_cache import SETTINGS, LatentCache, Work
 from eqm_video.data.layout import quote
 from eqm_video.errors import UserError
@@ -28,7 +27,7 @@ from eqm_video.system.files import write_record
 from eqm_video.training import build
 from eqm_video.training import launcher as launch
 from eqm_video.training.config import Config, load_config
-from eqm_video.training.data import HELD_OUT, IMAGES, INDEX, VIDEOS, LatentCaches
+from eqm_video.training.data import HELD_OUT, IMAGES, INDEX, VIDEOS, LatentCaches, open_set
 from eqm_video.training.lock import LOCK, lock_run
 from eqm_video.training.recipes import check_root
 from eqm_video.wording import counted, storage
@@ -129,21 +128,10 @@ def _parts(config: Config, caches: LatentCaches, accelerator: Accelerator, dry: 
         if accelerator.is_main_process and not dry:
             cache.begin()  # before the scan, whose record alone would not mark the folder as this package's
         with accelerator.main_process_first():
-            whole = open_data(
-                kind,
-                Path(root).expanduser(),
-                frames=1,
-                frame_interval=1,
-                size=data.size,
-                flip=cache.settings["flip"],
-                resize=data.resize,
-                index_path=None if dry else cache.folder / INDEX,
-                verify=data.verify,
-                labelled=data.labelled,
-                beside=name == IMAGES,
-                upright=data.upright,
-                again=accelerator.is_main_process,
-            )
+            files = {"kind": kind, "root": root, "split": None, "fold": 1, "buckets": (), "short": "repeat"}
+            frames = {"frames": 1, "frame_interval": 1, "flip": cache.settings["flip"]}
+            index, main = None if dry else cache.folder / INDEX, accelerator.is_main_process
+            whole = open_set(replace(data, **files, **frames), index, None, beside=name == IMAGES, again=main)
         accelerator.print(whole.report.summary())
         part = Part(name, whole, cache, cache.missing(whole) if accelerator.is_main_process else [])
         accelerator.print(part.summary())

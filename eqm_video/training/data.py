@@ -292,7 +292,7 @@ def _open_beside(config: Config, accelerator: Accelerator, part: str, key: str, 
         report = folder / f"data_report_{part}.json" if main else None
         data = replace(config.data, split=None, buckets=(), **changes)
         try:
-            return _open(data, index, report, beside=part == IMAGES, again=main)
+            return open_set(data, index, report, beside=part == IMAGES, again=main)
         except UserError as error:
             raise UserError(f"{key}: {error}") from error
 
@@ -317,7 +317,7 @@ def open_split(
     with accelerator.main_process_first():
         main = accelerator.is_main_process
         index = _index(config, index, VIDEOS, main)
-        return _open(data, index, report if main else None, share=share, again=main, split_option=split_option)
+        return open_set(data, index, report if main else None, share=share, again=main, split_option=split_option)
 
 
 def _index(config: Config, path: Path, part: str, main: bool) -> Path:
@@ -328,7 +328,7 @@ def _index(config: Config, path: Path, part: str, main: bool) -> Path:
     return path
 
 
-def _open(data: Any, index: Path, report: Path | None, **settings: Any) -> Any:
+def open_set(data: Any, index: Path | None, report: Path | None, **settings: Any) -> Any:
     """`open_data` with the settings of a `DataConfig`; `index` records the scan, `report` names unreadable files."""
     return open_data(
         data.kind,

@@ -57,7 +57,7 @@ from eqm_video.training.optim import OPTIMIZERS, Schedule
 from eqm_video.training.report import RunFiles
 from eqm_video.training.signals import Stopped, StopSignals
 from eqm_video.training.tracking import RunLog
-from eqm_video.training.trainer import Hook, Settings, Trainer
+from eqm_video.training.trainer import Hook, Trainer
 
 # Paths in an export that `save_pretrained` writes
 EXPORTED = r"model_index\.json|(transformer|vae)/(config\.json|diffusion_pytorch_model.*)"
@@ -159,16 +159,8 @@ class Run:
             schedule=Schedule(train.lr, train.steps, train.warmup, train.schedule, train.min_lr_factor),
             ema=self.ema,
             accelerator=accelerator,
-            settings=Settings(
-                steps=train.steps,
-                seed=train.seed,
-                clip_norm=train.clip_norm,
-                label_dropout=train.label_dropout,
-                reference_fps=config.data.reference_fps,
-                log_every=train.log_every,
-                save_every=train.save_every,
-                save_every_minutes=train.save_every_minutes,
-            ),
+            settings=train,
+            reference_fps=config.data.reference_fps,
             checkpoints=self.checkpoints,
             log=self.log,
             evaluations=evaluations,

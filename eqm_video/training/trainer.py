@@ -33,6 +33,7 @@ from eqm_video.system.patience import FULL, patience
 from eqm_video.system.record import read_record
 from eqm_video.training.batches import Batches
 from eqm_video.training.checkpoint import Checkpoints, load_state, move_into, save_state
+from eqm_video.training.config import TrainConfig
 from eqm_video.training.ema import Ema
 from eqm_video.training.evaluating import Best
 from eqm_video.training.gather import gather_clips
@@ -45,20 +46,6 @@ from eqm_video.training.sharding import whole
 from eqm_video.training.signals import Stopped, StopSignals
 from eqm_video.training.tracking import Meter, RunLog, Stopwatch
 from eqm_video.training.verdict import Verdict
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The numbers of a run that belong to the loop itself."""
-
-    steps: int
-    seed: int = 0
-    clip_norm: float | None = 1.0
-    label_dropout: float = 0.1  # probability of the null label
-    reference_fps: float = 8.0  # the network's times are seconds x reference_fps
-    log_every: int = 50
-    save_every: int = 5000
-    save_every_minutes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,9 +77,10 @@ class Trainer:
     schedule: Callable[[int], float]  # the learning rate of a step
     ema: Ema
     accelerator: Accelerator
-    settings: Settings
+    settings: TrainConfig
     checkpoints: Checkpoints
     log: RunLog
+    reference_fps: float = 8.0  # the network's times are seconds x reference_fps
     evaluations: Sequence[Hook] = ()  # their numbers enter the log
     hooks: Sequence[Hook] = ()  # they run after the checkpoint (previews)
     record: dict[str, Any] = dataclasses.field(default_factory=dict)  # goes into every checkpoint
@@ -220,7 +208,7 @@ class Trainer:
         gamma = send(draw_gamma(self.gamma, clean.shape[1], small), device)
         labels = batch["labels"].cpu()
         labels = send(labels.masked_fill(dropped | (labels < 0), self.network.null_label), device)
-        times = send(batch["times"] * self.settings.reference_fps, device)
+        times = send(batch["times"] * self.reference_fps, device)
         output = self.field(interpolate(clean, noise, gamma), labels, times=times, gamma=gamma)
         losses = self.objective.loss(output.sample, clean, noise, gamma)
         loss = losses.mean()
