@@ -47,14 +47,9 @@ def _gauss_nodes(panels: int = 64) -> tuple[Tensor, Tensor]:
     return positions, weights.repeat(panels) / (2 * panels)
 
 
+@dataclass(eq=False)
 class OracleField(GradientField):
     """The exact Equilibrium Matching field of M data clips with equal weights; a gradient for `descend`.
-
-    Args:
-        data: (M, T, C, H, W) clips, or (M, D) points; finite.
-        decay: c(gamma), as for training; a `ConstantDecay` gives the flow baseline's field.
-        frame_wise: a gamma for each frame, drawn independently (needs clips with frames); else a
-            single gamma for the whole clip.
 
     Computed in float64 on the latents' device (on the CPU for a device without float64), and returned with the device
     and dtype of the latents. Slow: O(B M T (D + Q)).
@@ -63,17 +58,21 @@ class OracleField(GradientField):
         ValueError: data of another shape, empty or not finite, or a decay that `check_decay` refuses.
     """
 
-    def __init__(self, data: Tensor, decay: Decay, frame_wise: bool = False) -> None:
+    data: Tensor  # (M, T, C, H, W) clips, or (M, D) points; finite
+    decay: Decay  # c(gamma), as for training; a `ConstantDecay` gives the flow baseline's field
+    frame_wise: bool = False  # a gamma for each frame, drawn independently (needs frames), else one for the whole clip
+
+    def __post_init__(self) -> None:
+        data = self.data
         if not isinstance(data, Tensor) or data.ndim not in (2, 5) or data.numel() == 0:
             actual = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
             raise ValueError(f"data must be a tensor (M, T, C, H, W) or (M, D) and not empty, got {actual}")
         if not data.isfinite().all():
             raise ValueError("data hold infinite or NaN values")
-        if frame_wise and data.ndim != 5:
+        if self.frame_wise and data.ndim != 5:
             raise ValueError(f"frame_wise=True needs data (M, T, C, H, W), got {tuple(data.shape)}")
         self.data = double(data)
-        self.decay = check_decay(decay, allow_constant=True)
-        self.frame_wise = frame_wise
+        self.decay = check_decay(self.decay, allow_constant=True)
 
     def __call__(self, latents: Tensor) -> Tensor:
         """The field at latents (B, T, C, H, W) or (B, D), in their shape and dtype."""

@@ -217,28 +217,31 @@ class GuidedField(GradientField):
             raise ValueError(f"channels={self.channels} are to be guided, but the latents have {channels}")
 
 
+@dataclass(eq=False)
 class HistoryField(FieldAround):
     """A field guided by the known frames: f_without + s * (f_with - f_without).
 
     f_without is the same field with noise, at gamma 0, in place of the known frames. A network trained with a gamma for
     each frame gets no information from such frames (history guidance in diffusion forcing, arXiv 2502.06764). s = 1 is
     the field itself; s above 1 follows the known frames more closely.
-
-    Args:
-        field: a `GuidedField` or a `ComposedField` of B clips.
-        known: (B, T) bool, the known frames; the values of the sum on them have no meaning.
-        noise: (B, T, C, H, W) standard normal noise for their places, the same at every evaluation.
-        scale: s, any finite number.
     """
 
-    def __init__(self, field: GradientField, known: Tensor, noise: Tensor, scale: float) -> None:
+    field: GradientField  # a `GuidedField` or a `ComposedField` of B clips
+    known: Tensor  # (B, T) bool, the known frames; the values of the sum on them have no meaning
+    noise: Tensor  # (B, T, C, H, W) standard normal noise for their places, the same at every evaluation
+    scale: float  # s, any finite number
+
+    def __post_init__(self) -> None:
+        known, noise, scale = self.known, self.noise, self.scale
         if not isinstance(known, Tensor) or known.dtype != torch.bool or known.shape != noise.shape[:2]:
             shape = tuple(known.shape) if isinstance(known, Tensor) else known
             raise ValueError(f"known is {shape!r}; it must be a bool tensor (B, T) = {tuple(noise.shape[:2])}")
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
             raise ValueError(f"history guidance is {scale!r}; it must be a finite number (1 is the field itself)")
-        self.field, self.known, self.noise, self.scale = field, known.to(noise.device), noise, float(scale)
-        self.unconditional = field  # the field without the known frames: it differs in the gamma input, if there is one
+        self.known, self.scale = known.to(noise.device), float(scale)
+        self.unconditional = (
+            self.field
+        )  # the field without the known frames: it differs in the gamma input, if there is one
 
     def select(self, indices: Tensor) -> HistoryField:
         """The field of the clips at `indices` (1-D integers)."""

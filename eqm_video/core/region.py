@@ -11,6 +11,8 @@ of 0, 1/4, 1/2 and 1 ahead, on the exact field (where all descents end right) an
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -21,35 +23,25 @@ from eqm_video.core.objective import interpolate
 AHEAD = 0.5  # of what the frame still has to go
 
 
+@dataclass(eq=False)
 class RegionField(FieldAround):
-    """A field that sees known tokens ahead of their frame, and moves them along their own straight path.
-
-    Args:
-        field: of B clips.
-        mask: (B, T, 1, h, w) bool, the known tokens.
-        clean, noise: (B, T, C, h, w), the ends of their path.
-        decay: c(gamma) of the field; None if it is a velocity, c = 1.
-        ahead: how far ahead of their frame the tokens are shown, of what it still has to go, in [0, 1].
+    """A field of B clips that sees known tokens ahead of their frame, and moves them along their own straight path.
 
     It needs `at_gamma` before a call, as solvers and rules that step by levels do; ValueError otherwise.
     """
 
-    def __init__(
-        self,
-        field: GradientField,
-        mask: Tensor,
-        clean: Tensor,
-        noise: Tensor,
-        decay: Decay | None,
-        *,
-        ahead: float = AHEAD,
-    ) -> None:
-        shape = (*noise.shape[:2], 1, *noise.shape[3:])
-        if mask.dtype != torch.bool or mask.shape != shape or clean.shape != noise.shape:
+    field: GradientField
+    mask: Tensor  # (B, T, 1, h, w) bool, the known tokens
+    clean: Tensor  # (B, T, C, h, w), the end of their path
+    noise: Tensor  # (B, T, C, h, w), its start
+    decay: Decay | None  # c(gamma) of the field; None if it is a velocity, c = 1
+    ahead: float = AHEAD  # how far ahead of their frame the tokens are shown, of what it still has to go, in [0, 1]
+    gamma: float | Tensor | None = None  # of the frames, from `at_gamma`
+
+    def __post_init__(self) -> None:
+        mask, shape = self.mask, (*self.noise.shape[:2], 1, *self.noise.shape[3:])
+        if mask.dtype != torch.bool or mask.shape != shape or self.clean.shape != self.noise.shape:
             raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}; it must be bool (B, T, 1, h, w) = {shape}")
-        self.field, self.mask, self.clean, self.noise, self.decay = field, mask, clean, noise, decay
-        self.ahead = ahead
-        self.gamma: float | Tensor | None = None
 
     def select(self, indices: Tensor) -> RegionField:
         """The field of the clips at `indices` (1-D integers)."""

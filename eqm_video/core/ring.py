@@ -12,6 +12,7 @@ ones, and so are the clips: they have no first frame.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,21 +20,16 @@ from torch import Tensor
 from eqm_video.core.field import FieldAround, GradientField, Sight, observe
 
 
+@dataclass(eq=False)
 class RingField(FieldAround):
-    """A field whose frames are turned before each evaluation, by the step of the descent.
+    """A field whose frames are turned before each evaluation, by the step of the descent."""
 
-    Args:
-        field: of clips with T frames; a `GuidedField` or a `ComposedField`, which keep nothing of single frames but
-            their gamma.
-        steps: of the descent.
-        first: (B,) integers, the first turn of each clip.
-        frames: T.
-    """
-
-    def __init__(self, field: GradientField, steps: int, first: Tensor, frames: int) -> None:
-        self.field, self.steps, self.first, self.frames = field, steps, first, frames
-        self.turn = 0
-        self.gamma: Tensor | None = None  # (B, T) of the frames, if they differ
+    field: GradientField  # a `GuidedField` or a `ComposedField`, which keep nothing of single frames but their gamma
+    steps: int  # of the descent
+    first: Tensor  # (B,) integers, the first turn of each clip
+    frames: int  # T
+    turn: int = 0
+    gamma: Tensor | None = None  # (B, T) of the frames, if they differ
 
     @property
     def settled(self) -> bool:

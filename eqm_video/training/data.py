@@ -33,6 +33,8 @@ from eqm_video.wording import counted
 STILL = Bucket(1, 1)  # a single frame of a video
 VIDEOS, IMAGES, HELD_OUT = "data", "images", "held_out"  # folders of a latent cache: of data.root, data.images ...
 INDEX = "data_index.json"  # in each of them: what the first look at the files found
+# Keys of `data` that are arguments of `open_data`
+SAME = ("split", "fold", "frames", "frame_interval", "size", "flip", "resize", "short", "verify", "labelled", "upright")
 
 
 @dataclass(frozen=True)
@@ -330,22 +332,7 @@ def _index(config: Config, path: Path, part: str, main: bool) -> Path:
 
 def open_set(data: Any, index: Path | None, report: Path | None, **settings: Any) -> Any:
     """`open_data` with the settings of a `DataConfig`; `index` records the scan, `report` names unreadable files."""
-    return open_data(
-        data.kind,
-        Path(data.root).expanduser(),
-        split=data.split,
-        fold=data.fold,
-        frames=data.frames,
-        frame_interval=data.frame_interval,
-        size=data.size,
-        flip=data.flip,
-        resize=data.resize,
-        short=data.short,
-        report_path=report,
-        index_path=index,
-        verify=data.verify,
-        labelled=data.labelled,
-        buckets=[Bucket.parse(text) for text in data.buckets],
-        upright=data.upright,
-        **settings,
-    )
+    same = {name: getattr(data, name) for name in SAME}
+    buckets = [Bucket.parse(text) for text in data.buckets]
+    paths = {"report_path": report, "index_path": index}
+    return open_data(data.kind, Path(data.root).expanduser(), buckets=buckets, **same, **paths, **settings)

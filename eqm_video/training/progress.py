@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field
 
 from tqdm import tqdm
 
@@ -17,6 +18,7 @@ SLOWEST = 3  # steps left out, beside the first: compiling and fetching happen o
 DAY = 24 * 3600.0  # seconds
 
 
+@dataclass(eq=False)
 class Forecast:
     """Prints once, after the first `STEPS` steps of a start, the time that the steps up to `last` will take.
 
@@ -25,18 +27,13 @@ class Forecast:
     losses, previews and checkpoints take more.
     """
 
-    def __init__(
-        self,
-        last: int,
-        *,
-        save_every: int | None = None,
-        save_minutes: float | None = None,
-        silent: bool = False,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self.last, self.silent, self.clock = last, silent, clock
-        self.save_every, self.save_minutes = save_every, save_minutes
-        self._ends: list[float] = []
+    last: int
+    _: KW_ONLY
+    save_every: int | None = None
+    save_minutes: float | None = None
+    silent: bool = False
+    clock: Callable[[], float] = time.perf_counter
+    _ends: list[float] = field(default_factory=list, init=False)
 
     def count(self, step: int) -> None:
         """Count the end of step `step`."""

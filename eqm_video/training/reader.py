@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from eqm_video.data.layout import quote
@@ -21,23 +22,22 @@ SAY = 60.0  # seconds between two warnings
 RESTARTS = 3  # restarts of killed workers in a row, without a batch between them
 
 
+@dataclass(eq=False)
 class Reader:
-    """The batches [first, stop) of `load(first, stop)`, in order.
+    """The batches [number, stop) of `load(number, stop)`, in order.
 
     Batches are fetched in a thread, so that a wait can end: at a stop signal (`stopping()`) with Stopped, after `DATA`
     seconds with a UserError that names the files (`names(batch)`). Killed workers are started again with the same
     batch: its clips depend on its number alone.
     """
 
-    def __init__(
-        self,
-        load: Callable[[int, int], Iterator[Any]],
-        names: Callable[[int], list[str]],
-        first: int,
-        stop: int,
-        stopping: Callable[[], bool],
-    ) -> None:
-        self.load, self.names, self.number, self.stop, self.stopping = load, names, first, stop, stopping
+    load: Callable[[int, int], Iterator[Any]]
+    names: Callable[[int], list[str]]
+    number: int  # of the next batch, the first one at the start
+    stop: int
+    stopping: Callable[[], bool]
+
+    def __post_init__(self) -> None:
         self._restarts = 0
         self._wanted: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._fetched: queue.SimpleQueue[Any] = queue.SimpleQueue()
