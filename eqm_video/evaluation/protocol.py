@@ -10,7 +10,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from importlib.resources import files
 from typing import Any, Literal
+
+import yaml
 
 from eqm_video.errors import UserError, short
 from eqm_video.features.feature import Input
@@ -73,145 +76,20 @@ class Preset:
     sources: Mapping[str, str]
 
 
-_STYLEGAN_V = "universome/stylegan-v@1f630af"
-_LATTE = "Vchitect/Latte@03d2bda"
-_PVDM = "sihyun-yu/PVDM@29de527"
-_CDFVD = "songweige/content-debiased-fvd@0919683"
-_JEDI = "oooolga/JEDi@1507896"
-_EQF = "Rose-STL-Lab/eqf@fd954f8"
+def _read_presets() -> dict[str, Preset]:
+    """The presets of assets/protocols.yaml, by name."""
+    presets: dict[str, Preset] = {}
+    text = (files("eqm_video") / "assets" / "protocols.yaml").read_text(encoding="utf-8")
+    for name, entry in yaml.safe_load(text).items():
+        begun, choices = presets[entry["base"]].protocol if "base" in entry else Protocol(), entry["protocol"]
+        if "statistics" in choices:
+            choices["statistics"] = replace(begun.statistics, **choices["statistics"])
+        protocol = replace(begun, **choices)
+        presets[name] = Preset(entry["says"], protocol, tuple(entry["metrics"]), entry["sources"])
+    return presets
 
-_stylegan_v = Protocol(
-    feature="i3d",
-    count=2048,
-    real_count=2048,
-    frames=16,
-    stride=1,
-    order="sorted",
-    jpeg=75,
-    antialias=False,
-    statistics=Statistics(ddof=0),
-)
 
-PRESETS: dict[str, Preset] = {
-    "default": Preset(
-        "this package's own: an unbiased MMD of features that need no download",
-        Protocol(),
-        ("mmd", "frechet", "precision", "recall", "flicker", "motion", "frozen"),
-        {
-            "feature": "transnet: its weights come with a package",
-            "statistics": "degree 2, coef 0, gamma 1/D as in JEDi, without its bias",
-        },
-    ),
-    "stylegan-v": Preset(
-        "FVD as StyleGAN-V's script computes it",
-        _stylegan_v,
-        ("fvd",),
-        {
-            "count": f"{_STYLEGAN_V} src/metrics/metric_main.py fvd2048_16f: max_real=2048, num_gen=2048, 16 frames",
-            "feature": f"{_STYLEGAN_V} src/metrics/frechet_video_distance.py: i3d_torchscript.pt, return_features=True",
-            "stride": f"{_STYLEGAN_V} src/metrics/frechet_video_distance.py compute_fvd: subsample_factor=1",
-            "window": f"{_STYLEGAN_V} src/metrics/frechet_video_distance.py: random offset of real videos only",
-            "order": f"{_STYLEGAN_V} src/metrics/metric_utils.py: the first max_items of the sorted folder",
-            "split": f"{_STYLEGAN_V} issue 30: train and test of UCF-101 together",
-            "jpeg": f"{_STYLEGAN_V} src/scripts/convert_videos_to_frames.py: save(q=95), which Pillow ignores: 75",
-            "antialias": "the resize inside the file: bilinear to 224x224, not smoothed",
-            "statistics": f"{_STYLEGAN_V} src/metrics/metric_utils.py get_mean_cov: divided by N",
-        },
-    ),
-    "latte": Preset(
-        "FVD as Latte's script computes it: StyleGAN-V's, with other real clips",
-        replace(_stylegan_v, stride=3, order="shuffled"),
-        ("fvd",),
-        {
-            "count": f"{_LATTE} tools/metrics/metric_main.py fvd2048_16f",
-            "stride": f"{_LATTE} tools/metrics: realdata_subsample_factor=3",
-            "order": f"{_LATTE} tools/metrics/metric_utils.py: random.sample, without a seed; here the protocol's",
-            "jpeg": f"{_LATTE} tools/convert_videos_to_frames.py: save(q=95), which Pillow ignores: 75",
-            "statistics": "as StyleGAN-V",
-        },
-    ),
-    "pvdm": Preset(
-        "FVD as PVDM computes it",
-        Protocol(
-            feature="i3d",
-            count=2048,
-            real_count=2048,
-            frames=16,
-            stride=1,
-            split="train",
-            order="shuffled",
-            seed=42,
-            fit="crop",
-            antialias=False,
-            statistics=Statistics(ddof=1),
-        ),
-        ("fvd",),
-        {
-            "fit": f"{_PVDM} evals/fvd/fvd.py preprocess_single: bilinear, short side 224, then the centre",
-            "statistics": f"{_PVDM} evals/fvd/fvd.py cov: divided by N - 1",
-            "order": f"{_PVDM} tools/dataloader.py: the training list, shuffled with seed 42",
-            "count": "2048 in the paper; the number that is printed in training uses 16 videos",
-        },
-    ),
-    "cd-fvd": Preset(
-        "FVD as the package cd-fvd computes it with model='i3d'",
-        Protocol(
-            feature="i3d",
-            count=2048,
-            frames=16,
-            stride=1,
-            order="shuffled",
-            seed=42,
-            antialias=False,
-            statistics=Statistics(ddof=0),
-        ),
-        ("fvd",),
-        {
-            "count": f"{_CDFVD} cdfvd/fvd.py: n_real='full', n_fake=2048, seed=42",
-            "antialias": f"{_CDFVD} cdfvd/third_party/i3d/utils.py: bilinear straight to 224x224",
-            "frames": f"{_CDFVD} cdfvd/fvd.py load_videos: sequence_length=16, sample_every_n_frames=1",
-            "statistics": f"{_CDFVD} cdfvd/utils/metric_utils.py: divided by N",
-        },
-    ),
-    "jedi": Preset(
-        "JEDi: the MMD of V-JEPA features; give --features hub:NAME of a V-JEPA 2, or your export of V-JEPA",
-        Protocol(
-            feature="hub:facebook/vjepa2-vith-fpc64-256",
-            count=5000,
-            real_count=5000,
-            frames=16,
-            fit="crop",
-            statistics=Statistics(degree=2, coef=0.0, biased=True, scale=100.0),
-        ),
-        ("mmd",),
-        {
-            "feature": f"{_JEDI} videojedi/V_JEPA.py: V-JEPA ViT-H/16, pooled by a probe; transformers has V-JEPA 2, "
-            "whose numbers are others",
-            "count": f"{_JEDI} videojedi/JEDi.py load_features: num_samples=5000",
-            "statistics": f"{_JEDI} videojedi/mmd_polynomial.py: degree 2, coef0 0, all pairs; JEDi.py: times 100",
-        },
-    ),
-    "eqf": Preset(
-        "FVD as Equilibrium Forcing computes it",
-        Protocol(
-            feature="i3d",
-            count=256,
-            real_count=256,
-            window="first",
-            order="sorted",
-            antialias=False,
-            window_frames=25,
-            statistics=Statistics(ddof=1),
-        ),
-        ("fvd", "over-time"),
-        {
-            "feature": f"{_EQF} algorithms/common/metrics/video/video_metric.py: StyleGAN-V's file, resize=True",
-            "statistics": f"{_EQF} algorithms/common/metrics/video/base_fid.py: torchmetrics' sums, divided by N - 1",
-            "window_frames": f"{_EQF} algorithms/common/metrics/video/fvd_over_time.py: clip_len=25, gen_stride=25",
-            "count": "its page: 256 videos, one seed; known frames are the real ones in both sets",
-        },
-    ),
-}
+PRESETS = _read_presets()
 
 
 def digest_of(resolved: Mapping[str, Any]) -> str:
