@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from importlib.resources import files
 from typing import Any, Literal
 
 import yaml
@@ -18,6 +17,7 @@ import yaml
 from eqm_video.errors import UserError, short
 from eqm_video.features.feature import Input
 from eqm_video.metrics.metric import Statistics
+from eqm_video.system.reading import asset
 
 DIGITS = 16  # of a hash that are shown
 
@@ -79,8 +79,7 @@ class Preset:
 def _read_presets() -> dict[str, Preset]:
     """The presets of assets/protocols.yaml, by name."""
     presets: dict[str, Preset] = {}
-    text = (files("eqm_video") / "assets" / "protocols.yaml").read_text(encoding="utf-8")
-    for name, entry in yaml.safe_load(text).items():
+    for name, entry in yaml.safe_load(asset("protocols.yaml")).items():
         begun, choices = presets[entry["base"]].protocol if "base" in entry else Protocol(), entry["protocol"]
         if "statistics" in choices:
             choices["statistics"] = replace(begun.statistics, **choices["statistics"])

@@ -70,13 +70,14 @@ class Evaluation:
                 rebuilt = self._jpeg(Altered(real, through(codec)))
                 codec_set = self._meter_of_real.measure(rebuilt, labels, "clips through the codec")
         measured = meter.measure(self._jpeg(samples), labels, "samples", truth)
+        judgement = self._judgement(samples.shape[0])
         return {
             "protocol": resolved,
             "protocol_hash": digest_of(resolved),
             "feature": self._about_feature(),
             "samples": {**samples.about, "count": len(samples), "copies_among_them": duplicates(samples, measured)},
             "data": None if real is None else {**real.about, "count": len(real), "from_cache": kept},
-            "metrics": self.judge(measured, real_set, codec_set, samples.shape[0]),
+            "metrics": {metric.name: judgement.judge(metric, measured, real_set, codec_set) for metric in self.metrics},
         }
 
     @property
@@ -109,23 +110,10 @@ class Evaluation:
         costs = {metric.name: judgement.of_codec(metric, *sets) for metric in self.metrics}
         return {name: cost for name, cost in costs.items() if cost is not None}
 
-    def judge(
-        self, samples: Measured, real: Measured | None, codec: Measured | None, frames: int
-    ) -> dict[str, dict[str, Any]]:
-        """The record of every metric, by its name."""
-        judgement = self._judgement(frames)
-        return {metric.name: judgement.judge(metric, samples, real, codec) for metric in self.metrics}
-
     def _judgement(self, frames: int) -> Judgement:
-        return Judgement(
-            self.protocol.statistics,
-            "none" if self.feature is None else self.feature.name,
-            frames,
-            self.redraws,
-            self.permutations,
-            self.floors,
-            self.seed,
-        )
+        feature = "none" if self.feature is None else self.feature.name
+        same = {name: getattr(self, name) for name in ("redraws", "permutations", "floors", "seed")}
+        return Judgement(self.protocol.statistics, feature, frames, **same)
 
     def resolved(self, samples: ClipSource, real: Files | None) -> dict[str, Any]:
         """The protocol with what the data decided: numbers of clips, frames, size and stride."""

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +15,7 @@ from markupsafe import Markup
 
 from eqm_video.output import plots
 from eqm_video.system.files import MARK
+from eqm_video.system.reading import asset
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,9 +109,8 @@ class Page:
 
 @cache
 def _template() -> jinja2.Template:
-    text = (files("eqm_video") / "assets" / "report" / "report.html").read_text(encoding="utf-8")
     made = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    return made.from_string(text)
+    return made.from_string(asset("report/report.html"))
 
 
 def drawn(figure: Figure, caption: str) -> Picture:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from eqm_video.page.served import MOST_LENGTH, MOST_SAMPLES, Event, Made, Moment
 from eqm_video.page.shelf import Shelf
 from eqm_video.sampling.known import name_frames, parse_known
 from eqm_video.system.memory import is_out_of_memory, out_of_memory
+from eqm_video.system.reading import asset
 
 WAITING = 40  # people in the queue, at most
 LAST = 0.5  # seconds after Stop in which a last state may still arrive
@@ -451,8 +451,7 @@ def make_app(page: Page, hosts: set[str]) -> Gate:
             return Response("this file is gone", status_code=404, media_type="text/plain")
         return FileResponse(kept.path, media_type=MEDIA[kept.path.suffix])
 
-    assets = files("eqm_video") / "assets" / "page"
-    css, script = ((assets / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    css, script = (asset(f"page/{name}") for name in ("page.css", "page.js"))
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     mounted = gr.mount_gradio_app(
         app,

@@ -161,18 +161,9 @@ class Evaluate(
         truth = real if self.paired else None
         if truth is not None:
             check_pairs(samples, truth)
-        evaluation = Evaluation(
-            protocol,
-            chosen,
-            self.open_feature(chosen, protocol, device),
-            device,
-            self.batch_size,
-            self.cache,
-            self.redraws,
-            self.permutations,
-            not self.no_floor,
-            self.seed,
-        )
+        feature = self.open_feature(chosen, protocol, device)
+        same = {name: getattr(self, name) for name in ("batch_size", "cache", "redraws", "permutations", "seed")}
+        evaluation = Evaluation(protocol, chosen, feature, device, floors=not self.no_floor, **same)
         record = evaluation.run(samples, real, self.open_codec(models, device), truth)
         record |= {
             "preset": self.protocol,

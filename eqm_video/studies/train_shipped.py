@@ -24,6 +24,7 @@ from eqm_video.studies.demo import SHAPES, OwnRun
 from eqm_video.studies.study import Report, Study
 from eqm_video.system import machine
 from eqm_video.system.claims import check_place
+from eqm_video.system.reading import asset
 from eqm_video.training import launch as training
 from eqm_video.training.config import load_config
 
@@ -33,37 +34,6 @@ VIDEO_FRAMES = 24
 WINDOWS = 10  # a long video has this many times the frames of a clip
 LONG = 16  # long videos that are measured
 SEED = 10**6  # of the clips that predictions start from; those of the videos are smaller
-
-CARD = """---
-license: mit
-library_name: diffusers
----
-
-# The model that ships with the package
-
-EqM-Nano/4, {parameters} M parameters, float16: a disc or a square that moves right, left, down or up, {frames} frames
-of 32 x 32 pixels. It makes clips by label, continues pictures and clips, and makes videos of any length. Its codec is
-the bundled one, which lies beside it in the package.
-
-    eqm-video sample demo --out samples/first
-    eqm-video sample demo --out samples/long --length 80 --labels DiscRight SquareUp --num-samples 2
-
-**Training data.** {videos} procedural videos of moving shapes on a torus, written by the command below. Nothing else.
-
-**Training.** The recipe `{recipe}`: {steps} steps of {batch} clips, {seconds} s of training time on {cores} core(s) of
-{processor}, shared with other work.
-
-    eqm-video train-shipped --out OUT
-
-**Measured** in closed form, one training run, seeds from 0 (chance: direction 25 %, shape 50 %, both 12.5 %):
-
-| what | direction | shape | both |
-|---|---|---|---|
-{rows}
-
-**Limits.** A toy: it knows two shapes, four directions and one grey ground. Clips of other things are continued as if
-they were such shapes.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +150,7 @@ def rows(numbers: dict[str, Any]) -> list[str]:
 def card(numbers: dict[str, Any], pipeline: EqMPipeline, run: Path) -> str:
     """The model card."""
     train = load_config(run / "config.yaml").train
-    return CARD.format(
+    return asset("cards/shipped.md").format(
         parameters=f"{sum(weight.numel() for weight in pipeline.transformer.parameters()) / 1e6:.1f}",
         frames=pipeline.check_frames(),
         videos=len(label_names(SHAPES)) * VIDEOS,

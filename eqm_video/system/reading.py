@@ -7,6 +7,7 @@ import math
 import os
 import stat
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from eqm_video.errors import UserError, cut, short
 
 MOST_JSON = 64 * 2**20  # bytes; an index of a model in parts, or the names of a million labels
 MOST_DIGITS = 400  # of a whole number in JSON
+
+
+def asset(name: str) -> str:
+    """The text of a file in the package's folder `assets`, such as "report/report.html"."""
+    return (files("eqm_video") / "assets" / name).read_text(encoding="utf-8")
 
 
 def read_bytes(path: str | Path, most: int, *, what: str = "", advice: str = "") -> bytes:

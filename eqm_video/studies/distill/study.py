@@ -31,30 +31,11 @@ from eqm_video.studies.study import OneModel, Report
 from eqm_video.studies.tasks.clips import Truth
 from eqm_video.studies.train_codec import TrainCodec
 from eqm_video.system import files, waits
+from eqm_video.system.reading import asset
 
 MEASURED = 10**7  # added to the seed of the clips that are measured: no path of the training has their noise
 WAYS = {"student": "student", "teacher": "teacher, multistep"}
 MEASURES = {"right": "clips that show their label", "distance": "RMS from the teacher's reference"}
-
-CARD = """---
-library_name: eqm-video
-tags:
-- equilibrium-matching
-- diffusers
----
-
-# A distilled model
-
-A student of an eqm-video model: one step, x - f(x), goes to where the teacher's descent from x rests. It needs no time
-and no guidance, and samples with 1, 2 or 4 steps:
-
-    eqm-video sample FOLDER --steps 2 --out samples
-
-{table}
-
-It was trained on the teacher's samples alone, {paths} descents from noise by label: it generates by label, and was not
-taught to continue known frames.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +93,10 @@ class Distill(OneModel, Many, Guided, Seeded, Batched, group="use"):
         }
         with files.writing_folder(self.out / "export") as folder:
             student.save_pretrained(folder)
-            files.write_text(folder / "README.md", CARD.format(table=views(numbers)["results"], paths=self.noises))
+            files.write_text(
+                folder / "README.md",
+                asset("cards/distilled.md").format(table=views(numbers)["results"], paths=self.noises),
+            )
         return Report(numbers, "\n\n".join(views(numbers).values()), {"distill.png": partial(draw, numbers)})
 
     def measured(
