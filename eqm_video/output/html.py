@@ -104,13 +104,18 @@ class Page:
     def render(self) -> str:
         """The HTML text."""
         values: Mapping[str, Any] = {name: getattr(self, name) for name in ("title", "subtitle", "facts", "sections")}
-        return _template().render(mark=MARK.decode(), **values)
+        return filled("report/report.html", mark=MARK.decode(), **values)
+
+
+def filled(name: str, **values: Any) -> str:
+    """A template of the folder `assets`, such as "report/report.html", filled in; values in HTML are escaped."""
+    return _templates().get_template(name).render(**values)
 
 
 @cache
-def _template() -> jinja2.Template:
-    made = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    return made.from_string(asset("report/report.html"))
+def _templates() -> jinja2.Environment:
+    escape, loader = jinja2.select_autoescape(["html"]), jinja2.FunctionLoader(asset)
+    return jinja2.Environment(loader=loader, autoescape=escape, trim_blocks=True, undefined=jinja2.StrictUndefined)
 
 
 def drawn(figure: Figure, caption: str) -> Picture:
