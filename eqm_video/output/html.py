@@ -107,9 +107,14 @@ class Page:
         return filled("report/report.html", mark=MARK.decode(), **values)
 
 
-def filled(name: str, **values: Any) -> str:
+def filled(template: str, /, **values: Any) -> str:
     """A template of the folder `assets`, such as "report/report.html", filled in; values in HTML are escaped."""
-    return _templates().get_template(name).render(**values)
+    return _templates().get_template(template).render(**values)
+
+
+def parts(template: str) -> Any:
+    """The macros of a template of the folder `assets`, as functions that return HTML; values are escaped."""
+    return _templates().get_template(template).module
 
 
 @cache

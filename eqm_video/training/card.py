@@ -87,7 +87,7 @@ def merged_card(name: str, base: str, adapters: str, scale: float, *, videos: bo
 
 def _card(template: str, name: str, **values: Any) -> str:
     """A card of assets/cards, filled in."""
-    return html.filled(f"cards/{template}.md", name=name, counted=counted, mark=MARK.decode(), **values)
+    return html.filled(f"cards/{template}.md", name=name, counted=counted, mark=MARK.decode(), **values) + "\n"
 
 
 def folder_name(path: Path) -> str:
