@@ -93,10 +93,6 @@ class OracleField(GradientField):
         log_mass = torch.cat([self._integrals(frames[:, None] - data, data)[0] for frames in chunks])
         return log_mass.sum(dim=2).softmax(dim=1)
 
-    def select(self, indices: Tensor) -> OracleField:
-        """The field of some clips of a batch: itself, since it keeps nothing for single clips."""
-        return self
-
     def at_gamma(self, gamma: float | Tensor) -> KnownGammaField:
         """The exact field of a network that is conditioned on gamma; with a `ConstantDecay`, of flow matching.
 

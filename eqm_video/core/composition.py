@@ -59,10 +59,6 @@ class ComposedField(GradientField):
         """The composition with every network conditioned on `gamma`: a number, or (B, T)."""
         return self._each(lambda field: field.tell(gamma))
 
-    def __call__(self, latents: Tensor) -> Tensor:
-        """The weighted sum of the fields at latents (B, T, C, H, W), of the same shape."""
-        return self.observed(latents)[0]
-
     def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
         """The weighted sum at latents (B, T, C, H, W), and the fields' plain mean, as long as each of them.
 

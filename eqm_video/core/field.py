@@ -29,16 +29,18 @@ class Sight:
 class GradientField:
     """A gradient of latents that points from data to noise, and can be restricted to clips, steps and gammas.
 
-    Derive from it and write `__call__`. Every other method has a default, for a field that depends on latents alone:
-    override `select` if the field keeps tensors with a row for each clip, `at_gamma` and `tell` if it depends on gamma,
-    `at_progress` and `settled` if it changes along the descent, `at_step` if it depends on the number of steps, and
-    `forwards` if it calls a network, `for_descent` if it holds such a field. Samplers also accept a plain callable,
-    which has none of these methods.
+    Derive from it and write `__call__`, or `observed` where the gradient is not that of training. Every other method
+    has a default, for a field that depends on latents alone: override `select` if the field keeps tensors with a row
+    for each clip, `at_gamma` and `tell` if it depends on gamma, `at_progress` and `settled` if it changes along the
+    descent, `at_step` if it depends on the number of steps, `forwards` if it calls a network, and `for_descent` if it
+    holds a field that does. Samplers also accept a plain callable, which has none of these methods.
     """
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """The gradient at latents (B, T, C, H, W), of the same shape."""
-        raise NotImplementedError(f"{type(self).__name__} has no gradient: write its __call__")
+        """The gradient at latents (B, T, C, H, W), of the same shape; by default that of `observed`."""
+        if type(self).observed is GradientField.observed:
+            raise NotImplementedError(f"{type(self).__name__} has no gradient: write its __call__")
+        return self.observed(latents)[0]
 
     def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
         """The gradient at latents, of the same shape, and what the same evaluation says of the frames' levels.
@@ -123,10 +125,6 @@ class FieldAround(GradientField):
     def for_descent(self) -> GradientField:
         """The field for a single descent."""
         return self.changed(field=for_descent(self.field))
-
-    def __call__(self, latents: Tensor) -> Tensor:
-        """The gradient at latents (B, T, C, H, W), of the same shape."""
-        return self.observed(latents)[0]
 
 
 def observe(gradient: Callable[[Tensor], Tensor], latents: Tensor) -> tuple[Tensor, Sight]:

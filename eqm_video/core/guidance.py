@@ -119,10 +119,6 @@ class GuidedField(GradientField):
         """The field with its network conditioned on `gamma`: a number for all frames, or (B, T)."""
         return self.changed(gamma=gamma)
 
-    def __call__(self, latents: Tensor) -> Tensor:
-        """The guided field at latents (B, T, C, H, W), of the same shape."""
-        return self.observed(latents)[0]
-
     def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
         """The guided field at latents (B, T, C, H, W), and the labelled one, which guidance has not changed."""
         self._check_latents(latents)
@@ -239,9 +235,8 @@ class HistoryField(FieldAround):
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
             raise ValueError(f"history guidance is {scale!r}; it must be a finite number (1 is the field itself)")
         self.known, self.scale = known.to(noise.device), float(scale)
-        self.unconditional = (
-            self.field
-        )  # the field without the known frames: it differs in the gamma input, if there is one
+        # The field without the known frames. It differs in the gamma input, if there is one.
+        self.unconditional = self.field
 
     def select(self, indices: Tensor) -> HistoryField:
         """The field of the clips at `indices` (1-D integers)."""

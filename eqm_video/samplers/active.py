@@ -210,10 +210,6 @@ class Frozen(GradientField):
     rows: Tensor  # (b,) the positions of the selected clips in the batch
     resting: Tensor  # (B, ...) latents of the stopped clips, to fill the batch
 
-    def __call__(self, latents: Tensor) -> Tensor:
-        """The gradient (b, ...) of the selected clips, at their latents (b, ...)."""
-        return self.observed(latents)[0]
-
     def observed(self, latents: Tensor) -> tuple[Tensor, Sight]:
         """The gradient (b, ...) of the selected clips, and its sight."""
         point = self.resting.index_copy(0, self.rows, latents)

@@ -33,11 +33,6 @@ class CompareResults(Study, group="compare"):
     )
     out: Path | None = narrower(None, unset="the table is shown only")
 
-    @property
-    def folder(self) -> Path:
-        """--out."""
-        return self.out
-
     def check(self) -> None:
         """UserError for a single result."""
         if len(self.results) < 2:

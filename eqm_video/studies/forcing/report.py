@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from eqm_video.output import plots
 from eqm_video.output.tables import aligned, amount, runs_of, with_interval
 from eqm_video.studies.forcing.results import BLIND, CONDITIONED, CURVES, LONG
-
-if TYPE_CHECKING:
-    pass
 
 TITLES = {  # of the targets and the exact field
     "eqm": "EqM, truncated, gain 4",
