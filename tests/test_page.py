@@ -155,6 +155,18 @@ def test_bad_uploads_get_one_sentence_without_a_path(name: str, content: bytes, 
         uploads.look(path, name)
     text = str(refused.value)
     assert text.startswith(said) and str(tmp_path) not in text and "token" not in text and "\n" not in text
+    assert text.endswith("choose another file") == (said.endswith(": ") or "cannot be" in said or "empty" in said)
+
+
+def test_an_upload_with_the_name_of_the_other_kind_is_told_so(tmp_path: Path) -> None:
+    Image.new("RGB", (24, 16), (255, 0, 0)).save(tmp_path / "token.png")
+    (tmp_path / "token.png").rename(tmp_path / "token.mp4")
+    with pytest.raises(UserError, match=r"^a\.mp4: cannot be read as a video .*; it is a picture: .* such as \.png$"):
+        uploads.look(tmp_path / "token.mp4", "a.mp4")
+    write_video(tmp_path / "token.mp4", frames=2, size=(24, 32), fps=8)
+    (tmp_path / "token.mp4").rename(tmp_path / "token.png")
+    with pytest.raises(UserError, match=r"^a\.png: cannot be read as an image .*; it is a video: .* such as \.mp4$"):
+        uploads.look(tmp_path / "token.png", "a.png")
 
 
 def test_frames_of_a_video_may_not_be_huge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from eqm_video.data.datasets import look_at_video
 from eqm_video.data.image import decode_image
 from eqm_video.data.layout import EXTENSIONS
-from eqm_video.data.video import VideoInfo
+from eqm_video.data.video import VideoDecodeError, VideoInfo
 from eqm_video.errors import UserError, cut
 from eqm_video.names import shown
 from eqm_video.sampling.clips import ClipSpec, PictureClip, VideoClip
@@ -82,16 +82,34 @@ def look(path: Path, name: str) -> Upload:
     """The upload at `path`, whose sender calls it `name`; UserError if it cannot be read, or has too many pixels."""
     kind, called = KINDS[ending_of(name)], display_name(name)
     with nameless(path, called):
-        if kind == "image":
-            decode_image(path)
-            return Upload(path, called, kind)
-        info = look_at_video(path)
-        if info.height * info.width > MOST_PIXELS:
+        try:
+            info = _info(path, kind)
+        except VideoDecodeError as error:
+            raise UserError(f"{error}; {_advice(path, kind)}") from error
+        if info is not None and info.height * info.width > MOST_PIXELS:
             raise UserError(
                 f"{called} has frames of {info.width}x{info.height} pixels: the page reads up to 3840x2160, make it "
                 "smaller"
             )
         return Upload(path, called, kind, info)
+
+
+def _info(path: Path, kind: str) -> VideoInfo | None:
+    """The info of a video, None for a picture; VideoDecodeError for a file that cannot be read as that kind."""
+    if kind == "video":
+        return look_at_video(path)
+    decode_image(path)
+    return None
+
+
+def _advice(path: Path, kind: str) -> str:
+    """A hint for the sender of a file that cannot be read as a `kind`: its content may be of the other one."""
+    other, ending = ("image", ".png") if kind == "video" else ("video", ".mp4")
+    try:
+        _info(path, other)
+    except VideoDecodeError:
+        return "choose another file"
+    return f"it is a {'picture' if other == 'image' else 'video'}: give its name an ending such as {ending}"
 
 
 def cut_clip(upload: Upload, frames: int, size: tuple[int, int], fps: float, at: float = 0.0) -> Cut:
