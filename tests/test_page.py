@@ -310,6 +310,8 @@ def test_charts_hold_any_numbers() -> None:
         text = drawing.chart(Chart("a", "step", [Curve(list(map(float, range(len(values)))), values, "one")]))
         assert text.count("<polyline") == 1 and "nan" not in text and "inf" not in text
     assert drawing.chart(Chart("a", "step", [Curve([0.0], [float("nan")])])) == ""
+    small = drawing.chart(Chart("a", "step", [Curve([0.0, 1.0], [0.0, 0.09581], "one")]))
+    assert ">0.096</text>" in small, "there is room for five characters"
     many = Chart("a", "step", [Curve([0.0, 1.0], [0.0, float(k)]) for k in range(16)])
     assert "first frame" in drawing.chart(many) and drawing.chart(many).count("<polyline") == 16
 

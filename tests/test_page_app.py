@@ -260,6 +260,8 @@ def test_a_visitor_generates_and_downloads(browser: Browser) -> None:
 
 def test_a_visitor_is_told_about_wrong_settings(browser: Browser) -> None:
     browser.click("How to descend")
+    columns = "new Set([...document.querySelectorAll('.eqm-settings label')].filter(e => e.offsetParent)"
+    browser.wait(f"{columns}.map(e => Math.round(e.getBoundingClientRect().x))).size > 3", 10)  # side by side
     for typed in ("many", ""):
         fill(browser, "updates of", typed)
         browser.click("Generate")
@@ -288,6 +290,7 @@ def test_a_visitor_paints_over_known_frames(browser: Browser, tmp_path: Path) ->
     Image.new("RGB", (20, 20), (255, 0, 0)).save(tmp_path / "end.png")
     browser.upload("input[data-target=eqm-last]", tmp_path / "end.png")
     browser.wait("document.querySelectorAll('.eqm-drop output')[1].innerText === 'end.png: a picture'")
+    browser.wait(f"{kept} === '0,2'")  # the last picture is kept as well, or there would be no in-between
 
 
 def test_a_visitor_composes_lengthens_and_scores(browser: Browser, tmp_path: Path) -> None:

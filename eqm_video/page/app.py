@@ -112,7 +112,9 @@ class Page:
             pixels, available, _ = self._clip(first, last, at)
         except REFUSED as error:
             return drawing.refusal(_sentence(error)), ""
-        kept = available if len(available) < self.served.frames else available[: max(1, self.served.frames // 4)]
+        kept = available
+        if len(available) == self.served.frames:  # a video: its beginning, and what was chosen as the last frame
+            kept = available[: max(1, self.served.frames // 4)] + (available[-1:] if last else [])
         return drawing.brush(pixels, available, kept), ",".join(map(str, kept))
 
     def brush(self, first: str, last: str, at: Any, known: str) -> str:

@@ -189,7 +189,7 @@ class Run:
         clips = open_held_out(self.config, self.accelerator, self.video_labels)
         if clips is None:
             return []
-        if held_out.root is not None or not clips.report.complete:
+        if held_out.fraction is None and (held_out.root is not None or not clips.report.complete):
             self.notes.append(f"held out: {clips.report.summary()}")
         more = []
         if evaluate.every:
