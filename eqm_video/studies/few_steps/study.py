@@ -404,5 +404,12 @@ def draw(numbers: Mapping[str, Any], path: Path) -> Path:
             if measure == "mmd" and numbers["real"]:
                 axes.axhline(numbers["real"]["mmd"]["mean"], color=plots.GREY, linestyle=":")
     drawn = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(
+        drawn.values(),
+        drawn.keys(),
+        loc="outside lower center",
+        ncols=4 if columns > 2 else 2,
+        frameon=False,
+        fontsize=9,
+    )
     return plots.save(figure, path)
