@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-import numpy as np
 import pytest
-import torch
 import warm
-from accelerate.state import AcceleratorState
-from PIL import Image
-from tiny_run import write_codec, write_videos
+
+# The process that hands out the tests reads this file, too: what is heavy is imported in the fixtures that use it.
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
-torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Files of minutes. They begin first, so that no core is left with one of them at the end.
 LONG = (
@@ -28,9 +24,22 @@ LONG = (
 )
 
 
-def pytest_xdist_setupnodes(config: pytest.Config) -> None:
-    """One server of warm processes for all workers; a worker without one, as in `-n 0`, starts its own at need."""
-    warm.start()
+def pytest_xdist_setupnodes(specs: list) -> None:
+    """One server of warm processes for all workers, which are forks of it themselves.
+
+    A process without one, as with `-n 0`, starts its own at need.
+    """
+    for spec in specs:
+        if spec.popen and spec.python is None:
+            spec.python = shlex.quote(warm.python())
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """One thread wherever tests run."""
+    if not session.config.getoption("numprocesses", None):
+        import torch
+
+        torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -61,6 +70,8 @@ def real() -> Path:
 @pytest.fixture
 def fresh_accelerator() -> Iterator[None]:
     """Accelerate's state is one for the process: a test that trains begins and ends without it."""
+    from accelerate.state import AcceleratorState
+
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -69,6 +80,10 @@ def fresh_accelerator() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """A codec, videos, images."""
+    import numpy as np
+    from PIL import Image
+    from tiny_run import write_codec, write_videos
+
     folder = tmp_path_factory.mktemp("made")
     write_codec(folder / "codec")
     write_videos(folder / "videos", size=20)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 from conftest import ROOT
 from numbered import write_numbered
 
@@ -136,7 +137,8 @@ def test_numbers_that_compile_are_left_when_others_do_not(options, monkeypatch) 
     assert third["error"] == "compiled blocks cannot run here: no compiler for fp32 in {}" and fourth["compiled"]
 
 
-def test_a_run_from_the_disk_is_stopped_and_resumed(options) -> None:
+def test_a_run_from_the_disk_is_stopped_and_resumed(options, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "executable", warm.python())
     started, resumed = gpu.training(options)
     assert resumed["step"] > started["step"] > 0 and resumed["clips_per_second"] > 0
 

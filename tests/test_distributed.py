@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+import warm
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from joint_gradient import CASES, joint_gradient
@@ -54,8 +55,9 @@ def two_processes(*arguments: str) -> Process:
 
 
 def torchrun(*arguments: str) -> subprocess.Popen:
+    """The real launcher, whose processes are forks."""
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    words += [str(ROOT / "train_video.py"), *arguments]
+    words += ["--no-python", warm.python(), str(ROOT / "train_video.py"), *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(words, cwd=ROOT, env=environment(), **pipes)
 
@@ -206,7 +208,7 @@ def test_launches_that_would_train_alone_are_refused(monkeypatch) -> None:
 
 def test_accelerate_launch_on_the_cpu_with_two_processes_is_refused_in_truth(recipe, tmp_path) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    words = [*launch, str(ROOT / "train_video.py"), *recipe, f"run.dir={tmp_path / 'run'}"]
+    words = [*launch, "--no_python", warm.python(), str(ROOT / "train_video.py"), *recipe, f"run.dir={tmp_path / 'run'}"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "starts a single one" in done.stderr and "torchrun --standalone" in done.stderr

@@ -2,7 +2,8 @@
 
 An import of torch, diffusers and the package takes 6 s of a core, and the tests start a hundred processes. A fork is a
 process as any other: it can be killed, has its own environment, folder and output, and ends through the interpreter's
-own exit. Tests of the start itself (imports, launchers, devices) use `subprocess`.
+own exit. `Process` starts one; `python` is a program for all that starts `python` by itself (launchers, kernels, the
+workers of the tests). Tests of what an interpreter does at its start, such as imports, use `subprocess`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import random
 import runpy
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
@@ -56,7 +59,8 @@ class Process:
             "ranks": ranks,
         }
         self.args, self.returncode = list(words), None
-        self.pid = _fork(request, [out[1], err[1], self._status[1]])
+        with open(os.devnull) as nothing:
+            self.pid = _fork(_connection(), request, [nothing.fileno(), out[1], err[1], self._status[1]])
         for number in (out[1], err[1], self._status[1]):
             os.close(number)
         self.stdout, self.stderr = os.fdopen(out[0]), os.fdopen(err[0])
@@ -118,7 +122,7 @@ class Server:
     def __init__(self, place: str) -> None:
         listening = socket.socket(socket.AF_UNIX)
         listening.bind(place)
-        listening.listen()
+        listening.listen(64)
         theirs, self._alive = os.pipe()  # its end tells the server that the tests are over
         environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
         numbers = (listening.fileno(), theirs)
@@ -135,9 +139,23 @@ class Server:
 
 def start() -> None:
     """Start the server, for this process and those that it starts."""
-    place = os.path.join(tempfile.mkdtemp(prefix="warm-"), "socket")
-    Server(place)
-    os.environ[PLACE] = place
+    place = Path(tempfile.mkdtemp(prefix="warm-"), "socket")
+    script = place.with_name("python")
+    words = [sys.executable, "-IS", str(Path(__file__)), str(place)]
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+    script.chmod(0o700)
+    Server(str(place))
+    os.environ[PLACE] = str(place)
+
+
+def python() -> str:
+    """The path of a program that is started as `python [-u] WORDS` and runs WORDS in a fork of the server.
+
+    The program itself only waits: signals go to the fork, which has its folder, environment, input and output, and
+    the program ends as the fork does. The fork ends with it where it is killed.
+    """
+    _connection()
+    return str(Path(os.environ[PLACE]).with_name("python"))
 
 
 @cache
@@ -145,20 +163,43 @@ def _connection() -> socket.socket:
     """This process's way to the server, which is started if nobody has."""
     if PLACE not in os.environ:
         start()
+    return _connect(os.environ[PLACE])
+
+
+def _connect(place: str) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
-    connection.connect(os.environ[PLACE])
+    connection.connect(place)
     return connection
 
 
-def _fork(request: dict, files: list[int]) -> int:
-    """The process id of a new fork, whose stdout, stderr and place for the exit status are `files`."""
-    text = json.dumps(request).encode()
-    socket.send_fds(_connection(), [struct.pack("i", len(text))], files)
-    _connection().sendall(text)
-    answer = _connection().recv(4, socket.MSG_WAITALL)
+def _fork(connection: socket.socket, request: dict, files: list[int]) -> int:
+    """The process id of a new fork: its stdin, stdout and stderr are `files`; the last one is for its exit status."""
+    text = json.dumps({"folder": os.getcwd(), **request}).encode()
+    socket.send_fds(connection, [struct.pack("i", len(text))], files)
+    connection.sendall(text)
+    answer = connection.recv(4, socket.MSG_WAITALL)
     if len(answer) < 4:
         raise RuntimeError("the server of warm processes has ended; its words stand above")
     return struct.unpack("i", answer)[0]
+
+
+def stand_in(place: str, words: list[str]) -> None:
+    """Be `python WORDS`: let the server at `place` fork, and end as the fork ends."""
+    while words[0] in ("-u", "-B"):
+        words = words[1:]
+    status, theirs = os.pipe()
+    request = {"words": words, "environment": dict(os.environ), "ranks": 1}
+    connection = _connect(place)  # the fork lives as long as this
+    fork = _fork(connection, request, [0, 1, 2, theirs])
+    os.close(theirs)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda number, _: os.kill(fork, number))
+    (code,) = struct.unpack("i", os.read(status, 4))
+    if code < 0:
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
 
 
 # In the server ------------------------------------------------------------------------------------------------------
@@ -174,7 +215,7 @@ def serve(listening: socket.socket, alive: int) -> dict | None:
     for name in PRELOADED:
         importlib.import_module(name)
     gc.freeze()  # a collection in a fork need not copy the pages of all that was imported
-    running: dict[int, int] = {}
+    running: dict[int, tuple[int, socket.socket]] = {}  # where the exit status goes, and who asked
     waking = _wake_at_ends()
     asking: list[socket.socket] = []
     while True:
@@ -189,33 +230,42 @@ def serve(listening: socket.socket, alive: int) -> dict | None:
         for connection in asking[:]:
             if connection not in ready:
                 continue
-            head, files, _, _ = socket.recv_fds(connection, 4, 3, socket.MSG_WAITALL)
+            head, files, _, _ = socket.recv_fds(connection, 4, 4, socket.MSG_WAITALL)
             if not head:
                 asking.remove(connection)
+                _end_all(running, connection)
                 connection.close()
                 continue
             request = json.loads(connection.recv(struct.unpack("i", head)[0], socket.MSG_WAITALL))
             child = os.fork()
             if child == 0:
-                _leave((listening, *asking), (alive, waking, *running.values()), files)
+                _leave((listening, *asking), (alive, waking, *(place for place, _ in running.values())), files)
                 return request
-            running[child] = files[2]
-            os.close(files[0])
-            os.close(files[1])
+            running[child] = (files[3], connection)
+            for number in files[:3]:
+                os.close(number)
             connection.sendall(struct.pack("i", child))
 
 
+def _end_all(running: Mapping[int, tuple[int, socket.socket]], connection: socket.socket) -> None:
+    """Whoever asked has ended, and so do its forks."""
+    for child, (_, asked) in running.items():
+        if asked is connection:
+            os.kill(child, signal.SIGKILL)
+
+
 def _leave(sockets: Iterable[socket.socket], places: Iterable[int], files: list[int]) -> None:
-    """A fork parts from the server: nothing of it stays open, and stdout and stderr are `files`."""
+    """A fork parts from the server: nothing of it stays open, and stdin, stdout and stderr are `files`."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for one in sockets:
         one.close()
-    for place in (*places, files[2]):
+    for place in (*places, files[3]):
         os.close(place)
-    for number, place in zip((1, 2), files, strict=False):
+    for number, place in enumerate(files[:3]):
         os.dup2(place, number)
         os.close(place)
+    sys.stdin = sys.__stdin__ = os.fdopen(0, closefd=False)
     sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
 
@@ -229,11 +279,11 @@ def _wake_at_ends() -> int:
     return reading
 
 
-def _report_ends(running: dict[int, int]) -> None:
+def _report_ends(running: dict[int, tuple[int, socket.socket]]) -> None:
     for child in list(running):
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
-            place = running.pop(child)
+            place, _ = running.pop(child)
             with suppress(BrokenPipeError):  # a test that did not wait for it
                 os.write(place, struct.pack("i", os.waitstatus_to_exitcode(status)))
             os.close(place)
@@ -243,16 +293,22 @@ def begin(request: dict) -> None:
     """Be the process of a request."""
     os.environ.clear()
     os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    more = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
+    sys.path[1:1] = more
     random.seed()
     if request["ranks"] > 1 and not launch(request["ranks"]):
         return
     first, *rest = request["words"]
-    if first == "-m":
-        sys.argv = rest
+    if first == "-c":
+        sys.path[0], sys.argv = "", ["-c", *rest[1:]]
+        sys.modules["__main__"] = main = types.ModuleType("__main__")
+        exec(compile(rest[0], "<string>", "exec"), vars(main))
+    elif first == "-m":
+        sys.path[0], sys.argv = os.getcwd(), rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
-        sys.path[0] = str(Path(first).resolve().parent)
-        sys.argv = [first, *rest]
+        sys.path[0], sys.argv = str(Path(first).resolve().parent), [first, *rest]
         runpy.run_path(first, run_name="__main__")
 
 
@@ -281,11 +337,18 @@ def launch(ranks: int) -> bool:
     sys.exit(failed)
 
 
+def main() -> None:
+    """`warm.py SOCKET PIPE`, two open files, is the server; `warm.py PLACE WORDS` stands in for `python WORDS`."""
+    first, *rest = sys.argv[1:]
+    if not first.isdecimal():
+        return stand_in(first, rest)
+    listening = socket.socket(fileno=int(first))
+    folder = Path(listening.getsockname()).parent
+    request = serve(listening, int(rest[0]))
+    if request is None:
+        return shutil.rmtree(folder)
+    return begin(request)
+
+
 if __name__ == "__main__":
-    at = socket.socket(fileno=int(sys.argv[1]))
-    folder = Path(at.getsockname()).parent
-    wanted = serve(at, int(sys.argv[2]))
-    if wanted is not None:
-        begin(wanted)
-    else:
-        shutil.rmtree(folder)
+    main()

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,13 +50,13 @@ class Outcome:
 
 
 class Server:
-    """The process that forks; `prefix` is put before its command, such as `unshare -m`."""
+    """The process that forks; `python` is the program that it begins as."""
 
-    def __init__(self, prefix: Sequence[str] = ()) -> None:
+    def __init__(self, python: str = sys.executable) -> None:
         paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
         environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "faults.server"],
+            [python, "-m", "faults.server"],
             cwd=TESTS.parent,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 
 from faults import attacks, made
 from faults.attacks import Row, Training
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork") or sys.platform != "linu
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with Server() as started:
+    with Server(warm.python()) as started:
         yield started
 
 
