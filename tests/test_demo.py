@@ -23,6 +23,7 @@ def test_demo_runs_and_a_second_call_only_samples(tmp_path: Path, capsys: pytest
     monkeypatch.setattr("eqm_video.studies.demo.HELD_OUT", 1)
     words = ["demo", "--data", tmp_path / "data", "--run", tmp_path / "run", "--out", tmp_path / "out"]
     words += ["--num-samples", 8, "train.steps=3", "train.batch_size=4", "sampler.steps=2"]
+    words += ["held_out.clips=4", "train.evaluate.n=4"]
     assert main([str(word) for word in words]) == 0
     said = capsys.readouterr().out
     assert "move in the direction of their label" in said and str(tmp_path / "out" / "grid.gif") in said

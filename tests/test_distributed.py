@@ -208,7 +208,14 @@ def test_launches_that_would_train_alone_are_refused(monkeypatch) -> None:
 
 def test_accelerate_launch_on_the_cpu_with_two_processes_is_refused_in_truth(recipe, tmp_path) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    words = [*launch, "--no_python", warm.python(), str(ROOT / "train_video.py"), *recipe, f"run.dir={tmp_path / 'run'}"]
+    words = [
+        *launch,
+        "--no_python",
+        warm.python(),
+        str(ROOT / "train_video.py"),
+        *recipe,
+        f"run.dir={tmp_path / 'run'}",
+    ]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "starts a single one" in done.stderr and "torchrun --standalone" in done.stderr
