@@ -37,7 +37,7 @@ import gpu
 
 DEVICE = torch.device("cuda", 0)
 FREE = ("H2D non_blocking", "H2D index from cpu")
-STEPS = (2, 5)  # fewer than the updates between two looks for values that are not finite
+STEPS = (1, 3)  # fewer than the updates between two looks for values that are not finite
 SOLVERS = tuple(name for name in SAMPLERS if name not in RULES)
 found: dict[str, Any] = {}
 

@@ -188,7 +188,7 @@ def test_trains_measures_and_finds_all_of_it_again(tmp_path: Path, capsys: pytes
     words += ["--budget", 2, "--evaluations", 1, 2, "--runs-each", 1, "--rates", 0.003]
     words += ["--metrics", "mmd", "motion", "--features", "pixels"]
     words = [str(word) for word in [*words, "--only", "eqf", "flow", "train.batch_size=4", "held_out.clips=2"]]
-    words += [f"codec.name={write_codec(tmp_path / 'codec')}", "run.report=false"]
+    words += [f"codec.name={write_codec(tmp_path / 'codec', scaling_factor=4.0)}", "run.report=false"]
     with pytest.raises(UserError, match=r"train.lr=1 .*: leave it out"):
         forcing.Forcing.main([*words, "train.lr=1"])
     with pytest.raises(UserError, match=r"--metrics psnr compare a clip with its true one"):

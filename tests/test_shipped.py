@@ -25,7 +25,7 @@ def test_it_is_trained_again_by_a_command(tmp_path: Path, capsys: pytest.Capture
         monkeypatch.setattr(train_shipped, name, value)
     words = ["train-shipped", "--data", tmp_path / "data", "--run", tmp_path / "run", "--out", tmp_path / "out"]
     words += ["--num-samples", 8, "train.steps=2", "train.batch_size=2", "sampler.steps=2", "held_out.clips=2"]
-    words += ["train.evaluate.n=4"]
+    words += ["run.report=false"]
     assert main([str(word) for word in words]) == 0
     out, numbers = tmp_path / "out", json.loads((tmp_path / "out" / "numbers.json").read_text())
     assert numbers["generation"]["samples"] == 8 and numbers["long_video"]["samples"] == 16 and numbers["steps"] == 2

@@ -141,8 +141,8 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def write_codec(folder: Path, seed: int = 0) -> Path:
-    """A random autoencoder that divides height and width by 4."""
+def write_codec(folder: Path, seed: int = 0, **options: object) -> Path:
+    """A random autoencoder that divides height and width by 4; `options` are more of its sizes."""
     torch.manual_seed(seed)
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 8),
@@ -152,6 +152,7 @@ def write_codec(folder: Path, seed: int = 0) -> Path:
         norm_num_groups=4,
         layers_per_block=1,
         sample_size=16,
+        **options,
     )
     vae.save_pretrained(folder)
     return folder
