@@ -255,7 +255,7 @@ def test_known_gammas_go_with_their_clips(monkeypatch):
     for gamma in (torch.linspace(0, 1, 7), torch.linspace(0, 1, 14).reshape(7, 2)):
         whole = oracle.at_gamma(gamma)(points)
         with monkeypatch.context() as patch:
-            patch.setattr("eqm_video.analysis.exact_field.CHUNK", 1)
+            patch.setattr("eqm_video.analysis.exact_field.CHUNK_CPU", 1)
             torch.testing.assert_close(oracle.at_gamma(gamma)(points), whole, rtol=1e-12, atol=1e-12)
         chosen = torch.tensor([5, 2])
         part = oracle.at_gamma(gamma).select(chosen)(points[chosen])
@@ -287,7 +287,7 @@ def test_the_result_does_not_depend_on_the_batch_or_its_chunks(monkeypatch):
     data, points = normal(3, 2, 2, 2, 2), normal(7, 2, 2, 2, 2, seed=1)
     field = OracleField(data, TruncatedDecay(), frame_wise=True)
     whole = field(points)
-    monkeypatch.setattr("eqm_video.analysis.exact_field.CHUNK", 1)
+    monkeypatch.setattr("eqm_video.analysis.exact_field.CHUNK_CPU", 1)
     torch.testing.assert_close(field(points), whole, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(field.select(torch.tensor([4]))(points[4:5]), whole[4:5], rtol=1e-12, atol=1e-12)
     assert field(points.float()).dtype == torch.float32
