@@ -124,10 +124,15 @@ def dry(capsys, *words: str) -> tuple[str, dict]:
             [],
             (12, 1),
             "clips of 12 frames in a row, because 16 frames at data.frame_interval=3 would span 46 frames of a video, "
-            "and all 3 videos have fewer; every video is long enough for these; for others type data.frames=6 "
+            "and all 3 videos have fewer; every video is long enough for these; for other clips type data.frames=6 "
             "data.frame_interval=1; the same as",
         ),
-        ([32, 60], [], (16, 2), "and 1 of 2 videos has fewer; every video is long enough for these; for others type "),
+        (
+            [32, 60],
+            [],
+            (16, 2),
+            "and 1 of 2 videos has fewer; every video is long enough for these; for other clips type ",
+        ),
         (
             [50] * 11 + [5],
             [],

@@ -104,7 +104,8 @@ def kind_of(root: Path) -> str:
         return "images"
     if not os.path.isdir(root):
         problem = "is a file" if os.path.exists(root) else "does not exist"
-        raise UserError(f"{root} {problem}; give a folder of videos or of images")
+        alone = " (one with this file alone will do)" if os.path.exists(root) else ""
+        raise UserError(f"{root} {problem}; give a folder of videos or of images{alone}")
     check_folder("videos", Path(root))
     names = [name.lower() for _, _, inside in os.walk(root) for name in inside if not name.startswith(".")]
     kinds = [kind for kind, endings in EXTENSIONS.items() if any(name.endswith(tuple(endings)) for name in names)]

@@ -156,7 +156,7 @@ def reasons_of(clip: Bucket, wanted: Bucket, lengths: Sequence[int], short: str)
     other = wanted if max(lengths) >= wanted.span else Bucket(max(FEWEST, clip.frames // 2), clip.frame_interval)
     if other == clip:
         return text
-    return f"{text}; for others type data.frames={other.frames} data.frame_interval={other.frame_interval}"
+    return f"{text}; for other clips type data.frames={other.frames} data.frame_interval={other.frame_interval}"
 
 
 def _some(flags: Sequence[bool], singular: str, plural: str) -> str:
