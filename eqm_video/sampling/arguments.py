@@ -125,8 +125,7 @@ def _label_id(wanted: Label, names: Mapping[int, str], numbers_of: Mapping[str, 
 
 
 def frame_times(frames: int, fps: float | Sequence[float], reference_fps: float) -> Tensor:
-    """Times of a clip's frames in the network's unit, reference frames: (T,), or (B, T) if `fps` has a rate for each
-    clip.
+    """Times of a clip's frames in the network's unit, reference frames: (T,), or (B, T) for a list of rates.
 
     UserError unless every rate is a finite number above 0.
     """
@@ -164,8 +163,7 @@ def as_pixels(clips: Any) -> Tensor:
 
 
 def known_frames(known: Any, shape: tuple[int, int]) -> Tensor | None:
-    """The mask (B, T) bool of known frames: from such a tensor or array, or from frame numbers, the same for all
-    samples.
+    """The mask (B, T) bool of known frames, from such a tensor or array, or from frame numbers for all samples.
 
     Negative numbers count from the end; None stays None. UserError for anything else, also for a single number: it
     could mean a frame or a count of frames.

@@ -91,9 +91,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def finish(folder: SampleFolder, source: str, seed: int, long: Long | None) -> None:
-    """Join the batches, and write samples.json: model, labels, seeds, drift of long videos, levels of a closed loop,
-    versions.
-    """
+    """Join the batches, and write samples.json: model, labels, seeds, drift and levels if there are any, versions."""
     record = {"model": source, "labels": folder.names, "seeds": [seed + index for index in range(folder.count)]}
     if long and (meters := folder.kept("drift")) is not None:
         record["drift"] = summarise(meters, long)
@@ -108,9 +106,7 @@ def finish(folder: SampleFolder, source: str, seed: int, long: Long | None) -> N
 def resolve(
     pipeline: EqMPipeline, options: SampleOptions, descent: dict[str, Any], start: Start | None, long: Long | None
 ) -> dict[str, Any]:
-    """All settings that decide the samples, the model's own filled in, as samples.json keeps them; checked before any
-    work.
-    """
+    """All settings that decide the samples, the model's own filled in, for samples.json; checked before any work."""
     fps = float(options.fps or pipeline.config.fps)
     if options.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--mixed-precision fp16 needs a GPU; give bf16 or no")

@@ -157,9 +157,7 @@ class Sampling:
 
     @property
     def steepness(self) -> float | None:
-        """Steepness of the field, in units of a labelled field: the guidance scale, or the sum of a composition's
-        |weights|.
-        """
+        """Steepness in units of a labelled field: the guidance scale, or the sum of a composition's |weights|."""
         if self.composition is None:
             return self.guidance_scale
         return sum(abs(float(term[1])) for term in self.composition)

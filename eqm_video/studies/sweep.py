@@ -141,9 +141,7 @@ def _sizes(sizes: Sequence[float | str], own: Mapping[str, Any], steps: int, sch
 
 
 def _automatic(own: Mapping[str, Any], steps: int) -> list[float]:
-    """Step sizes whose walks of `steps` are 1/4 to 2 times as long as the model's own; UserError if it has no step
-    size.
-    """
+    """Step sizes for walks of `steps` that are 1/4 to 2 times as long as the model's own; UserError if it has none."""
     own = own_walk(own)
     return [own["step_size"] * own["steps"] / steps * length for length in LENGTHS]
 

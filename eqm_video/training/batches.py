@@ -84,9 +84,7 @@ class BatchPlan:
         return self.batch_size / (self.world * len(self.positions(number)))
 
     def view(self, step: int, number: int) -> int:
-        """The number of the set for pass `number` of a step: the shape drawn for the step, or the images after all
-        shapes.
-        """
+        """The number of the set for pass `number` of a step: the shape drawn for it, or the images, which come last."""
         if self._of_images(number):
             return len(self.weights)
         drawn = float(torch.rand((), generator=generator(self.seed, "shape", step))) * sum(self.weights)

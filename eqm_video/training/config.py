@@ -178,9 +178,7 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class HeldOutConfig:
-    """Loss on clips that are not trained on: an official list, a share of the files, or a folder; off without any of
-    these.
-    """
+    """Loss on clips that are not trained on: an official list, a share of the files, or a folder; off without one."""
 
     SOURCES: ClassVar = ("split", "fraction", "root")
     split: Literal["train", "test"] | None = None  # an official list of files

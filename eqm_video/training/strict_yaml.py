@@ -258,9 +258,7 @@ def _choice(entry: dataclasses.Field, node: Any, path: str) -> Any:
 
 
 def _coerce(hint: Any, value: Any, path: str) -> Any:
-    """Turn a YAML value or an override's text into the declared type; UserError, with the expected type, if it cannot
-    be.
-    """
+    """A YAML value or an override's text as the declared type; UserError, which names that type, for any other."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if plain_yaml.is_null(value) or (isinstance(value, str) and value.lower() in ("null", "none", "~")):

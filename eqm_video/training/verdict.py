@@ -48,8 +48,9 @@ class Verdict:
         return self._numbers.arrives(seconds)
 
     def read(self) -> None:
-        """Wait for the verdict, and set `norm`, `loss` (the running mean, None without any), `stop`, `clock`,
-        `infinite` (the gradient) and `spoiled` (latents).
+        """Wait for the verdict, and set `norm`, `loss`, `stop`, `clock`, `infinite` and `spoiled`.
+
+        loss: the running mean, None without any. infinite: the gradient is; spoiled: latents are.
         """
         self.norm, *flags, loss, passes = self._numbers.read()[:7]
         self.stop, self.clock, self.infinite, self.spoiled = (flag > 0 for flag in flags)

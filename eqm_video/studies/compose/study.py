@@ -233,9 +233,7 @@ def kind_of(variant: Variant) -> str:
 
 
 def target(terms: Sequence[Term]) -> str | None:
-    """The label that samples should show, such as DiscLeft; None unless the terms name a single shape and a single
-    direction.
-    """
+    """The label that samples should show, such as DiscLeft; None unless terms name one shape and one direction."""
     labels = [term.label for term in terms if term.label is not None and term.weight > 0]
     shapes = {shape for shape in SHAPES for label in labels if label.startswith(shape)}
     ways = {way for way in DIRECTIONS for label in labels if label.endswith(way)}

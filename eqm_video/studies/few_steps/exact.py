@@ -89,8 +89,9 @@ def _values(
     counts: Sequence[int],
     sizes: tuple[int, int, int],
 ) -> dict[str, dict[str, dict[str, list[list[float]]]]]:
-    """Values (K, N) by measure, way and count. reached: 1 where a start ends at the point of the fine solution;
-    distance: RMS from the nearest point.
+    """Values (K, N) by measure, way and count.
+
+    reached: 1 where a start ends at the point of the fine solution; distance: RMS from the nearest point.
     """
     repeats, starts, seed = sizes
     values: dict[str, dict[str, dict[str, list[list[float]]]]] = {"reached": {}, "distance": {}}

@@ -57,9 +57,7 @@ class Way:
 
 
 def ways(plain: Way, frames: int) -> dict[str, list[Way]]:
-    """Ways for windows of T frames that differ from `plain` in a single choice, by title; each list begins with
-    `plain`.
-    """
+    """Ways for windows of T frames that differ from `plain` in one choice, by title; each list begins with it."""
     options: dict[str, list[Any]] = {
         "frame_schedule": ["pyramid", "autoregressive"],
         "context_gamma": [1.0, 0.9, 0.8, 0.6, 0.4],
@@ -77,10 +75,9 @@ def ways(plain: Way, frames: int) -> dict[str, list[Way]]:
 
 @dataclass(frozen=True)
 class Video:
-    """Videos (N, L, H, W, 3), the first new frame of each window (W,), its drift and its motion (W, N), see
-    `rollout.Window`.
+    """Videos (N, L, H, W, 3), and for each window its first new frame (W,), its drift and its motion (W, N).
 
-    nfe (N,): evaluations in all windows; seconds: of all calls.
+    Drift and motion are those of `rollout.Window`. nfe (N,): evaluations in all windows; seconds: of all calls.
     """
 
     clips: NDArray[np.uint8]
