@@ -155,6 +155,15 @@ def write_mp4(path: str | Path, frames: np.ndarray | Sequence[np.ndarray], fps: 
     write_file(path, lambda aside: _encode(aside, frames, Fraction(fps).limit_denominator(1001)))
 
 
+def write(path: str | Path, frames: np.ndarray | Sequence[np.ndarray], fps: float) -> None:
+    """Write frames (T, H, W, 3) as the ending of `path` says: .gif, .mp4, or else the first of them as a PNG."""
+    ending = Path(path).suffix
+    if ending in (".gif", ".mp4"):
+        (write_gif if ending == ".gif" else write_mp4)(path, frames, fps)
+    else:
+        write_png(path, frames[0])
+
+
 def _encode(path: Path, frames: np.ndarray | Sequence[np.ndarray], rate: Fraction) -> None:
     import av  # imported here: GIFs and PNGs need not wait for it
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 
 from eqm_video.errors import UserError
-from eqm_video.output.media import write_gif, write_mp4, write_png
+from eqm_video.output import media
 from eqm_video.page import controls, drawing, uploads
 from eqm_video.page.gate import Gate
 from eqm_video.page.served import MOST_LENGTH, MOST_SAMPLES, Event, Made, Moment, Scored, Served, Wish
@@ -170,16 +171,10 @@ class Page:
     def _shown(self, start: Callable[[], Iterator[Event]]) -> Iterator[str]:
         """The view of each event, and of a refusal."""
         try:
-            last: Moment | None = None
+            last = Moment(0.0, "")
             for event in start():
-                if isinstance(event, Moment):
-                    last = Moment(
-                        event.done,
-                        event.says,
-                        event.frames if event.frames is not None or last is None else last.frames,
-                        event.gamma if event.frames is not None or last is None else last.gamma,
-                        event.charts,
-                    )
+                if isinstance(event, Moment):  # without frames it shows those of the moment before
+                    last = event if event.frames is not None else replace(event, frames=last.frames, gamma=last.gamma)
                     yield _moment(last)
                 else:
                     yield self._made(event) if isinstance(event, Made) else _scored(event)
@@ -194,10 +189,7 @@ class Page:
             addresses = []
             for kind in (".png",) if len(clip) == 1 else (".gif", ".mp4"):
                 path = self.shelf.new(kind)
-                if kind == ".png":
-                    write_png(path, clip[0])
-                else:
-                    (write_gif if kind == ".gif" else write_mp4)(path, clip, made.fps)
+                media.write(path, clip, made.fps)
                 addresses.append((f"files/{self.shelf.keep(path)}{kind}", name + kind))
             caption = f"{len(clip)} frames, {made.fps:.3g} fps" if len(clip) > 1 else "picture"
             films.append(drawing.film(addresses[0][0], addresses, caption, clip.shape[2]))
@@ -274,20 +266,12 @@ def _settings(offered: Sequence[controls.Control]) -> list[Any]:
     """A component for each control, in rows; the rare ones folded."""
 
     def component(control: controls.Control) -> Any:
+        shared = {"label": control.title, "info": control.help, "min_width": 220}
         if control.kind == "switch":
-            return gr.Checkbox(False, label=control.title, info=control.help, min_width=220)
+            return gr.Checkbox(False, **shared)
         if control.kind == "choice":
-            return gr.Dropdown(
-                ["", *control.choices],
-                value="",
-                label=control.title,
-                info=control.help,
-                min_width=220,
-                filterable=False,
-            )
-        return gr.Textbox(
-            "", label=control.title, info=control.help, placeholder=control.unset, max_lines=1, min_width=220
-        )
+            return gr.Dropdown(["", *control.choices], value="", filterable=False, **shared)
+        return gr.Textbox("", placeholder=control.unset, max_lines=1, **shared)
 
     usual = [control for control in offered if not control.entry.option.rare]
     rare = [control for control in offered if control.entry.option.rare]

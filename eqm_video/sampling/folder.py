@@ -199,7 +199,8 @@ class SampleFolder:
                 framed = draw_known_borders(clips, known) if look.known else clips
                 media.write_png(file, media.grid(media.filmstrips(framed), names, look.columns or 1, scale)[0])
             else:
-                _write(file, Grid(clips, names, look.columns, scale, _border(known) if look.known else None), look.fps)
+                border = _border(known) if look.known else None
+                media.write(file, Grid(clips, names, look.columns, scale, border), look.fps)
             files.append(file)
         return files
 
@@ -207,7 +208,7 @@ class SampleFolder:
         for kind in look.formats:
             file = self.path / "clips" / f"{index:06d}.{kind}"
             if not file.exists():
-                _write(file, media.filmstrips(clip[None])[0] if kind == "png" else clip, look.rate(index))
+                media.write(file, media.filmstrips(clip[None])[0] if kind == "png" else clip, look.rate(index))
 
     def _parts(self) -> Iterator[tuple[int, np.ndarray]]:
         for file in sorted(self.parts_folder.glob("[0-9]*.npy")):
@@ -231,15 +232,6 @@ def _files_of_parts(folder: Path) -> list[Path]:
 def _border(known: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
     """The function that draws borders on a grid's frames (N, H, W, 3) at a time. known: (T,) bool."""
     return lambda frames, index: draw_known_borders(frames[:, None], known[index : index + 1])[:, 0]
-
-
-def _write(file: Path, frames: np.ndarray | Grid, fps: float) -> None:
-    if file.suffix == ".gif":
-        media.write_gif(file, frames, fps)
-    elif file.suffix == ".mp4":
-        media.write_mp4(file, frames, fps)
-    else:
-        media.write_png(file, frames[0])
 
 
 def _short(value: Any) -> str:

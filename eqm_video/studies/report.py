@@ -18,7 +18,7 @@ from eqm_video.errors import UserError
 from eqm_video.options import narrower, option
 from eqm_video.output import html, plots
 from eqm_video.output.html import Section, Table
-from eqm_video.output.media import grid, write_gif, write_png
+from eqm_video.output.media import grid, write
 from eqm_video.output.outputs import OUTPUTS
 from eqm_video.sampling.arguments import default_steps
 from eqm_video.sampling.option_groups import Seeded
@@ -189,10 +189,7 @@ def _samples(one_model: Trace) -> html.Picture:
     frames = grid(clips, scale=max(1, 96 // clips.shape[3]))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ("samples.png" if len(frames) == 1 else "samples.gif")
-        if len(frames) == 1:
-            write_png(path, frames[0])
-        else:
-            write_gif(path, frames, 8.0)
+        write(path, frames, 8.0)
         return html.shown(path, f"samples of {one_model.name} at the end of these descents")
 
 

@@ -294,12 +294,8 @@ class Run:
         ordered = np.stack([clips[k] for k in sorted(clips)])
         scale = 1 if names is None else max(1, LEGIBLE // ordered.shape[3])
         frames = media.grid(ordered, names, scale=scale)
-        if len(frames) == 1:
-            path = folder / f"step_{step:08d}.png"
-            media.write_png(path, frames[0])
-        else:
-            path = folder / f"step_{step:08d}.gif"
-            media.write_gif(path, frames, self.fps)
+        path = folder / f"step_{step:08d}.{'png' if len(frames) == 1 else 'gif'}"
+        media.write(path, frames, self.fps)
         return path
 
     def export(self) -> Path:

@@ -99,10 +99,7 @@ def draw_pairs(
     captions = [caption(rows[k]["label"], rows[k]["name"]) for k in chosen]
     columns = columns or math.ceil((len(pictures) / 2) ** 0.5)  # a pair is about twice as wide as high
     sheet = media.grid(pictures, captions, columns, scale=max(1, round(128 / samples.shape[2])))
-    if len(sheet) == 1:
-        media.write_png(path, sheet[0])
-    else:
-        media.write_gif(path, sheet, samples.fps)
+    media.write(path, sheet, samples.fps)
 
 
 def pairs(samples: np.ndarray, clips: np.ndarray) -> np.ndarray:
