@@ -29,6 +29,7 @@ def pytest_xdist_setupnodes(specs: list) -> None:
 
     A process without one, as with `-n 0`, starts its own at need.
     """
+    warm.start()
     for spec in specs:
         if spec.popen and spec.python is None:
             spec.python = shlex.quote(warm.python())
