@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cifar_files import cifar_files, random_pictures, write_archive
 from PIL import Image
 
 from eqm_video import cli
 from eqm_video.data.datasets import open_data
 from eqm_video.data.moving_shapes import write_moving_shapes
 from eqm_video.output import media
+from eqm_video.studies.compare.memorisation import open_held_out
 from eqm_video.studies.compare.report import caption
 from eqm_video.studies.compare.windows import Windows, thin
 from eqm_video.system import files
@@ -138,6 +140,13 @@ def test_held_out_clips_that_cannot_be_had_are_named(data, tmp_path, capsys):
     assert "held-out clips" not in results(tmp_path / "out")[0]["memorisation"]
     assert run(folder, "--data", data, "--split", "all", *words) == 0
     assert "held-out" not in capsys.readouterr().out
+
+
+def test_the_test_batch_of_cifar_is_held_out(tmp_path):
+    """CIFAR-10 is pictures in arrays: its test batch stands beside its training batches."""
+    path = write_archive(tmp_path / "cifar-10-python.tar.gz", cifar_files(*random_pictures(36), tests=6))
+    train = open_data("images", path, split="train", frames=1, size=32)
+    assert len(open_held_out(train, path, None)) == 6
 
 
 def test_by_default_every_start_is_looked_at(data, tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eqm_video.data.datasets import ClipSet, ImageSet, open_data
+from eqm_video.data.datasets import ClipSet, VideoSet, open_data
 from eqm_video.errors import UserError
 from eqm_video.metrics.nearest import COPY, NearestClips, are_copies
 from eqm_video.output import plots
@@ -21,7 +21,7 @@ SHOWN = ("samples", "held-out clips", "real clips to another file")  # the curve
 
 def open_held_out(data: ClipSet, root: Path, fold: int | None) -> ClipSet | None:
     """Test clips beside the training clips `data` of `root`; None, with a printed reason, if there are none."""
-    kind = "images" if isinstance(data, ImageSet) else "videos"
+    kind = "videos" if isinstance(data, VideoSet) else "images"
     settings = {"frames": data.frames, "frame_interval": data.frame_interval, "size": data.size}
     try:
         return open_data(kind, root, split="test", fold=fold or 1, **settings)
