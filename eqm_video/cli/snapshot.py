@@ -116,7 +116,8 @@ def spell(hint: Any) -> Any:
 def _statements(module: str, name: str, uses: dict[str, set[str]]) -> None:
     """Add the statement that defines `name`, and all statements of the package that it uses, by file, to `uses`."""
     path = quick.PACKAGE.joinpath(*module.split(".")[1:])
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    package = path / "__init__.py"  # a folder without it may be what an older version left behind
+    path = package if package.is_file() else path.with_suffix(".py")
     file = path.relative_to(quick.PACKAGE).as_posix()
     if name in uses.get(file, ()):
         return
