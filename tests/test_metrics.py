@@ -15,7 +15,7 @@ from eqm_video.metrics.fidelity import ssim
 from eqm_video.metrics.frechet import Moments, frechet_distance, frechet_of_sets, gaussian_of
 from eqm_video.metrics.inception_score import inception_score
 from eqm_video.metrics.measured import Measured
-from eqm_video.metrics.metric import Statistics
+from eqm_video.metrics.metric import Metric, Statistics
 from eqm_video.metrics.mmd import MMD, kernel, mmd, weighted_mmd
 from eqm_video.metrics.precision_recall import within
 from eqm_video.metrics.registry import find_metric, metrics, title_of
@@ -268,3 +268,7 @@ def test_a_large_set_says_of_how_many_clips_interval_and_p_value_are(monkeypatch
     assert found["interval_and_p_value_of"] == {"samples": 8, "real": 8}
     few = left.thinned(8)
     assert "interval_and_p_value_of" not in MMD().extras(few, few, Statistics(), 10, torch.Generator())
+
+
+def test_metrics_have_a_keyword_name_on_every_python() -> None:
+    assert type(Metric) is type  # before Python 3.11 a class of ABCMeta cannot have one

@@ -8,7 +8,6 @@ Legend: N clips of the samples, M of the real set, B redraws, T frames, H W pixe
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -39,7 +38,7 @@ class Statistics:
     splits: int = 10
 
 
-class Metric(ABC):
+class Metric:  # no ABC: before Python 3.11 its subclasses could not have a keyword `name`
     """A number that says something of a set of clips.
 
     needs: which parts of `Measured` it reads: features, logits, spatial, windows, labels, or "pairs" where clip k of
@@ -67,9 +66,9 @@ class Metric(ABC):
         """The first line of the docstring."""
         return (inspect.getdoc(cls) or "").partition("\n")[0].rstrip(".")
 
-    @abstractmethod
     def value(self, samples: Measured, real: Measured, settings: Statistics) -> float:
         """The number itself."""
+        raise NotImplementedError(f"{type(self).__name__} has no number: write its value")
 
     def redraws(
         self, samples: Measured, real: Measured, settings: Statistics, count: int, generator: torch.Generator
@@ -95,9 +94,9 @@ class Metric(ABC):
 class PerClip(Metric):
     """A metric that is the mean of one number a clip, `per_clip`."""
 
-    @abstractmethod
     def per_clip(self, samples: Measured, real: Measured, settings: Statistics) -> Tensor:
         """Numbers (N,), one for each clip of the samples."""
+        raise NotImplementedError(f"{type(self).__name__} has no numbers of clips: write its per_clip")
 
     def value(self, samples: Measured, real: Measured, settings: Statistics) -> float:
         """The mean over the clips."""
@@ -119,9 +118,9 @@ class Reading(PerClip):
     least = 1
     least_frames = 2
 
-    @abstractmethod
     def read(self, clips: Tensor) -> Tensor:
         """Numbers (N,) float64 of clips uint8 (N, T, H, W, 3); a metric with its own `per_clip` may read several."""
+        raise NotImplementedError(f"{type(self).__name__} reads nothing: write its read")
 
     def per_clip(self, samples: Measured, real: Measured, settings: Statistics) -> Tensor:
         """The readings of the samples."""
@@ -135,9 +134,9 @@ class Paired(PerClip):
     better = "higher"
     least = 1
 
-    @abstractmethod
     def compare(self, clips: Tensor, truth: Tensor) -> Tensor:
         """Numbers (N,) float64 of clips and their true clips, both uint8 (N, T, H, W, 3)."""
+        raise NotImplementedError(f"{type(self).__name__} compares nothing: write its compare")
 
     def per_clip(self, samples: Measured, real: Measured, settings: Statistics) -> Tensor:
         """The comparisons of the samples."""

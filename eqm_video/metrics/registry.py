@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
 import pkgutil
 from functools import cache
 
@@ -23,7 +22,7 @@ def metrics() -> dict[str, Metric]:
     for module in sorted(entry.name for entry in pkgutil.iter_modules(eqm_video.metrics.__path__)):
         content = vars(importlib.import_module(f"eqm_video.metrics.{module}"))
         for value in content.values():
-            is_metric = isinstance(value, type) and issubclass(value, Metric) and not inspect.isabstract(value)
+            is_metric = isinstance(value, type) and issubclass(value, Metric)
             if is_metric and value.__module__ == f"eqm_video.metrics.{module}" and hasattr(value, "name"):
                 every[value.name] = value()
     return every
