@@ -89,7 +89,7 @@ class I3DNetwork(nn.Module):
     eps: added to the variance in batch normalisation.
     """
 
-    MIXED: ClassVar = {  # channels of the units of each block
+    MIXED: ClassVar[dict[str, tuple[int, ...]]] = {  # channels of the units of each block
         "3b": (64, 96, 128, 16, 32, 32),
         "3c": (128, 128, 192, 32, 96, 64),
         "4b": (192, 96, 208, 16, 48, 64),
@@ -100,7 +100,9 @@ class I3DNetwork(nn.Module):
         "5b": (256, 160, 320, 32, 128, 128),
         "5c": (384, 192, 384, 48, 128, 128),
     }
-    POOLS: ClassVar = {  # before the block: name, kernel, stride
+    POOLS: ClassVar[
+        dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]]
+    ] = {  # before the block: name, kernel, stride
         "3b": ("3a_3x3", (1, 3, 3), (1, 2, 2)),
         "4b": ("4a_3x3", (3, 3, 3), (2, 2, 2)),
         "5b": ("5a_2x2", (2, 2, 2), (2, 2, 2)),

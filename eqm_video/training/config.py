@@ -104,8 +104,12 @@ class ObjectiveConfig:
     conditioned on gamma (add model.conditioned_on_gamma), that of Equilibrium Forcing is not.
     """
 
-    _VELOCITY: ClassVar = {"kind": "constant", "gain": 1.0}
-    SHORT: ClassVar = {"eqm": {}, "flow": {"decay": _VELOCITY}, "forcing": {"name": "forcing", "decay": _VELOCITY}}
+    _VELOCITY: ClassVar[dict[str, Any]] = {"kind": "constant", "gain": 1.0}
+    SHORT: ClassVar[dict[str, Any]] = {
+        "eqm": {},
+        "flow": {"decay": _VELOCITY},
+        "forcing": {"name": "forcing", "decay": _VELOCITY},
+    }
     decay: Any = choice(DECAYS, TruncatedDecay(a=0.8, gain=4.0))  # noqa: RUF009 (choice makes a field)
     # Weight of the dispersive loss, over the clips of a forward pass in all processes. With train.accumulation every
     # pass is a batch of its own, so that this term (and no other) depends on the number of passes.
@@ -180,7 +184,7 @@ class LoraConfig:
 class HeldOutConfig:
     """Loss on clips that are not trained on: an official list, a share of the files, or a folder; off without one."""
 
-    SOURCES: ClassVar = ("split", "fraction", "root")
+    SOURCES: ClassVar[tuple[str, ...]] = ("split", "fraction", "root")
     split: Literal["train", "test"] | None = None  # an official list of files
     # Share of the files, chosen by name and train.seed; not trained on.
     fraction: float | None = option(None, above=0, below=1)

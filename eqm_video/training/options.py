@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from eqm_video import options
 from eqm_video.errors import UserError
@@ -29,7 +29,7 @@ class TrainOptions(Recipe, Dry):
     """Train a video or image model with Equilibrium Matching."""
 
     epilog: ClassVar[str] = EXAMPLE
-    spelled_out: ClassVar = staticmethod(spell_out)
+    spelled_out: ClassVar[Any] = staticmethod(spell_out)
 
     own: Path | None = option(
         None, metavar="FOLDER", help="your own videos (also: train own FOLDER): the recipe is picked for them"
