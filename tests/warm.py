@@ -194,7 +194,10 @@ def stand_in(place: str, words: list[str]) -> None:
     os.close(theirs)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda number, _: os.kill(fork, number))
-    (code,) = struct.unpack("i", os.read(status, 4))
+    answer = os.read(status, 4)
+    if not answer:  # the server has ended, and its forks with it
+        sys.exit(1)
+    (code,) = struct.unpack("i", answer)
     if code < 0:
         if -code != signal.SIGKILL:
             signal.signal(-code, signal.SIG_DFL)
