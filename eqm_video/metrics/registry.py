@@ -22,7 +22,7 @@ def metrics() -> dict[str, Metric]:
     for module in sorted(entry.name for entry in pkgutil.iter_modules(eqm_video.metrics.__path__)):
         content = vars(importlib.import_module(f"eqm_video.metrics.{module}"))
         for value in content.values():
-            is_metric = isinstance(value, type) and issubclass(value, Metric)
+            is_metric = Metric in getattr(value, "__mro__", ())  # before Python 3.11 issubclass refuses tuple[int]
             if is_metric and value.__module__ == f"eqm_video.metrics.{module}" and hasattr(value, "name"):
                 every[value.name] = value()
     return every

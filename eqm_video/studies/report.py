@@ -231,7 +231,8 @@ def views(command: str, record: dict[str, Any]) -> Mapping[str, str]:
     package = find_spec(name)
     inside = package is not None and package.submodule_search_locations is not None
     module = import_module(f"{name}.study" if inside else name)
-    made = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Study)]
+    # No issubclass: before Python 3.11 an alias such as tuple[int, int] counts as a type, and is refused by it.
+    made = [value for value in vars(module).values() if Study in getattr(value, "__mro__", ())]
     return next((study.views(record) for study in made if getattr(study, "name", None) == command), {})
 
 
