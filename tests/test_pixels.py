@@ -242,7 +242,11 @@ def test_opaque_modes_are_as_pillow_converts_them(tmp_path: Path, mode: str) -> 
     path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr", "LAB") else "a.png")
     picture.save(path)
     with Image.open(path) as opened:
-        assert np.array_equal(read_image(path), np.asarray(opened.convert("RGB")))
+        try:
+            wanted = np.asarray(opened.convert("RGB"))
+        except OSError as error:  # Pillow 12.3 and YCbCr
+            pytest.skip(f"this Pillow cannot read its own file: {error}")
+    assert np.array_equal(read_image(path), wanted)
     assert decode_image(path).notes == ()
 
 
