@@ -116,7 +116,10 @@ def test_models_of_other_videos_are_measured_against_real_clips(tmp_path, capsys
     )
     words = ["few-steps", str(tmp_path / "export"), "--out", str(tmp_path / "out"), "--evaluations", "1", "2"]
     words += ["--reference", "3", "--repeats", "2", "--num-samples", "8", "--exact-starts", "1", "--exact-most", "1"]
-    assert cli.main(words) == 2 and "as --data FOLDER" in capsys.readouterr().err
+    assert cli.main(words) == 2 and "with other labels" in capsys.readouterr().err
+    tiny_pipeline(tiny_transformer(num_labels=0), id2label=None, frames=4).save_pretrained(tmp_path / "unlabelled")
+    assert cli.main([words[0], str(tmp_path / "unlabelled"), *words[2:]]) == 2
+    assert "no labels" in (said := capsys.readouterr().err) and "as --data FOLDER" in said
     assert cli.main([*words, "--data", str(made / "videos"), "--composed"]) == 2
     assert "leave one out" in capsys.readouterr().err
     with pytest.MonkeyPatch.context() as patch:

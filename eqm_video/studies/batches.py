@@ -1,4 +1,4 @@
-"""Passing clips through a network or a codec in batches.
+"""Passing clips through a network or a codec in batches, and the labels of clips to sample.
 
 Legend: N clips, T frames, C latent channels, H W pixels, h w latents.
 """
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 def batches(count: int, size: int) -> list[slice]:
     """Consecutive slices of at most `size` out of `count`."""
     return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def labels_in_turn(pipeline: EqMPipeline, count: int) -> list[str | None]:
+    """Labels of `count` clips, the model's in turn; None for each where it knows none."""
+    names = list(pipeline.labels.values()) or [None]
+    return [names[k % len(names)] for k in range(count)]
 
 
 def encode(pipeline: EqMPipeline, clips: NDArray[np.uint8], batch_size: int) -> Tensor:

@@ -22,7 +22,7 @@ from eqm_video.output.tables import by_number
 from eqm_video.sampling.option_groups import Batched, Guided, Many, Seeded
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
-from eqm_video.studies.batches import batches
+from eqm_video.studies.batches import batches, labels_in_turn
 from eqm_video.studies.distill.paths import Paths
 from eqm_video.studies.distill.student import Fit, rest_error, train, untrained
 from eqm_video.studies.forcing.measure import motion
@@ -76,7 +76,7 @@ class Distill(OneModel, Many, Guided, Seeded, Batched, group="use"):
         how = Sampling(sampler="multistep", steps=self.path_steps, guidance_scale=scale)
         paths = Paths.of_model(teacher, wanted, seeds, how, self.batch_size)
         losses = train(student, paths, Fit(self.fit_steps, self.batch, self.lr, self.seed))
-        labels = [names[k % len(names)] if names else None for k in range(self.num_samples)]
+        labels = labels_in_turn(teacher, self.num_samples)
         numbers = {
             "settings": {
                 "descents": self.noises,

@@ -30,7 +30,7 @@ from eqm_video.sampling.launch import fingerprint
 from eqm_video.sampling.option_groups import Batched, Data, Guided, Many, Seeded
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
-from eqm_video.studies.batches import batches, encode
+from eqm_video.studies.batches import batches, encode, labels_in_turn
 from eqm_video.studies.few_steps import exact
 from eqm_video.studies.forcing.measure import motion
 from eqm_video.studies.forcing.ways import Way, nag, ways
@@ -158,25 +158,19 @@ def summary(group: Sequence[Measurer]) -> dict[str, Any]:
     return merged
 
 
-def in_turn(pipeline: EqMPipeline, count: int) -> list[str | None]:
-    """Labels of `count` clips, the model's in turn; None where it knows none."""
-    names = list(pipeline.labels.values()) or [None]
-    return [names[k % len(names)] for k in range(count)]
-
-
 class Measurer:
     """Measures a model, and keeps a file for each way and number of evaluations in OUT/measured/NAME."""
 
     def __init__(self, study: FewSteps, pipeline: EqMPipeline, name: str) -> None:
         self.study, self.pipeline, self.name = study, pipeline, name
         self.kept = Measured(study.out, study.again)
-        labels = list(pipeline.labels.values())
-        if study.data is None and not set(labels) <= set(label_names()):
+        known = set(pipeline.labels.values())
+        if study.data is None and not (known and known <= set(label_names())):
             raise UserError(
-                f"a model with labels such as {labels[0]} was not trained on moving shapes: give real clips to "
-                "measure it against, as --data FOLDER"
+                f"a model with {'other labels' if known else 'no labels'} was not trained on moving shapes: give real "
+                "clips to measure it against, as --data FOLDER"
             )
-        self.names = (names_of if study.data is None else in_turn)(pipeline, study.num_samples)
+        self.names = (names_of if study.data is None else labels_in_turn)(pipeline, study.num_samples)
         own = pipeline.config.sampler
         self.scale = own_scale(study, pipeline)
         self.ways = dict(ways(pipeline.decay))
