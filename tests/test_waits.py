@@ -63,6 +63,25 @@ def test_a_file_gets_a_plain_line_a_minute(monkeypatch, clock) -> None:
     assert lines[0] == "encoding: 119 of 1000 clips, 01:00 so far, 07:24 left, loss=3"
 
 
+@pytest.mark.parametrize(
+    ("total", "unit", "line"),
+    [
+        (200, "batch", "120 of 200 batches"),
+        (200, "canvas", "120 of 200 canvases"),
+        (None, "clip", "120 clips"),
+        (200, "", "120 of 200"),
+    ],
+)
+def test_a_line_names_its_units_in_english(total, unit, line, monkeypatch, clock) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr("sys.stderr", file)
+    with waits.bar(what="counting", total=total, unit=unit) as bar:
+        for _ in range(120):
+            clock[0] += 0.5
+            bar.update()
+    assert file.getvalue().startswith(f"counting: {line}, ")
+
+
 def test_a_short_wait_leaves_no_trace_in_a_file(monkeypatch) -> None:
     file = io.StringIO()
     monkeypatch.setattr("sys.stderr", file)

@@ -16,6 +16,8 @@ from typing import Any, TextIO
 from tqdm import auto
 from tqdm import tqdm as plain
 
+from eqm_video.wording import counted
+
 SOON = 2.0  # seconds before a bar appears: a shorter wait needs none
 BETWEEN = 60.0  # seconds between the lines of a bar whose output is no terminal
 
@@ -95,10 +97,10 @@ class Lines(plain):
     def __str__(self) -> str:
         """The work, how far it is, and the time left."""
         state = self.format_dict
-        name, unit = f"{self.desc.removesuffix(': ')}: " if self.desc else "", self.unit
-        unit = "" if unit == "it" else f" {unit}s"
+        name = f"{self.desc.removesuffix(': ')}: " if self.desc else ""
         rate = (self.n - self.initial) / max(state["elapsed"], 1e-9)
-        gone = f"{self.n} of {self.total}{unit}" if self.total else f"{self.n}{unit}"
+        last = self.total or self.n
+        gone = (f"{self.n} of " if self.total else "") + (str(last) if self.unit == "it" else counted(last, self.unit))
         left = f", {self.format_interval((self.total - self.n) / rate)} left" if self.total and rate else ""
         more = f", {self.postfix}" if self.postfix else ""
         return f"{name}{gone}, {self.format_interval(state['elapsed'])} so far{left}{more}"
