@@ -1,6 +1,7 @@
 """What each metric sees: real clips with one flaw each, against other real clips, for every metric and feature.
 
     python benchmarks/what_metrics_see.py FOLDER --out DIR [--features readings random ...]
+    python benchmarks/what_metrics_see.py FOLDER --out DIR --features mobilenet --weights nsfwjs-4.3.0.tgz
 
 FOLDER holds videos in class folders whose names carry a person or scene, v_Class_gXX_cYY. Clips of one half of the
 people are the real set; those of the other half are compared with it, once as they are and once with every flaw. A cell
@@ -153,7 +154,7 @@ def sets(folder: Path) -> tuple[Arrays, dict[str, Arrays]]:
     return real, made
 
 
-def measure(folder: Path, features: list[str], file: Path) -> None:
+def measure(folder: Path, features: list[str], weights: Path | None, file: Path) -> None:
     """For each feature, metric and flaw: the value, and the change in half-widths of the unaltered value's interval.
 
     The record `file` is written after each feature; those that are in it already stay.
@@ -163,7 +164,7 @@ def measure(folder: Path, features: list[str], file: Path) -> None:
     about = {"clips": len(made["as they are"]), "real": len(real), "frames": FRAMES, "size": SIZE}
     table: dict[str, dict[str, dict[str, float]]] = json.loads(file.read_text())["table"] if file.is_file() else {}
     for feature in features:
-        network = None if feature == "readings" else open_feature(feature, Input())
+        network = None if feature == "readings" else open_feature(feature, Input(), weights)
         chosen = [metric for metric in metrics().values() if fits(metric, network)]
         meter = Meter(chosen, network, FRAMES // 2, torch.device("cpu"), 16)
         plain = replace(meter, metrics=[metric for metric in chosen if not isinstance(metric, Paired)])
@@ -235,12 +236,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--features", nargs="+", default=["readings", "random", "pixels", "transnet"])
+    parser.add_argument("--weights", type=Path, help="the file of a feature that has one")
     parser.add_argument("--drawn", action="store_true", help="draw the record that is there already")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     record = options.out / "what_metrics_see.json"
     if not options.drawn:
-        measure(options.folder, options.features, record)
+        measure(options.folder, options.features, options.weights, record)
     draw(json.loads(record.read_text()), options.out / "what_metrics_see.png")
 
 

@@ -142,6 +142,7 @@ ORDER = [
     (3, "features.i3d_network"),
     (3, "features.i3d"),
     (3, "features.inception"),
+    (3, "features.mobilenet"),
     (3, "features.pixels"),
     (3, "features.transnet"),
     (3, "features.untrained"),

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import random
+import tarfile
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,7 +123,7 @@ def test_i3d_and_inception_are_files_that_are_called_as_they_are_published(tmp_p
     assert open_feature("inception", Input(), path)(CLIPS)["logits"].shape == (2, 3)
     with pytest.raises(UserError, match=r"--features i3d needs its file: type --weights PATH/i3d_torchscript\.pt"):
         open_feature("i3d", Input())
-    with pytest.raises(UserError, match="is for the features i3d and inception, not for random"):
+    with pytest.raises(UserError, match="is for the features i3d, inception, mobilenet, not for random"):
         open_feature("random", Input(), path)
 
 
@@ -260,3 +265,114 @@ def test_i3d_takes_the_public_state_dict_and_nothing_else(tmp_path):
     torch.save({"network": nn.Linear(1, 1)}, path)
     with pytest.raises(UserError, match="loading that could run code"):
         open_feature("i3d", Input(), path)
+
+
+def archive_of(path, weights: dict[str, tuple[tuple[int, ...], float, float, np.ndarray]]) -> str:
+    """An archive as the registry has it: a program's text with the table of weights, and one with their bytes."""
+    table = ",".join(
+        f'{{name:"{name}",shape:[{",".join(map(str, shape))}],dtype:"float32",'
+        f'quantization:{{min:{least},scale:{scale},dtype:"uint8"}}}}'
+        for name, (shape, least, scale, _) in weights.items()
+    )
+    numbers = base64.b64encode(b"".join(values.tobytes() for *_, values in weights.values())).decode()
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in (("model", f"weights:[{table}]"), ("group1-shard1of1", f'exports="{numbers}"')):
+            member = tarfile.TarInfo(f"package/dist/models/mobilenet_v2/{name}.min.js")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    return str(path)
+
+
+def mobilenet_weights(seed: int = 0) -> dict[str, tuple[tuple[int, ...], float, float, np.ndarray]]:
+    """Random weights of every layer up to block 10, in uint8."""
+    rng, weights = np.random.default_rng(seed), {}
+
+    def add(name: str, shape: tuple[int, ...], least: float, most: float) -> None:
+        weights[name] = shape, least, (most - least) / 255, rng.integers(0, 256, shape, dtype=np.uint8)
+
+    def layer(kernel: str, norm: str, shape: tuple[int, ...]) -> None:
+        size = 2 * (shape[0] * shape[1] * (shape[2] if shape[3] > 1 else 1)) ** -0.5
+        add(kernel, shape, -size, size)
+        for part, least, most in (("gamma", 0.8, 1.6), ("beta", -0.5, 0.5), ("moving_mean", -0.3, 0.3)):
+            add(f"{norm}/{part}", (shape[3] if shape[3] > 1 else shape[2],), least, most)
+        add(f"{norm}/moving_variance", (shape[3] if shape[3] > 1 else shape[2],), 0.5, 2.0)
+
+    layer("Conv1/kernel", "bn_Conv1", (3, 3, 3, 32))
+    layer("expanded_conv_depthwise/depthwise_kernel", "expanded_conv_depthwise_BN", (3, 3, 32, 1))
+    layer("expanded_conv_project/kernel", "expanded_conv_project_BN", (1, 1, 32, 16))
+    for number, (before, after) in enumerate(pairwise(WIDTHS), 1):
+        layer(f"block_{number}_expand/kernel", f"block_{number}_expand_BN", (1, 1, before, 6 * before))
+        layer(f"block_{number}_depthwise/depthwise_kernel", f"block_{number}_depthwise_BN", (3, 3, 6 * before, 1))
+        layer(f"block_{number}_project/kernel", f"block_{number}_project_BN", (1, 1, 6 * before, after))
+    return weights
+
+
+WIDTHS = (16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96)
+HALVED = (1, 3, 6)  # blocks with a stride of 2
+
+
+def mobilenet_by_hand(weights, frames: torch.Tensor) -> torch.Tensor:
+    """Block 10 of frames (N, 3, 224, 224) in [0, 1], layer by layer from the paper's table and Keras's conventions."""
+    real = {name: torch.tensor(values * scale + least).float() for name, (_, least, scale, values) in weights.items()}
+
+    def layer(x: torch.Tensor, kernel: str, norm: str, stride: int = 1, bounded: bool = True) -> torch.Tensor:
+        taps = real[kernel]
+        deep = kernel.endswith("depthwise_kernel")
+        taps = taps.permute(2, 3, 0, 1) if deep else taps.permute(3, 2, 0, 1)
+        if taps.shape[-1] == 3:  # Keras pads on the far side alone where it halves
+            x = nn.functional.pad(x, (0, 1, 0, 1) if stride == 2 else (1, 1, 1, 1))
+        x = nn.functional.conv2d(x, taps, stride=stride, groups=x.shape[1] if deep else 1)
+        gamma, beta, mean, var = (real[f"{norm}/{part}"].view(-1, 1, 1) for part in PARTS)
+        x = (x - mean) / (var + 1e-3).sqrt() * gamma + beta
+        return x.clamp(0, 6) if bounded else x
+
+    x = layer(frames, "Conv1/kernel", "bn_Conv1", 2)
+    x = layer(x, "expanded_conv_depthwise/depthwise_kernel", "expanded_conv_depthwise_BN")
+    x = layer(x, "expanded_conv_project/kernel", "expanded_conv_project_BN", bounded=False)
+    for number, (before, after) in enumerate(pairwise(WIDTHS), 1):
+        name, stride = f"block_{number}", 2 if number in HALVED else 1
+        y = layer(x, f"{name}_expand/kernel", f"{name}_expand_BN")
+        y = layer(y, f"{name}_depthwise/depthwise_kernel", f"{name}_depthwise_BN", stride)
+        y = layer(y, f"{name}_project/kernel", f"{name}_project_BN", bounded=False)
+        x = x + y if stride == 1 and before == after else y
+    return x
+
+
+PARTS = ("gamma", "beta", "moving_mean", "moving_variance")
+
+
+@torch.inference_mode()
+def test_mobilenet_is_the_network_that_the_archive_holds(tmp_path):
+    pytest.importorskip("transformers", reason="needs the extra [evaluate]")
+    weights = mobilenet_weights()
+    path = archive_of(tmp_path / "package.tgz", {"dense/kernel": ((2,), 0.0, 1.0, np.zeros(2, np.uint8)), **weights})
+    feature = open_feature("mobilenet", Input(), Path(path))
+    clips = CLIPS[:1, :2]
+    maps = mobilenet_by_hand(weights, fit_to(clips[0].movedim(-1, 1).float(), (224, 224), "stretch", True) / 255)
+    want = pool_frames(maps.mean((2, 3))[None])
+    torch.testing.assert_close(feature(clips)["features"], want, rtol=1e-4, atol=1e-4)
+    assert want.shape == (1, 192) and float(want.std()) > 0.1
+    assert not feature.verified, "nobody states the hash of these weights"
+
+
+def test_another_archive_is_refused_with_what_to_type(tmp_path):
+    pytest.importorskip("transformers", reason="needs the extra [evaluate]")
+    weights = mobilenet_weights()
+    whole = Path(archive_of(tmp_path / "whole.tgz", weights))
+    cut = tmp_path / "cut.tgz"
+    cut.write_bytes(whole.read_bytes()[:-20_000])
+    text = tmp_path / "text.tgz"
+    text.write_text("no archive")
+    empty = tmp_path / "empty.tgz"
+    with tarfile.open(empty, "w:gz"):
+        pass
+    other = {**weights, "Conv1/kernel": ((3, 3, 3, 16), 0.0, 1.0, np.zeros((3, 3, 3, 16), np.uint8))}
+    missing = {name: weights[name] for name in list(weights)[:-1]}
+    files = [cut, text, empty, tmp_path / "none.tgz"]
+    files += [Path(archive_of(tmp_path / f"{i}.tgz", each)) for i, each in enumerate((other, missing))]
+    for file in files:
+        with pytest.raises(UserError) as refusal:
+            open_feature("mobilenet", Input(), file)
+        assert str(file) in str(refusal.value), refusal.value
+    with pytest.raises(UserError, match=r"--weights PATH/nsfwjs-4\.3\.0\.tgz"):
+        open_feature("mobilenet", Input())

@@ -127,14 +127,14 @@ class Evaluation:
         return Altered(source, jpeg(self.protocol.jpeg)) if self.protocol.jpeg else source
 
     def _about_feature(self) -> dict[str, Any] | None:
-        """The network, its file, and that nobody vouches for the file."""
+        """The network, its file, and who states the file's hash."""
         if self.feature is None:
             return None
         return {
             "name": self.feature.name,
             "source": self.feature.source,
             "sha256": self.feature.digest,
-            "verified": False,
+            "verified": self.feature.verified or False,
         }
 
     def _key(self, meter: Meter, resolved: dict[str, Any], real: Files, labels: Sequence[str]) -> dict[str, Any]:

@@ -69,7 +69,8 @@ class Feature(ABC):
     """A network that turns clips into features.
 
     name: as typed. outputs: the names of a call's results; None where they are known only after a call. digest: SHA-256
-    of the weights. source: where they lie. input: what the network is given.
+    of the weights. source: where they lie. verified: who states the hash of this very file; empty if nobody does.
+    input: what the network is given.
     """
 
     name: ClassVar[str] = ""
@@ -77,6 +78,7 @@ class Feature(ABC):
     outputs: tuple[str, ...] | None = ("features",)
     digest: str = ""
     source: str = ""
+    verified: str = ""
     input: Input | None = None
 
     @classmethod

@@ -170,12 +170,15 @@ class Measuring:
     features: str | None = option(
         None,
         metavar="NAME",
-        help="transnet, random or pixels (untrained), i3d or inception (with --weights), hub:OWNER/NAME, a TorchScript "
-        "or ONNX file",
+        help="transnet, random or pixels (untrained), i3d, inception or mobilenet (with --weights), hub:OWNER/NAME, a "
+        "TorchScript or ONNX file",
         unset="transnet; pixels for single frames, or without its package",
     )
     weights: Path | None = option(
-        None, metavar="FILE", help="of i3d (TorchScript or a state dict) or inception (TorchScript)", rare=True
+        None,
+        metavar="FILE",
+        help="of i3d (TorchScript or a state dict), inception (TorchScript) or mobilenet (an archive)",
+        rare=True,
     )
 
 

@@ -284,9 +284,8 @@ def table(record: Mapping[str, Any]) -> str:
             notes.append(f"note: {result['title']}: the value is of all clips, interval and p of {kept} of them")
     feature = record["feature"]
     if feature is not None:
-        notes.append(
-            f"feature {feature['name']}, weights {feature['sha256'][:16]}, unverified: no source states their hash"
-        )
+        known = f"verified: {feature['verified']}" if feature["verified"] else "unverified: no source states their hash"
+        notes.append(f"feature {feature['name']}, weights {feature['sha256'][:16]}, {known}")
         if feature["name"] == "random":
             notes.append("note: random is an untrained network, and its numbers are no measure of quality")
     changes = record.get("changed") or []

@@ -126,10 +126,10 @@ class EvaluateConfig:
     every: int = option(0, least=0)  # steps between two evaluations, and one after the last step; 0: none
     n: int = option(64, least=2, most=MOST_ITEMS)  # samples, by `sampler`; and held-out clips, four times n at most
     metrics: tuple[str, ...] = ("mmd",)  # names that `eqm-video evaluate --list` shows
-    # The network of the metrics: transnet, random or pixels (neither is trained), i3d or inception with their weights,
-    # hub:OWNER/NAME, or a TorchScript or ONNX file.
+    # The network of the metrics: transnet, random or pixels (neither is trained), i3d, inception or mobilenet with
+    # their weights, hub:OWNER/NAME, or a TorchScript or ONNX file.
     features: str = "transnet"
-    weights: str | None = None  # the file of i3d or inception
+    weights: str | None = None  # the file of i3d, inception or mobilenet
     # A metric of the list whose best checkpoint is kept, whatever its age, and exported beside the last; null: none.
     best: str | None = None
 
@@ -346,7 +346,7 @@ def _check_evaluate(config: Config) -> None:
     if not is_known(evaluate.features):
         raise UserError(
             f"train.evaluate.features is {short(evaluate.features)}: it must be transnet, random, pixels, i3d, "
-            "inception, hub:OWNER/NAME, or a TorchScript or ONNX file"
+            "inception, mobilenet, hub:OWNER/NAME, or a TorchScript or ONNX file"
         )
     for name in evaluate.metrics:
         metric = find_metric(name, evaluate.features, "train.evaluate.metrics=")
