@@ -33,6 +33,7 @@ from eqm_video.errors import UserError, cut, short
 TITLES = ("what", "how to descend", "start from", "long videos", "files", "device")  # the groups of the help, in order
 WIDEST = 110  # columns of a help text, at most
 LARGEST = {int: 10**12, float: 1e9}  # of numbers without an upper bound of their own: more is a typing error
+LEAST_HIDDEN = 3  # rare options that are left out of a help; fewer are shown, where they need no more room than a note
 QUIET = "--quiet"  # an option of every command, which its runner takes
 T = TypeVar("T")
 
@@ -286,7 +287,9 @@ def parser(cls: type, *, prog: str, strict: bool = True, everything: bool = True
     every = sorted(declared(cls).values(), key=lambda entry: not entry.option.positional)  # words without a name first
     words = [entry for entry in every if entry.option.positional]
     usage = [*words, *(entry for entry in every if entry.default is MISSING and not entry.option.positional)]
-    hidden = 0 if everything else sum(entry.option.rare for entry in every)
+    hidden = sum(entry.option.rare for entry in every)
+    everything = everything or hidden < LEAST_HIDDEN
+    hidden = 0 if everything else hidden
     more = [f"{hidden} more options: {prog} --help-all" if hidden else "", getattr(cls, "epilog", "")]
     made = _Parser(
         prog=prog,

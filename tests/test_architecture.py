@@ -155,6 +155,7 @@ ORDER = [
     (4, "sampling.known_mask"),
     (4, "sampling.clips"),
     (4, "sampling.model_settings"),
+    (4, "sampling.keywords"),
     (4, "sampling.arguments"),
     (4, "sampling.field"),
     (4, "sampling.pictures"),

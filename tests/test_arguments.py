@@ -113,9 +113,50 @@ def test_the_words_of_diffusers_mean_the_same(pipe):
     assert seen[-1][1] == both
 
 
+def test_arrays_and_tensors_are_pictures_as_diffusers_has_them(pipe):
+    """`image` and `video`: uint8 or [0, 1], channels last in arrays and first in tensors, for one sample or several."""
+    video = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16, 3), dtype=np.uint8)
+    tensor, same = torch.from_numpy(video).movedim(-1, -3), {"steps": 1, "seeds": [1, 2], "num_samples": 2}
+    for name, known, right, left in (
+        ("image", None, video[:, 0], tensor[:, 0]),
+        ("video", [0, 1], video, tensor),
+    ):
+        given = same if known is None else {**same, "known": known}
+        nested = [[Image.fromarray(frame) for frame in clip] for clip in video]
+        expected = latents(pipe, clips=nested if name == "video" else [clip[0] for clip in nested], **given)
+        for value in (right, right / 255, list(right), left, left / 255, list(left)):
+            assert torch.equal(latents(pipe, **{name: value}, **given), expected), (name, type(value))
+    for value in (video[0], tensor[0], list(video[0])):  # the frames of a single video
+        single = latents(pipe, video=value, known=[0], steps=1, seeds=[1])
+        assert torch.equal(single, latents(pipe, clips=video[:1], known=[0], steps=1, seeds=[1]))
+
+
+def test_a_call_can_be_ended_by_a_callback_and_give_a_tuple(pipe):
+    """`pipe._interrupt` and return_dict=False, as diffusers has them."""
+    full, steps = {}, []
+    same = {"seeds": [1], "steps": 4, "output_type": "latent"}
+    pipe(callback=lambda step, values, _: full.update({step: values.clone()}), **same)
+
+    def on_step_end(pipeline, step, timestep, tensors):
+        steps.append(step)
+        pipeline._interrupt = step == 1
+        return tensors
+
+    frames, nfe, _ = pipe(callback_on_step_end=on_step_end, return_dict=False, **same)
+    assert steps == [0, 1] and nfe.tolist() == [2] and torch.equal(frames, full[1]) and pipe.interrupt
+    assert torch.equal(pipe(**same).frames, full[3]) and not pipe.interrupt  # the next call starts afresh
+
+
 @pytest.mark.parametrize(
     ("wrong", "kind", "sentence"),
     [
+        ({"video": []}, UserError, "video is a list of 0: give the frames of a video as a list"),
+        ({"video": Image.new("RGB", (16, 16))}, UserError, "video is Image: give the frames of a video as a list"),
+        ({"image": "photo.jpg"}, UserError, "open a file with PIL.Image.open"),
+        ({"image": torch.full((3, 16, 16), -1.0)}, UserError, r"image has numbers from -1 to -1: .* in \[0, 1\]"),
+        ({"image": np.zeros((3, 16, 16))}, UserError, r"image is ndarray \(3, 16, 16\): an array must be \(H, W, 3\)"),
+        ({"strength": 0.5}, TypeError, "called start_gamma"),
+        ({"guidance": 2.0}, TypeError, "guidance is no argument of this pipeline: did you mean guidance_scale"),
         ({"num_inference_steps": 2, "steps": 2}, TypeError, "is called steps here, and both are given"),
         ({"image": 1, "video": 1}, TypeError, "video is called clips here, and both are given"),
         ({"callback_on_step_end": lambda *_: {"latents": torch.zeros(1)}}, UserError, "returned other latents"),
@@ -255,9 +296,11 @@ def test_variants_are_loaded_by_name(tmp_path):
         found = EqMPipeline.from_pretrained(tmp_path / folder, variant="fp16")
         assert first(found) == pytest.approx(plain + 1)
         torch.testing.assert_close(found.vae.decoder.conv_in.weight, model.vae.decoder.conv_in.weight)
-    with pytest.raises(UserError, match="has no weights of the variant 'bf16'"):
+    with pytest.raises(
+        UserError, match="has no weights of the variant 'bf16': leave variant out or give variant='fp16'"
+    ):
         EqMPipeline.from_pretrained(tmp_path / "both", variant="bf16")
-    with pytest.raises(UserError, match=r"no plain weights of .*have variant='fp16'"):
+    with pytest.raises(UserError, match=r"has no weights without a variant: give variant='fp16'"):
         EqMPipeline.from_pretrained(tmp_path / "one")
 
 

@@ -236,4 +236,4 @@ def test_data_are_written_by_the_command(tmp_path, capsys):
     finally:
         compose.VIDEOS, compose.HELD_OUT = before, held_out
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == sorted([*ATTRIBUTES, "splits"])
-    assert "configs/attributes.yaml" in capsys.readouterr().out
+    assert "eqm-video train --config attributes data.root=" in capsys.readouterr().out

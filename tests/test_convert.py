@@ -274,7 +274,8 @@ def test_the_command_prints_a_summary(tmp_path: Path, capsys: pytest.CaptureFixt
         main([*arguments[:1], str(tmp_path / "third"), "--num-heads", "4", "--temporal-every", "2"])
     save_file({key: value.contiguous() for key, value in reference_layout(128, 4).items()}, tmp_path / "n.safetensors")
     assert not main([str(tmp_path / "n.safetensors"), str(tmp_path / "nano")])
-    assert "preset      EqM-Nano/2" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "preset      EqM-Nano/2" in printed and f"model.preset=EqM-Nano/2 train.init_from={tmp_path}/nano" in printed
 
 
 @pytest.mark.parametrize("place", ["", "transformer", "ema", "export/transformer", "checkpoints/step_00000002/ema"])
@@ -311,6 +312,19 @@ def test_a_codec_makes_a_whole_export(tmp_path: Path, capsys) -> None:
         assert torch.equal(weight, plain.state_dict()[name].float())
     made = pipeline(labels=["label 3"], seeds=[0], steps=2, output_type="uint8").frames
     assert made.shape == (1, 1, 32, 32, 3)
+    card = (tmp_path / "export" / "README.md").read_text()  # every export has one, and says what is not known
+    assert card.count("official_state_dict.safetensors") == 1 and str(tmp_path) not in card and "\n# export\n" in card
+    assert "images of 32x32 px; 10 labels." in card and "codec: bundled" in card and "the reference EqM code" in card
+    assert cli.main(["push", str(tmp_path / "export"), "me/converted", "--dry-run"]) == 0
+    assert cli.main(["push", "demo", "me/converted", "--dry-run"]) == 2
+    assert "demo is the model that ships with the package" in capsys.readouterr().err
+
+
+def test_a_path_with_a_space_is_quoted_in_the_line_to_type(tmp_path: Path, capsys) -> None:
+    assert not main(
+        [str(FIXTURE), str(tmp_path / "my export"), "--num-heads", "4", "--codec", "bundled", "--size", "32"]
+    )
+    assert f"eqm-video sample '{tmp_path / 'my export'}' --out samples" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -55,3 +55,9 @@ def test_keys_of_other_kinds_may_be_typed(path: str) -> None:
     home = path.rpartition(".")[0]
     changed = parse_config({}, [f"{home}.kind={kind}", f"{path}={KEYS[path].default}"])
     assert dict(flatten(to_tree(changed)))[path] == float(KEYS[path].default)
+
+
+def test_a_value_that_opens_a_meaning_stays_as_it_is_typed() -> None:
+    assert KEYS["data.resize"].meaning.startswith("adm: the resize") and "; torch" not in KEYS["data.resize"].meaning
+    assert KEYS["train.compile"].meaning.startswith("torch.compile of") and KEYS["train.lr"].meaning[0].isupper()
+    assert not [path for path, key in KEYS.items() if key.meaning.startswith(("Null:", "True:", "False:"))]

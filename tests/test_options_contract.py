@@ -144,8 +144,9 @@ def test_help_fits_on_a_screen_and_says_what_it_leaves_out(
     shown = [one.flag for one in declared(CLASSES[name]).values() if not (one.option.positional or one.option.rare)]
     assert all(re.search(rf"^  {flag}\b", said["--help"], re.MULTILINE) for flag in shown)
     assert all(re.search(rf"^  {flag}\b", said["--help-all"], re.MULTILINE) for flag in [*shown, *rare])
-    assert not any(re.search(rf"^  {flag}\b", said["--help"], re.MULTILINE) for flag in rare)
-    assert (f"{len(rare)} more options: eqm-video {name} --help-all" in said["--help"]) == bool(rare)
+    hidden = len(rare) > 2  # a note on fewer would take more lines than they do
+    assert all(bool(re.search(rf"^  {flag}\b", said["--help"], re.MULTILINE)) != hidden for flag in rare)
+    assert (f"{len(rare)} more options: eqm-video {name} --help-all" in said["--help"]) == hidden
     titles = re.findall(r"^(\w[\w ]*):$", said["--help"], re.MULTILINE)
     ours = [title for title in titles if title in options.TITLES]
     assert ours == [title for title in options.TITLES if title in ours] and ours[0] == "what"

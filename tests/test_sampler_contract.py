@@ -18,6 +18,7 @@ from eqm_video.samplers import (
     SAMPLER_PRESETS,
     SAMPLERS,
     SDE,
+    STOP,
     Adam,
     DivergenceError,
     Dopri5,
@@ -299,3 +300,18 @@ def test_dopri5_brings_its_library_only_when_it_runs():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "False", "True"]
+
+
+@every_sampler
+def test_a_callback_ends_the_descent(name):
+    """`STOP` of a callback: the latents are those that it saw, and no later step was made."""
+    seen = []
+
+    def stop(step, latents, gradient):
+        seen.append(latents.clone())
+        return STOP if step == 2 else True
+
+    found = sample(name, start=start_of(), callback=stop)
+    assert len(seen) == 3 and torch.equal(found.latents, seen[-1])
+    if name != "dopri5":  # it reports after all its steps
+        assert int(found.nfe.max()) <= NFE[name] - 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import logging
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -141,3 +142,23 @@ def test_progress_has_one_home() -> None:
             if isinstance(node, ast.Call) and path != Path(waits.__file__):
                 called = ast.unparse(node.func)
                 assert called not in ("tqdm", "tqdm.write", "auto.tqdm"), f"{path}:{node.lineno}: use system/waits.py"
+
+
+def test_a_hub_that_does_not_answer_is_told_in_one_line(monkeypatch, capsys, caplog) -> None:
+    """huggingface_hub logs two lines for each of its tries; one sentence says as much."""
+    logger = logging.getLogger("huggingface_hub.utils._http")
+
+    def run(words: list[str]) -> int:
+        for attempt in range(1, 6):
+            logger.warning("'no route' thrown while requesting HEAD https://hub/x")
+            logger.warning("Retrying in %ss [Retry %d/5].", 2**attempt, attempt)
+        logger.warning("Rate limited.")
+        return 0
+
+    monkeypatch.setitem(cli.COMMANDS, "doctor", SimpleNamespace(run=run))
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("the Hugging Face hub does not answer") == 1 and "thrown" not in said
+    assert [record.getMessage() for record in caplog.records] == ["Rate limited."]
+    logger.warning("Retrying in 1s")
+    assert caplog.records[-1].getMessage() == "Retrying in 1s", "outside of a command nothing is hidden"

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import io
 import json
+import logging
 import os
 import select
 import sys
@@ -70,7 +71,7 @@ def _run(name: str, words: Sequence[str]) -> int:
             quick.answer(name, words)
         from eqm_video.system import waits
 
-        with waits.quiet(silent), _quiet_downloads(silent):
+        with waits.quiet(silent), _quiet_downloads(silent), _short_retries():
             return COMMANDS[name].run(words)
 
 
@@ -89,6 +90,27 @@ def _quiet_downloads(silent: bool) -> Iterator[None]:
     finally:
         if shown:
             enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _short_retries() -> Iterator[None]:
+    """A block in which a hub that does not answer is announced in one line, in place of two for each of its tries."""
+    logger, announced = logging.getLogger("huggingface_hub.utils._http"), []
+
+    def rewrite(record: logging.LogRecord) -> bool:
+        from eqm_video.system import waits
+
+        said = record.getMessage()
+        if "Retrying in" in said and not announced:
+            announced.append(said)
+            waits.say("the Hugging Face hub does not answer: it is asked again for half a minute", sys.stderr)
+        return "Retrying in" not in said and "thrown while requesting" not in said
+
+    logger.addFilter(rewrite)
+    try:
+        yield
+    finally:
+        logger.removeFilter(rewrite)
 
 
 def _overview() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -21,9 +22,11 @@ from eqm_video.output.outputs import claim_output
 from eqm_video.samplers.presets import SAMPLER_PRESETS
 from eqm_video.sampling.option_groups import Opened, Shaped, Written
 from eqm_video.sampling.pipeline import EqMPipeline
-from eqm_video.system.files import writing_folder
+from eqm_video.system.files import write_text, writing_folder
 from eqm_video.system.reading import read_text
+from eqm_video.training.card import CARD, converted_card
 
+CODEC = "stabilityai/sd-vae-ft-ema"  # of the reference's weights
 MOST_NAMES = 2**24  # bytes of a file of names
 # Settings of an export by the target that its network was trained with: the reference EqM code's, and SiT's
 EQM: dict[str, Any] = {
@@ -47,7 +50,7 @@ class Convert(Written):
     source: Path = option(
         positional=True, metavar="SOURCE", help=".safetensors, or .pt with a state dict, or one under 'ema' or 'model'"
     )
-    out: Path = narrower(positional=True)
+    out: Path = narrower(positional=True, help="folder for the network, or for the whole export")
     num_heads: int | None = option(
         None, least=1, metavar="N", help="attention heads", unset="those of the preset with this width and depth"
     )
@@ -61,8 +64,7 @@ class Convert(Written):
     def __post_init__(self) -> None:
         options.check(self)
         if self.codec is None and (self.size is not None or self.labels is not None):
-            raise UserError("--size and --labels belong to an export: add its codec, --codec stabilityai/sd-vae-ft-ema")
-
+            raise UserError(f"--size and --labels belong to an export: add its codec, --codec {CODEC}")
         if self.temporal_every > 1 and not self.temporal:
             raise UserError(f"--temporal-every {self.temporal_every} needs attention in time: add --temporal")
 
@@ -87,13 +89,19 @@ class Convert(Written):
                 f"temporal    {'yes: new layers, gates at zero' if config.temporal else 'no'}",
                 f"gamma       {'an input of' if config.conditioned_on_gamma else 'no input of'} the network",
                 f"written to  {self.out}",
-                f"sample with eqm-video sample {self.out}{self._more} --out samples",
+                *self._next(name, temporal=config.temporal),
             )
         )
 
-    @property
-    def _more(self) -> str:
-        return "" if self.codec is not None else " --codec stabilityai/sd-vae-ft-ema --size 256"
+    def _next(self, preset: str | None, *, temporal: bool) -> list[str]:
+        """The lines to type next: sample; and for a network alone of some preset, train."""
+        out, add = shlex.quote(str(self.out)), "" if self.codec is not None else f" --codec {CODEC} --size 256"
+        lines = [f"sample with eqm-video sample {out}{add} --out samples"]
+        if self.codec is None and preset is not None:
+            recipe = "ucf101_b2" if temporal else "imagenet_b2"
+            words = f"model.preset={preset} train.init_from={out} data.root=FOLDER"
+            lines.append(f"train with  eqm-video train --config {recipe} {words}")
+        return lines
 
     def export(self, how: dict[str, Any]) -> EqMTransformer:
         """Write a whole export into a new folder; returns the network. UserError for parts that do not fit together."""
@@ -107,8 +115,11 @@ class Convert(Written):
         frames = 16 if self.temporal else 1
         pipeline = EqMPipeline(model, codec.vae, names, **target, frames=frames, size=self.size or (256, 256))
         pipeline.check_size(None)
+        size = "x".join(str(side) for side in reversed(self.size or (256, 256)))  # width x height
+        about = {"size": size, "frames": frames, "named": names is not None}
         with writing_folder(out) as folder:
             pipeline.save_pretrained(folder)
+            write_text(folder / CARD, converted_card(out.name, self.source.name, str(self.codec), model, **about))
         return model
 
 

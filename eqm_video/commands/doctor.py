@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
 
 from eqm_video import options
 from eqm_video.codec import BUNDLED, PIXELS
@@ -38,6 +38,8 @@ SIDE = 1024  # of the matrices that are multiplied
 PATIENCE = 3.0  # seconds that the hub has to answer
 LEAST_SHM = 2**30  # bytes of /dev/shm: what four workers of a small recipe need
 LEAST_ROOM = 5 * 2**30  # bytes of the disk
+LEAST_STEPS = 1000  # a training with fewer learns nothing
+SMALL_CLIP, SMALL_NETWORK = 16 * 64**2, 6e6  # pixels and parameters of the recipe own_videos_cpu
 LABELS = 101  # where a recipe counts them
 
 
@@ -92,6 +94,7 @@ def look(config: Config | None) -> Iterator[Finding]:
     folder = Path("." if config is None else config.run.folder)
     yield versions()
     yield devices(device)
+    yield from load()
     speed = product_speed(device, torch.float32)
     yield Finding(FINE, "float32", f"{speed / 1e9:,.0f} GFLOP/s in matrix products")
     half = product_speed(device, torch.bfloat16)
@@ -123,6 +126,16 @@ def devices(device: torch.device) -> Finding:
     if device.type == "mps":
         return Finding(FINE, "devices", f"Apple GPU; {cpu}")
     return Finding(SLOW, "devices", f"no GPU; {cpu}", "small recipes are for this: demo, own_videos_cpu, actions")
+
+
+def load() -> Iterator[Finding]:
+    """A warning where other work wants the cores: what is measured is then slower than the machine."""
+    if not hasattr(os, "getloadavg"):  # Windows
+        return
+    wanted, cores = os.getloadavg()[0], machine.cores()
+    if wanted > cores:
+        text = f"{wanted:.1f} processes want {counted(cores, 'core')}: what is measured below is too slow"
+        yield Finding(SLOW, "load", text, "type the command again when the others are done")
 
 
 def product_speed(device: torch.device, dtype: torch.dtype) -> float:
@@ -195,6 +208,9 @@ def hub(codec: str | None) -> Finding:
     """The answer of the Hugging Face hub, where recipes of 128 pixels and more fetch their codec once."""
     if codec is not None and Path(codec).expanduser().is_dir():
         return Finding(FINE, "codec", f"{codec}, a folder")
+    files = ("config.json", "diffusion_pytorch_model.safetensors")
+    if codec is not None and all(isinstance(try_to_load_from_cache(codec, name), str) for name in files):
+        return Finding(FINE, "codec", f"{codec} was fetched before: no network is needed")
     try:
         with urllib.request.urlopen(constants.ENDPOINT, timeout=PATIENCE):
             return Finding(FINE, "hub", "answers")
@@ -226,8 +242,15 @@ def fits(config: Config, device: Device) -> Iterator[Finding]:
     if seconds * train.steps <= DAY:
         yield Finding(FINE, "time", text)
     else:
-        small = "--config own_videos_cpu" if kind == "cpu" else "a smaller model.preset"
-        yield Finding(SLOW, "time", text, f"a day is train.steps={DAY / seconds:,.0f}; or {small}".replace(",", ""))
+        small = frames * size**2 <= SMALL_CLIP and cost["parameters"] <= SMALL_NETWORK
+        yield Finding(SLOW, "time", text, shorter(DAY / seconds, recipe=kind == "cpu" and not small))
+
+
+def shorter(steps: float, *, recipe: bool) -> str:
+    """Advice for a training of more than a day, which has time for `steps`; recipe: whether one for CPUs is smaller."""
+    days = [f"a day is train.steps={int(steps)}"] if steps >= LEAST_STEPS else []
+    other = "take the recipe own_videos_cpu" if recipe else "take fewer pixels (data.size) or a smaller model.preset"
+    return "; or ".join([*days, other])
 
 
 def memory_finding(text: str, state: int, peak: int, room: int | None) -> Finding:
@@ -235,7 +258,7 @@ def memory_finding(text: str, state: int, peak: int, room: int | None) -> Findin
     if room is None or peak <= 0.9 * room:
         return Finding(FINE, "memory", text)
     if state > 0.9 * room:
-        return Finding(BAD, "memory", text, "type a smaller model.preset")
+        return Finding(BAD, "memory", text, "take a smaller network, such as model.preset=EqM-Nano/4")
     return Finding(SLOW, "memory", text, "type train.accumulation=4, or train.gradient_checkpointing=true")
 
 

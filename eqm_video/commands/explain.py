@@ -149,7 +149,13 @@ def _key(cls: type, entry: dataclasses.Field, path: str, says: str, default: typ
     if declared is not None and type(None) in typing.get_args(hint):
         values += ", or null"
     text = " ".join(filter(None, [declared.option.help if declared is not None else "", says]))
-    return Key(path, values, _shown(default), f"{text[:1].upper()}{text[1:]}")
+    return Key(path, values, _shown(default), _opened(text))
+
+
+def _opened(text: str) -> str:
+    """A text with a capital letter, unless it opens with a value or a name of code, such as `false:`."""
+    first = text.partition(" ")[0]
+    return text if first.endswith(":") or "." in first else f"{text[:1].upper()}{text[1:]}"
 
 
 def comments(cls: type) -> dict[str, str]:

@@ -12,9 +12,10 @@ from huggingface_hub.utils import validate_repo_id
 
 from eqm_video import options
 from eqm_video.errors import UserError
-from eqm_video.options import option, required
+from eqm_video.options import narrower, option
 from eqm_video.sampling.folders import find_model
 from eqm_video.sampling.option_groups import Dry, Modelled
+from eqm_video.sampling.option_words import SHIPPED
 from eqm_video.wording import counted
 
 # Files of an export that are shared. Everything else in its folder, such as notes or pickles, stays on the machine.
@@ -26,8 +27,9 @@ SHARED = (
     "readout.safetensors",
     "*/config.json",
     "*/*.safetensors",
+    "*/*.safetensors.index.json",
+    "adapters/adapter_config.json",
 )
-SHARED += ("*/config.json", "*/*.safetensors", "*/*.safetensors.index.json", "adapters/adapter_config.json")
 LINE_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]  # of the client's HTTP library, which releases have changed
 
 
@@ -39,7 +41,7 @@ class Push(Modelled, Dry):
     Afterwards `EqMPipeline.from_pretrained("OWNER/NAME")` loads the model.
     """
 
-    model: str = required()  # declared again, to stand before the repository
+    model: str = narrower(help="an export, or a finished run")  # declared again, to stand before the repository
     repository: str = option(positional=True, metavar="OWNER/NAME", help="the repository; it is made if it is missing")
     private: bool = option(False, help="make a new repository private")
 
@@ -71,6 +73,8 @@ def main(words: Sequence[str]) -> int:
 def export_of(model: str) -> Path:
     """The folder of an export; UserError for anything else, and for an export without a card."""
     folder = Path(find_model(model))
+    if model == SHIPPED and not folder.is_dir():
+        raise UserError("demo is the model that ships with the package, without a codec of its own: push one of yours")
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{model} is no export: give one, or a finished run; a checkpoint is for resuming")
     if not (folder / "README.md").is_file():

@@ -41,9 +41,9 @@ def load_weights(
     """
     folder = Path(source) / subfolder
     if folder.is_dir() and variant not in (variants := _variants(folder)) and variants:
-        known = " and ".join(f"variant={name!r}" if name else "no variant" for name in sorted(variants, key=str))
-        missing = f"weights of the variant {variant!r}" if variant else "plain weights"
-        raise UserError(f"{folder} has no {missing} of {what}; its weights have {known}")
+        ways = (f"give variant={name!r}" if name else "leave variant out" for name in sorted(variants, key=str))
+        missing = f"weights of the variant {variant!r}" if variant else "weights without a variant"
+        raise UserError(f"{folder} has no {missing}: {' or '.join(ways)}")
     if folder.is_dir() and (folder / "config.json").is_file():
         check_config(model_class, folder)
     needed = "needed is a complete folder of safetensors weights with the config.json they were saved with"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eqm_video.core.decay import Decay
 from eqm_video.core.field import for_descent
-from eqm_video.samplers.checks import Callback, DivergenceError, Gradient, check_start_gamma
+from eqm_video.samplers.checks import STOP, Callback, DivergenceError, Gradient, check_start_gamma
 from eqm_video.samplers.closed_loop import ClosedLoop
 from eqm_video.samplers.descent import Descent, descend
 from eqm_video.samplers.frame_schedule import FRAME_SCHEDULES, frame_moves
@@ -36,6 +36,7 @@ __all__ = [
     "SCHEDULES",
     "SDE",
     "SIZED",
+    "STOP",
     "Adam",
     "Callback",
     "ClosedLoop",

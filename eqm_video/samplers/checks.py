@@ -14,6 +14,7 @@ from torch import Tensor
 
 Gradient = Callable[[Tensor], Tensor]
 Callback = Callable[[int, Tensor, Tensor], Any]
+STOP = object()  # returned by a callback, it ends the descent after this step
 
 CHECK_EVERY = 16  # updates between two checks for non-finite latents: each check waits for the GPU
 

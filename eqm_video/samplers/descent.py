@@ -14,6 +14,7 @@ from torch import Tensor
 from eqm_video.samplers.active import Active, frame_rms
 from eqm_video.samplers.checks import (
     CHECK_EVERY,
+    STOP,
     Callback,
     DivergenceError,
     Gradient,
@@ -78,7 +79,8 @@ def descend(
         schedule: "constant" (or None), "linear", "cosine", or a callable (step, steps) -> factor on the step size.
         callback: `callback(step, latents, gradient)` after each update, step = 0, 1, ...: the latents after it and the
             gradient of the update (0 on frames that do not move), of the whole batch; a stopped clip has its last
-            ones. Read them, do not write to them. Not called once no clip is active.
+            ones. Read them, do not write to them. Not called once no clip is active. Returning `STOP` ends the descent
+            after this step.
         generators: a generator for each clip, for rules with randomness.
         route: the way along gamma: `Multistep` needs it, and to gd and nag it gives their step sizes, in place of their
             own. A gradient that has `at_gamma` is then evaluated at the gamma (b, T) of every frame.
@@ -134,8 +136,8 @@ def descend(
         clock += 1
         if (step + 1) % CHECK_EVERY == 0:
             check_finite(active.latents, active.places, rule, f"the latents after step {step} of {steps}", advice)
-        if callback is not None:
-            callback(step, active.spread(active.latents, over=resting), seen)
+        if callback is not None and callback(step, active.spread(active.latents, over=resting), seen) is STOP:
+            break
 
     latents = active.spread(active.latents, over=resting)
     check_finite(latents, torch.arange(len(latents)), rule, f"the latents after the last of {steps} steps", advice)

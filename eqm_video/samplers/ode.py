@@ -76,8 +76,8 @@ class _FixedSteps:
             nfe += len(slopes.seen)
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
                 check_finite(active.latents, active.rows, self, f"the latents after step {step} of {steps}", advice)
-            if problem.callback is not None:
-                problem.report(step, active, active.latents, torch.stack(slopes.seen).mean(dim=0))
+            if problem.stops(step, active, active.latents, slopes.seen):
+                break
         return problem.solved(active, active.latents, [nfe] * active.count)
 
 
@@ -142,7 +142,8 @@ class Dopri5:
         if problem.callback is not None:
             for step in range(steps):
                 slope = (path[step] - path[step + 1]) / float(grid[1] - grid[0])
-                problem.report(step, active, path[step + 1], slope)
+                if problem.stops(step, active, path[step + 1], [slope]):
+                    return problem.solved(active, path[step + 1], counts)
         return problem.solved(active, path[-1], counts)
 
     def _one_clip(self, active: Active, reports: Tensor, steps: int, *, keep_graph: bool) -> tuple[Tensor, int]:

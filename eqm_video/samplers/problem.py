@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from eqm_video.samplers.active import Active
-from eqm_video.samplers.checks import Callback, Gradient, check_arguments, check_start_gamma
+from eqm_video.samplers.checks import STOP, Callback, Gradient, check_arguments, check_start_gamma
 from eqm_video.samplers.descent import Descent
 from eqm_video.samplers.levels import Route
 
@@ -31,7 +31,7 @@ class Problem:
         known: (B, T) bool, frames that stay as they are in `start`, bit for bit; a clip whose frames are all known
             takes no evaluation. None: no frame is known.
         callback: `callback(step, latents, gradient)` once for each step: the latents (B, ...) after it and the mean
-            gradient along it (0 on known frames).
+            gradient along it (0 on known frames). Returning `STOP` ends it after this step.
         generators: a generator for each clip, for solvers with randomness.
         route: the decay of the field and the warp of the steps, for the velocity f / c(gamma). None: the field itself,
             in equal steps.
@@ -58,11 +58,15 @@ class Problem:
         """The active clips at the start: all except those whose frames are all known."""
         return Active.all_of(self.gradient, self.start, self.known, self.generators)
 
-    def report(self, step: int, active: Active, latents: Tensor, slope: Tensor) -> None:
-        """Call the callback, if there is one, with the latents (b, ...) after a step and the mean gradient along it."""
-        if self.callback is not None:
-            mean = active.spread(slope, over=torch.zeros_like(self.start))
-            self.callback(step, active.spread(latents, over=self.start), mean)
+    def stops(self, step: int, active: Active, latents: Tensor, slopes: Sequence[Tensor]) -> bool:
+        """Call the callback with the latents (b, ...) after a step and the mean gradient along it.
+
+        True if it returned `STOP`; False without a callback.
+        """
+        if self.callback is None:
+            return False
+        mean = active.spread(torch.stack(list(slopes)).mean(dim=0), over=torch.zeros_like(self.start))
+        return self.callback(step, active.spread(latents, over=self.start), mean) is STOP
 
     def solved(self, active: Active, latents: Tensor, nfe: Sequence[int]) -> Descent:
         """The result: `latents` (b, ...) at gamma = 1 of the active clips, and `nfe`, the evaluations of each (b,)."""

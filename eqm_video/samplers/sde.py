@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from eqm_video.samplers.active import Active
@@ -81,8 +80,8 @@ class SDE:
             nfe += len(slopes)
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
                 check_finite(active.latents, active.rows, self, f"the latents after step {step} of {steps}", advice)
-            if problem.callback is not None:
-                problem.report(step, active, active.latents, torch.stack(slopes).mean(dim=0))
+            if problem.stops(step, active, active.latents, slopes):
+                break
         return problem.solved(active, active.latents, [nfe] * active.count)
 
     def renewal(self, gamma: float, h: float) -> float:

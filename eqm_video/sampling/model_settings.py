@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import numbers
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,16 +19,6 @@ from eqm_video.samplers import SAMPLERS
 MOST = 10**6  # the largest number of samples, frames or steps of a call
 # For models without settings of their own
 SAMPLER = {"kind": "nag", "step_size": 0.003, "mu": 0.35, "steps": 250, "guidance_scale": 1.0}
-ALIASES = {"num_inference_steps": "steps", "image": "clips", "video": "clips", "callback_on_step_end": "callback"}
-ELSEWHERE = {  # names of arguments in other pipelines, and here
-    "prompt": "labels",
-    "class_labels": "labels",
-    "num_images_per_prompt": "num_samples",
-    "num_videos_per_prompt": "num_samples",
-    "height": "size=(height, width)",
-    "width": "size=(height, width)",
-    "frame_rate": "fps",
-}
 
 
 def whole(name: str, value: Any, least: int = 1, most: int = MOST) -> int:
@@ -136,64 +124,6 @@ def sampler_settings(sampler: Mapping[str, Any] | None) -> dict[str, Any]:
     whole("the sampler's steps", filled["steps"], 0)
     number("the sampler's guidance_scale", filled["guidance_scale"])
     return filled
-
-
-def explain_keywords(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `call`: keywords of diffusers' pipelines become those of this one (`translated`).
-
-    Keywords that only other pipelines have raise a TypeError that names the keyword of this one.
-    """
-
-    @functools.wraps(call)
-    def checked(*arguments: Any, **keywords: Any) -> Any:
-        keywords = translated(arguments[0], keywords)
-        for wrong, right in ELSEWHERE.items():
-            if wrong in keywords:
-                raise TypeError(f"{wrong} is no argument of this pipeline: it is called {right} here")
-        return call(*arguments, **keywords)
-
-    return checked
-
-
-def translated(pipeline: Any, keywords: dict[str, Any]) -> dict[str, Any]:
-    """The keywords of a call with those of diffusers' pipelines as this one's; TypeError where both are given.
-
-    num_inference_steps: `steps`, the updates of the descent. image: a picture, or one for each sample, in `clips`: the
-    first frame. video: the frames of one video, or a list of videos, in `clips`. callback_on_step_end(pipeline, step,
-    timestep, tensors): `callback`, with "latents" and "gradient" as tensors, or those of
-    callback_on_step_end_tensor_inputs; the timestep is the step, since the field knows no time. It may not
-    return other latents (UserError): the loop keeps its own.
-    """
-    result = dict(keywords)
-    inputs = result.pop("callback_on_step_end_tensor_inputs", None)
-    for theirs, ours in ALIASES.items():
-        if theirs not in result:
-            continue
-        value = result.pop(theirs)
-        if result.get(ours) is not None:
-            raise TypeError(f"{theirs} is called {ours} here, and both are given: leave one of them out")
-        if theirs == "num_inference_steps":
-            warnings.warn("num_inference_steps is called steps here: the updates of the descent", stacklevel=4)
-        elif theirs == "video" and value is not None and not isinstance(value[0], (list, tuple)):
-            value = [value]
-        elif theirs == "callback_on_step_end" and value is not None:
-            value = _step_end(pipeline, value, inputs or ("latents",))
-        result[ours] = value
-    return result
-
-
-def _step_end(pipeline: Any, function: Callable[..., Any], inputs: Sequence[str]) -> Callable[..., None]:
-    """A `callback` that calls a function with the arguments of diffusers' callback_on_step_end."""
-    if unknown := set(inputs) - {"latents", "gradient"}:
-        raise UserError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}: give some of latents, gradient")
-
-    def callback(step: int, latents: Any, gradient: Any) -> None:
-        tensors = {"latents": latents, "gradient": gradient}
-        changed = function(pipeline, step, step, {name: tensors[name] for name in inputs})
-        if isinstance(changed, Mapping) and changed.get("latents", latents) is not latents:
-            raise UserError("callback_on_step_end returned other latents: a descent goes on from its own, change none")
-
-    return callback
 
 
 # Files: `model_index.json` of exports, `pipeline.json` of checkpoints -------------------------------------------------

@@ -286,8 +286,7 @@ class ClipLabels:
     labels: str | None = option(
         None,
         choices=("none", "given", "own", "both"),
-        help="condition on the clips' labels: none, given (the model must know all of them), own (those that it "
-        "knows), or both: once none, once given",
+        help="condition on the clips' labels",
     )
 
 

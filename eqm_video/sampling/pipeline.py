@@ -32,7 +32,7 @@ from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.models.readout import LevelReadout, load_readout, save_readout
 from eqm_video.models.transformer import EqMTransformer
 from eqm_video.models.unet import EqMUNet
-from eqm_video.samplers import NAG, Descent, GradientDescent, frame_moves, run
+from eqm_video.samplers import NAG, STOP, Descent, GradientDescent, frame_moves, run
 from eqm_video.samplers.closed_loop import LearnedLoop
 from eqm_video.samplers.warp import warp_text
 from eqm_video.sampling import field as parts
@@ -53,11 +53,11 @@ from eqm_video.sampling.folders import (
     local_folder,
     part_dtype,
 )
+from eqm_video.sampling.keywords import explain_keywords
 from eqm_video.sampling.model_settings import (
     check_settings,
     curvature_settings,
     decay_settings,
-    explain_keywords,
     is_whole,
     label_names,
     number,
@@ -110,6 +110,7 @@ class EqMPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "transformer->vae"
     readout: LevelReadout | None = None  # of `eqm-video readout --write`
+    _interrupt = False
 
     def __init__(
         self,
@@ -290,8 +291,10 @@ class EqMPipeline(DiffusionPipeline):
         continuation, the first and the last for in-betweening. known_mask: the known
         pixels of other frames, bool (H, W), (T, H, W) or (B, T, H, W). context_gamma: that to which known frames are
         noised before the network sees them; a little below 1 makes it forgive their faults. history_guidance: s of
-        `HistoryField`. callback(step, latents, gradient). output_type: see EqMPipelineOutput. decode_chunk_size: frames
-        decoded at once. All fields of `Sampling` are keywords too: steps, sampler, guidance_scale and the others.
+        `HistoryField`. callback(step, latents, gradient); setting `_interrupt` of this pipeline to True in it ends the
+        descent there. output_type: see EqMPipelineOutput. decode_chunk_size: frames decoded at once. All fields of
+        `Sampling` are keywords too: steps, sampler, guidance_scale and the others. Keywords of diffusers' pipelines
+        (num_inference_steps, image, video, callback_on_step_end, return_dict): see `sampling.keywords`.
         Raises UserError for arguments that cannot be sampled, and when the descent diverges.
         """
         how, others = Sampling.split(keywords)
@@ -317,6 +320,7 @@ class EqMPipeline(DiffusionPipeline):
         decode_chunk_size: int = 64,
     ) -> EqMPipelineOutput:
         """Sample as a call does, with a `Sampling` in place of its fields. The other arguments are those of a call."""
+        self._interrupt = False
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
         if (pictures := Pictures.of(clips)) is not None:
@@ -396,9 +400,24 @@ class EqMPipeline(DiffusionPipeline):
                 schedule=how.step_schedule,
                 tolerance=how.tolerance,
                 per_frame=how.per_frame,
-                callback=_both(lambda *_: bar.update(), callback),
+                callback=self._after_step(bar, callback),
                 generators=generators,
             )
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback has asked for the end of this call, by `pipeline._interrupt = True` as in diffusers."""
+        return self._interrupt
+
+    def _after_step(self, bar: Any, callback: Callable[..., Any] | None) -> Callable[..., Any]:
+        """The callback of a descent: it moves the bar, calls `callback`, and ends the descent if one asked for it."""
+
+        def after(step: int, latents: Tensor, gradient: Tensor) -> Any:
+            bar.update()
+            answer = None if callback is None else callback(step, latents, gradient)
+            return STOP if self._interrupt else answer
+
+        return after
 
     def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
         """The bar of a descent, as `set_progress_bar_config` says: disable=True hides it."""
@@ -502,15 +521,6 @@ def _check_composition(how: Sampling, wanted: Sequence[Label]) -> None:
                 f"a term of the composition is {term!r}; it must be (label, weight), or with a pipeline too"
             )
         number("a weight of the composition", term[1])
-
-
-def _both(first: Callable[..., Any], second: Callable[..., Any] | None) -> Callable[..., Any]:
-    def call(*arguments: Any) -> None:
-        first()
-        if second is not None:
-            second(*arguments)
-
-    return call
 
 
 def _width(network: torch.nn.Module) -> int | None:

@@ -68,7 +68,8 @@ class Clips:
         if wanted_count not in (None, count) or num_frames not in (None, frames):
             raise UserError(
                 f"the clips to start from are {count} of {frames} frames, but asked are "
-                f"{wanted_count or count} samples of {num_frames or frames} frames: leave those out"
+                f"{wanted_count or count} samples of {num_frames or frames} frames: give a clip for each sample, or "
+                "leave the numbers of samples and frames out"
             )
         trained = model.config.size if size is None else size
         wanted = (trained, trained) if isinstance(trained, int) or trained is None else tuple(trained)

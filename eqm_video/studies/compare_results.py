@@ -25,7 +25,7 @@ class CompareResults(Study, group="compare"):
     The refusal names the choice that differs. The table says whether the 95 % intervals of two values overlap: such a
     difference may be chance.
 
-    Example: python -m eqm_video compare-results results/a results/b
+    Example: eqm-video compare-results results/a results/b
     """
 
     results: tuple[Path, ...] = option(

@@ -87,7 +87,11 @@ class Partial(Opening, HeldOut, ClipLabels, Guided, Seeded, Batched, group="look
     models: tuple[str, ...] = option(
         positional=True, metavar="MODEL", help="exports, training runs or checkpoints, or hub ids"
     )
-    labels: str | None = narrower("none", choices=("none", "given"))
+    labels: str | None = narrower(
+        "none",
+        choices=("none", "given"),
+        help="condition on nothing, or on the clips' labels, all of which the model must know",
+    )
     clips: int = narrower(64, least=2)
     steps: int | None = same(Sampling, "steps", least=1)
     start_gammas: tuple[float, ...] = option(

@@ -52,7 +52,9 @@ class Predict(OneModel, HeldOut, Known, ClipLabels, Descending, Seeded, Batched,
     frames: int | None = same(Shaped, "frames", least=2)
     clips: int = 16
     samples: int = option(1, least=1, metavar="S", help="predictions for each clip")
-    labels: str | None = narrower("own", choices=("none", "own"))
+    labels: str | None = narrower(
+        "own", choices=("none", "own"), help="condition on nothing, or on the clips' labels where the model knows them"
+    )
     steps: int | None = narrower(None, least=1)
     predictions_only: bool = option(False, help="leave true and known frames out of the pictures")
     batch_size: int = 16

@@ -19,7 +19,7 @@ class TrainCodec(Study, Seeded, group="use", record="numbers.json"):
     --codec, with the PSNR of held-out pictures in numbers.json.
     """
 
-    out: Path = narrower(positional=True)
+    out: Path = narrower(positional=True, help="folder for the codec and its numbers")
     steps: int = option(15_000, least=1, metavar="N", help="updates of the weights")
     seconds: float | None = option(None, above=0, metavar="S", help="stop after S seconds instead", unset="by --steps")
     lr: float = option(1e-3, above=0, metavar="RATE", help="the highest learning rate")

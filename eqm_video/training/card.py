@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusers import ModelMixin
+
 from eqm_video.codec import BUNDLED, PIXELS
+from eqm_video.models.presets import preset_name
 from eqm_video.output import html
 from eqm_video.output.tables import aligned
 from eqm_video.system.claims import is_marked
@@ -85,6 +88,29 @@ def merged_card(name: str, base: str, adapters: str, scale: float, *, videos: bo
     return _card("merged", name, base=base, adapters=adapters, scale=scale, videos=videos)
 
 
+def converted_card(
+    name: str, source: str, codec: str, network: ModelMixin, *, size: str, frames: int, named: bool
+) -> str:
+    """The card of an export that `eqm-video convert` made of the weights in the file `source`.
+
+    size: of its samples in pixels, as text; frames: of its clips; named: whether its labels have names.
+    """
+    config = network.config
+    sizes = (config.hidden_size, config.depth, config.num_heads, config.patch_size)
+    return _card(
+        "converted",
+        name,
+        source=source,
+        codec=_codec_name(codec),
+        network=preset_name(*sizes) or "width {}, depth {}, {} heads, patch {}".format(*sizes),
+        clips=f"clips of {frames} frames of {size} px" if frames > 1 else f"images of {size} px",
+        videos=frames > 1,
+        labels=config.num_labels,
+        named=named,
+        told=config.conditioned_on_gamma,
+    )
+
+
 def _card(template: str, name: str, **values: Any) -> str:
     """A card of assets/cards, filled in."""
     return html.filled(f"cards/{template}.md", name=name, counted=counted, mark=MARK.decode(), **values) + "\n"
@@ -126,6 +152,9 @@ def _numbers(run: RunFiles, best: Mapping[str, Any] | None = None) -> str:
 
 
 def _codec(config: Config) -> str:
-    """The name of the codec without the folders above it; a hub id keeps its owner."""
-    name: Any = config.codec.name
+    return _codec_name(config.codec.name)
+
+
+def _codec_name(name: str) -> str:
+    """The name of a codec without the folders above it; a hub id keeps its owner."""
     return name if name.count("/") == 1 and not Path(name).exists() else Path(name).name

@@ -36,7 +36,7 @@ ALIASES = {"frames": "data.frames"}  # overrides that need no section
 class ModelConfig:
     """The network; `num_labels: null` takes the number from the data."""
 
-    preset: str = "EqM-B/2"  # the size of the network, and its patch; eqm_video/models/presets.py lists all
+    preset: str = "EqM-B/2"  # size of the network and of its patches; a wrong name is answered with all
     temporal: bool = True  # false: no temporal weights, exactly the image model
     temporal_every: int = option(1, least=1, most=2)  # attention in time in every block, or in every second
     conditioned_on_gamma: bool = False  # true: gamma is an input of the network, as in flow matching
@@ -52,7 +52,7 @@ class ModelConfig:
 class CodecConfig:
     """The frozen autoencoder: "bundled", a local folder, or a hub id."""
 
-    name: str = "stabilityai/sd-vae-ft-ema"  # bundled, a folder, or a hub id; pixels: no autoencoder
+    name: str = "stabilityai/sd-vae-ft-ema"  # a hub id, a folder, or bundled; pixels: no autoencoder
     chunk: int = option(64, least=1, most=MOST_ITEMS)  # frames encoded at once
     dtype: Literal["fp32", "bf16"] = "fp32"  # precision of the encoder; decoding and the export are fp32
 
@@ -65,7 +65,7 @@ class DataConfig:
     root: str | None = None  # the folder of the data
     split: Literal["train", "test"] | None = None  # an official list of files, such as UCF-101's; null: all files
     fold: int = option(1, least=1, most=1000)  # number of the fold in the official lists
-    frames: int = option(16, least=1, most=MOST_FRAMES)  # 1: image mode
+    frames: int = option(16, least=1, most=MOST_FRAMES)  # frames of a clip; 1: image mode
     frame_interval: int = option(3, least=1, most=MOST_FRAMES)  # source frames between two frames of a clip
     # Shapes of training clips, FRAMESxINTERVAL or FRAMESxINTERVAL:WEIGHT, such as [16x3, 16x1, 32x3:0.5]. Every step
     # draws one, by weight. Empty: frames x frame_interval, which previews, held-out loss and the export always use.
@@ -73,7 +73,7 @@ class DataConfig:
     images: str | None = None  # a folder of images to train on beside the videos
     # Share of images among the samples of a step; without a folder `images` they are frames of the videos.
     image_fraction: float = option(0.0, least=0, below=1)
-    size: int = option(256, least=1, most=LARGEST_SIDE)  # pixels
+    size: int = option(256, least=1, most=LARGEST_SIDE)  # height and width in pixels
     flip: bool = False  # mirror half of the clips, left and right
     # adm: the resize of ADM, DiT and SiT, exactly. torch: a bicubic pass, about 7 times faster; Fréchet distances stay
     # where frames are enlarged or shrink to four fifths, and move where they shrink below half (docs/scaling.md).
@@ -150,7 +150,7 @@ class TrainConfig:
     matrix_scale: float = option(1.0, above=0)  # muon: learning rate of the blocks' matrices in units of lr
     betas: tuple[float, float] = option((0.9, 0.999), least=0, below=1)  # betas of adamw
     weight_decay: float = option(0.0, least=0)  # on matrices only
-    warmup: int = option(0, least=0)  # steps
+    warmup: int = option(0, least=0)  # steps in which the learning rate rises from 0
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # course of the learning rate, after the warm-up
     min_lr_factor: float = option(0.0, least=0, most=1)  # fraction of lr at the last step
     clip_norm: float | None = option(1.0, above=0)  # largest norm of the gradient; null: no limit

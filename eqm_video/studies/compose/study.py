@@ -5,6 +5,7 @@ Legend: N samples, T frames, H W pixels; pixels uint8, channels last.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -66,7 +67,7 @@ class Compose(Sampled, Ruled, Stepping, Columns, group="look"):
     unchanged; otherwise MODEL's unlabelled field gets the rest.
 
     Without --terms all pairs of a model of single attributes are measured (Disc, Square and Right, Left, Down, Up, as
-    configs/attributes.yaml learns them): how many samples of Disc + Left are discs that move left, although no clip was
+    the recipe `attributes` learns them): how many samples of Disc + Left are discs that move left, although no clip was
     ever labelled so. `compose --write-data FOLDER` writes the videos to train such a model.
 
     Each composition is compared with its terms alone, their mean, and their plain sum. The gradient of a plain sum of n
@@ -179,10 +180,11 @@ class Compose(Sampled, Ruled, Stepping, Columns, group="look"):
 
 
 def write_data(words: Sequence[str]) -> int:
-    """`compose --write-data FOLDER`: moving shapes filed under single attributes, to train configs/attributes.yaml."""
+    """`compose --write-data FOLDER`: moving shapes filed under single attributes, to train the recipe `attributes`."""
     folder = options.parse(DataToWrite, words, prog="eqm-video compose").write_data
     write_moving_shapes(folder, attributes=True, videos=VIDEOS, held_out=HELD_OUT)
-    print(f"moving shapes under single attributes are in {folder}; train on them with configs/attributes.yaml")
+    print(f"moving shapes under single attributes are in {folder}")
+    print(f"train on them with eqm-video train --config attributes data.root={shlex.quote(str(folder))}")
     return 0
 
 

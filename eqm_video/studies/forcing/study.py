@@ -47,7 +47,7 @@ GENERATION = "generation"
 class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, Measuring, group="compare"):
     """Compare EqM, Equilibrium Forcing and flow matching, with error bars.
 
-    The recipes of configs/forcing differ only in the training target. Each is trained several times, for
+    The recipes of forcing/ differ only in the training target. Each is trained several times, for
     each draw of gamma, with the learning rate that gave the lowest held-out loss in one short run of each of three.
     Every target is sampled with the sampler that suits it best, chosen on other clips than those that are reported.
     Everything is measured in closed form, on the same clips and noise for all: generation, image-to-video,

@@ -46,7 +46,12 @@ class Ood(OneModel, HeldOut, ClipLabels, Batched, Seeded, group="look"):
     jump of the score, or its peak, is at the cut.
     """
 
-    labels: str | None = narrower(None, choices=("none", "given", "both"), unset="both if the model knows the labels")
+    labels: str | None = narrower(
+        None,
+        choices=("none", "given", "both"),
+        unset="both if the model knows the labels",
+        help="condition on nothing, on the clips' labels, all of which the model must know, or once on each",
+    )
     clips: int = narrower(256, least=2)
     also: tuple[Path, ...] = option((), metavar="FOLDER", help="folders of other videos or images, a set each")
 

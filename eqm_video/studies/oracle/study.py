@@ -40,7 +40,7 @@ class Oracle(Study, Many, Shaped, Stepping, Stopping, Seeded, Filmed, group="loo
     frames: int = narrower(8, least=5, most=16)
     size: tuple[int, int] = (16, 16)
     steps: int = 80
-    step_size: float = narrower(0.01, most=LARGEST_STEP, words=())
+    step_size: float = narrower(0.01, most=LARGEST_STEP, words=(), help="step size eta")
     tolerance: float = 0.1
 
     def check(self) -> None:

@@ -46,7 +46,7 @@ class Rollouts(Opening, Many, Longer, Stepped, Guided, Seeded, group="compare"):
     bake-in writes known frames as pixels and encodes them again. With --closed-loop each is made with a closed loop as
     well. Finished videos are not made again, so that more models can be added later.
 
-    Example: python -m eqm_video rollouts runs/forcing/mixture_*_seed_? --out samples/rollouts --length 10000
+    Example: eqm-video rollouts runs/forcing/mixture_*_seed_? --out samples/rollouts --length 10000
     """
 
     models: tuple[str, ...] = same(Partial, "models")
