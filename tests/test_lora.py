@@ -202,6 +202,9 @@ def test_merge_writes_an_export_that_samples_as_the_adapters_do(runs: Path, tmp_
         card = (out / "README.md").read_text()
         assert f"weights of `base` with the adapters in `run` merged into them at strength {scale:g}" in card
         assert str(runs) not in card and not (out / "adapters").exists()
+    card = (runs / "run" / "export" / "README.md").read_text()  # data of the base are not those of the adapters
+    assert "began with the weights of `base`, which stayed as they are: adapters of rank " in card
+    assert "began with the weights" not in (base / "export" / "README.md").read_text()
     assert weights_of(tmp_path / "merged at 1.0").keys() == weights_of(base / "export").keys()
 
 

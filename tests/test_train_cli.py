@@ -50,8 +50,10 @@ def fresh_accelerator(monkeypatch):
 def test_dry_run_of_the_image_recipes(name, parameters, flops, capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["--config", str(ROOT / "configs" / f"{name}.yaml"), "--dry-run"]) == 0
-    *resolved, last = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr()
+    *resolved, last = said.out.splitlines()
     cost = json.loads(last)
+    assert f"{cost['flops'] / 1e9:.1f} GFLOP" in said.err and " M parameters; a clip's forward pass: " in said.err
     assert cost["parameters"] == pytest.approx(parameters, rel=0.01)
     assert cost["flops"] == pytest.approx(flops, rel=0.01)
     assert yaml.safe_load("\n".join(resolved))["model"]["preset"].startswith("EqM-")

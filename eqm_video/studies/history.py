@@ -32,6 +32,7 @@ from eqm_video.studies.study import OneModel, Report
 from eqm_video.studies.tasks.clips import Truth, forward, names_of, tracks
 from eqm_video.studies.tasks.long import Way, continue_clips
 from eqm_video.studies.tasks.short import Setting
+from eqm_video.system import waits
 
 MEASURES = {
     "motion": "motion meter, real clips are 1",
@@ -91,8 +92,7 @@ class History(OneModel, Longer, Many, Guided, Stepped, Seeded, Batched, group="l
         truth = Truth.render(names, self.length, pipeline.check_size()[0], self.seed)
         true = latent_motion(encode(pipeline, truth.clips[:, :frames], self.batch_size)).cpu().double()
         results, windows = {}, 0
-        for strength in dict.fromkeys(self.scales):
-            print(f"history guidance {strength:g}", flush=True)
+        for strength in waits.bar(list(dict.fromkeys(self.scales)), "history guidance", unit="strength"):
             how = Sampling(sampler="multistep", steps=self.steps, guidance_scale=scale, history_guidance=strength)
             values = measure(pipeline, Way(self.overlap, how), Setting(truth, self.seed, self.batch_size, how), true)
             windows = values["motion"].shape[0]

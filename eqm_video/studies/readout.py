@@ -28,6 +28,7 @@ from eqm_video.studies.batches import batches, encode
 from eqm_video.studies.forcing.measure import GAMMAS, estimated
 from eqm_video.studies.request import open_source
 from eqm_video.studies.study import OneModel, Report
+from eqm_video.system import waits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ class Readout(OneModel, HeldOut, Seeded, Batched, WritesBack, group="look"):
     def seen(self, pipeline: EqMPipeline, clean: Tensor, labels: list[str | None]) -> tuple[Tensor, Tensor]:
         """Features (K N T, F) and levels (K N T,) to train on: half of the copies have one level for the whole clip."""
         features, levels = [], []
-        for copy in range(self.copies):
+        for copy in waits.bar(range(self.copies), "features to train on", unit="copy"):
             gamma = torch.rand(clean.shape[:2], generator=generator(self.seed, "readout levels", copy))
             gamma = gamma if copy % 2 == 0 else gamma[:, :1].expand_as(gamma)
             features.append(self.look(pipeline, clean, labels, gamma, f"train {copy}")[2].flatten(0, 1))
@@ -134,7 +135,7 @@ def fit(features: Tensor, levels: Tensor, steps: int, seed: int) -> LevelReadout
     optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     order = generator(seed, "readout batches", 0)
-    for _ in range(steps):
+    for _ in waits.bar(range(steps), "training the readout", unit="step"):
         rows = torch.randint(len(levels), (256,), generator=order)
         level, spread = head.read(features[rows])
         loss = (((level - levels[rows]) / spread).square() / 2 + spread.log()).mean()

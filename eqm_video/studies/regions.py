@@ -36,6 +36,7 @@ from eqm_video.studies.few_steps.study import FewSteps
 from eqm_video.studies.request import own_scale
 from eqm_video.studies.study import OneModel, Report
 from eqm_video.studies.tasks.clips import NEAR, Truth, errors_of, names_of, tracks
+from eqm_video.system import waits
 
 CLIPS, LOOPS = 12, 4  # clips of the exact fields; loops among the latter
 STEPS = 24  # on exact fields
@@ -78,7 +79,6 @@ class Regions(OneModel, Many, Guided, Stepped, Seeded, Batched, group="look"):
 
     def run(self, pipeline: EqMPipeline) -> Report:
         """Descend the exact fields, then sample the model."""
-        pipeline.set_progress_bar_config(disable=True)
         scale = own_scale(self, pipeline)
         how = Sampling(sampler="multistep", steps=self.steps, guidance_scale=scale)
         values = {**exact_regions(self.exact_starts, self.seed), **exact_loops(self.exact_starts, self.seed)}
@@ -166,7 +166,7 @@ def exact_regions(starts: int, seed: int) -> dict[str, Tensor]:
     goal = torch.arange(starts) % CLIPS
     ways = {"at the level of their frame": 0.0, "half-way ahead": AHEAD, "clean": 1.0}
     values = {}
-    for name, ahead in ways.items():
+    for name, ahead in waits.bar(ways.items(), "an exact field, half known", unit="way", total=len(ways)):
         exact = Untold(OracleField(data, decay, frame_wise=True))
         field = RegionField(exact, mask, data[goal], noise, decay, ahead=ahead)
         end = run(ScheduledField(field, STEPS), noise, Multistep(), steps=STEPS, decay=decay).latents
@@ -185,7 +185,8 @@ def exact_loops(starts: int, seed: int) -> dict[str, Tensor]:
     exact = Untold(OracleField(data, decay, frame_wise=True))
     ring = RingField(exact, STEPS, torch.arange(starts) % LOOPS, LOOPS)
     values = {}
-    for name, field in (("in a row", exact), ("on a ring", ring)):
+    fields = {"in a row": exact, "on a ring": ring}
+    for name, field in waits.bar(fields.items(), "an exact field with loops", unit="way", total=len(fields)):
         end = run(ScheduledField(field, STEPS), noise, Multistep(), steps=STEPS, decay=decay).latents
         gaps, nearest = (torch.cdist(end.flatten(1), data.flatten(1)) / data[0].numel() ** 0.5).min(dim=1)
         near = gaps < ARRIVED

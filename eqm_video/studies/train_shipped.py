@@ -27,6 +27,7 @@ from eqm_video.system.claims import check_place
 from eqm_video.system.reading import asset
 from eqm_video.training import launch as training
 from eqm_video.training.config import load_config
+from eqm_video.wording import counted
 
 RECIPE = "shipped"
 VIDEOS, HELD_OUT = 72, 8  # of each label
@@ -158,7 +159,7 @@ def card(numbers: dict[str, Any], pipeline: EqMPipeline, run: Path) -> str:
         steps=train.steps,
         batch=train.batch_size,
         seconds=f"{numbers['training_seconds']:.0f}",
-        cores=os.environ.get("OMP_NUM_THREADS", machine.cores()),
+        cores=counted(int(os.environ.get("OMP_NUM_THREADS", machine.cores())), "core"),
         processor=machine.processor(),
         rows="\n".join(rows(numbers)),
     )

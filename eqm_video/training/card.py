@@ -74,6 +74,7 @@ def card(run: RunFiles, picture: str | None = None, best: Mapping[str, Any] | No
         time=duration(seconds[-1]) if seconds else "",
         processor=run.record.get("machine", {}).get("processor"),
         recipe=_recipe(config),
+        base=None if config.train.init_from is None else folder_name(Path(config.train.init_from)),
         best=best,
         numbers=_numbers(run, best),
     )

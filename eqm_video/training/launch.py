@@ -76,6 +76,8 @@ def dry_run(config: Config, device_spec: str | None = None) -> int:
         cost["flops_of_buckets"] = {shape: each[frames] for shape, frames in shapes.items()}
     print(to_yaml(config), end="")
     print(json.dumps(cost))
+    size_of = f"{cost['parameters'] / 1e6:,.1f} M parameters; a clip's forward pass: {cost['flops'] / 1e9:,.1f} GFLOP"
+    print(size_of, file=sys.stderr)
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = this_device(here) if device_spec is None else SPECS[device_spec]
     frames = max(shape.frames for shape in config.data.shapes)
