@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import eqm_video
 from eqm_video.cli import quick
 from eqm_video.commands import COMMANDS
 
@@ -408,6 +409,12 @@ def test_the_stored_declarations_are_of_the_sources(name: str) -> None:
     """Else help takes seconds: the declarations of options have changed, and `make options` writes them down again."""
     entry = quick.stored().get(name)
     assert entry is not None and entry["digest"] == quick.digest(entry["sources"]), "type make options, and commit"
+
+
+def test_type_checkers_see_the_names_that_are_imported_on_first_use() -> None:
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf8"))
+    seen = {node.names[0].name: node.module for node in stub.body if isinstance(node, ast.ImportFrom)}
+    assert seen == eqm_video._HOMES and sorted(seen) == sorted(eqm_video.__all__)
 
 
 def test_no_latent_scale_is_written_by_hand() -> None:

@@ -434,6 +434,13 @@ def test_bad_folders_are_explained(videos: Path, tmp_path: Path) -> None:
     }.items():
         with pytest.raises(UserError, match=message):
             open_videos(tmp_path / name)
+    with pytest.raises(UserError) as refused:
+        open_videos(videos / "Run" / "v_Run_g01.mkv")
+    assert f"give {videos / 'Run'}, which holds it" in str(refused.value)
+    assert f"{videos / 'Run'}/CLASS/run.avi" in str(refused.value) and "mkv/" not in str(refused.value)
+    with pytest.raises(UserError) as refused:  # a command with --split takes no keys of a recipe
+        open_data("videos", tmp_path / "images", frames=1, frame_interval=1, size=8, split_option="--split")
+    assert "but images: give a folder of videos" in str(refused.value) and "data." not in str(refused.value)
 
 
 @pytest.mark.parametrize(

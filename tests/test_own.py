@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from tiny_run import write_videos
 
 from eqm_video.cli import main
@@ -60,6 +61,19 @@ def test_lists_hold_out_the_test_clips(real: Path) -> None:
     assert (config.data.split, config.held_out.split, config.held_out.fraction) == ("train", "test", None)
 
 
+def test_the_advice_about_a_folder_of_pictures_can_be_typed(tmp_path, capsys) -> None:
+    (tmp_path / "photos").mkdir()
+    for index in range(2):
+        Image.new("RGB", (16, 16), (90 * index, 0, 0)).save(tmp_path / "photos" / f"{index}.jpg")
+    assert main(["train", "own", str(tmp_path / "photos"), "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "but images: type data.kind=images data.frames=1" in said
+    words = said.partition("type ")[2].split()[:2]
+    assert main(["train", "own", str(tmp_path / "photos"), *words, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("2 images and ") and "kind: images" in said and "  frames: 1" in said
+
+
 def test_own_words_come_last_and_mistakes_are_sentences(tmp_path) -> None:
     folder = folder_of(tmp_path / "mine", 3)
     for words in (["own", str(folder)], ["--own", str(folder)]):
@@ -84,16 +98,26 @@ def test_own_words_come_last_and_mistakes_are_sentences(tmp_path) -> None:
             parse(words).config_of_run()
 
 
+@pytest.mark.parametrize("name", ["-clips", "a=b"])
+def test_a_folder_may_have_any_name(name, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(folder_of(tmp_path / "all" / name, 3).parent)
+    options = parse(["own", name, "train.steps=7"])
+    assert options.config_of_run().data.root == name and options.resume is None
+    typed = options.choice.said.splitlines()[1].strip().removeprefix("eqm-video train ")
+    assert parse(shlex.split(typed)).config_of_run() == options.config_of_run()
+
+
 def test_it_trains_resumes_and_says_what_it_picked(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    write_videos(tmp_path / "mine")
+    write_videos(tmp_path / "my clips")
     small = ["model.preset=EqM-Nano/4", "frames=2", "data.frame_interval=1", "data.size=16", "train.batch_size=2"]
     small += ["train.steps=2", "preview.samples=1", "sampler.steps=2"]
-    assert main(["train", "own", "mine", *small]) == 0
+    assert main(["train", "own", "my clips", *small]) == 0
     said = capsys.readouterr().out
-    assert said.startswith(own.choose(Path("mine"), small).said) and said.startswith("6 videos and ")
-    assert (tmp_path / "runs" / "mine" / "export").is_dir()
-    assert main(["train", "own", "mine", *small, "train.steps=3", "--resume"]) == 0
+    assert said.startswith(own.choose(Path("my clips"), small).said) and said.startswith("6 videos and ")
+    typed = shlex.split(said.splitlines()[-1])
+    assert typed[:2] == ["eqm-video", "sample"] and Path(typed[2]).is_dir() and typed[2] == "runs/my clips/export"
+    assert main(["train", "own", "my clips", *small, "train.steps=3", "--resume"]) == 0
     assert "resuming" in capsys.readouterr().out
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import signal
 import threading
 import time
 from dataclasses import fields
@@ -19,7 +22,7 @@ from eqm_video.errors import UserError
 from eqm_video.output.media import write_mp4
 from eqm_video.page import controls, drawing, uploads
 from eqm_video.page.gate import MOST_MESSAGE, Gate, hosts_of, is_loopback
-from eqm_video.page.launch import address, listen
+from eqm_video.page.launch import address, left_by_exception, listen
 from eqm_video.page.served import MOST_SAMPLES, Chart, Curve, Made, Moment, Scored, Served, Wish
 from eqm_video.page.shelf import Shelf
 from eqm_video.sampling.settings import Sampling
@@ -121,6 +124,10 @@ def test_uploads_are_cut_into_the_clips_of_a_model(tmp_path: Path) -> None:
     moving, still = uploads.look(video, "my clip.mp4"), uploads.look(picture, "folder/me.png")
     assert moving.kind == "video" and moving.says == "my clip.mp4: 10 frames, 0.5 s at 20 fps"
     assert still.says == "me.png: a picture"
+    film = [Image.new("RGB", (40, 30), (shade, 0, 0)) for shade in (0, 200)]
+    film[0].save(tmp_path / "film.gif", save_all=True, append_images=film[1:])
+    animated = uploads.look(tmp_path / "film.gif", "film.gif").says
+    assert animated.startswith("film.gif: an animation, of which the first picture is read; for its motion choose a")
     first = uploads.cut_clip(moving, 3, (16, 16), 10.0)
     assert first.pixels.shape == (3, 16, 16, 3) and first.available == 3 and first.rate == 10
     short = uploads.cut_clip(moving, 8, (16, 16), 10.0, at=0.1)
@@ -395,12 +402,23 @@ def test_the_gate_knows_who_asks_and_how_much() -> None:
 # The command --------------------------------------------------------------------------------------------------------
 
 
+def test_what_visitors_sent_is_deleted_when_the_page_is_terminated() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, left_by_exception(), Shelf() as shelf:
+        shelf.new(".mp4").touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    assert ended.value.code == 143 and not shelf.folder.exists()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_the_command_needs_gradio_and_a_free_port(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr("eqm_video.page.launch.find_spec", lambda name: None)
     assert main(["page", "demo"]) == 2
-    assert 'pip install "eqm-video[page]"' in capsys.readouterr().err
+    page = re.search(r'^page = \["(.*)"\]$', (root / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert f'type pip install "{page}"' in capsys.readouterr().err  # a wheel has no constraints.txt beside it
     for words, said in ((["--port", "0"], "--port is 0"), (["--port", "70000"], "from 1 to 65535")):
         assert main(["page", "demo", *words]) == 2
         assert said in capsys.readouterr().err

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.parse
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,14 @@ def video(folder: Path) -> Path:
     frames = np.random.default_rng(0).integers(0, 256, (12, 24, 32, 3), dtype=np.uint8)
     write_mp4(folder / "mine.mp4", frames, 10)
     return folder / "mine.mp4"
+
+
+def until(true: Callable[[], object]) -> None:
+    """Wait until something is true, for a minute at most."""
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def leaks(text: str) -> list[str]:
@@ -175,6 +183,17 @@ def test_uploads_are_limited_and_answered_in_one_sentence(site: Site, tmp_path: 
     assert site.upload("big.mp4", bytes(2**20 + 1))["error"].startswith("big.mp4 is larger than 1 MB")
     assert len(list(site.shelf.folder.iterdir())) == before, "nothing of them is kept"
     assert site.ask("POST", "/uploads?name=a.mp4", b"x", origin="http://evil.example")[0] == 403
+
+
+def test_an_upload_that_breaks_off_leaves_no_file(site: Site) -> None:
+    before = set(site.shelf.folder.iterdir())
+    link = http.client.HTTPConnection("127.0.0.1", site.port, timeout=60)
+    link.putrequest("POST", "/uploads?name=half.mp4")
+    link.putheader("content-length", "1000000")
+    link.endheaders(b"0" * 1000)
+    until(lambda: set(site.shelf.folder.iterdir()) - before)
+    link.close()
+    until(lambda: set(site.shelf.folder.iterdir()) == before)
 
 
 def test_results_are_files_to_download(site: Site) -> None:

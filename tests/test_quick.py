@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from eqm_video import cli, options
-from eqm_video.cli import quick, snapshot
-from eqm_video.commands import COMMANDS
+from eqm_video.cli import completion, quick, snapshot
+from eqm_video.commands import COMMANDS, explain
 from eqm_video.errors import UserError
 from eqm_video.training import recipes, strict_yaml
 from eqm_video.training.config import Config, load_config, parse_config
@@ -137,7 +137,7 @@ def test_none_of_it_imports_torch() -> None:
     code = f"""
 import contextlib, io, json, sys
 from eqm_video.cli import main, quick
-from eqm_video.commands import COMMANDS
+from eqm_video.commands import COMMANDS, explain
 def run(words):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         try:
@@ -189,14 +189,29 @@ COMPLETED = [
     (["train", "--config", "own_videos_"], {"own_videos_cpu"}),
     (["sample", "demo", "--start-from", "clip"], {"clip.mp4"}),
     (["completion", "b"], {"bash"}),
+    (["recipes", "own_videos_"], {"own_videos_cpu"}),
+    (["train", "own_videos_"], {"own_videos_cpu"}),
+    (["train", "ow"], {"own", "own_videos", "own_videos_cpu"}),
+    (["train", "own", "fil"], {"films"}),
+    (["explain", "data.lat"], {"data.latents"}),
+    (["explain", "objective.decay.k"], {"objective.decay.kind"}),
+    (["page", "de"], {"demo"}),
+    (["page", "fil"], {"films"}),
     (["compose", "--write"], {"--write-data"}),
 ]
+
+
+def test_the_keys_that_complete_are_those_that_are_explained() -> None:
+    every = list(explain.every_key())
+    offered = completion.keys(quick.rebuild(quick.stored()[quick.RECIPE]["class"]))
+    assert offered >= {key.path for key in every} and all(explain.select(every, name) for name in offered)
 
 
 def test_bash_completes_commands_options_recipes_and_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["completion", "bash"]) == 0
     script = [capsys.readouterr().out]
     (tmp_path / "clip.mp4").touch()
+    (tmp_path / "films").mkdir()
     for words, _ in COMPLETED:
         script.append(f"COMP_WORDS=(eqm-video {' '.join(words)}); COMP_CWORD={len(words)}; COMPREPLY=()")
         script.append("$(complete -p eqm-video | sed 's/.*-F \\([^ ]*\\) .*/\\1/') || true; echo \"${COMPREPLY[*]}\"")

@@ -322,6 +322,22 @@ def test_image_to_video(export, pictures, tmp_path, capsys):
     assert (loop[0] == loop[2]).all() and differs(loop[0], loop[1]) > 5
 
 
+def test_an_animation_is_a_picture_and_no_clip(export, pictures, tmp_path, capsys):
+    frames = [Image.fromarray(np.full((16, 16, 3), grey, dtype=np.uint8)) for grey in (40, 120, 200)]
+    still = tmp_path / "still.gif"
+    frames[0].save(still)
+    for name in ("film.gif", "film.webp", "film.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=100)
+        words = ("--out", tmp_path / name[5:], "--start-from", tmp_path / name, "--num-samples", 1, "--steps", 1)
+        for wrong in (("--known", "first:2"), ("--known", "ends"), ("--start-gamma", 0.5)):
+            said = fails(capsys, export, *words, *wrong)
+            assert f"{name} is an animation, of which the first picture is read: give it as a video" in said
+        assert run(export, *words) == 0
+        assert "(animation, of which the first picture is read); known: frame 0 of 3" in capsys.readouterr().out
+    assert run(export, "--out", tmp_path / "s", "--start-from", still, "--known", "ends", "--steps", 1) == 0
+    assert "of which the first picture" not in capsys.readouterr().out
+
+
 def test_keyframes(export, pictures, tmp_path, capsys):
     words = (f"0={pictures / 'a.png'}", f"-1={pictures / 'c.png'}")
     assert run(export, "--out", tmp_path, "--num-samples", 2, "--labels", "left", "--keyframes", *words) == 0

@@ -19,7 +19,7 @@ class RecipesOptions:
     values, print it into a file of your own: `eqm-video recipes own_videos > mine.yaml`, then `--config mine.yaml`.
     """
 
-    name: str | None = option(None, positional=True, metavar="NAME", help="print this recipe, or accelerate/NAME")
+    name: str | None = option(None, positional=True, metavar="RECIPE", help="print this recipe, or accelerate/NAME")
 
 
 def main(words: Sequence[str]) -> int:

@@ -27,6 +27,8 @@ ERRORS = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, Ov
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
 MOST_PIXELS = 2**27  # 11585 x 11585; the largest sensors of phones have 108 million
 LARGE = 2**24  # pixels; larger pictures are decoded one at a time, so that the memory of threads does not add up
+ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")  # formats whose further pictures are frames; those of others are previews
+ANIMATION = "animation, of which the first picture is read"
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT = {  # the turn that sets a picture upright, by the tag's value
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -153,6 +155,7 @@ def _notes(image: Image.Image, decoded: bool = False) -> tuple[str, ...]:
         "transparency": transparent,
         "exif rotation": _orientation(image, decoded) in UPRIGHT,
         "16-bit grey": image.mode.startswith("I"),
+        ANIMATION: image.format in ANIMATED and getattr(image, "is_animated", False),
     }
     return tuple(note for note, holds in notes.items() if holds)
 

@@ -46,8 +46,10 @@ def list_files(
     """Find the files of `kind` ("videos" or "images") under `root`. UserError if there are none, or too deep.
 
     `beside` means images beside videos, for which errors suggest neither another kind nor a split. `split_option` is
-    the user's name of `split` in errors: a key of a recipe, or an option of a command, such as --split.
+    the user's name of `split` in errors: a key of a recipe, or an option of a command, such as --split. Errors of such
+    a command suggest no keys either, which it does not take.
     """
+    beside = beside or split_option.startswith("--")
     check_folder(kind, root, beside)
     if split not in (None, "train", "test"):
         raise UserError(f"{split_option} is {split!r}; type train, test, or {_every(split_option)} for every file")
@@ -67,8 +69,13 @@ def check_folder(kind: str, root: Path, beside: bool = False) -> None:
     try:
         os.scandir(root).close()
     except (FileNotFoundError, NotADirectoryError) as error:
-        problem = "is a file, not a folder" if os.path.exists(root) else "does not exist"
-        raise UserError(f"{name} {problem}.\n{expected(kind, root, beside)}") from error
+        if not os.path.isfile(root):
+            raise UserError(f"{name} does not exist.\n{expected(kind, root, beside)}") from error
+        parent = Path(root).parent
+        raise UserError(
+            f"{name} is a file, not a folder: give {shown(str(parent))}, which holds it.\n"
+            f"{expected(kind, parent, beside)}"
+        ) from error
     except (OSError, ValueError) as error:  # ValueError: not a path, such as a name with a zero byte
         raise UserError(
             f"{name} cannot be read ({getattr(error, 'strerror', error)}): mend that, or give another folder"

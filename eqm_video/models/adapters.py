@@ -146,7 +146,7 @@ def _put(network: nn.Module, name: str, layer: nn.Module) -> None:
 
 def _peft() -> ModuleType:
     if find_spec("peft") is None:
-        raise UserError('adapters (lora) need PEFT: type pip install "eqm-video[lora]" -c constraints.txt')
+        raise UserError('adapters (lora) need PEFT: type pip install "peft>=0.17"')
     import peft
 
     return peft

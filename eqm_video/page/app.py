@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -459,14 +460,14 @@ def make_app(page: Page, hosts: set[str]) -> Gate:
 
 
 async def _store(request: Request, path: Path, name: str) -> None:
-    """Write the body of a request to `path`; UserError, and no file, if it is too large."""
+    """Write the body of a request to `path`; UserError if it is too large. Only a whole body leaves a file."""
     total = 0
-    with path.open("wb") as file:
-        async for chunk in request.stream():
-            total += len(chunk)
-            if total > uploads.MOST_BYTES:
-                break
-            file.write(chunk)
-    if total > uploads.MOST_BYTES:
-        path.unlink()
-        raise uploads.too_large(name)
+    with contextlib.ExitStack() as undo:
+        undo.callback(path.unlink, missing_ok=True)  # a sender who leaves half-way ends the stream with an error
+        with path.open("wb") as file:
+            async for chunk in request.stream():
+                total += len(chunk)
+                if total > uploads.MOST_BYTES:
+                    raise uploads.too_large(name)
+                file.write(chunk)
+        undo.pop_all()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +26,7 @@ class PageOptions(Modelled, Opened):
     """Show a model on a web page: generate, continue your own frames, compose, long videos, scores.
 
     The page is for this machine alone, unless --host says otherwise. Everybody on it shares the model: calls are
-    answered one after the other. Needs gradio: pip install "eqm-video[page]".
+    answered one after the other. Needs gradio: pip install "gradio>=6.31,<7".
     """
 
     host: str = option("127.0.0.1", metavar="ADDRESS", help="0.0.0.0 lets other machines in")
@@ -39,19 +40,36 @@ def main(words: Sequence[str]) -> int:
     """Open the model and serve the page until it is interrupted. UserError for a user's mistake."""
     chosen = options.parse(PageOptions, words, prog="eqm-video page")
     if find_spec("gradio") is None:
-        raise UserError('the page needs gradio: type pip install "eqm-video[page]" -c constraints.txt')
+        raise UserError('the page needs gradio: type pip install "gradio>=6.31,<7"')
     with contextlib.closing(listen(chosen.host, chosen.port)) as listener:
         served = Served(open_model(chosen))
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it on import
         from eqm_video.page.app import Page, make_app
 
-        with Shelf() as shelf:
+        with left_by_exception(), Shelf() as shelf:
             app = make_app(Page(served, shelf, Path(chosen.model).name), hosts_of(chosen.host))
             print(f"open {address(chosen.host, chosen.port)} in a browser; Ctrl+C ends the page", flush=True)
             if not is_loopback(chosen.host):
                 print("note: everybody who reaches this machine can use the page, without a password", flush=True)
             serve(app, listener)
     return 0
+
+
+@contextlib.contextmanager
+def left_by_exception() -> Iterator[None]:
+    """A block that SIGTERM leaves by SystemExit, so that the files of visitors are deleted as after Ctrl+C.
+
+    The server ends first: uvicorn raises the signal once more when it is done. For the main thread.
+    """
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from eqm_video.data.datasets import look_at_video
-from eqm_video.data.image import decode_image
+from eqm_video.data.image import ANIMATION, decode_image, probe_image
 from eqm_video.data.layout import EXTENSIONS
 from eqm_video.data.video import VideoDecodeError, VideoInfo
 from eqm_video.errors import UserError, cut
@@ -30,17 +30,20 @@ KINDS = {ending: kind[:-1] for kind, endings in EXTENSIONS.items() for ending in
 
 @dataclass(frozen=True)
 class Upload:
-    """An uploaded file that can be read. kind: "video" or "image"; info: of a video."""
+    """An uploaded file that can be read. kind: "video" or "image"; info: of a video; notes: on a picture."""
 
     path: Path
     name: str
     kind: str
     info: VideoInfo | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def says(self) -> str:
         """Name, length and size in a line."""
         if self.info is None:
+            if ANIMATION in self.notes:
+                return f"{self.name}: an {ANIMATION}; for its motion choose a video, such as an mp4"
             return f"{self.name}: a picture"
         seconds, fps = self.info.frames / self.info.fps, self.info.fps
         return f"{self.name}: {counted(self.info.frames, 'frame')}, {seconds:.1f} s at {fps:.3g} fps"
@@ -91,7 +94,7 @@ def look(path: Path, name: str) -> Upload:
                 f"{called} has frames of {info.width}x{info.height} pixels: the page reads up to 3840x2160, make it "
                 "smaller"
             )
-        return Upload(path, called, kind, info)
+        return Upload(path, called, kind, info, () if info is not None else probe_image(path).notes)
 
 
 def _info(path: Path, kind: str) -> VideoInfo | None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from eqm_video.data.cifar import find_cifar
-from eqm_video.data.image import read_image
+from eqm_video.data.image import ANIMATION, read_image
 from eqm_video.data.layout import EXTENSIONS
 from eqm_video.data.source import kind_of
 from eqm_video.errors import UserError
@@ -186,6 +186,11 @@ def _from_files(pipeline: EqMPipeline, options: argparse.Namespace) -> Start:
     source = open_path(path, spec, split=split, fold=options.fold or 1, split_option="--split")
     if source.kind == "image" and (clash := [name for name in ("at", "frame_interval") if getattr(options, name)]):
         raise UserError(f"--{clash[0].replace('_', '-')} is for videos, but {path} holds images: leave it out")
+    if ANIMATION in source.notes and len(needed) > 1:
+        raise UserError(
+            f"--start-from {path} is an {ANIMATION}: give it as a video, such as the mp4 of --format gif,mp4, or keep "
+            "one frame, --known first"
+        )
     total = len(source.clips)
     count = min(total, options.num_samples or total)
     clips = [source.clips[k * total // count] for k in range(count)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -179,11 +180,12 @@ def _train(
         export, best = run.export(), run.export_best()
         if accelerator.is_main_process and config.run.report:
             say(note_report(folder))
-        say(f"finished: {export} holds the model; sample with\n  eqm-video sample {export} --out samples")
+        typed = f"eqm-video sample {shlex.quote(str(export))} --out samples"
+        say(f"finished: {export} holds the model; sample with\n  {typed}")
         if best is not None:
             say(
                 f"{best} holds the best model by {run.best.metric}, {run.best.value:.4g} after step {run.best.step}; "
-                f"sample with\n  eqm-video sample {best} --out samples"
+                f"sample with\n  eqm-video sample {shlex.quote(str(best))} --out samples"
             )
     else:
         say(f"stopped after step {run.trainer.step}; type the same command with --resume to continue")
@@ -196,7 +198,7 @@ def note_report(folder: Path) -> str:
     try:
         return f"report: {write_report(folder)}"
     except (UserError, OSError) as error:
-        return f"no report: {error}; later: eqm-video report {folder}"
+        return f"no report: {error}; later: eqm-video report {shlex.quote(str(folder))}"
 
 
 def summary(run: Any) -> str:

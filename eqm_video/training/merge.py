@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,5 +46,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with writing_folder(out) as folder:
         pipeline.save_pretrained(folder)
         write_text(folder / CARD, card)
-    print(f"written to  {out}\nsample with eqm-video sample {out} --out samples")
+    print(f"written to  {out}\nsample with eqm-video sample {shlex.quote(str(out))} --out samples")
     return 0

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from eqm_video.data.buckets import Bucket
 from eqm_video.data.datasets import open_data
-from eqm_video.data.layout import find_lists, list_files
+from eqm_video.data.layout import EXTENSIONS, find_lists, list_files
 from eqm_video.training.config import ALIASES, Config, HeldOutConfig, load_config
 from eqm_video.training.data import open_split
 from eqm_video.training.resume import recorded_config
@@ -70,7 +70,9 @@ def choose(folder: Path, changes: Sequence[str] = (), on_gpu: bool | None = None
     changes: the user's own overrides, which come last and replace those that are picked here. on_gpu: whether there is
     a GPU; None looks for one.
     """
-    count = len(list_files("videos", folder).names)
+    kind = Choice("", {}, tuple(changes), "").theirs.get("data.kind", "videos")
+    kind = kind if kind in EXTENSIONS else "videos"  # what is no kind is refused with the recipe
+    count = len(list_files(kind, folder).names)
     on_gpu = torch.cuda.is_available() or torch.backends.mps.is_available() if on_gpu is None else on_gpu
     recipe, few = (GPU if on_gpu else CPU), count < FEW
     picked = {"data.root": str(folder), "run.dir": f"runs/{folder.resolve().name}"}
@@ -89,7 +91,7 @@ def choose(folder: Path, changes: Sequence[str] = (), on_gpu: bool | None = None
     steps = theirs.get("train.steps", picked["train.steps"])
     steps = "1 step" if steps == "1" else f"{int(steps):,} steps" if steps.isdecimal() else f"{steps} steps"
     device = "a GPU" if on_gpu else "no GPU"
-    return replace(choice, reasons=f"{counted(count, 'video')} and {device}: recipe {recipe}, {steps}, {withheld}")
+    return replace(choice, reasons=f"{counted(count, kind[:-1])} and {device}: recipe {recipe}, {steps}, {withheld}")
 
 
 def with_clips(choice: Choice, accelerator: Accelerator | None = None, checkpoint: Path | None = None) -> Choice:

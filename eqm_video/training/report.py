@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,7 @@ def recipe(runs: Sequence[RunFiles]) -> Section:
     trees = [dict(flatten(to_tree(run.config))) for run in runs]
     keys = list(dict.fromkeys(key for tree in trees for key in tree))
     whole = [(f"the whole recipe of {run.name}", to_yaml(run.config)) for run in runs]
-    again = f"eqm-video train --config {runs[0].folder / 'config.yaml'} run.dir=NEW"
+    again = f"eqm-video train --config {shlex.quote(str(runs[0].folder / 'config.yaml'))} run.dir=NEW"
     if len(runs) > 1:
         rows = [[key, *(short(tree.get(key)) for tree in trees)] for key in keys if key != "run.dir"]
         rows = [row for row in rows if len(set(row[1:])) > 1]

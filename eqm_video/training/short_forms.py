@@ -13,12 +13,12 @@ NEWEST = "newest"  # the meaning of `--resume` without a path
 def spell_out(words: Sequence[str]) -> list[str]:
     """The words with `--own=FOLDER` for `own FOLDER`, and with `--resume=newest` for `--resume` without a path.
 
-    UserError for `own` without a folder.
+    A folder that is there may have any name, such as -clips or a=b. UserError for `own` without a folder.
     """
     words = separate_resume(words)
     if words[:1] != ["own"]:
         return words
-    if len(words) < 2 or words[1].startswith("-") or "=" in words[1]:
+    if len(words) < 2 or ((words[1].startswith("-") or "=" in words[1]) and not Path(words[1]).is_dir()):
         raise UserError("train own needs the folder of your videos: type eqm-video train own FOLDER")
     return [f"--own={words[1]}", *words[2:]]
 
