@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from eqm_video.data.moving_shapes import write_moving_shapes
 from eqm_video.data.transforms import crop_clip
 from eqm_video.errors import UserError
 from eqm_video.evaluation.clips import Altered, Arrays, jpeg, open_real, open_samples, through
+from eqm_video.evaluation.export import LAYOUTS
 from eqm_video.evaluation.protocol import PRESETS, Protocol, check_same, differences, digest_of
 from eqm_video.evaluation.run import Evaluation
 from eqm_video.features.feature import Input
@@ -92,7 +94,8 @@ def test_a_record_has_the_protocol_and_its_hash_the_numbers_and_what_is_around_t
     assert mmd["floor"]["value"] < mmd["floor"]["samples_at_this_n"]
     assert "singular covariances in 448 dimensions" in record["metrics"]["frechet"]["warning"]
     assert record["metrics"]["motion"]["real"]["value"] < record["metrics"]["motion"]["value"]
-    assert record["data"]["files"] == 24 and record["feature"]["verified"] is False and "unverified" in said
+    assert record["data"]["files"] == 24 and record["feature"]["verified"] is False
+    assert "drawn at random, not trained" in said and "unverified" not in said
     assert not record["data"]["from_cache"] and len(list(cache.iterdir())) == 1
 
     assert run("evaluate", *words) == 0  # the real set is not measured again
@@ -257,10 +260,13 @@ def test_presets_name_their_sources_and_are_all_different(capsys):
         digest_of({**preset.protocol.resolved(feature), "name": preset.protocol.feature}) for preset in PRESETS.values()
     }
     assert len(hashes) == len(PRESETS) == 7
-    for preset in PRESETS.values():
+    for name, preset in PRESETS.items():
         assert preset.sources.keys() <= Protocol.__dataclass_fields__.keys() and preset.says and preset.metrics
+        other = {key for key, value in vars(preset.protocol).items() if value != vars(Protocol())[key]}
+        assert other <= preset.sources.keys(), (name, other - preset.sources.keys())  # no choice without its source
     assert run("evaluate", "--list") == 0
     said = capsys.readouterr().out
+    assert "statistics: biased 1, scale 100; oooolga/JEDi" in said and "statistics: ddof 0; universome" in said
     assert all(f"\n  {name}: " in said for name in [*PRESETS, *metrics(), "transnet", "i3d", "random"])
 
 
@@ -322,15 +328,48 @@ def test_alterations(tmp_path):
     assert Altered(source, through(codec)).read([0, 1]).shape == clips.shape
 
 
-def test_both_sets_are_written_for_other_tools(data, samples, tmp_path, capsys):
+@pytest.fixture
+def six(monkeypatch):
+    """The tools' metrics for clips of 3 and 6 frames, which they could have."""
+    for name, tool in LAYOUTS.items():
+        more = {frames: f"fvd2048_{frames}f" for frames in (3, 6)}
+        monkeypatch.setitem(LAYOUTS, name, replace(tool, metrics={**tool.metrics, **more}))
+
+
+def test_both_sets_are_written_for_other_tools(data, samples, tmp_path, capsys, six):
     words = (samples, "--data", data, "--out", tmp_path / "out", "--export-for", "stylegan-v", "--real", "3")
     assert run("evaluate", *words) == 0
     folder = tmp_path / "out" / "stylegan-v"
     assert [len(list((folder / side).iterdir())) for side in ("fake", "real")] == [10, 3]
     frame = np.asarray(Image.open(folder / "fake" / "000002" / "000005.png"))
     assert np.array_equal(frame, np.load(samples)["arr_0"][2, 5])
-    assert "--metrics fvd2048_16f" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "src/scripts/calc_metrics_for_dataset.py" in said and "--metrics fvd2048_6f --resolution 128 " in said
     assert "is there already" in fails(capsys, "evaluate", *words)
+    assert run("evaluate", *words, "--size", "16x8") == 2
+    assert "at most 1024 pixels, and these have 16x8: type --size" in capsys.readouterr().err
+    assert "16 or 128 or 3 or 6 frames, and these have 5" in fails(capsys, "evaluate", *words, "--frames", "5")
+
+
+def test_lattes_script_gets_real_clips_that_it_thins_itself(data, samples, tmp_path, capsys, six):
+    """It takes every third frame, wants 3 T frames in a folder, and its frames are JPEG of quality 75."""
+    words = (samples, "--data", data, "--export-for", "latte", "--frames", "3", "--num-samples", "2", "--real", "4")
+    protocol = ("--protocol", "latte", "--metrics", "frechet")
+    assert run("evaluate", *words, *protocol, "--out", tmp_path / "out") == 0
+    folder = tmp_path / "out" / "latte"
+    counts = {
+        side: [len(list(clip.iterdir())) for clip in sorted((folder / side).iterdir())] for side in ("fake", "real")
+    }
+    assert counts == {"fake": [3, 3], "real": [9] * 4}
+    said = capsys.readouterr().out
+    assert said.startswith("python tools/calc_metrics_for_dataset.py ") and "--metrics fvd2048_3f " in said
+    real = open_real(data, replace(PRESETS["latte"].protocol, real_count=4), (3, SIZE, SIZE), 8, None)
+    expected = Altered(Arrays(real.read([1]).numpy(), [None]), jpeg(75)).read([0])[0]
+    frames = [np.asarray(Image.open(folder / "real" / "000001" / f"{3 * k:06d}.jpg")) for k in range(3)]
+    assert np.array_equal(np.stack(frames), expected)
+    assert "takes every 3rd frame of the real clips, and this protocol every 1" in fails(
+        capsys, "evaluate", *words, "--out", tmp_path / "other"
+    )
 
 
 @pytest.mark.parametrize(
@@ -360,3 +399,81 @@ def test_data_must_be_there_where_a_metric_needs_them(samples, tmp_path, capsys)
     )
     assert run("evaluate", samples, "--out", tmp_path / "out", "--metrics", "flicker", "motion") == 0
     assert result(tmp_path / "out")["feature"] is None
+
+
+def test_a_set_whose_files_change_inside_is_measured_again(data, samples, tmp_path, capsys):
+    """The cache is not taken in by files of the same names, sizes, ends and times."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{index}.bmp")
+    words = (folder, "--data", folder, "--cache", tmp_path / "cache", *QUICK, "--metrics", "mmd")
+    contents = []
+    for name in ("a", "b"):
+        assert run("evaluate", *words, "--out", tmp_path / name) == 0
+        record = result(tmp_path / name)
+        assert not record["data"]["from_cache"]
+        contents.append((record["data"]["identity"], record["data"]["content"]))
+        file = folder / "3.bmp"
+        before, content = file.stat(), bytearray(file.read_bytes())
+        content[6000:7000] = bytes(255 - value for value in content[6000:7000])
+        file.write_bytes(content)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert contents[0][0] == contents[1][0] and contents[0][1] != contents[1][1]
+    assert "other data do not compare" in fails(capsys, "compare-results", tmp_path / "a", tmp_path / "b")
+
+
+def test_samples_that_are_copies_are_counted(data, samples, tmp_path, capsys):
+    real = open_real(data, Protocol(order="sorted"), (FRAMES, SIZE, SIZE), 8, None).read(range(4)).numpy()
+    clips = np.concatenate([real[:2], np.load(samples)["arr_0"][:3], np.load(samples)["arr_0"][:1]])
+    path = tmp_path / "clips.npz"
+    media.write_npz(path, clips, np.zeros(len(clips), np.int64))
+    words = (path, "--data", data, "--out", tmp_path / "out", "--cache", tmp_path / "cache", *QUICK)
+    assert run("evaluate", *words, "--metrics", "motion", "mmd") == 0
+    record, said = result(tmp_path / "out"), capsys.readouterr().out
+    assert (record["samples"]["copies_among_them"], record["samples"]["real_clips_among_them"]) == (1, 2)
+    assert "1 of the 6 samples equal another sample bit for bit" in said
+    assert "2 of the 6 samples equal a real clip bit for bit" in said
+
+
+def test_too_few_clips_and_other_labels_are_said_before_anything_is_measured(
+    data, samples, tmp_path, capsys, monkeypatch
+):
+    words = ("--data", data, "--out", tmp_path / "out", "--cache", tmp_path / "cache", *QUICK)
+    monkeypatch.setattr("eqm_video.evaluation.measure.Meter.rows", None)
+    error = fails(capsys, "evaluate", samples, *words, "--num-samples", "3", "--metrics", "precision")
+    assert "needs 5 clips of each set, and there are 3 samples and 24 real clips" in error
+    folder = tmp_path / "labelled"
+    for index, clip in enumerate(np.load(samples)["arr_0"][:2]):
+        media.write_mp4(folder / "Elsewhere" / f"{index}.mp4", clip, fps=8)
+    error = fails(capsys, "evaluate", folder, *words, "--metrics", "accuracy")
+    assert "no label of the samples (Elsewhere) is one of the real clips (DiscDown, DiscLeft, DiscRight)" in error
+    pictures = tmp_path / "pictures.npz"
+    media.write_npz(pictures, np.load(samples)["arr_0"][:, :1], np.zeros(10, np.int64))
+    error = fails(capsys, "evaluate", pictures, *words)
+    assert "--metrics flicker motion frozen needs clips of 3 frames, and these have 1: type --metrics mmd " in error
+
+
+def test_samples_of_several_lengths_and_files_that_cannot_be_read_are_said(data, samples, tmp_path, capsys):
+    folder, clips = tmp_path / "mixed", np.load(samples)["arr_0"]
+    for index, frames in enumerate((6, 4, 5)):
+        media.write_mp4(folder / f"{index}.mp4", clips[index][:frames], fps=8)
+    (folder / "junk.mp4").write_bytes(b"junk" * 99)
+    words = (folder, "--data", data, "--out", tmp_path / "out", *QUICK, "--metrics", "motion")
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert run("evaluate", *words, "--cache", blocked) == 0
+    said, record = capsys.readouterr().err, result(tmp_path / "out")
+    assert "samples of 4 to 6 frames: the first 4 of each are taken; type --frames" in said
+    assert "holds 1 files that cannot be read" in said and record["samples"]["unreadable"] == 1
+    assert record["protocol"]["frames"] == 4 and record["samples"]["frames from"] == [4, 6]
+    assert "measures of the real clips are not kept: cannot write" in said
+
+
+def test_files_of_the_data_that_cannot_be_read_are_said(data, samples, tmp_path, capsys):
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    (folder / "DiscUp" / "junk.mp4").write_bytes(b"junk" * 99)
+    assert run("evaluate", samples, "--data", folder, "--out", tmp_path / "out", *QUICK, "--metrics", "motion") == 0
+    assert "1 files of --data cannot be read" in capsys.readouterr().out

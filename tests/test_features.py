@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import random
+import shutil
 import tarfile
 from itertools import pairwise
 from pathlib import Path
@@ -96,6 +98,8 @@ def test_a_file_is_given_the_input_that_is_stated(tmp_path):
     signed = open_feature(path, Input("bcthw", None, "-1:1"))
     torch.testing.assert_close(signed(CLIPS)["features"], expected * 2 - 1, rtol=1e-4, atol=1e-4)
     assert signed.digest == feature.digest and signed.record() != feature.record()
+    copy = shutil.copy(path, tmp_path / "another name.pt")
+    assert open_feature(str(copy), feature.input).record() == feature.record()  # the number is the same
 
 
 @torch.inference_mode()
@@ -193,7 +197,12 @@ def test_networks_of_the_hub_by_their_own_configuration(kind, width, tmp_path):
     torch.testing.assert_close(feature(CLIPS[1:])["features"], outputs[1:], rtol=1e-4, atol=1e-5)
     assert feature(CLIPS[:, :3])["features"].shape == (2, width)
     again = open_feature(hub_folder(kind, tmp_path / "copy"), Input())
-    assert again.digest == feature.digest
+    assert again.digest == feature.digest and again.record() == feature.record()
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())
+    if kind == "vjepa2":  # with rotary positions its weights fit any number of frames
+        (tmp_path / "copy" / "config.json").write_text(json.dumps({**config, "frames_per_clip": 8}))
+        other = open_feature(f"hub:{tmp_path / 'copy'}", Input())
+        assert other.digest == feature.digest and other.record() != feature.record()
 
 
 def test_networks_that_are_not_known_are_refused(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -220,6 +222,46 @@ def test_intervals_are_as_wide_as_values_of_new_samples_scatter(name):
         widths.append((high - low) / 2)
     ratio = sum(widths) / len(widths) / (1.96 * float(values.std()))
     assert (0.4 if name == "precision" else 0.65) < ratio < 1.5, ratio  # precision redraws its samples alone
+
+
+def test_windows_of_one_file_are_drawn_together():
+    """Six copies of each of 8 clips know no more than 8 clips: the interval is as wide, and p is of 8 clips."""
+    judgement = Judgement(PLAIN, "random", 16, redraws=400, permutations=99, floors=False)
+    few, other = points(8, 4, "few") * 1.5, points(30, 4, "other")
+    values = few[:, 0].abs().double()
+    copied = {"sources": torch.arange(8).repeat_interleave(6), "readings": {"motion": values.repeat_interleave(6)}}
+    single = Measured.of(few, readings={"motion": values})
+    windows, samples = Measured.of(few.repeat_interleave(6, 0), **copied), Measured.of(other)
+    mmd, motion = metrics()["mmd"], metrics()["motion"]
+
+    def width(result: dict) -> float:
+        return result["interval"][1] - result["interval"][0]
+
+    once, often = (judgement.judge(mmd, samples, side) for side in (single, windows))
+    assert 0.7 < width(often) / width(once) < 1.6
+    assert often["p_value_of"] == {"samples": 30, "real": 8} and often["p_value"] == once["p_value"]
+    widths = [width(judgement.judge(motion, side, None)) for side in (single, windows)]
+    assert widths[1] == pytest.approx(widths[0], rel=0.2)
+    frechet = [width(judgement.judge(metrics()["frechet"], samples, side)) for side in (single, windows)]
+    assert 0.6 < frechet[1] / frechet[0] < 1.6
+
+
+def test_a_share_has_no_interval_beyond_1_and_a_single_clip_has_none():
+    judgement = Judgement(PLAIN, "random", 16, redraws=50, permutations=0, floors=False)
+    motion = metrics()["motion"]
+    for seed in range(5):
+        side = Measured.of(points(20, 2), readings={"motion": (torch.arange(20) > 0).double()})
+        low, high = replace(judgement, seed=seed).judge(motion, side, None)["interval"]
+        assert 0 <= low < high <= 1
+    single = Measured.of(points(1, 2), readings={"motion": torch.ones(1).double()})
+    assert judgement.judge(motion, single, None)["interval"] is None
+
+
+def test_the_inception_score_of_real_clips_is_of_as_many_clips():
+    real, samples = (Measured.of(side, logits=side * 3) for side in (points(90, 5), points(20, 5, "samples")))
+    judgement = Judgement(PLAIN, "inception", 1, redraws=10, permutations=0)
+    own = judgement.judge(metrics()["is"], samples, real)["real"]
+    assert own["n"] == {"real": 20} and own["value"] == metrics()["is"].value(real.thinned(20), real, PLAIN)
 
 
 def test_names_are_those_of_networks():

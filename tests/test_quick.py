@@ -158,6 +158,15 @@ print(json.dumps([answers, helps, heavy]))
     assert all(status == 0 and text.startswith("usage: eqm-video ") for status, text in helps)
 
 
+def test_the_list_of_metrics_needs_nothing_else() -> None:
+    for words in (["--list"], ["FOLDER", "--list"]):
+        quick.answer("evaluate", words)  # refuses nothing: the command itself shows the list
+    with pytest.raises(SystemExit):
+        quick.answer("evaluate", ["--list", "--help"])
+    with pytest.raises(UserError, match="must be given"):
+        quick.answer("evaluate", [])
+
+
 def test_changed_declarations_are_left_to_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Declarations of a source file count, not the work of its methods."""
     entry = quick.stored()["doctor"]

@@ -49,8 +49,10 @@ def every_command() -> argparse.ArgumentParser:
                 action.choices = [*own, *recipes.names(), *shtab.Required.FILE]
             elif action.dest in entries:
                 _complete(action, entries[action.dest])
+        flags = {entry.flag for entry in entries.values()}
         for flag in getattr(cls, "elsewhere", ()):  # read by the command itself, beside its options
-            made.add_argument(flag, metavar="FOLDER").complete = shtab.DIRECTORY
+            if flag not in flags:
+                made.add_argument(flag, metavar="FOLDER").complete = shtab.DIRECTORY
         commands.add_parser(name, help=command.says, parents=[made], add_help=False)
     return whole
 

@@ -36,8 +36,8 @@ def answer(name: str, words: Sequence[str]) -> None:
     if entry is None or entry["digest"] != digest(entry["sources"]):
         return
     cls = rebuild(entry["class"])
-    first = words[0].partition("=")[0] if words else ""
-    if first in getattr(cls, "elsewhere", ()):
+    helping = {"-h", "--help", "--help-all"} & set(words)
+    if not helping and {word.partition("=")[0] for word in words} & set(getattr(cls, "elsewhere", ())):
         return
     chosen = options.parse(cls, words, prog=f"eqm-video {name}")
     if isinstance(getattr(chosen, "model", None), str) and name != "push":  # push takes a run or an export alone

@@ -14,6 +14,7 @@ from typing import Any
 
 from eqm_video.data.layout import quote
 from eqm_video.errors import UserError
+from eqm_video.system import waits
 from eqm_video.system.hashing import add_file
 
 ENDS = 4096  # bytes of each end of a file
@@ -92,6 +93,16 @@ def content(data: Any, index: int) -> str:
         return add_file(hashlib.blake2b(digest_size=12), path).hexdigest()
     except OSError as error:
         raise UserError(f"{path} cannot be read any more ({error.strerror}): bring it back, and start again") from error
+
+
+def contents(data: Any, indices: Sequence[int]) -> str:
+    """A hash of all bytes of some files of a set; UserError where one cannot be read."""
+    with waits.bar(what="files checked", total=len(indices), unit="file") as bar, ThreadPoolExecutor(THREADS) as pool:
+        digests = []
+        for digest in pool.map(lambda index: content(data, index), indices):
+            digests.append(digest.encode())
+            bar.update()
+    return _short(*digests)
 
 
 def _of_file(root: Path, name: str, label: str, opened: bool) -> str:

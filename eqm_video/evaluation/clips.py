@@ -223,15 +223,21 @@ def _open_folder(path: Path, protocol: Protocol, kind: str | None) -> Files:
             f"{path} holds samples of {shown} pixels: type --size, to which they are then resized and cropped as real "
             "clips are"
         )
-    frames = protocol.frames or (min(info.frames for info in infos) if kind == "videos" else 1)
+    lengths = {info.frames for info in infos} if kind == "videos" else {1}
+    frames = protocol.frames or min(lengths)
     if kind == "images" and frames > 1:
         raise UserError(f"{path} holds pictures, and the protocol asks for {frames} frames: type --frames 1")
     if kind == "videos":
-        _check_frames(path, frames, min(info.frames for info in infos))
+        _check_frames(path, frames, min(lengths))
     data = data.view(Bucket(frames, 1))
     data.size = sides(size)
     order = sorted(range(len(data)), key=lambda index: data.files[index][0])[: protocol.count]
-    about = {"folder": str(path), **_resized(path, sizes, protocol.size)}
+    about = {
+        "folder": str(path),
+        **_resized(path, sizes, protocol.size),
+        **_cut(path, lengths, protocol.frames),
+        **_left_out(path, len(data.report.unreadable)),
+    }
     return Files(data, [(index, 0) for index in order], about)
 
 
@@ -246,6 +252,27 @@ def _resized(path: Path, sizes: Collection[tuple[int, int]], size: tuple[int, in
         stacklevel=2,
     )
     return {"resized from": shown}
+
+
+def _cut(path: Path, lengths: Collection[int], frames: int | None) -> dict[str, Any]:
+    """For the record: the lengths of samples that are cut to the shortest, with a warning; empty where none is."""
+    if frames is not None or len(lengths) == 1:
+        return {}
+    least, most = min(lengths), max(lengths)
+    warnings.warn(
+        f"{path} holds samples of {least} to {most} frames: the first {least} of each are taken; type --frames to "
+        "choose another number",
+        stacklevel=2,
+    )
+    return {"frames from": [least, most]}
+
+
+def _left_out(path: Path, count: int) -> dict[str, Any]:
+    """For the record: the number of samples that cannot be read, with a warning; empty where there is none."""
+    if not count:
+        return {}
+    warnings.warn(f"{path} holds {count} files that cannot be read: they are no part of the samples", stacklevel=2)
+    return {"unreadable": count}
 
 
 def _shown(sizes: Collection[tuple[int, int]]) -> str:

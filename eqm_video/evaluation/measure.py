@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,11 +56,14 @@ class Meter:
     def check(self, shape: tuple[int, int, int]) -> None:
         """UserError where clips of (T, H, W) are too short for a metric or the network, or an output is missing."""
         frames = shape[0]
-        for metric in self.metrics:
-            if frames < metric.least_frames:
-                raise UserError(
-                    f"--metrics {metric.name} needs clips of {metric.least_frames} frames, and these have {frames}"
-                )
+        long = [metric for metric in self.metrics if frames < metric.least_frames]
+        if long:
+            rest = [metric.name for metric in self.metrics if metric not in long]
+            names, least = " ".join(metric.name for metric in long), max(metric.least_frames for metric in long)
+            raise UserError(
+                f"--metrics {names} needs clips of {least} frames, and these have {frames}: "
+                + (f"type --metrics {' '.join(rest)}" if rest else "type others, such as mmd")
+            )
         if self.feature is None or not self.needed:
             return
         if frames < self.feature.least_frames:
@@ -150,6 +154,7 @@ def _assemble(
         sources=torch.tensor([source.sources[numbers[place]] for place in order]),
         rows=torch.arange(len(order)),
         labels=torch.tensor([ids[place] for place in order]),
+        pixels=torch.tensor([int.from_bytes(bytes.fromhex(hashes[place])[:8], "big", signed=True) for place in order]),
         readings=readings,
         label_names=tuple(labels),
         **{part: tensors[part][picked] for part in PARTS if part in tensors},
@@ -180,12 +185,14 @@ def cached(folder: Path | None, key: dict[str, Any], measure: Callable[[], Measu
     measured = measure()
     if first:
         tensors = {f"readings.{name}": value for name, value in measured.readings.items()}
-        for name in ("sources", "rows", "labels", *PARTS):
+        for name in ("sources", "rows", "labels", "pixels", *PARTS):
             if (value := getattr(measured, name)) is not None:
                 tensors[name] = value
         content = {name: value.contiguous() for name, value in tensors.items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_file(path, lambda aside: save_file(content, aside, metadata={"key": text}))
+        try:
+            files.write_file(path, lambda aside: save_file(content, aside, metadata={"key": text}))
+        except UserError as error:  # the measures are there: only the next run has to make them again
+            warnings.warn(f"measures of the real clips are not kept: {error}", stacklevel=2)
     return measured, False
 
 

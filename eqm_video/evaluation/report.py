@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eqm_video.errors import UserError
 from eqm_video.metrics.measured import Measured
-from eqm_video.metrics.metric import Metric, Paired, Statistics
+from eqm_video.metrics.metric import Metric, Paired, PerClip, Statistics
 from eqm_video.metrics.registry import title_of
 from eqm_video.randomness import generator
 
@@ -44,7 +44,7 @@ class Judgement:
         half, with the samples' value at that n; the codec's floor: of reconstructions of one half against the other;
         for metrics without a reference the real clips' own value. A warning where the value says little.
         """
-        _check_counts(metric, samples, real)
+        check_counts(metric, len(samples), None if real is None else len(real))
         other = samples if real is None else real
         count = {"samples": len(samples)} | ({} if real is None else {"real": len(real)})
         value = metric.value(samples, other, self.settings)
@@ -61,8 +61,11 @@ class Judgement:
         if real is None or isinstance(metric, Paired) or not self.floors:
             return result
         if not metric.reference:
+            few = len(real) if isinstance(metric, PerClip) else len(samples)  # a mean does not depend on their number
+            real, codec = real.thinned(few), None if codec is None else codec.thinned(few)
             own = metric.value(real, real, self.settings)
-            result["real"] = {"value": own, "interval": self._interval(metric, real, real, own)}
+            interval = self._interval(metric, real, real, own)
+            result["real"] = {"value": own, "interval": interval, "n": {"real": len(real)}}
             if codec is not None:
                 result["codec"] = {"value": metric.value(codec, codec, self.settings)}
             return result
@@ -113,14 +116,20 @@ class Judgement:
         return [(left.thinned(count), right) for left, right in pairs]
 
     def _interval(self, metric: Metric, samples: Measured, real: Measured, value: float) -> list[float] | None:
-        """The central 95 % of redraws, moved to have the value as their mean: redrawn clips repeat, a bias for some."""
-        if not self.redraws:
+        """The central 95 % of redraws, moved to have the value as their mean: redrawn clips repeat, a bias for some.
+
+        The mean of redrawn means is the value itself, and nothing is moved. None for a single clip, which does not
+        scatter.
+        """
+        if not self.redraws or len(samples) < 2:
             return None
         values = metric.redraws(samples, real, self.settings, self.redraws, generator("redraws", self.seed))
         values = values[values.isfinite()]  # of very few clips a redraw may have a single one, and then no value
+        if not len(values):
+            return None
         tail = (1 - CONFIDENCE) / 2
         low, high = values.quantile(torch.tensor([tail, 1 - tail], dtype=values.dtype)).tolist()
-        bias = float(values.mean()) - value
+        bias = 0.0 if isinstance(metric, PerClip) else float(values.mean()) - value
         floor = 0.0 if bool((values >= 0).all()) else float("-inf")
         return [max(floor, low - bias), max(floor, high - bias)]
 
@@ -159,13 +168,32 @@ def of_sources(clips: Measured, sources: Tensor) -> Measured:
     return clips.take(torch.isin(clips.sources, sources).nonzero()[:, 0])
 
 
-def _check_counts(metric: Metric, samples: Measured, real: Measured | None) -> None:
-    """UserError where there are too few clips for a metric, or nothing that it reads."""
-    if len(samples) < metric.least or (metric.reference and real is not None and len(real) < metric.least):
-        raise UserError(f"--metrics {metric.name} needs {metric.least} clips of each set; give more, or leave it out")
+def check_counts(metric: Metric, samples: int, real: int | None) -> None:
+    """UserError where there are too few clips for a metric, or no real ones."""
     if (metric.reference or metric.needs & {"pairs"}) and real is None:
         raise UserError(f"--metrics {metric.name} compares with real clips: type --data FOLDER")
-    if "labels" in metric.needs:
-        for side, name in ((samples, "samples"), (real, "real clips")):
-            if side is not None and not bool((side.labels >= 0).any()):
-                raise UserError(f"--metrics {metric.name} needs labels, and the {name} have none that both sets know")
+    if samples < metric.least or (metric.reference and real is not None and real < metric.least):
+        have = f"{samples} samples" if real is None else f"{samples} samples and {real} real clips"
+        raise UserError(
+            f"--metrics {metric.name} needs {metric.least} clips of each set, and there are {have}: give more, or "
+            "leave it out"
+        )
+
+
+def check_labels(metric: Metric, samples: Sequence[str | None], real: Sequence[str | None] | None) -> None:
+    """UserError where a metric needs labels and a set has none, or, to compare them, both have none in common."""
+    if "labels" not in metric.needs:
+        return
+    sides = {"samples": {*samples} - {None}} | ({} if real is None else {"real clips": {*real} - {None}})
+    for name, labels in sides.items():
+        if not labels:
+            raise UserError(
+                f"--metrics {metric.name} needs labels, and the {name} have none: give a folder with a folder for each "
+                "label, or leave it out"
+            )
+    if metric.reference and not set.intersection(*sides.values()):
+        shown = [", ".join(sorted(labels)[:3]) for labels in sides.values()]
+        raise UserError(
+            f"--metrics {metric.name} compares labels, and no label of the samples ({shown[0]}) is one of the real "
+            f"clips ({shown[1]}): name them alike, or leave it out"
+        )

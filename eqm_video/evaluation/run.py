@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from eqm_video.data.identity import contents
 from eqm_video.evaluation.clips import Altered, ClipSource, Files, jpeg, through
-from eqm_video.evaluation.measure import PARTS, Meter, cached
+from eqm_video.evaluation.measure import PARTS, Meter, cached, processes
 from eqm_video.evaluation.protocol import PRESETS, Protocol, differences, digest_of
-from eqm_video.evaluation.report import Judgement
+from eqm_video.evaluation.report import Judgement, check_counts, check_labels
 from eqm_video.features.feature import Feature
 from eqm_video.metrics.measured import Measured
 from eqm_video.metrics.metric import Metric, Paired, Reading
@@ -23,7 +24,7 @@ from eqm_video.metrics.metric import Metric, Paired, Reading
 if TYPE_CHECKING:
     from eqm_video.codec import Codec
 
-CACHED = 1  # version of what is kept of a real set: a new way to measure has a new number
+CACHED = 2  # version of what is kept of a real set: a new way to measure has a new number
 
 
 @dataclass(frozen=True)
@@ -61,22 +62,29 @@ class Evaluation:
         """
         meter, labels = self.meter, labels_of(samples, real)
         meter.check(samples.shape)
+        for metric in self.metrics:
+            check_counts(metric, len(samples), None if real is None else len(real))
+            check_labels(metric, samples.labels, None if real is None else real.labels)
         resolved = self.resolved(samples, real)
-        codec_set, kept = None, real_set is not None
+        codec_set, kept, content = None, real_set is not None, {}
         if real is not None:
             if real_set is None:
-                real_set, kept = self.measure_real(samples, real)
+                content = self._content(real)
+                real_set, kept = self.measure_real(samples, real, content)
             if codec is not None:
                 rebuilt = self._jpeg(Altered(real, through(codec)))
                 codec_set = self._meter_of_real.measure(rebuilt, labels, "clips through the codec")
         measured = meter.measure(self._jpeg(samples), labels, "samples", truth)
         judgement = self._judgement(samples.shape[0])
+        about = {**samples.about, "count": len(samples), "copies_among_them": duplicates(measured)}
+        if real_set is not None and real_set.pixels is not None:
+            about["real_clips_among_them"] = int(torch.isin(measured.pixels, real_set.pixels).sum())
         return {
             "protocol": resolved,
             "protocol_hash": digest_of(resolved),
             "feature": self._about_feature(),
-            "samples": {**samples.about, "count": len(samples), "copies_among_them": duplicates(samples, measured)},
-            "data": None if real is None else {**real.about, "count": len(real), "from_cache": kept},
+            "samples": about,
+            "data": None if real is None else {**real.about, "count": len(real), "from_cache": kept, **content},
             "metrics": {metric.name: judgement.judge(metric, measured, real_set, codec_set) for metric in self.metrics},
         }
 
@@ -89,10 +97,22 @@ class Evaluation:
     def _meter_of_real(self) -> Meter:
         return replace(self.meter, metrics=[metric for metric in self.metrics if not isinstance(metric, Paired)])
 
-    def measure_real(self, samples: ClipSource, real: Files) -> tuple[Measured, bool]:
-        """The real clips, measured, and whether the cache had them; of `samples` only shape and labels are used."""
+    def _content(self, real: Files) -> dict[str, str]:
+        """A hash of all bytes of the real files, where the cache is used: by the first process alone."""
+        if self.cache is None or processes()[0] != 0:
+            return {}
+        return {"content": contents(real.data, sorted(set(real.sources)))}
+
+    def measure_real(
+        self, samples: ClipSource, real: Files, content: dict[str, str] | None = None
+    ) -> tuple[Measured, bool]:
+        """The real clips, measured, and whether the cache had them; of `samples` only shape and labels are used.
+
+        content: the result of `_content`, where the caller has it.
+        """
         meter, labels = self._meter_of_real, labels_of(samples, real)
-        key = self._key(meter, self.resolved(samples, real), real, labels)
+        content = self._content(real) if content is None else content
+        key = {**self._key(meter, self.resolved(samples, real), real, labels), **content}
         return cached(self.cache, key, lambda: meter.measure(self._jpeg(real), labels, "real clips"))
 
     def floor(self, metric: Metric, real: Measured, count: int, frames: int) -> dict[str, Any] | None:
@@ -157,12 +177,9 @@ def labels_of(samples: ClipSource, real: ClipSource | None) -> list[str]:
     return sorted({label for source in (samples, real) if source for label in source.labels if label is not None})
 
 
-def duplicates(samples: ClipSource, measured: Measured) -> int:
-    """The number of samples whose features equal those of another sample bit for bit."""
-    rows = measured.features
-    if rows is None:
-        return 0
-    return len(samples) - len(rows.unique(dim=0))
+def duplicates(measured: Measured) -> int:
+    """The number of clips that equal an earlier one bit for bit."""
+    return len(measured) - len(measured.pixels.unique())
 
 
 def changed(preset: str, protocol: Protocol) -> list[str]:

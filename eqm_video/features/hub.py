@@ -67,8 +67,14 @@ class Hub(Feature):
         return {"features": self.network.get_vision_features(values).mean(1).float()}
 
     def record(self) -> dict[str, Any]:
-        """The name of the network and the hash of its weights."""
-        return {**super().record(), "kind": self.kind}
+        """The kind of the network, the hash of its weights, and its input; where they lie changes no number."""
+        return {
+            "name": "hub",
+            "weights": self.digest,
+            "kind": self.kind,
+            "frames": self.frames,
+            "input": vars(self.input),
+        }
 
 
 def _loaded(kind: Any, source: str, **options: Any) -> Any:

@@ -16,10 +16,11 @@ from torch import Tensor
 class Measured:
     """N clips, measured.
 
-    features (N, D), logits (N, K), spatial (N, S) and windows (N, W, D) are outputs of a feature network, None where it
-    has no such output. readings: numbers read off the pixels, each (N, ...), by the name of their metric. labels (N,)
-    int64, -1 without a label, are places in label_names. sources (N,) int64: clips of one file have one number. rows
-    (N,): the clip's number in the whole set, by which clips that were drawn twice are known.
+    features (N, D), logits (N, K), spatial (N, S) and windows (N, W, D) are outputs of a feature network, None
+    where it has no such output. pixels (N,) int64: hashes of the clips. readings: numbers read off the pixels, each
+    (N, ...), by the name of their metric. labels (N,) int64, -1 without a label, are places in label_names. sources
+    (N,) int64: clips of one file have one number. rows (N,): the clip's number in the whole set, by which clips
+    that were drawn twice are known.
     """
 
     sources: Tensor
@@ -29,6 +30,7 @@ class Measured:
     logits: Tensor | None = None
     spatial: Tensor | None = None
     windows: Tensor | None = None
+    pixels: Tensor | None = None
     readings: Mapping[str, Tensor] = field(default_factory=dict)
     label_names: tuple[str, ...] = ()
 
@@ -52,6 +54,12 @@ class Measured:
                 chosen[entry.name] = value[indices]
         readings = {name: value[indices] for name, value in self.readings.items()}
         return replace(self, **chosen, readings=readings)
+
+    def one_a_source(self) -> Measured:
+        """The first clip of each file."""
+        sources, which = self.sources.unique(return_inverse=True)
+        first = torch.full((len(sources),), len(which)).scatter_reduce(0, which, torch.arange(len(which)), "amin")
+        return self.take(first.sort().values)
 
     def thinned(self, count: int) -> Measured:
         """At most `count` of the clips, evenly spaced."""

@@ -73,10 +73,10 @@ class Metric:  # no ABC: before Python 3.11 its subclasses could not have a keyw
     def redraws(
         self, samples: Measured, real: Measured, settings: Statistics, count: int, generator: torch.Generator
     ) -> Tensor:
-        """Values (B,) for clips drawn anew with replacement, the samples and the real set alike."""
+        """Values (B,) for files drawn anew with replacement with all their clips, of both sets alike."""
         values = []
         for _ in range(count):
-            pair = [side.take(_redraw(len(side), generator)) for side in (samples, real)]
+            pair = [side.take(redraw(side.sources, generator)) for side in (samples, real)]
             values.append(self.value(pair[0], pair[1], settings))
         return torch.tensor(values, dtype=torch.float64)
 
@@ -92,7 +92,9 @@ class Metric:  # no ABC: before Python 3.11 its subclasses could not have a keyw
 
 
 class PerClip(Metric):
-    """A metric that is the mean of one number a clip, `per_clip`."""
+    """A metric that is the mean of one number a clip, `per_clip`; of real clips where `of_real` is true."""
+
+    of_real: ClassVar[bool] = False
 
     def per_clip(self, samples: Measured, real: Measured, settings: Statistics) -> Tensor:
         """Numbers (N,), one for each clip of the samples."""
@@ -105,9 +107,12 @@ class PerClip(Metric):
     def redraws(
         self, samples: Measured, real: Measured, settings: Statistics, count: int, generator: torch.Generator
     ) -> Tensor:
-        """Means (B,) over samples drawn anew; the real set stays."""
+        """Means (B,) over the files of the counted clips drawn anew; the other set stays as it is."""
         values = double(self.per_clip(samples, real, settings))
-        return torch.stack([values[_redraw(len(values), generator)].mean() for _ in range(count)])
+        sources = (real if self.of_real else samples).sources
+        if len(sources) != len(values):  # clips without a label have no number: each of the others counts alone
+            sources = torch.arange(len(values))
+        return torch.stack([values[redraw(sources, generator)].mean() for _ in range(count)])
 
 
 class Reading(PerClip):
@@ -143,5 +148,13 @@ class Paired(PerClip):
         return samples.readings[self.name]
 
 
-def _redraw(count: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(count, (count,), generator=generator)
+def redraw(sources: Tensor, generator: torch.Generator) -> Tensor:
+    """Places of clips (N,) by their files (N,), drawn with replacement: a drawn file comes with all its clips.
+
+    Windows of one file resemble each other: drawn one by one they would make an interval that is too narrow.
+    """
+    names, which = sources.unique(return_inverse=True)
+    drawn = torch.randint(len(names), (len(names),), generator=generator)
+    if len(names) == len(sources):
+        return drawn
+    return torch.cat([(which == file).nonzero()[:, 0] for file in drawn.tolist()])

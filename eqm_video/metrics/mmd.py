@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from eqm_video.metrics.measured import Measured
-from eqm_video.metrics.metric import Metric, Statistics
+from eqm_video.metrics.metric import Metric, Statistics, redraw
 from eqm_video.system.devices import double
 
 MOST = 4096  # clips of a set whose kernel matrix is kept whole, for redraws and permutations
@@ -86,11 +86,7 @@ class MMD(Metric, name="mmd", title="MMD"):
     ) -> Tensor:
         """Values (B,) from multiplicities, all from one kernel matrix; of at most `MOST` clips of a set."""
         matrix, sizes = _matrix(samples, real, settings)
-        weights = []
-        for size in sizes:
-            drawn = torch.randint(size, (count, size), generator=generator)
-            ones = torch.ones(drawn.shape, dtype=torch.float64)
-            weights.append(torch.zeros(count, size, dtype=torch.float64).scatter_add_(1, drawn, ones))
+        weights = [_multiplicities(side.thinned(MOST).sources, count, generator) for side in (samples, real)]
         left = torch.cat([weights[0], torch.zeros(count, sizes[1], dtype=torch.float64)], 1)
         right = torch.cat([torch.zeros(count, sizes[0], dtype=torch.float64), weights[1]], 1)
         return settings.scale * weighted_mmd(matrix, left, right, settings.biased)
@@ -101,13 +97,20 @@ class MMD(Metric, name="mmd", title="MMD"):
         """The p-value: the share of `count` random divisions of all clips into two sets that differ as much.
 
         (1 + number at least as large) / (1 + count): it is never 0, and is uniform where both sets are of one kind.
-        For a set of more than `MOST` clips also the number of clips that p-value and interval are of; the value is of
-        all.
+        Clips of one file cannot be exchanged for clips of several: of each file a single clip is divided, and
+        "p_value_of" says how many they are. For a set of more than `MOST` clips also the number of clips that p-value
+        and interval are of; the value is of all.
         """
         kept = {"samples": min(len(samples), MOST), "real": min(len(real), MOST)}
-        more = {"interval_and_p_value_of": kept} if max(len(samples), len(real)) > MOST else {}
+        more: dict[str, Any] = {"interval_and_p_value_of": kept} if max(len(samples), len(real)) > MOST else {}
         if not count:
             return more
+        alone = [side.one_a_source() for side in (samples, real)]
+        if [len(side) for side in alone] != [len(samples), len(real)]:
+            if min(len(side) for side in alone) < self.least:
+                return more
+            samples, real = alone
+            more["p_value_of"] = {"samples": min(len(samples), MOST), "real": min(len(real), MOST)}
         matrix, sizes = _matrix(samples, real, settings)
         order = torch.rand(count, sum(sizes), generator=generator).argsort(1)
         left = double(order < sizes[0])
@@ -116,6 +119,16 @@ class MMD(Metric, name="mmd", title="MMD"):
         first[:, : sizes[0]] = 1
         value = weighted_mmd(matrix, first, 1 - first, settings.biased)
         return {"p_value": float((1 + (null >= value).sum()) / (1 + count)), "permutations": count, **more}
+
+
+def _multiplicities(sources: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draws of each clip (N,) in `count` redraws of the files, as numbers (B, N) float64."""
+    size = len(sources)
+    if len(sources.unique()) == size:
+        drawn = torch.randint(size, (count, size), generator=generator)
+        ones = torch.ones(drawn.shape, dtype=torch.float64)
+        return torch.zeros(count, size, dtype=torch.float64).scatter_add_(1, drawn, ones)
+    return double(torch.stack([redraw(sources, generator).bincount(minlength=size) for _ in range(count)]))
 
 
 def _matrix(samples: Measured, real: Measured, settings: Statistics) -> tuple[Tensor, tuple[int, int]]:

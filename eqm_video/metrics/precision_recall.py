@@ -45,6 +45,7 @@ class Precision(PerClip, name="precision", title="precision"):
 class Recall(PerClip, name="recall", title="recall"):
     """Improved recall: the share of real clips within the samples' neighbourhoods."""
 
+    of_real = True
     needs = frozenset({"features"})
     better = "higher"
     least = 5

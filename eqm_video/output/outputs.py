@@ -110,7 +110,7 @@ _WEAK: dict[str, dict[str, Test]] = {  # files of studies that prove nothing abo
     "sweep": {r"sweep\.csv": begins("model,sampler,schedule,steps,step_size")},
     "readout": {r"readout\.safetensors": beside("readout.json", record("command", "settings", "errors"))},
     "distill": {"export": _is_folder},
-    "evaluate": {"stylegan-v": Path.is_dir},
+    "evaluate": {"stylegan-v": Path.is_dir, "latte": Path.is_dir},
     "look": {r"data_(index|report)\w*\.json": _is_look},
 }
 

@@ -77,7 +77,9 @@ def read_result(path: Path) -> dict[str, Any]:
 
 def check_data(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]) -> None:
     """UserError where the real clips are of other files."""
-    left, right = ((record.get("data") or {}).get("identity") for record in (first, second))
+    sides = [record.get("data") or {} for record in (first, second)]
+    keys = ["identity", *(["content"] if all("content" in side for side in sides) else [])]  # of all bytes, if known
+    left, right = ("/".join(str(side.get(key)) for key in keys) for side in sides)
     if left != right:
         raise UserError(
             f"numbers against other data do not compare: data is {short(left)} in {names[0]} and {short(right)} in "

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from eqm_video.errors import UserError, short
 from eqm_video.evaluation.clips import ClipSource, open_real, open_samples
@@ -17,7 +17,7 @@ from eqm_video.evaluation.run import Evaluation, changed
 from eqm_video.features.feature import LAYOUTS as AXES
 from eqm_video.features.feature import RANGES, Feature, Input
 from eqm_video.features.registry import FEATURES, is_known, open_feature
-from eqm_video.metrics.metric import Metric
+from eqm_video.metrics.metric import Metric, Statistics
 from eqm_video.metrics.registry import ALIASES, find_metric, metrics
 from eqm_video.options import narrower, option
 from eqm_video.output.tables import aligned
@@ -65,6 +65,7 @@ class Evaluate(
       eqm-video evaluate FOLDER --data UCF-101 --protocol stylegan-v --weights i3d_torchscript.pt --out DIR
     """
 
+    elsewhere: ClassVar[tuple[str, ...]] = ("--list",)  # nothing else must be given beside it
     samples: str = option(
         positional=True, metavar="SAMPLES", help="a folder of videos or pictures, an .npz, or a model to sample"
     )
@@ -113,7 +114,7 @@ class Evaluate(
     @classmethod
     def main(cls, words: Sequence[str]) -> int:
         """The command; --list needs nothing else."""
-        if "--list" in words and not {"-h", "--help"} & set(words):
+        if "--list" in words and not {"-h", "--help", "--help-all"} & set(words):
             print(listing())
             return 0
         return super().main(words)
@@ -156,7 +157,7 @@ class Evaluate(
             real = open_real(self.data, wanted, samples.shape, samples.fps, self.kind)
             protocol = wanted
         if self.export_for is not None:
-            said = export_for(self.export_for, self.out, samples, real)
+            said = export_for(self.export_for, self.out, samples, real, protocol.jpeg)
             return Report({"exported": said, "layout": self.export_for}, said)
         truth = real if self.paired else None
         if truth is not None:
@@ -282,9 +283,17 @@ def table(record: Mapping[str, Any]) -> str:
         if "interval_and_p_value_of" in result:
             kept = " and ".join(map(str, result["interval_and_p_value_of"].values()))
             notes.append(f"note: {result['title']}: the value is of all clips, interval and p of {kept} of them")
+        if "p_value_of" in result:
+            kept = " and ".join(map(str, result["p_value_of"].values()))
+            notes.append(f"note: {result['title']}: p is of {kept} clips, a single one of each file")
+    notes += _same_clips(record["samples"])
+    if skipped := (record["data"] or {}).get("unreadable"):
+        notes.append(f"note: {skipped} files of --data cannot be read, and are no part of the real clips")
     feature = record["feature"]
     if feature is not None:
-        known = f"verified: {feature['verified']}" if feature["verified"] else "unverified: no source states their hash"
+        drawn = feature["name"] in ("random", "pixels")  # by this package, the same for everybody
+        doubt = "drawn at random, not trained" if drawn else "unverified: no source states their hash"
+        known = f"verified: {feature['verified']}" if feature["verified"] else doubt
         notes.append(f"feature {feature['name']}, weights {feature['sha256'][:16]}, {known}")
         if feature["name"] == "random":
             notes.append("note: random is an untrained network, and its numbers are no measure of quality")
@@ -309,15 +318,23 @@ def _floor_note(result: Mapping[str, Any]) -> str:
     )
 
 
+def _same_clips(samples: Mapping[str, Any]) -> list[str]:
+    """Notes on samples that are copies to the last bit; none as a rule."""
+    count, notes = samples["count"], []
+    if again := samples.get("copies_among_them"):
+        notes.append(f"note: {again} of the {count} samples equal another sample bit for bit")
+    if known := samples.get("real_clips_among_them"):
+        notes.append(f"note: {known} of the {count} samples equal a real clip bit for bit")
+    return notes
+
+
 def listing() -> str:
     """All protocols with the source of each choice, all metrics, and all features."""
     lines = ["protocols:"]
     for name, preset in PRESETS.items():
         lines.append(f"  {name}: {preset.says}; {', '.join(preset.metrics)}")
-        lines += [
-            f"      {key}: {short(getattr(preset.protocol, key))}; {source}" for key, source in preset.sources.items()
-        ]
-    lines += ["", "metrics:"]
+        lines += [f"      {key}: {_choice(preset.protocol, key)}; {source}" for key, source in preset.sources.items()]
+    lines += ["  a choice that is not named is that of default", "", "metrics:"]
     for name, metric in metrics().items():
         needs = [*sorted(metric.needs), *(["real clips"] if metric.reference else [])]
         frames = f", {metric.least_frames} frames" if metric.least_frames > 1 else ""
@@ -326,3 +343,12 @@ def listing() -> str:
     lines += ["", "features:"]
     lines += [f"  {name}: {feature.says()}" for name, feature in FEATURES.items()]
     return "\n".join(lines)
+
+
+def _choice(protocol: Protocol, key: str) -> str:
+    """A choice of a protocol in words; of statistics those that are not the default's, or all."""
+    if key != "statistics":
+        return short(getattr(protocol, key))
+    plain, chosen = vars(Statistics()), vars(protocol.statistics)
+    other = {name: value for name, value in chosen.items() if value != plain[name]} or chosen
+    return ", ".join(f"{name} {value:g}" for name, value in other.items())

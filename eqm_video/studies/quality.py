@@ -158,7 +158,7 @@ class Judge:
         if self.evaluation is not None:
             record = self.evaluation.run(self._source(clips, names), self.real, real_set=self.measured)
             for name, result in record["metrics"].items():
-                low, high = result["interval"]
+                low, high = result["interval"] or (float("nan"), float("nan"))  # a single clip has none
                 measures |= {name: result["value"], f"{name}_low": low, f"{name}_high": high}
         return measures
 
