@@ -3,7 +3,7 @@
 A field made by `option` has an `Option`, its bounds and help. `parse` turns a class of such fields into a command
 line. `check` compares any instance with its bounds, so that a recipe, a command and a call from Python are refused with
 the same sentence. A subclass may declare a field again to change its default, to take several values instead of a
-single value, or (`narrower`) to allow less: help and bounds are those of the first declaration.
+single value, or (`narrower`) to allow less: what it does not say is that of the first declaration.
 
 The type of a field decides how its value is read: int, float, str, Path, bool (a switch), Literal (its choices),
 `X | None`, tuple[X, ...] (one or more words) and tuple[X, X] (two words).
@@ -83,7 +83,7 @@ def same(cls: type, name: str, **bounds: Any) -> Any:
 
 
 def narrower(default: Any = MISSING, **bounds: Any) -> Any:
-    """A field declared again with tighter bounds, or with fewer choices, than in the base class."""
+    """A field declared again with tighter bounds or fewer choices than in the base class, and help that says so."""
     return dataclasses.field(default=default, metadata={"narrower": bounds})
 
 

@@ -101,7 +101,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_without_peft_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapters, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'pip install "eqm-video\[lora\]"'):
+    with pytest.raises(UserError, match=r'pip install "peft>=0\.17"'):
         adapters.add_adapters(tiny_transformer(), 2, 2.0)
 
 

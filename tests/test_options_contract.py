@@ -74,12 +74,13 @@ def test_an_option_is_declared_in_one_place(name: str) -> None:
     meanings = {id(meaning(study, name)) for study in having}
     assert len(meanings) == SEVERAL.get(name, 1), f"--{name} has {len(meanings)} meanings"
     for study in having:
-        _is_the_same(meaning(study, name), declared(study)[name])
+        own = study.__dataclass_fields__[name].metadata.get("narrower", {})
+        _is_the_same(meaning(study, name), declared(study)[name], {"help", "metavar", "read"} - set(own))
 
 
-def _is_the_same(first: Option, here: Declared) -> None:
-    """Help and kind are equal; bounds and choices allow less or as much; the default is None, or within them."""
-    for entry in ("help", "metavar", "read"):
+def _is_the_same(first: Option, here: Declared, entries: set[str]) -> None:
+    """These entries are equal; bounds and choices allow less or as much; the default is None, or within them."""
+    for entry in entries:
         assert getattr(here.option, entry) == getattr(first, entry), entry
     assert set(here.option.words) <= set(first.words)
     assert not first.choices or set(here.option.choices) <= set(first.choices)

@@ -137,7 +137,7 @@ def test_none_of_it_imports_torch() -> None:
     code = f"""
 import contextlib, io, json, sys
 from eqm_video.cli import main, quick
-from eqm_video.commands import COMMANDS, explain
+from eqm_video.commands import COMMANDS
 def run(words):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         try:

@@ -177,7 +177,7 @@ class Measuring:
     weights: Path | None = option(
         None,
         metavar="FILE",
-        help="of i3d (TorchScript or a state dict), inception (TorchScript) or mobilenet (an archive)",
+        help="the file of i3d, inception or mobilenet (docs/evaluate.md)",
         rare=True,
     )
 
