@@ -363,7 +363,8 @@ def test_another_file_takes_the_place_of_one_that_goes_bad_later(spoiled: Any, v
         spoiled.clip(0)
     with pytest.warns(UserWarning) as warned:
         names = [spoiled[(0, seed)].name for seed in range(8)]
-    assert len(warned) == 1 and "v_Jump_g01.mp4: cannot be decoded" in str(warned[0].message)
+    said = [str(one.message) for one in warned if one.category is UserWarning]  # Python 3.12 warns of forks too
+    assert len(said) == 1 and "v_Jump_g01.mp4: cannot be decoded" in said[0]
     assert set(names) == {"Jump/v_Jump_g02.AVI", "Run/v_Run_g01.mkv"}  # drawn from the seed
     with pytest.warns(UserWarning, match="it is skipped, another file takes its place"):
         assert [copy[(0, seed)].name for seed in reversed(range(8))] == names[::-1]
