@@ -72,7 +72,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             texts = [_text(archive, name) for name in (MODEL, NUMBERS)]
         numbers = base64.b64decode(max(BASE64.findall(texts[1]), key=len, default=""))
     except (tarfile.TarError, zlib.error, binascii.Error, KeyError, OSError, EOFError) as error:
-        raise UserError(f"{path} is not the archive of nsfwjs 4.3.0 ({cut(str(error), 120)}); {FETCH}") from error
+        reason = cut(str(error).partition("\n")[0].rstrip(":"), 120)  # tarfile adds a line for each compression
+        raise UserError(f"{path} is not the archive of nsfwjs 4.3.0 ({reason}); {FETCH}") from error
     weights, start = {}, 0
     for name, sides, least, scale in ENTRY.findall(texts[0]):
         shape = tuple(map(int, sides.split(",")))
