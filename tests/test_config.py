@@ -148,6 +148,12 @@ def test_a_choice_takes_the_fields_of_its_kind() -> None:
     assert config.gamma == ContextGamma(("prefix", "ends")) and config.sampler.rule == NAG(0.003, 0.2)
 
 
+def test_a_kind_that_is_a_word_keeps_the_recipes_keys_beside_it(tmp_path) -> None:
+    (tmp_path / "r.yaml").write_text("data: {kind: videos, size: 32, latents: memory, root: here}\n")
+    config = load_config(tmp_path / "r.yaml", ["data.kind=images", "data.frames=1", "gamma.kind=shared"])
+    assert (config.data.kind, config.data.size, config.data.root) == ("images", 32, "here")
+
+
 def test_a_new_kind_drops_the_recipes_keys_of_the_old_one(tmp_path) -> None:
     (tmp_path / "r.yaml").write_text(
         "objective: {decay: {kind: truncated, a: 0.7, gain: 2.0}}\nsampler: {kind: nag, mu: 0.1, steps: 9}\n"

@@ -160,7 +160,8 @@ def _override(cls: type, tree: dict[str, Any], path: str, text: Any) -> None:
     if key == "kind":
         kinds, fixed = _kinds_of(place)
         legal = fixed | _field_names(kinds.get(str(text)))
-        for stale in [name for name in node if name not in legal]:  # they belong to the old kind
+        # Keys of the old kind go. A word such as data.kind picks no class: it has no keys of its own.
+        for stale in [name for name in node if kinds and name not in legal]:
             del node[stale]
     node[key] = text
 
