@@ -322,7 +322,7 @@ def test_a_video_that_breaks_later_gets_a_substitute(made: Path, tmp_path: Path)
 def test_a_dry_run_counts_and_changes_nothing(made, tmp_path, capsys, monkeypatch) -> None:
     assert call("cache", *words(made, "data.flip=true"), "--out", tmp_path / "cache", "--dry-run") == 0
     said = capsys.readouterr().out
-    assert "6 videos, 60 frames, moments 4x4x4 float16 of both mirrorings: 15.4 kB; 0 are there, 6 are to be" in said
+    assert "6 videos, 60 frames, moments 4x4x4 float16 of both mirrorings: 7.7 kB; 0 are there, 6 are to be" in said
     assert not (tmp_path / "cache").exists()
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 100, 0))
     assert call("cache", *words(made), "--out", tmp_path / "cache") == 2
@@ -350,6 +350,31 @@ def test_shards_are_cut_by_size_and_by_processes(monkeypatch: pytest.MonkeyPatch
     assert shards.plain("a\udcff") == "a\\xff" != shards.plain("a\\xff")
 
 
+def test_an_interrupted_encoding_says_how_to_go_on(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = [*words(made, "train.steps=1", "data.latents=memory"), f"run.dir={tmp_path / 'run'}"]
+    moments = Codec.moments
+
+    def interrupted(codec: Codec, pixels: torch.Tensor) -> torch.Tensor:
+        pieces.append(moments(codec, pixels))
+        if len(pieces) > 3:
+            raise KeyboardInterrupt
+        return pieces[-1]
+
+    for command, more, says in (
+        ("train", run, "interrupted; no step was made: type the same command again\n"),
+        ("cache", [*words(made), "--out", tmp_path / "cache"], "interrupted; the same command goes on from here\n"),
+    ):
+        pieces: list[torch.Tensor] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(Codec, "moments", interrupted)
+            assert call(command, *more) == 130
+        assert capsys.readouterr().err.endswith(says)
+        assert call(command, *more) == 0, "nothing is half-written"
+    assert (tmp_path / "run" / "export" / "model_index.json").is_file()
+
+
 def test_auto_is_memory_where_that_is_less_work_and_fits(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,11 +385,12 @@ def test_auto_is_memory_where_that_is_less_work_and_fits(
     assert latents("few", "train.steps=1") == "online"
     assert "data.latents=auto: online; 1 step sees fewer frames than the 60 of the data" in capsys.readouterr().out
     assert latents("many", "train.steps=6") == "memory"
-    assert "data.latents=auto: memory; its 60 frames are encoded once, 0 MiB" in capsys.readouterr().out
+    assert "data.latents=auto: memory; its 60 frames are encoded once, 7.7 kB" in capsys.readouterr().out
     monkeypatch.setattr("eqm_video.system.machine.free_memory", lambda: 10_000)
     assert latents("large", "train.steps=6") == "online"
     assert "too much for this memory, so clips are encoded in every step; `eqm-video cache`" in capsys.readouterr().out
     assert latents("many", "train.steps=7", "--resume") == "memory"  # a run goes on as it began
+    assert "all files are encoded again at every --resume; `eqm-video cache` keeps" in capsys.readouterr().out
     record = next((tmp_path / "few" / "checkpoints").glob("*/checkpoint.json"))
     old = json.loads(record.read_text())
     del old["config"]["data"]["latents"]  # from before the key was written

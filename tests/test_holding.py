@@ -13,10 +13,13 @@ from PIL import Image
 from tiny_run import main, read_metrics, recipe, write_videos
 
 from eqm_video.data.buckets import Bucket
+from eqm_video.data.clips import ClipSet
 from eqm_video.data.datasets import Share, open_data
 from eqm_video.data.holding import choose_held_out
+from eqm_video.data.scan import Report
 from eqm_video.errors import UserError
 from eqm_video.training.config import load_config
+from eqm_video.training.held_out import note_unheld
 
 NAMES = [f"{label}/{k}.mp4" for label in "ab" for k in range(100)]
 LABELS = [0] * 100 + [1] * 100
@@ -140,3 +143,25 @@ def test_more_labels_than_classes_are_noted(made: Path, tmp_path: Path, capsys: 
     assert (
         "model.num_labels=5, but the data have 2 labels: numbers from 2 on are never trained" in capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "says"),
+    [
+        (["a"], [-1], "nothing can be taken from a single file, but held_out.root=FOLDER names other files"),
+        (["a/1", "b/1"], [0, 1], "nothing can be taken from classes of a single file, but held_out.root=FOLDER"),
+        (["a", "b", "c"], [-1] * 3, "held_out.fraction=0.1 holds out one or more of the files, held_out.root="),
+        (NAMES, LABELS, "held_out.fraction=0.1 holds out a tenth of the files, held_out.root=FOLDER names others"),
+    ],
+)
+def test_a_run_without_held_out_files_says_only_what_helps(names, labels, says, tmp_path) -> None:
+    data = ClipSet(tmp_path, list(zip(names, labels, [None] * len(names), strict=True)), ["a", "b"], Report(""), size=8)
+    assert says in note_unheld(data) and "held_out.split" not in note_unheld(data)
+    if "fraction" in says:
+        assert sum(choose_held_out(names, labels, 0.1, 1)) >= 1
+        (tmp_path / "trainlist01.txt").write_text("a 1\n")
+        (tmp_path / "classInd.txt").write_text("1 a\n")
+        assert note_unheld(data).endswith(", held_out.split=test takes the test list")
+    else:
+        with pytest.raises(UserError, match="none can be held out"):
+            choose_held_out(names, labels, 0.1, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from eqm_video.output.media import write_mp4
 from eqm_video.training import own
 from eqm_video.training.config import load_config
 from eqm_video.training.options import parse
+from eqm_video.training.run import note_fps
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -242,3 +244,15 @@ def test_a_recipe_is_named_by_the_first_word_as_by_config() -> None:
         parse(["dmo", "train.steps=3"]).config_of_run()
     with pytest.raises(UserError, match="--own picks the recipe"):
         parse(["--own", "videos", "demo"])
+
+
+def test_videos_of_several_frame_rates_are_noted() -> None:
+    def videos(*rates: float) -> SimpleNamespace:
+        return SimpleNamespace(files=[("", -1, SimpleNamespace(fps=fps)) for fps in rates], frame_interval=3)
+
+    (note,) = note_fps(videos(30, 60, 29.97), 10.0)
+    assert note.startswith(
+        "note: the videos have 29.97 to 60 fps, so clips with data.frame_interval=3 have 9.99 to 20;"
+    )
+    assert "samples have 10 fps unless --fps says otherwise" in note
+    assert note_fps(videos(30, 29.97, 25.5), 10.0) == note_fps(videos(30), 10.0) == []

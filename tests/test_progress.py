@@ -9,7 +9,7 @@ from tiny_run import tiny_trainer
 from tqdm.auto import tqdm
 
 from eqm_video.training.progress import STEPS, Forecast, beside
-from eqm_video.wording import duration
+from eqm_video.wording import about, duration, pace
 
 
 def clock(*seconds: float):
@@ -45,7 +45,7 @@ def test_the_time_between_checkpoints_is_told_and_a_run_of_more_than_a_day_warns
     for step in range(1, 100):
         forecast.count(step)
     first, second = capsys.readouterr().out.splitlines()
-    assert first == f"after {STEPS} steps: 3 s a step, about 3 d 11 h to step 100000; checkpoint every 10 min"
+    assert first == f"after {STEPS} steps: 3 s a step, about 3 days 11 h to step 100000; checkpoint every 10 min"
     assert second.startswith("warning: this run takes more than a day here: type train.steps=28800 for a day, or")
     for settings, says in (({"save_every": 400}, "every 80 s"), ({"save_minutes": 60}, "at the end"), ({}, None)):
         forecast = Forecast(2520, **settings, clock=clock(0.2).__next__)
@@ -86,9 +86,16 @@ def test_nothing_is_printed_for_a_short_run_or_by_other_processes(capsys: pytest
 
 
 def test_durations() -> None:
-    given = [0.4, 89, 100, 150, 3570, 3600, 12_000, 86_000, 86_400 * 2.2]
-    words = ["0 s", "89 s", "100 s", "2 min", "1 h 0 min", "1 h 0 min", "3 h 20 min", "23 h 53 min", "2 d 5 h"]
+    given = [0.4, 89, 100, 150, 3570, 3600, 12_000, 86_000, 86_400 * 2.2, 86_400, 86_400 * 1234.4]
+    words = ["0 s", "89 s", "100 s", "2 min", "1 h 0 min", "1 h 0 min", "3 h 20 min", "23 h 53 min", "2 days 5 h"]
+    words += ["1 day", "1,234 days"]
     assert [duration(one) for one in given] == words
+    assert [about(86_400 * days) for days in (17, 364, 14_165)] == [
+        "about 17 days",
+        "about 364 days",
+        "more than a year",
+    ]
+    assert [pace(one) for one in (0.0123, 9.96, 99.6, 1000)] == ["0.012 s", "10 s", "100 s", "17 min"]
 
 
 def test_a_run_tells_it(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:

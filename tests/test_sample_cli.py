@@ -104,6 +104,8 @@ def test_an_interrupted_run_goes_on(export, tmp_path, monkeypatch, capsys):
         sizes = count_batches(patch, stop_after=2)
         assert run(*common, "--out", out, "--batch-size", 2) == 130
         assert sizes == [2, 2]
+    said = capsys.readouterr().err
+    assert said.endswith("interrupted; finished batches are kept, and the same command goes on\n")
     assert "samples.npz" not in files(out) and "clips/000003.gif" in files(out)
     assert "steps: 4 there, 5 here" in fails(capsys, *common, "--out", out, "--steps", 5)
     (out / ".parts-eqm" / ".00000004.npy.aside").write_bytes(b"half")

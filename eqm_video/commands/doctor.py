@@ -28,8 +28,7 @@ from eqm_video.system import machine
 from eqm_video.training import build
 from eqm_video.training.config import Config, load_config
 from eqm_video.training.estimate import REACHED, Device, count_memory, free_memory, seconds_per_step
-from eqm_video.training.progress import DAY
-from eqm_video.wording import counted, duration
+from eqm_video.wording import DAY, about, counted, pace
 
 FINE, SLOW, BAD = "ok", "slow", "BAD"
 SECONDS = 0.3  # of each measurement
@@ -236,7 +235,7 @@ def fits(config: Config, device: Device) -> Iterator[Finding]:
     seconds = seconds_per_step(config, device, cost["flops"], frames)
     kind = "cuda" if device.kind == "cuda" else "cpu"
     text = (
-        f"about {seconds:.2g} s a step, {duration(seconds * train.steps)} for {train.steps:,} steps "
+        f"about {pace(seconds)} a step, {about(seconds * train.steps)} for {train.steps:,} steps "
         f"(computed: a step at {REACHED[kind]:.0%} of the speed above)"
     )
     if seconds * train.steps <= DAY:

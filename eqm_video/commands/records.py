@@ -11,7 +11,7 @@ from typing import Any
 from eqm_video import options
 from eqm_video.commands import COMMANDS
 from eqm_video.errors import UserError
-from eqm_video.options import option
+from eqm_video.options import narrower, option
 from eqm_video.output import records
 from eqm_video.sampling.option_groups import Overwriting
 from eqm_video.system import files, machine
@@ -32,6 +32,7 @@ class RecordsOptions(Overwriting):
 
     add: Path | None = option(None, metavar="FOLDER", help="the folder that a study has written")
     name: str | None = option(None, flag="--name", metavar="NAME", help="the record's name, beside others of the study")
+    overwrite: bool = narrower(False, help="replace the record of that name")
 
 
 def main(words: Sequence[str]) -> int:

@@ -33,6 +33,8 @@ from eqm_video.randomness import generator
 from eqm_video.system import waits
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from eqm_video.codec import Codec
 
 LIMIT = 8 * 2**30  # bytes in memory; larger sets are encoded online, or kept on disk
@@ -135,20 +137,30 @@ class LatentsInMemory(LatentSet):
                 f"{LIMIT // 2**30}): type data.latents=online, or keep them on disk (eqm-video cache --help)"
             )
         self.files: dict[int, tuple[list[np.ndarray], np.ndarray]] = {}
-        for index in waits.bar(range(len(data)), "encoding", unit="file", shown=not quiet):
-            stored = [np.empty((data.length(index), *shape), np.float16) for _ in range(1 + data.flip)]
-            for piece in encode_files(data, [index], codec, device):
-                if isinstance(piece, Unreadable):
-                    self.unreadable[index] = piece.reason
-                    data.substitutes.warn(index, VideoDecodeError(piece.reason))
-                    break
-                for kept, moments in zip(stored, piece.mirrorings, strict=True):
-                    kept[piece.first : piece.first + len(moments)] = moments
-            else:
-                self.files[index] = stored, data.seconds(index)
+        lengths = [data.length(index) for index in range(len(data))]
+        with waits.bar(what="encoding", total=sum(lengths), unit="frame", shown=not quiet) as bar:
+            done = 0
+            for index, length in enumerate(lengths):
+                self._encode(index, codec, device, bar)
+                done += length
+                bar.update(done - bar.n)  # past the rest of a file that does not decode
         if not self.files:
             reasons = list(self.unreadable.values())
             raise UserError(f"none of the {len(reasons)} files in {data.root} can be decoded: {quote(reasons)}")
+
+    def _encode(self, index: int, codec: Codec, device: str | torch.device, bar: tqdm) -> None:
+        """Encode one file, or leave it out with a warning; `bar` counts frames."""
+        data, shape = self.data, moments_shape(codec, self.data.size)
+        stored = [np.empty((data.length(index), *shape), np.float16) for _ in range(1 + data.flip)]
+        for piece in encode_files(data, [index], codec, device):
+            if isinstance(piece, Unreadable):
+                self.unreadable[index] = piece.reason
+                data.substitutes.warn(index, VideoDecodeError(piece.reason))
+                return
+            for kept, moments in zip(stored, piece.mirrorings, strict=True):
+                kept[piece.first : piece.first + len(moments)] = moments
+            bar.update(len(piece.mirrorings[0]))
+        self.files[index] = stored, data.seconds(index)
 
     def _file(self, index: int, mirrored: int) -> tuple[np.ndarray, np.ndarray]:
         mirrorings, seconds = self.files[index]

@@ -108,6 +108,8 @@ class VideoClip:
         if self.rate is None:
             return when
         fps = f"{self.info.fps:.4g} fps{'' if self.info.constant_rate else ' on average'}"
+        if self.interval == 1:
+            return f"every frame, {fps}, {when}"
         return f"{every(self.interval)} of {fps} = {self.rate:.4g} fps, {when}"
 
 

@@ -15,7 +15,7 @@ import torch
 from eqm_video.core.cost import count_operations
 from eqm_video.core.energy import Field
 from eqm_video.system import machine, waits
-from eqm_video.wording import counted, duration
+from eqm_video.wording import about, counted, pace
 
 SAID = 60.0  # seconds: a shorter wait needs no forecast
 SLOW = 10.0  # seconds: a first step that takes longer is measured, of others the second, which starts nothing
@@ -42,7 +42,7 @@ class Forecast:
         self._taken = 2
         if left > SAID:
             waits.say(
-                f"{seconds:.2g} s a step, so about {duration(left)} for {counted(self.steps, 'step')} (finished "
+                f"{pace(seconds)} a step, so {about(left)} for {counted(self.steps, 'step')} (finished "
                 "batches stay; after Ctrl-C the same command goes on)"
             )
             sys.stdout.flush()
@@ -63,8 +63,8 @@ def note_long(pipeline: Any, settings: dict[str, Any], steps: int, batch: int, w
         return None
     windows = "" if with_length else f"; --length {frames} makes them in windows of {counted(usual, 'frame')}"
     return (
-        f"note: clips of {frames:,} frames, {frames / usual:,.0f} times as long as those of training, take about "
-        f"{duration(seconds)} (estimated from shorter ones){windows}"
+        f"note: clips of {frames:,} frames, {frames / usual:,.0f} times as long as those of training, take "
+        f"{about(seconds)} (estimated from shorter ones){windows}"
     )
 
 

@@ -78,6 +78,8 @@ def main(words: Sequence[str]) -> int:
             if note := note_long(pipeline, settings, steps, most, long is not None):
                 print(note, flush=True)
         work.run(batches[state.process_index :: state.num_processes], state)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt("finished batches are kept, and the same command goes on") from interrupt
     finally:
         if state.num_processes == 1:  # with several, another may be about to finish a batch
             folder.abandon()

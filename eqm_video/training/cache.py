@@ -19,6 +19,7 @@ from eqm_video.codec import Codec
 from eqm_video.data.latent_cache import SETTINGS, LatentCache, Work
 from eqm_video.data.layout import quote
 from eqm_video.errors import UserError
+from eqm_video.options import narrower
 from eqm_video.output.outputs import CACHED, claim_output
 from eqm_video.sampling.option_groups import Dry, Recipe, Written
 from eqm_video.system import machine, waits
@@ -43,6 +44,8 @@ class CacheOptions(Recipe, Dry, Written):
 
     With several processes type `accelerate launch -m eqm_video cache ...`.
     """
+
+    out: Path = narrower(help="folder of the latents, which training takes as data.latents=cache:DIR")
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,10 @@ def main(words: Sequence[str]) -> int:
         if chosen.dry_run:
             return 0
         begun = time.monotonic()
-        unreadable = [name for part in parts for name in _fill(part, config, codec, accelerator)]
+        try:
+            unreadable = [name for part in parts for name in _fill(part, config, codec, accelerator)]
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt("the same command goes on from here") from interrupt
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             for part in parts:

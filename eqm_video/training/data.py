@@ -28,7 +28,7 @@ from eqm_video.training.batches import Batches, BatchPlan
 from eqm_video.training.config import Config
 from eqm_video.training.recipes import check_root
 from eqm_video.training.shared_memory import check_shared_memory
-from eqm_video.wording import counted
+from eqm_video.wording import counted, storage
 
 STILL = Bucket(1, 1)  # a single frame of a video
 VIDEOS, IMAGES, HELD_OUT = "data", "images", "held_out"  # folders of a latent cache: of data.root, data.images ...
@@ -193,9 +193,7 @@ def cache_folder(config: Config) -> Path | None:
     return Path(folder).expanduser() if kind == "cache" else None
 
 
-def choose_latents(
-    config: Config, data: TrainingData, codec: Codec, accelerator: Accelerator
-) -> tuple[Config, list[str]]:
+def choose_latents(config: Config, data: TrainingData, codec: Codec, accelerator: Accelerator) -> tuple[Config, str]:
     """The recipe with `data.latents=auto` decided, memory or online, and a note that says why.
 
     Memory where every process's copy fits, with room to spare, and holds fewer frames than the run would encode online.
@@ -214,7 +212,7 @@ def choose_latents(
         fits = all(gather_object([fits]))
     chosen = "memory" if fits and frames <= samples * longest else "online"
     if chosen == "memory":
-        why = f"its {frames:,} frames are encoded once, {size / 2**20:,.0f} MiB"
+        why = f"its {counted(frames, 'frame')} are encoded once, {storage(size)}"
     elif not fits:
         why = (
             f"the latents of its {frames:,} frames are {size / 2**30:,.1f} GiB, too much for this memory, so clips are "
@@ -225,7 +223,7 @@ def choose_latents(
         sees = "sees" if steps == 1 else "see"
         why = f"{counted(steps, 'step')} {sees} fewer frames than the {frames:,} of the data"
     note = f"data.latents=auto: {chosen}; {why}"
-    return replace(config, data=replace(config.data, latents=chosen)), [note]
+    return replace(config, data=replace(config.data, latents=chosen)), note
 
 
 def open_training_data(config: Config, accelerator: Accelerator) -> TrainingData:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +16,24 @@ from torch import Tensor, nn
 
 from eqm_video.core.energy import Field
 from eqm_video.core.objective import EqMObjective, interpolate
+from eqm_video.data.layout import find_lists
 from eqm_video.data.presence import patient
 from eqm_video.data.scan import Substitutes
 from eqm_video.data.video import VideoDecodeError
 from eqm_video.randomness import fold, generator, normal
 from eqm_video.system import waits
 from eqm_video.training.signals import Stopped
+
+
+def note_unheld(data: Any) -> str:
+    """A note for a run that holds nothing out of its set: how to, as far as that is possible with these files."""
+    note = "note: nothing is held out, so there will be no loss on held-out clips; "
+    if len(data) == len({label for _, label, _ in data.files}):  # every class keeps a file to train on
+        why = "a single file" if len(data) == 1 else "classes of a single file"
+        return f"{note}nothing can be taken from {why}, but held_out.root=FOLDER names other files"
+    note += f"held_out.fraction=0.1 holds out {'a tenth' if len(data) >= 20 else 'one or more'} of the files"
+    test = ", held_out.split=test takes the test list" if find_lists(Path(data.root)) is not None else ""
+    return f"{note}, held_out.root=FOLDER names others{test}"
 
 
 @dataclass(eq=False)

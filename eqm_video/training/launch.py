@@ -31,7 +31,7 @@ from eqm_video.training.report import write_report
 from eqm_video.training.resume import compare, compare_data, starting_point, with_latents
 from eqm_video.training.strict_yaml import flatten
 from eqm_video.training.trackers import check_trackers, start_trackers
-from eqm_video.wording import counted, duration
+from eqm_video.wording import counted, pace
 
 # Files of a run that has not begun: what the first look at its data found, and a log without a line
 UNBEGUN = re.compile(rf"{re.escape(LOCK)}|data_(index|report)(_\w+)?\.json|metrics\.jsonl")
@@ -84,9 +84,8 @@ def dry_run(config: Config, device_spec: str | None = None) -> int:
     frames = max(shape.frames for shape in config.data.shapes)
     memory = count_memory(config, network, (frames, channels, size, size), kind=device.kind)
     seconds = seconds_per_step(config, device, cost["flops"], config.data.frames)
-    step = f"{seconds:.3g} s" if seconds < 120 else duration(seconds)
     parts = ", ".join(f"{name} {value:.2f}" for name, value in memory.gibibytes().items())
-    print(f"one {device.name}, a step: about {step} (computed); memory in GiB: {parts}", file=sys.stderr)
+    print(f"one {device.name}, a step: about {pace(seconds)} (computed); memory in GiB: {parts}", file=sys.stderr)
     for note in note_memory(memory, device):
         print(note, file=sys.stderr)
     return 0
@@ -113,7 +112,8 @@ def train(config: Config, resume: str | None, from_older: bool = False, choice: 
         start = starting_point(config, resume, from_older)  # again, now that no other process writes there
         checkpoint, notes = start.checkpoint, start.notes
         if choice is not None:
-            choice = with_clips(choice, accelerator, checkpoint)
+            with before_steps():
+                choice = with_clips(choice, accelerator, checkpoint)
             config = choice.config()
             accelerator.print(choice.said, flush=True)
         config = with_latents(config, checkpoint) if checkpoint is not None else config
@@ -143,6 +143,15 @@ def claimed_run(folder: Path) -> Iterator[None]:
             raise
 
 
+@contextmanager
+def before_steps() -> Iterator[None]:
+    """A block of work before the first step, which makes nothing that could be lost but what is known of the files."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt("no step was made: type the same command again") from interrupt
+
+
 def _train(
     config: Config,
     resume: str | None,
@@ -155,7 +164,8 @@ def _train(
     from eqm_video.training.run import Run
 
     say, folder = accelerator.print, config.run.folder
-    run = Run(config, accelerator, resuming=checkpoint is not None, heartbeat=heartbeat)
+    with before_steps():
+        run = Run(config, accelerator, resuming=checkpoint is not None, heartbeat=heartbeat)
     config = run.config  # in which data.latents is decided
     if checkpoint is not None:
         compare_data(checkpoint, run.data_record)

@@ -11,7 +11,7 @@ from pathlib import Path
 from diffusers.utils import logging as diffusers_logging
 
 from eqm_video import options
-from eqm_video.options import option, required
+from eqm_video.options import narrower, option, required
 from eqm_video.output.outputs import claim_output
 from eqm_video.sampling.loading import load_pipeline
 from eqm_video.sampling.option_groups import Modelled, Written
@@ -29,6 +29,7 @@ class Merge(Modelled, Written):
 
     model: str = required()  # declared again, to stand before the adapters
     adapters: Path = option(positional=True, metavar="ADAPTERS", help="a folder such as RUN/export/adapters")
+    out: Path = narrower(help="new folder for the merged export")
     strength: float = option(1.0, above=0, most=100, metavar="S", help="how strongly the adapters act; 1: as trained")
 
 

@@ -11,11 +11,10 @@ from dataclasses import KW_ONLY, dataclass, field
 from tqdm import tqdm
 
 from eqm_video.system import waits
-from eqm_video.wording import duration
+from eqm_video.wording import DAY, about, duration, pace
 
 STEPS = 20  # steps after a start, before the forecast
 SLOWEST = 3  # steps left out, beside the first: compiling and fetching happen once
-DAY = 24 * 3600.0  # seconds
 
 
 @dataclass(eq=False)
@@ -55,7 +54,7 @@ class Forecast:
         saved = (
             f"; checkpoint {f'every {duration(min(saves))}' if min(saves) < left else 'at the end'}" if saves else ""
         )
-        yield f"after {STEPS} steps: {seconds:.2g} s a step, about {duration(left)} to step {self.last}{saved}"
+        yield f"after {STEPS} steps: {pace(seconds)} a step, {about(left)} to step {self.last}{saved}"
         if left > DAY:
             in_a_day = round(step + DAY / seconds, -2)
             yield (

@@ -52,7 +52,7 @@ from eqm_video.training.ema import Ema
 from eqm_video.training.estimate import Device, count_memory, free_memory, note_memory
 from eqm_video.training.evaluating import Best, Evaluating
 from eqm_video.training.heartbeat import Heartbeat
-from eqm_video.training.held_out import HeldOut
+from eqm_video.training.held_out import HeldOut, note_unheld
 from eqm_video.training.optim import OPTIMIZERS, Schedule
 from eqm_video.training.report import RunFiles
 from eqm_video.training.signals import Stopped, StopSignals
@@ -62,6 +62,11 @@ from eqm_video.training.trainer import Hook, Trainer
 # Paths in an export that `save_pretrained` writes
 EXPORTED = r"model_index\.json|(transformer|vae)/(config\.json|diffusion_pytorch_model.*)"
 EXPORTED += r"|adapters/adapter_(config\.json|model\.safetensors)"
+ANEW = (
+    "data.latents=memory: latents in memory end with the process, so all files are encoded again at every --resume; "
+    "`eqm-video cache` keeps them on disk"
+)
+MIXED = 1.2  # the highest frame rate over the lowest, from which on it is said
 LEGIBLE = 96  # pixels: the width of clips in previews, at least, so that the names of labels fit above them
 
 
@@ -85,10 +90,12 @@ class Run:
             data = data.cached(self.caches)
         else:
             self.codec = build.open_codec(config)
-        chosen: list[str] = []
         if config.data.latents == "auto":
-            config, chosen = choose_latents(config, data, self.codec, accelerator)
+            config, note = choose_latents(config, data, self.codec, accelerator)
+            accelerator.print(note, flush=True)  # before the wait that it explains
             self.config, data = config, replace(data, config=config)
+        elif config.data.latents == "memory" and resuming:
+            accelerator.print(ANEW, flush=True)
         self.codec.to(accelerator.device)
         self.encode = build.make_encode(self.codec, accelerator.device)
         network = build.make_network(config, build.count_labels(config, self.labels), self.codec.latent_channels)
@@ -100,15 +107,12 @@ class Run:
         if not resuming:
             build.check_start(network)
         self.notes += build.add_adapters(network, config, started)
-        self.notes += chosen
         self.notes += build.note_sampler(config) + launch.note_precision(config)
         self.notes += build.note_precision(config, accelerator.device)
         if not config.held_out.wanted:
-            self.notes.append(
-                "note: nothing is held out, so there will be no loss on held-out clips; held_out.fraction=0.1 holds "
-                "out a tenth of the files, held_out.root=FOLDER names others, held_out.split=test takes a list of them"
-            )
+            self.notes.append(note_unheld(data.videos))
         self.fps = playback_fps(data.clips, config.data.reference_fps)
+        self.notes += note_fps(data.videos, self.fps)
         # A network that is cut in parts is never whole on a GPU.
         self.sharding = launch.read_sharding() if accelerator.num_processes > 1 else None
         if self.sharding is not None and config.lora.rank is not None:
@@ -383,6 +387,19 @@ def spread(count: int, num_labels: int) -> list[int]:
     if num_labels == 0:
         return []
     return [k * num_labels // count if count < num_labels else k % num_labels for k in range(count)]
+
+
+def note_fps(videos: Any, fps: float) -> list[str]:
+    """A note where videos have other frame rates, so that one interval gives clips of several; `fps` of samples."""
+    rates = [info.fps for _, _, info in videos.files if getattr(info, "fps", 0)]
+    if len(rates) < 2 or max(rates) < MIXED * min(rates):
+        return []
+    return [
+        f"note: the videos have {min(rates):.4g} to {max(rates):.4g} fps, so clips with data.frame_interval="
+        f"{videos.frame_interval} have {min(rates) / videos.frame_interval:.4g} to "
+        f"{max(rates) / videos.frame_interval:.4g}; the network gets the time of every frame, and samples have "
+        f"{fps:.4g} fps unless --fps says otherwise"
+    ]
 
 
 def playback_fps(data: Any, reference_fps: float) -> float:
