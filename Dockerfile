@@ -9,6 +9,8 @@ FROM ${BASE}
 
 # Words for pip when it installs PyTorch, such as --index-url URL for builds without CUDA, which are much smaller
 ARG TORCH_ARGS=
+# Extras, such as [page,evaluate,lora]; the page: docker run -p 7860:7860 eqm-video page demo --host 0.0.0.0
+ARG EXTRAS=
 ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:$PATH
 
 # A base with CUDA has no Python; slim images have one.
@@ -21,7 +23,7 @@ WORKDIR /opt/eqm-video
 COPY constraints.txt ./
 RUN pip install $TORCH_ARGS -c constraints.txt torch
 COPY . .
-RUN pip install -c constraints.txt .
+RUN pip install -c constraints.txt ".$EXTRAS"
 
 WORKDIR /work
 ENTRYPOINT ["eqm-video"]

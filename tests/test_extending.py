@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +67,26 @@ def test_a_decay_is_a_choice_of_recipes(monkeypatch: pytest.MonkeyPatch) -> None
     assert "kind: cosine" in config.to_yaml(made)
     values = config.parse_config({"objective": {"decay": {"kind": "cosine"}}}).objective.decay(torch.tensor([0.0, 1.0]))
     assert values.tolist() == pytest.approx([4, 0], abs=1e-6)
+
+
+def test_a_launcher_has_the_names_of_another_package(tmp_path: Path) -> None:
+    (tmp_path / "mypackage").mkdir()
+    for name, title in (("decay", "A decay"), ("rule", "An update rule")):
+        (tmp_path / "mypackage" / f"{name}.py").write_text(EXAMPLES[title], encoding="utf8")
+    part = PAGE.read_text(encoding="utf8").split("## In a package of your own\n")[1]
+    (tmp_path / "run.py").write_text(re.search(r"^```text\n(.*?)^```", part, re.M | re.S)[1], encoding="utf8")
+    words = re.search(r"^python run.py (train .*)$", part, re.M)[1].split()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PAGE.parents[1]), str(tmp_path)])}
+    made = subprocess.run(
+        [sys.executable, str(tmp_path / "run.py"), *words, "--dry-run"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    assert "kind: cosine" in made.stdout and "kind: heavyball" in made.stdout and "momentum: 0.5" in made.stdout
 
 
 def test_a_draw_of_gamma_is_a_choice_of_recipes_and_draws_for_each_clip(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +196,9 @@ def test_a_codec_is_a_folder_that_a_recipe_can_name(tmp_path: Path, monkeypatch:
     assert codec.decode(latents).shape == (1, 2, 3, 16, 16)
 
 
-def test_a_network_loads_is_trained_and_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_loads_is_trained_and_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     network = example("A network", monkeypatch).ConvNetwork()
     sampler = {"kind": "gd", "step_size": 0.02, "steps": 3, "guidance_scale": 2.0}
     settings = {"id2label": ["one", "two"], "sampler": sampler, "frames": 3, "size": 16}
@@ -184,7 +208,9 @@ def test_a_network_loads_is_trained_and_sampled(tmp_path: Path, monkeypatch: pyt
     assert result.frames.shape == (2, 3, 4, 4, 4) and result.nfe.tolist() == [3, 3]
 
     pipeline.save_pretrained(tmp_path / "export")
+    capsys.readouterr()
     again = EqMPipeline.from_pretrained(tmp_path / "export")
+    assert "Expected types" not in capsys.readouterr().err
     assert type(again.transformer) is type(network) and torch.equal(again(**call).frames, result.frames)
     again.transformer.train()(torch.randn(2, 3, 4, 4, 4)).sample.square().mean().backward()
     assert all(weight.grad is not None for weight in again.transformer.parameters())

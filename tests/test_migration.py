@@ -27,11 +27,18 @@ FORK = """--video --num-frames --random-frames --min-frames --single-frame-prob 
 --muon-lr --muon-patch-embed --use-compile --gradient-accumulation-steps --grad-clip --use-curriculum
 --use-clip-sampling --clip-full-prob --clip-center-prob --center-bias-fraction --clips-per-video"""
 FORK_SAMPLING = "--video --use-rope --num-frames --video-duration --target-fps --decode-batch-size --use-amp --use-bf16"
+LATTE = """dataset data_path pretrained_model_path results_dir pretrained model num_frames image_size num_sampling_steps
+frame_interval fixed_spatial attention_bias learn_sigma extras save_ceph learning_rate ckpt_every clip_max_norm
+start_clip_iter local_batch_size max_train_steps global_seed num_workers log_every lr_warmup_steps
+resume_from_checkpoint gradient_accumulation_steps num_classes use_compile mixed_precision
+enable_xformers_memory_efficient_attention gradient_checkpointing use_image_num ckpt save_img_path use_fp16 seed
+sample_method cfg_scale run_time num_sample sample_names negative_name per_proc_batch_size num_fvd_samples"""
 THEIRS = [  # heading, number of the table below it, flags
     ("The reference EqM code", 0, OFFICIAL),
     ("The reference EqM code", 1, SAMPLING),
     ("The video fork", 0, FORK),
     ("The video fork", 1, FORK_SAMPLING),
+    ("Latte", 0, LATTE),
 ]
 
 

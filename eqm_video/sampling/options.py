@@ -117,7 +117,11 @@ class SampleOptions(
     sections: ClassVar[tuple[str, ...]] = ("data", "sampler")  # of sections of a recipe whose keys are options here
     num_samples: int | None = narrower(None, unset="16, or the number of clips to start from")
     fps: float | None = option(
-        None, least=0.01, metavar="F", help="frames per second", unset="as trained, or as in the clips of known frames"
+        None,
+        least=0.01,
+        metavar="F",
+        help="frames per second, of motion and file",
+        unset="as trained, or as in the clips of known frames",
     )
     preset: str | None = option(
         None, choices=tuple(SAMPLER_PRESETS), help="sampler settings of the paper's public runs", rare=True

@@ -177,9 +177,19 @@ def fuzz(server: Server, folder: Path, kind: str, sources: list[Path], count: in
     for name, difference in result["differences"].items():
         if difference > 8:
             row.wrong(f"{name}: frames differ from PyAV's by {difference}")
-    later = len(result["later"])
-    row.note = f"{len(result['accepted'])} accepted, {len(result['refused'])} refused, {later} refused when read"
+    row.note = what_came_of_it(row, result)
     return row
+
+
+def what_came_of_it(row: Row, result: dict) -> str:
+    """The damaged files by what came of them, which sum up to the tries; the whole file beside them must be read."""
+    later = result.get("later", {})
+    read = set(result["accepted"]) - set(later) - set(result["crashes"])
+    whole = {name for name in read if name.startswith("whole")}
+    if not whole:
+        row.wrong("the whole file beside the damaged ones is not read")
+    note = f"{len(read - whole)} read, {len(result['refused']) + len(later)} refused"
+    return f"{note} ({len(later)} of them when read)" if later else note
 
 
 def videos(server: Server, folder: Path, count: int) -> Row:
@@ -201,14 +211,12 @@ def damaged_files(server: Server, folder: Path, kind: str, sources: list[Path], 
         row.crash(f"status {outcome.code}: {outcome.err[-2000:]}")
         return row
     result = json.loads((folder / "answer.json").read_text())
-    for name, reason in result["later"].items():
-        row.crash(f"{name}: {reason}")
+    for name, trace in result["crashes"].items():
+        row.crash(f"{name}: {trace}")
     for name, reason in result["refused"].items():
         if "\n" in reason or len(reason) > 1500:
             row.crash(f"{name}: {reason[:1500]}")
-    row.note = (
-        f"{len(result['accepted'])} accepted, {len(result['refused'])} refused; at most {outcome.resident >> 20} MiB"
-    )
+    row.note = f"{what_came_of_it(row, result)}; at most {outcome.resident >> 20} MiB"
     return row
 
 

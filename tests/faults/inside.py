@@ -64,7 +64,7 @@ def files(kind: str, folder: str, answer: str) -> None:
     """Open every damaged file of a kind: recipes, CIFAR archives, weights to convert."""
     from eqm_video.errors import UserError
 
-    result = {"accepted": [], "refused": {}, "later": {}}
+    result = {"accepted": [], "refused": {}, "crashes": {}}
     for path in sorted(Path(folder).iterdir()):
         try:
             OPENERS[kind](path)
@@ -72,7 +72,7 @@ def files(kind: str, folder: str, answer: str) -> None:
         except UserError as error:
             result["refused"][path.name] = str(error)
         except Exception:
-            result["later"][path.name] = traceback.format_exc()
+            result["crashes"][path.name] = traceback.format_exc()
     Path(answer).write_text(json.dumps(result))
 
 

@@ -83,6 +83,16 @@ def test_an_attack_sees_a_crash_a_lost_step_and_a_wrong_value(training, server, 
     training.disturbed(row, "another loss", made.SAVE_EVERY)
     training.expected = expected
     assert row.wrong_values == 1
+    files = {"accepted": ["whole.avi", "a.avi", "b.avi"], "refused": {"c.avi": "cut"}, "crashes": {}}
+    row = Row("y")
+    assert attacks.what_came_of_it(row, files) == "2 read, 1 refused" and row.held
+    assert (
+        attacks.what_came_of_it(row, {**files, "later": {"b.avi": "damaged"}})
+        == "1 read, 2 refused (1 of them when read)"
+    )
+    assert row.held
+    attacks.what_came_of_it(row, {**files, "accepted": ["a.avi"]})
+    assert row.wrong_values == 1
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 5}\n')
     assert attacks.lost(tmp_path / "run") == 5
