@@ -20,7 +20,7 @@ from eqm_video.output import html, plots
 from eqm_video.output.html import Section, Table
 from eqm_video.studies.report import RunReport, stops
 from eqm_video.training.card import own_files, write_card
-from eqm_video.training.report import RunFiles, duration, page, read_log, spread
+from eqm_video.training.report import RunFiles, distinct, duration, page, read_log, spread
 
 WEIGHTS = "diffusion_pytorch_model"
 
@@ -69,7 +69,7 @@ def test_training_ends_with_a_report(run: Path) -> None:
     assert f"{lines[-1]['loss']:.4g}" in said and f"{lines[-1]['held_out']['mean']:.4g}" in said
     assert all(f"step {step}" in said for step in (2, 4)) and text.count("data:image/gif") == 2
     assert "train.steps" in said and torch.__version__ in said and "processor" in said
-    assert text.count("<svg") == 4 and "run.dir" not in said.replace("run.dir=NEW", "")
+    assert text.count("<svg") == 4 and "Evaluation" not in said and "run.dir" not in said.replace("run.dir=NEW", "")
 
 
 def test_the_command_adds_descents_and_results(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +128,45 @@ def test_a_damaged_log_gives_its_whole_lines(tmp_path: Path) -> None:
     read = RunFiles.read(tmp_path)
     assert read.curve("loss") == ([1, 2], [2.0, 3.0]) and read.curve("held_out/mean") == ([], [])
     assert "<svg" in page([read]).render()
+
+
+def test_damaged_files_of_a_run_make_no_traceback(tmp_path: Path) -> None:
+    lines = [
+        '{"step": 1, "loss": "x", "loss_by_gamma": [1], "evaluate": 3, "seconds": NaN, "clips_per_second": NaN}',
+        '{"step": 2, "loss": NaN, "loss_by_gamma": {"a": "b", "0.1": -3}, "evaluate": {"mmd": 3}, "seconds": 1e400}',
+        '{"step": true, "loss": 2}',
+        '{"step": 3, "loss": 2.5}',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    (tmp_path / "config.yaml").write_text("train: {steps: 3}")
+    for name, content in (("step_x.gif", b"GIF8"), ("step_1.gif", b""), ("step_2.png", b"half")):
+        (tmp_path / "previews").mkdir(exist_ok=True)
+        (tmp_path / "previews" / name).write_bytes(content)
+    (tmp_path / "previews/step_3.gif").mkdir()
+    record = tmp_path / "checkpoints/step_00000003/checkpoint.json"
+    record.parent.mkdir(parents=True)
+    record.write_text('{"data": 3, "machine": [1], "versions": "x"}')
+    read = RunFiles.read(tmp_path)
+    text = page([read]).render()
+    assert read.previews == [] and read.curve("loss") == ([3], [2.5]) and "2.5" in text and "no checkpoint yet" in text
+
+
+def test_runs_of_one_page_have_names_that_differ(run: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a/_x", "b/_x", f"{'long' * 30}1", f"{'long' * 30}2", "$y$<b>")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        for name in ("config.yaml", "metrics.jsonl"):
+            shutil.copyfile(run / name, folder / name)
+    runs = distinct([RunFiles.read(folder) for folder in folders])
+    names = [each.name for each in runs]
+    assert names[:2] == ["a/_x", "b/_x"] and names[4] == "$y$<b>"
+    assert len(set(names)) == 5 and max(map(len, names)) <= 44
+    text = page(runs).render()
+    needs_nothing(text)
+    assert text.count("$y$&lt;b&gt;</text>") == text.count("a/_x</text>") > 2, "in every legend, and no mathematics"
+    assert [tag for tag, attributes in Elements(text).tags if tag == "svg" and not attributes["aria-label"]] == []
+    with pytest.raises(UserError, match="a run is given twice"):
+        RunReport.main([str(folders[0]), str(folders[0])])
 
 
 def test_names_cannot_write_the_page() -> None:

@@ -6,8 +6,10 @@ Arrays are uint8 and channels last, as files want them: clips are (N, T, H, W, 3
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,7 +83,7 @@ def _rows(names: Sequence[str], columns: int | None) -> list[list[int]]:
 def _captions(names: tuple[str, ...], cell_w: int, band: int, size: int) -> np.ndarray:
     """The strip of text above a row of clips: (band, len(names) * cell_w, 3)."""
     strip = Image.new("RGB", (len(names) * cell_w, band), (PAPER,) * 3)
-    pen, font = ImageDraw.Draw(strip), ImageFont.load_default(size)
+    pen, font = ImageDraw.Draw(strip), _font(size, "".join(names).isascii())
     start = 0
     while start < len(names):
         end = start + 1
@@ -95,6 +97,14 @@ def _captions(names: tuple[str, ...], cell_w: int, band: int, size: int) -> np.n
         pen.text((start * cell_w + 1, band - 3), text, (INK,) * 3, font, anchor="ls")
         start = end
     return np.asarray(strip)
+
+
+def _font(size: int, ascii_only: bool) -> Any:
+    """Pillow's font, which has ASCII letters alone; for others DejaVu Sans, which comes with matplotlib."""
+    package = None if ascii_only else importlib.util.find_spec("matplotlib")
+    if package is None or package.origin is None:
+        return ImageFont.load_default(size)
+    return ImageFont.truetype(Path(package.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf", size)
 
 
 def checked(array: np.ndarray, dimensions: int, what: str) -> np.ndarray:

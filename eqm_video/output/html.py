@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KINDS = {".gif": "image/gif", ".png": "image/png"}  # of pictures that a report holds
+PLAIN = re.compile(r"[-+]?[\d.,]+\D{,12}([\d.,]+(e[-+]?\d+)?)?|[\d.e+ -]+to[\d.e+ -]+", re.IGNORECASE)  # 8 / 12
 NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?( ?(%|s|x|dB))?|nan|inf|-", re.IGNORECASE)
 
 
@@ -36,6 +37,11 @@ class Cell(NamedTuple):
 
     text: str
     number: bool
+
+    @property
+    def style(self) -> str:
+        """The class of the cell: numbers, intervals and counts such as 8 / 12 stay on a line."""
+        return "number" if self.number else "plain" if PLAIN.fullmatch(self.text) else ""
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,8 @@ def _templates() -> jinja2.Environment:
 
 def drawn(figure: Figure, caption: str) -> Picture:
     """A figure as inline SVG. Its black is the text colour of the page, so that it is read on light and on dark."""
-    return Picture(Markup(plots.svg(figure)), caption)
+    named = Markup('<svg role="img" aria-label="{}"').format(caption)
+    return Picture(named + Markup(plots.svg(figure).removeprefix("<svg")), caption)
 
 
 def shown(path: Path, caption: str) -> Picture:

@@ -76,8 +76,19 @@ def band(axes: Axes, estimates: Mapping[Any, Mapping[str, float]], **look: Any) 
     axes.fill_between(at, low, high, color=look["color"], alpha=0.12, linewidth=0)
 
 
-def legend(axes: Axes, *, beside: bool = False, **settings: Any) -> None:
-    """A legend without a frame: on the axes, or to the right of them."""
+def words(text: str) -> str:
+    """A name from outside for a figure: matplotlib reads $...$ as mathematics, and hides labels that begin with _."""
+    text = text.replace("$", r"\$")
+    return f"\u200b{text}" if text.startswith("_") else text
+
+
+def legend(axes: Axes, *, beside: bool = False, below: bool = False, **settings: Any) -> None:
+    """A legend without a frame: on the axes, to the right of them, or below, where the figure grows by its lines."""
+    if below:
+        handles, labels = axes.get_legend_handles_labels()
+        axes.figure.set_figheight(axes.figure.get_figheight() + 0.19 * len(labels))
+        axes.figure.legend(handles, labels, loc="outside lower left", frameon=False, fontsize=9)
+        return
     place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if beside else {}
     if axes.get_legend_handles_labels()[0]:  # a plot may be empty: every row may have diverged
         axes.legend(**{"framealpha": 0.85, "edgecolor": "none", "fontsize": 9, **place, **settings})

@@ -46,3 +46,27 @@ def by_number(heading: str, rows: Mapping[str, Mapping[str, Any]], digits: int |
 def runs_of(value: Mapping[str, Any]) -> str:
     """The number of training runs of an estimate; a single one is marked: its interval is over clips alone."""
     return str(value["runs"]) if value["runs"] > 1 else "1 (n = 1)"
+
+
+def number(value: float) -> str:
+    """Four digits."""
+    return f"{value:.4g}"
+
+
+def metric_rows(record: Mapping[str, Any]) -> list[list[str]]:
+    """Every metric of a record as the cells of a line: value, interval, n, and floors; the header first."""
+    rows = [["metric", "value", "95 % interval", "n", "real", "codec", "p"]]
+    for result in record["metrics"].values():
+        low_high, floor = result["interval"], result.get("floor") or result.get("real")
+        rows.append(
+            [
+                result["title"],
+                number(result["value"]),
+                "" if low_high is None else f"{number(low_high[0])} to {number(low_high[1])}",
+                " / ".join(str(count) for count in result["n"].values()),
+                "" if floor is None else number(floor["value"]),
+                number(result["codec"]["value"]) if "codec" in result else "",
+                f"{result['p_value']:.3g}" if "p_value" in result else "",
+            ]
+        )
+    return rows

@@ -10,8 +10,7 @@ from typing import Any
 from eqm_video.errors import UserError, short
 from eqm_video.evaluation.protocol import check_same, digest_of
 from eqm_video.options import narrower, option
-from eqm_video.output.tables import aligned
-from eqm_video.studies.evaluate import number
+from eqm_video.output.tables import aligned, number
 from eqm_video.studies.study import Report, Study
 from eqm_video.system.reading import read_json
 

@@ -20,7 +20,7 @@ from eqm_video.features.registry import FEATURES, is_known, open_feature
 from eqm_video.metrics.metric import Metric, Statistics
 from eqm_video.metrics.registry import ALIASES, find_metric, metrics
 from eqm_video.options import narrower, option
-from eqm_video.output.tables import aligned
+from eqm_video.output.tables import aligned, metric_rows, number
 from eqm_video.sampling import option_groups as groups
 from eqm_video.sampling.folders import SHIPPED, find_model, holds_model
 from eqm_video.sampling.processes import choose_device, start_processes
@@ -175,7 +175,7 @@ class Evaluate(
     @classmethod
     def views(cls, numbers: Mapping[str, Any]) -> dict[str, str]:
         """The table of the metrics, for documents."""
-        return {"table": aligned(rows_of(numbers))}
+        return {"table": aligned(metric_rows(numbers))}
 
     def settled(self) -> Protocol:
         """The preset with the options that replace its choices."""
@@ -253,25 +253,6 @@ def check_pairs(samples: ClipSource, truth: ClipSource) -> None:
 # Tables -------------------------------------------------------------------------------------------------------------
 
 
-def rows_of(record: Mapping[str, Any]) -> list[list[str]]:
-    """Every metric as the cells of a line: value, interval, n, and floors; the header first."""
-    rows = [["metric", "value", "95 % interval", "n", "real", "codec", "p"]]
-    for result in record["metrics"].values():
-        low_high, floor = result["interval"], result.get("floor") or result.get("real")
-        rows.append(
-            [
-                result["title"],
-                number(result["value"]),
-                "" if low_high is None else f"{number(low_high[0])} to {number(low_high[1])}",
-                " / ".join(str(count) for count in result["n"].values()),
-                "" if floor is None else number(floor["value"]),
-                number(result["codec"]["value"]) if "codec" in result else "",
-                f"{result['p_value']:.3g}" if "p_value" in result else "",
-            ]
-        )
-    return rows
-
-
 def table(record: Mapping[str, Any]) -> str:
     """Every metric with its interval, n and floors, and the warnings below."""
     notes = []
@@ -300,12 +281,7 @@ def table(record: Mapping[str, Any]) -> str:
     changes = record.get("changed") or []
     also = f" with other {', '.join(changes)}" if changes else ""
     protocol = f"protocol {record['protocol_hash']}: {record.get('preset', 'default')}{also}"
-    return "\n".join([aligned(rows_of(record)), "", *notes, protocol])
-
-
-def number(value: float) -> str:
-    """Four digits."""
-    return f"{value:.4g}"
+    return "\n".join([aligned(metric_rows(record)), "", *notes, protocol])
 
 
 def _floor_note(result: Mapping[str, Any]) -> str:

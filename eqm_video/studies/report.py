@@ -27,13 +27,14 @@ from eqm_video.studies.descent.trace import Trace, trace
 from eqm_video.studies.request import Request
 from eqm_video.studies.study import Opening, Report, Study
 from eqm_video.system.reading import read_json
-from eqm_video.training.report import REPORT, RunFiles, page
+from eqm_video.training.report import REPORT, RunFiles, distinct, page, short
 
 if TYPE_CHECKING:
     from eqm_video.sampling.pipeline import EqMPipeline
 
 SHARES = (0.5, 0.2, 0.1)  # tolerances of the histogram, as shares of the first gradient
 MOST_PICTURE = 8 * 2**20  # bytes of a picture of a study, at most: a larger one is named
+FLOORS = "The column real is the floor: real clips against other real clips. codec: real clips through the codec alone."
 ABOUT = ("origin", "command", "commit", "options", "machine")  # keys of a record that are no numbers
 PLAIN = ("report", "cache", "look", "sample", "demo", "train-codec", "reconstruct")  # their records are no results
 # Studies by the names of their records
@@ -65,7 +66,9 @@ class RunReport(Opening, Seeded, group="look", record="report.json"):
         return self.out if self.out is not None else self.folders[0]
 
     def check(self) -> None:
-        """UserError for --include that are no folders."""
+        """UserError for --include that are no folders, and for a run that is given twice."""
+        if len({folder.resolve() for folder in self.folders}) < len(self.folders):
+            raise UserError("a run is given twice: give each folder once")
         for folder in self.include:
             if not folder.is_dir():
                 raise UserError(f"--include {folder} is no folder: give one that a study wrote")
@@ -78,7 +81,7 @@ class RunReport(Opening, Seeded, group="look", record="report.json"):
 
     def run(self, *models: EqMPipeline) -> Report:
         """Read the runs, descend with their models, and collect the results of other studies."""
-        runs = [RunFiles.read(folder) for folder in self.folders]
+        runs = distinct([RunFiles.read(folder) for folder in self.folders])
         names = [run.name for run in runs if has_model(run.folder)]
         traces: list[Trace] = []
         refused: list[str] = []
@@ -139,25 +142,33 @@ def descents(traces: Sequence[Trace], refused: Sequence[str]) -> list[Section]:
         f"{clips} descents from noise with the sampler of the recipe ({how}). The gradient should fall towards 0 where "
         "clips are at rest. Curves are means over clips and frames, bands the middle 80 %."
     )
-    pictures = [html.drawn(_curve(traces, "rms"), "gradient of a frame, root mean square")]
-    pictures.append(html.drawn(_curve(traces, "energy"), f"{traces[0].measure}, mean over the values of a frame"))
-    pictures.append(html.drawn(_histogram(traces[0]), "evaluations until a clip would stop, by tolerance"))
+    pictures = [html.drawn(_curve(traces, "rms", "gradient"), "gradient of a frame, root mean square")]
+    energy = _curve(traces, "energy", traces[0].measure)
+    pictures.append(html.drawn(energy, f"{traces[0].measure}, mean over the values of a frame"))
+    restless = []
+    for each in traces:
+        who = f"{each.name}: " if len(traces) > 1 else ""
+        if stops(each.rms, SHARES[0] * float(each.rms[0].mean())):
+            pictures.append(html.drawn(_histogram(each), f"{who}evaluations until a clip would stop, by tolerance"))
+        else:
+            restless.append(f"{who}no clip would stop: no gradient falls to {SHARES[0]:.0%} of the first one.")
     pictures += [_samples(each) for each in traces]
-    return [Section("Descents", [text, *refused], pictures=pictures)]
+    return [Section("Descents", [text, *restless, *refused], pictures=pictures)]
 
 
-def _curve(traces: Sequence[Trace], key: str) -> Any:
+def _curve(traces: Sequence[Trace], key: str, label: str) -> Any:
     figure = plots.figure(4.6, 3.2)
-    axes = plots.axes(figure, xlabel="evaluations of the field", yscale="log" if key == "rms" else "linear")
+    scale = "log" if key == "rms" else "linear"
+    axes = plots.axes(figure, xlabel="evaluations of the field", ylabel=label, yscale=scale)
     for index, each in enumerate(traces):
         values: Tensor = getattr(each, key).double().flatten(1)
         low, high = torch.quantile(values, torch.tensor([0.1, 0.9], dtype=torch.float64), dim=1)
         axes.fill_between(range(len(values)), low, high, color=plots.PALETTE[index % 6], alpha=0.2, linewidth=0)
-        axes.plot(values.mean(1), color=plots.PALETTE[index % 6], label=each.name)
+        axes.plot(values.mean(1), color=plots.PALETTE[index % 6], label=plots.words(each.name))
     if key == "rms":
         plots.ticks_1_2_5(axes.yaxis)
     if len(traces) > 1:
-        plots.legend(axes)
+        plots.legend(axes, below=True)
     return figure
 
 
@@ -179,6 +190,8 @@ def _histogram(one_model: Trace) -> Any:
     counts = [stops(one_model.rms, share * start) for share in SHARES]
     labels = [f"{s:.0%} of the first gradient: {len(c)} of {clips}" for s, c in zip(SHARES, counts, strict=True)]
     axes.hist(counts, edges, color=list(plots.PALETTE[: len(SHARES)]), label=labels)  # beside each other
+    axes.set_ylim(0, clips)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     plots.legend(axes)
     return figure
 
@@ -200,8 +213,11 @@ def records(folder: Path) -> Iterator[tuple[str, Path]]:
     """(command, file) of every record of a study in `folder` and two levels below, in the order of their paths."""
     for pattern in ("*.json", "*/*.json", "*/*/*.json"):
         for path in sorted(folder.glob(pattern)):
-            if path.name in RECORDS and not {"export", "checkpoints"} & set(path.relative_to(folder).parts):
-                yield RECORDS[path.name], path
+            command = RECORDS.get(path.name)
+            if command is None or {"export", "checkpoints"} & set(path.relative_to(folder).parts):
+                continue
+            if OUTPUTS[command].records[path.name](path):  # a file of others may have the same name
+                yield command, path
 
 
 def result(command: str, file: Path) -> Section:
@@ -214,14 +230,14 @@ def result(command: str, file: Path) -> Section:
     tables += [_values("number", record)]
     pictures, larger = [], []
     for path in sorted(file.parent.iterdir()):
-        if path.suffix in html.KINDS and OUTPUTS[command].writes(path.name):
+        if path.suffix in html.KINDS and path.is_file() and OUTPUTS[command].writes(path.name):
             if path.stat().st_size <= MOST_PICTURE:
                 pictures.append(html.shown(path, path.name))
             else:
                 larger.append(path.name)
-    text = [f"All numbers: {file}"]
+    text = [*([FLOORS] if "metrics" in record else []), f"All numbers: {file}"]
     text += [f"Too large for this page: {', '.join(larger)}."] if larger else []
-    title = f"{command}, {file.parent.name}"
+    title = command if file.parent.name == command else f"{command}, {file.parent.name}"
     return Section(title, text, str(record.get("command", "")), [t for t in tables if t.body], pictures, wide=True)
 
 
@@ -240,7 +256,7 @@ def _values(head: str, values: Mapping[str, Any]) -> Table:
     """The numbers, words and short lists of a mapping as a table."""
     rows = []
     for key, value in values.items():
-        if key not in ABOUT and isinstance(value, (int, float, str, list)) and len(str(value)) <= 100:
-            text = f"{value:.6g}" if isinstance(value, float) else str(value).strip("[]")
-            rows.append([key.replace("_", " "), text])
+        if key not in ABOUT and isinstance(value, (int, float, str, list)) and 0 < len(str(value)) <= 100:
+            text = f"{value:.6g}" if isinstance(value, float) else short(value).strip("[]")
+            rows += [[key.replace("_", " "), text]] if text else []
     return Table([head, "value"], rows)

@@ -55,7 +55,7 @@ def table(summary: Mapping[str, Any]) -> list[str]:
 def draw(searches: Mapping[str, NearestClips], summary: Mapping[str, Any], path: Path) -> None:
     """Draw cumulative shares of clips over the distance to the nearest training clip, and over the ratio of the two.
 
-    The first axis ends a little beyond the farthest real clip: if samples lie beyond, their curve stays below 1.
+    The first axis shows the farthest sample too, unless it is more than four times as far as any real clip.
     """
     figure = plots.figure(6.4, 3.4)
     left = plots.axes(figure, 1, 2, 1, xlabel="RMS pixel difference (of 255)", title="to the nearest training clip")
@@ -71,7 +71,9 @@ def draw(searches: Mapping[str, NearestClips], summary: Mapping[str, Any], path:
                 axes.ecdf(values.numpy(), label=f"{name} ({len(search.rms)}{share})", **look)
     right.axvline(COPY, color=plots.GREY, linewidth=1)
     right.annotate("below 1/3: \na copy ", (COPY, 0.5), ha="right", color=plots.GREY)
-    left.set_xlim(0, 1.5 * max(float(search.rms.max()) for name, search in searches.items() if name != "samples"))
+    real = max(float(search.rms.max()) for name, search in searches.items() if name != "samples")
+    farthest = float(searches["samples"].rms.max())
+    left.set_xlim(0, max(1.5 * real, min(1.1 * farthest, 4 * real)))
     right.set_xlim(0, 1)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=1, frameon=False, fontsize=9)
     plots.save(figure, path)

@@ -18,6 +18,7 @@ from torch import Tensor
 from eqm_video.metrics.nearest import NearestClips
 from eqm_video.output import media
 from eqm_video.output.grids import PAPER
+from eqm_video.output.tables import aligned
 from eqm_video.studies.compare import memorisation as compare_memorisation
 from eqm_video.studies.compare.windows import Windows
 
@@ -76,6 +77,17 @@ def table(summary: Mapping[str, Any]) -> str:
             "",
         ]
     )
+
+
+def tables(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The distances to the nearest training clips, and the copies among them, as tables for documents."""
+    spreads = {name: value for name, value in summary["nearest"].items() if isinstance(value, dict)}
+    copies = {name: value for name, value in summary["memorisation"].items() if isinstance(value, dict)}
+    nearest = [["RMS pixel difference (of 255) to the nearest training clip", "n", "median", "min", "max"]]
+    nearest += [[name, str(value["count"]), *_three(value)] for name, value in spreads.items()]
+    memorised = [["nearer to one training clip than a third of the way to the next file's", "clips", "n"]]
+    memorised += [[name, str(value["memorised"]), str(value["count"])] for name, value in copies.items()]
+    return {"nearest": aligned(nearest), "memorised": aligned(memorised)}
 
 
 def nearest_rows(samples: Samples, windows: Windows, nearest: NearestClips) -> list[dict[str, Any]]:

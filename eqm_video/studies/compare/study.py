@@ -6,6 +6,7 @@ Legend: N samples, W windows, T frames, H W pixels; pixels uint8, channels last.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from eqm_video.evaluation.protocol import Protocol
 from eqm_video.metrics.nearest import NearestClips
 from eqm_video.options import narrower, option, required
 from eqm_video.output.outputs import PARTS
+from eqm_video.output.tables import aligned, metric_rows
 from eqm_video.sampling.clips import read_captions, read_npz
 from eqm_video.sampling.option_groups import Columns, Cut, Judged, Kind, Seeded
 from eqm_video.studies.compare import memorisation, report
@@ -61,6 +63,11 @@ class Compare(Study, Judged, Kind, Cut, Seeded, Columns, group="look"):
     stride: int = option(1, least=1, metavar="S", help="take a window every S source frames")
     columns: int | None = narrower(None, unset="about as wide as high")
     out: Path | None = narrower(None, unset="SAMPLES/compare")
+
+    @classmethod
+    def views(cls, numbers: Mapping[str, Any]) -> dict[str, str]:
+        """The tables by name: nearest, memorised, metrics."""
+        return {**report.tables(numbers), "metrics": aligned(metric_rows(numbers))}
 
     @property
     def folder(self) -> Path:
