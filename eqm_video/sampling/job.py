@@ -124,7 +124,10 @@ def describe(settings: dict[str, Any]) -> str:
             f"{counted(count, 'video')} of {counted(settings['length'], 'frame')} at {fps}, in windows of {frames} "
             f"that overlap by {settings['overlap']}"
         )
-    rule = ", ".join(f"{value}" if key == "kind" else f"{key} {value}" for key, value in settings["sampler"].items())
+    rule = ", ".join(
+        f"{value}" if key == "kind" else f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in settings["sampler"].items()
+    )
     composed = "composition" in settings
     guidance = " + ".join(settings["labels"]) if composed else f"guidance {settings['guidance_scale']:g}"
     return (

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eqm_video.system import waits
+
 if TYPE_CHECKING:
     from eqm_video.sampling.pipeline import EqMPipeline
 
@@ -34,5 +36,5 @@ def encode(pipeline: EqMPipeline, clips: NDArray[np.uint8], batch_size: int) -> 
 
 def rebuild(pipeline: EqMPipeline, clips: NDArray[np.uint8], batch_size: int) -> NDArray[np.uint8]:
     """Clips uint8 (N, T, H, W, 3) after the codec and back: no prediction can be closer to the truth."""
-    parts = batches(len(clips), batch_size)
+    parts = waits.bar(batches(len(clips), batch_size), "through the codec", unit="batch")
     return np.concatenate([pipeline.decode(pipeline.encode(clips[part])) for part in parts])

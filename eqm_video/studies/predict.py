@@ -30,6 +30,7 @@ from eqm_video.studies.batches import batches, rebuild
 from eqm_video.studies.request import open_source
 from eqm_video.studies.study import OneModel, Report
 from eqm_video.studies.tasks.pictures import draw_clips, draw_strips, without_known
+from eqm_video.system import waits
 from eqm_video.wording import counted
 
 
@@ -113,7 +114,7 @@ class Predict(OneModel, HeldOut, Known, ClipLabels, Descending, Seeded, Batched,
         how, every = Sampling.of(self), []
         for sample in range(self.samples):
             parts = []
-            for rows in batches(len(labels), self.batch_size):
+            for rows in waits.bar(batches(len(labels), self.batch_size), "predicting", unit="batch"):
                 result = pipeline.sample(
                     how,
                     labels[rows],
