@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -213,6 +214,15 @@ def test_short_videos_train_and_a_later_one_changes_no_clips(tmp_path, capsys, m
     assert (config.data.frames, config.data.frame_interval) == (5, 1), "a run goes on with the clips that it began with"
     assert main(["train", "own", "mine", *SMALL, "train.steps=2", "--resume"]) == 0
     assert "resuming" in capsys.readouterr().out and len(list(folder.iterdir())) == 3
+    monkeypatch.setattr(own, "HOLDABLE", 4)  # a further video is so many that a share is held out of a new run
+    shutil.copy(folder / "00.mp4", folder / "more.mp4")
+    assert main(["train", "own", "mine", *SMALL, "train.steps=3", "--resume"]) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith("4 videos and ") and ", held out as when it began" in said.out
+    assert "4 items with 0 labels now, other files than then (new: more.mp4); resume with the same data" in said.err
+    typed = said.err.split(" type ")[1].split()
+    assert main(["train", "own", "mine", *SMALL, *(word.replace("FOLDER", "runs/second") for word in typed)]) == 0
+    assert "a tenth of them held out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("there", [False, True])

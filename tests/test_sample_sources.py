@@ -52,7 +52,7 @@ def test_the_frame_at_a_time_of_a_constant_rate(tmp_path: Path, at: float) -> No
         path = write_numbered(tmp_path / name, 30, **codec)
         clip = VideoClip.of(path, None, probe(path), asked(at))
         assert numbers(clip.read()) == [round(25 * at)] * 4
-        assert clip.describe().endswith(f"at {at:.2f} s")
+        assert clip.describe() == f"every frame, 25 fps, at {at:.2f} s"
         with pytest.raises(UserError, match="has 30 frames"):
             VideoClip.of(path, None, probe(path), asked(1.2))
 

@@ -25,7 +25,7 @@ from eqm_video.training.estimate import SPECS, count_memory, note_memory, second
 from eqm_video.training.heartbeat import Heartbeat
 from eqm_video.training.lock import LOCK, lock_run
 from eqm_video.training.options import TrainOptions, parse
-from eqm_video.training.own import Choice, with_clips
+from eqm_video.training.own import Choice, as_begun, with_clips
 from eqm_video.training.recipes import check_base
 from eqm_video.training.report import write_report
 from eqm_video.training.resume import compare, compare_data, starting_point, with_latents
@@ -113,6 +113,7 @@ def train(config: Config, resume: str | None, from_older: bool = False, choice: 
         checkpoint, notes = start.checkpoint, start.notes
         if choice is not None:
             with before_steps():
+                choice = choice if checkpoint is None else as_begun(choice, checkpoint)
                 choice = with_clips(choice, accelerator, checkpoint)
             config = choice.config()
             accelerator.print(choice.said, flush=True)

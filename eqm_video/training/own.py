@@ -7,7 +7,7 @@ of the videos, which the first look at them counts.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,7 +37,8 @@ class Choice:
     recipe: str
     picked: dict[str, str]
     changes: tuple[str, ...]
-    reasons: str  # of the recipe, in words
+    reasons: str = ""  # of the recipe, in words
+    withheld: str = ""  # the held-out videos, in words
     clips: str = ""  # a sentence about the clips, once they are picked
 
     @property
@@ -56,7 +57,8 @@ class Choice:
         """The choice and its reasons, and the line to type for the same run."""
         clips = f"\n{self.clips}" if self.clips else ""
         return (
-            f"{self.reasons}{clips}; the same as\n  eqm-video train --config {self.recipe} {shlex.join(self.overrides)}"
+            f"{self.reasons}, {self.withheld}{clips}; the same as\n"
+            f"  eqm-video train --config {self.recipe} {shlex.join(self.overrides)}"
         )
 
     def config(self) -> Config:
@@ -70,7 +72,7 @@ def choose(folder: Path, changes: Sequence[str] = (), on_gpu: bool | None = None
     changes: the user's own overrides, which come last and replace those that are picked here. on_gpu: whether there is
     a GPU; None looks for one.
     """
-    kind = Choice("", {}, tuple(changes), "").theirs.get("data.kind", "videos")
+    kind = Choice("", {}, tuple(changes)).theirs.get("data.kind", "videos")
     kind = kind if kind in EXTENSIONS else "videos"  # what is no kind is refused with the recipe
     count = len(list_files(kind, folder).names)
     on_gpu = torch.cuda.is_available() or torch.backends.mps.is_available() if on_gpu is None else on_gpu
@@ -78,9 +80,9 @@ def choose(folder: Path, changes: Sequence[str] = (), on_gpu: bool | None = None
     picked = {"data.root": str(folder), "run.dir": f"runs/{folder.resolve().name}"}
     picked["train.steps"] = str(STEPS[recipe, few])
     picked["data.latents"] = "auto"  # in memory where the frames fit and are encoded less often that way
-    choice = Choice(recipe, picked, tuple(changes), "")
+    choice = Choice(recipe, picked, tuple(changes))
     theirs, withheld = choice.theirs, "nothing held out"
-    if any(f"held_out.{source}" in theirs for source in HeldOutConfig.SOURCES):
+    if _holds_out(theirs):
         withheld = "held out as you say"
     elif find_lists(folder) is not None:
         picked |= {"data.split": "train", "held_out.split": "test"}
@@ -91,7 +93,27 @@ def choose(folder: Path, changes: Sequence[str] = (), on_gpu: bool | None = None
     steps = theirs.get("train.steps", picked["train.steps"])
     steps = "1 step" if steps == "1" else f"{int(steps):,} steps" if steps.isdecimal() else f"{steps} steps"
     device = "a GPU" if on_gpu else "no GPU"
-    return replace(choice, reasons=f"{counted(count, kind[:-1])} and {device}: recipe {recipe}, {steps}, {withheld}")
+    reasons = f"{counted(count, kind[:-1])} and {device}: recipe {recipe}, {steps}"
+    return replace(choice, reasons=reasons, withheld=withheld)
+
+
+def _holds_out(theirs: Mapping[str, str]) -> bool:
+    """Whether the user's own values say what is held out."""
+    return any(f"held_out.{source}" in theirs for source in HeldOutConfig.SOURCES)
+
+
+def as_begun(choice: Choice, checkpoint: Path) -> Choice:
+    """The choice with the share of held-out videos that a run began with: it goes on from `checkpoint`.
+
+    The number of videos, by which the share was picked, may be another by now.
+    """
+    then = recorded_config(checkpoint).held_out.fraction
+    picked = {key: value for key, value in choice.picked.items() if key != "held_out.fraction"}
+    if then is not None:
+        picked["held_out.fraction"] = str(then)
+    if _holds_out(choice.theirs) or "held_out.split" in picked or picked == choice.picked:
+        return choice
+    return replace(choice, picked=picked, withheld="held out as when it began")
 
 
 def with_clips(choice: Choice, accelerator: Accelerator | None = None, checkpoint: Path | None = None) -> Choice:

@@ -147,7 +147,7 @@ def compare(checkpoint: Path, config: Config, processes: int) -> list[str]:
     if fixed:
         raise UserError(
             f"{checkpoint} belongs to another run: {', '.join(fixed)}. Resume with the values of its run, or start "
-            f"a new run from its weights with train.init_from={checkpoint}"
+            f"a new run from its weights: in place of --resume type train.init_from={checkpoint} run.dir=FOLDER"
         )
     if record["step"] > config.train.steps:
         raise UserError(f"{checkpoint} is already beyond train.steps={config.train.steps}: give more steps")
@@ -168,14 +168,21 @@ def compare_data(checkpoint: Path, data: dict[str, Any]) -> None:
     old = read_record(checkpoint, "data")["data"]
     if isinstance(old.get("labels"), list):
         old = {**old, "labels": [as_label(str(label)) for label in old["labels"]]}
-    advice = f"resume with the same data, or start a new run from its weights with train.init_from={checkpoint}"
+    advice = (
+        "resume with the same data, or start a new run from its weights: in place of --resume type "
+        f"train.init_from={checkpoint} run.dir=FOLDER"
+    )
+    others = [
+        other
+        for key in ("identity", "images_identity")
+        if isinstance(old.get(key), dict) and key in data and (other := difference(old[key], data[key])) is not None
+    ]
     plain = [{key: value for key, value in record.items() if not key.endswith("identity")} for record in (old, data)]
     if plain[0] != plain[1]:
-        raise UserError(f"the data changed: {_items(old)} when {checkpoint} was written, {_items(data)} now; {advice}")
-    for key in ("identity", "images_identity"):
-        other = difference(old[key], data[key]) if isinstance(old.get(key), dict) and key in data else None
-        if other is not None:
-            raise UserError(f"the data changed since {checkpoint} was written, {other}; {advice}")
+        counts = f"{_items(old)} when {checkpoint} was written, {_items(data)} now"
+        raise UserError(f"the data changed: {', '.join([counts, *others])}; {advice}")
+    if others:
+        raise UserError(f"the data changed since {checkpoint} was written, {', '.join(others)}; {advice}")
 
 
 def _items(data: dict[str, Any]) -> str:
