@@ -266,3 +266,9 @@ def test_videos_of_several_frame_rates_are_noted() -> None:
     )
     assert "samples have 10 fps unless --fps says otherwise" in note
     assert note_fps(videos(30, 29.97, 25.5), 10.0) == note_fps(videos(30), 10.0) == []
+
+
+def test_a_network_that_nobody_named_is_noted() -> None:
+    assert parse(["data.root=x"]).unnamed
+    for words in (["demo"], ["--config", "demo"], ["model.preset=EqM-Nano/4"], ["--resume"], ["--dry-run"]):
+        assert not parse([*words, "data.root=x"]).unnamed

@@ -121,12 +121,19 @@ LINES = [
     (["adaptive", "demo", "--out", "x", "--fixed", "3"], 2, "error: --fixed is 3: it must be STEPS:STEP_SIZE"),
     (["compose", "demo", "--out", "x", "--terms", "Disc:x"], 2, "error: --terms is Disc:x: it must be [M/]LABEL:"),
     (["sample", "nowhere", "--out", "x"], 2, "error: nowhere is not a folder; give the folder of an export"),
+    (["train"], 2, "error: data.root is not set: add data.root=FOLDER, the folder of your videos or images (a recipe "),
     (["train", "own"], 2, "error: train own needs the folder of your videos"),
     (["train", "--config", "nope"], 2, "error: nope is no file, and no recipe of that name"),
     (["train", "--config", "own_videos", "train.lt=1"], 2, "error: unknown key 'train.lt'; did you mean 'train.lr'?"),
     (["train", "own_videso"], 2, "error: own_videso is no file, and no recipe of that name"),
     (["train", "train.steps=many"], 2, "error: train.steps: expected a whole number, got 'many'"),
     (["train", "own_videos"], 2, "error: data.root is not set: add data.root=FOLDER"),
+    (
+        ["train", "demo", "objective.decay={kind:", "linear}"],
+        2,
+        "error: cannot read the override 'linear}': write section.key=value, such as train.lr=2e-4, and quote a value "
+        "that has spaces: 'objective.decay={kind: linear}'",
+    ),
     (["look", "--config", "own_videos", "--out", "x", "data.size=0"], 2, "error: data.size is 0: it must be "),
     (["doctor", "own_videso"], 2, "error: own_videso is no file"),
 ]

@@ -68,7 +68,8 @@ def test_dry_run_needs_no_data_and_frames_work_alone(capsys, tmp_path, monkeypat
         captured = capsys.readouterr()
         *resolved, last = captured.out.splitlines()
         assert yaml.safe_load("\n".join(resolved))["data"]["frames"] == frames
-        assert "counted here with 101" in captured.err
+        assert "counted here with 101" in captured.err and "no recipe is named" not in captured.err
+        assert ", 100,000 steps: " in captured.err
         costs[frames] = json.loads(last)
     assert costs[1]["parameters"] == costs[16]["parameters"]
     assert costs[16]["flops"] > 16 * costs[1]["flops"]

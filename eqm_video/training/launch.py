@@ -31,7 +31,7 @@ from eqm_video.training.report import write_report
 from eqm_video.training.resume import compare, compare_data, starting_point, with_latents
 from eqm_video.training.strict_yaml import flatten
 from eqm_video.training.trackers import check_trackers, start_trackers
-from eqm_video.wording import counted, pace
+from eqm_video.wording import about, counted, pace
 
 # Files of a run that has not begun: what the first look at its data found, and a log without a line
 UNBEGUN = re.compile(rf"{re.escape(LOCK)}|data_(index|report)(_\w+)?\.json|metrics\.jsonl")
@@ -41,6 +41,12 @@ def main(words: Sequence[str]) -> int:
     """Run the command; returns its exit status. Raises UserError for a user's mistake."""
     options: TrainOptions = parse(words)
     config = options.config_of_run()
+    if options.unnamed:
+        print(
+            f"note: no recipe is named, so all keys have their defaults, such as {config.model.preset}; `eqm-video "
+            "recipes` lists recipes, and `eqm-video train own FOLDER` picks one",
+            file=sys.stderr,
+        )
     choice = options.choice if options.own is not None else None
     if not options.dry_run:
         return train(config, options.resume, options.from_older, choice)
@@ -85,7 +91,9 @@ def dry_run(config: Config, device_spec: str | None = None) -> int:
     memory = count_memory(config, network, (frames, channels, size, size), kind=device.kind)
     seconds = seconds_per_step(config, device, cost["flops"], config.data.frames)
     parts = ", ".join(f"{name} {value:.2f}" for name, value in memory.gibibytes().items())
-    print(f"one {device.name}, a step: about {pace(seconds)} (computed); memory in GiB: {parts}", file=sys.stderr)
+    steps = config.train.steps
+    whole = f"{steps:,} steps: {about(seconds * steps)}, " if steps > 1 else ""
+    print(f"one {device.name}, a step: about {pace(seconds)}, {whole}computed; memory in GiB: {parts}", file=sys.stderr)
     for note in note_memory(memory, device):
         print(note, file=sys.stderr)
     return 0

@@ -54,6 +54,12 @@ class TrainOptions(Recipe, Dry):
         if self.own is not None and self.recipe is not None:
             raise UserError("--own picks the recipe, and --config gives one: type one of them, and data.root=FOLDER")
 
+    @property
+    def unnamed(self) -> bool:
+        """Whether a training has no network by name: of a recipe, a checkpoint or a value of the section `model`."""
+        named = self.dry_run or self.recipe or self.own or self.resume
+        return not named and not any(word.startswith("model") for word in self.changes)
+
     @cached_property
     def choice(self) -> Choice:
         """The recipe that is picked for the videos of --own; its clips are picked later, by `own.with_clips`."""

@@ -63,7 +63,10 @@ def heading(path: Path) -> str:
 def check_root(root: str | None) -> None:
     """UserError if data.root, which no recipe that ships with the package can know, is not set."""
     if not root:
-        raise UserError("data.root is not set: add data.root=FOLDER, the folder of your videos or images")
+        raise UserError(
+            "data.root is not set: add data.root=FOLDER, the folder of your videos or images (a recipe is picked for "
+            "your videos by: eqm-video train own FOLDER)"
+        )
 
 
 def check_base(rank: int | None, init_from: str | None) -> None:

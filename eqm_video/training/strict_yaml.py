@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import shlex
 import sys
 import types
 import typing
@@ -98,7 +99,8 @@ def parse(cls: type, tree: Mapping[str, Any], overrides: Sequence[str], aliases:
     `aliases` are short names of keys. Raises UserError for unknown keys, wrong types and values that a class refuses.
     """
     tree = _copy(tree)
-    pairs = [_split(override, aliases) for override in overrides]
+    befores = ["", *overrides]
+    pairs = [_split(override, aliases, before) for override, before in zip(overrides, befores, strict=False)]
     # A whole section comes first, then kinds: they decide what other keys mean, whatever the order on the command line.
     for path, text in sorted(pairs, key=lambda pair: ("." in pair[0], not pair[0].endswith(".kind"))):
         _override(cls, tree, path, text)
@@ -143,10 +145,14 @@ class _Text(str):
     """The right-hand side of an override. It is read as YAML unless the key is for text."""
 
 
-def _split(override: str, aliases: Mapping[str, str]) -> tuple[str, _Text]:
+def _split(override: str, aliases: Mapping[str, str], before: str = "") -> tuple[str, _Text]:
+    """The key and the text of an override; `before` is the word on its left, from which a space may have cut it off."""
     path, equals, text = override.partition("=")
     if not equals or not path:
-        raise UserError(f"cannot read the override {short(override)}: write section.key=value, such as train.lr=2e-4")
+        advice = "write section.key=value, such as train.lr=2e-4"
+        if "=" in before:
+            advice += f", and quote a value that has spaces: {shlex.quote(f'{before} {override}')}"
+        raise UserError(f"cannot read the override {short(override)}: {advice}")
     return aliases.get(path, path), _Text(text)
 
 
