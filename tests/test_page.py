@@ -117,6 +117,22 @@ def test_the_shelf_keeps_files_within_its_limits() -> None:
     assert not shelf.folder.exists()
 
 
+def test_a_killed_pages_folder_is_deleted_by_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine = {name: tmp_path / f"eqm-page.{name}" for name in ("killed", "young", "link")} | {"no": tmp_path / "eqm-x"}
+    for name in ("killed", "young", "no"):
+        mine[name].mkdir()
+        (mine[name] / "a.mp4").touch()
+    mine["link"].symlink_to(mine["no"])
+    with Shelf() as alive:
+        for folder in (mine["killed"], mine["no"], alive.folder):
+            os.utime(folder, (0, 0))
+        with Shelf() as other:
+            assert not mine["killed"].exists() and (mine["young"] / "a.mp4").exists() and alive.folder.exists()
+            assert (mine["no"] / "a.mp4").exists() and other.folder.exists()
+    assert not alive.folder.exists()
+
+
 def test_uploads_are_cut_into_the_clips_of_a_model(tmp_path: Path) -> None:
     video, picture = tmp_path / "secret.mp4", tmp_path / "secret.png"
     write_video(video, frames=10, size=(24, 32), fps=20)

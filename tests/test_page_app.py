@@ -196,6 +196,25 @@ def test_an_upload_that_breaks_off_leaves_no_file(site: Site) -> None:
     until(lambda: set(site.shelf.folder.iterdir()) == before)
 
 
+def test_few_files_arrive_at_once_and_slow_ones_give_up(site: Site, tmp_path: Path, monkeypatch) -> None:
+    before = set(site.shelf.folder.iterdir())
+    monkeypatch.setattr("eqm_video.page.app.SLOWEST", 3.0)
+    links = []
+    for _ in range(8):
+        link = http.client.HTTPConnection("127.0.0.1", site.port, timeout=60)
+        link.putrequest("POST", "/uploads?name=half.mp4")
+        link.putheader("content-length", "1000000")
+        link.endheaders(b"0" * 1000)
+        links.append(link)
+    until(lambda: len(set(site.shelf.folder.iterdir()) - before) == 8)
+    assert site.upload("mine.mp4", b"x") == {"error": "8 other files are on their way: choose yours again in a moment"}
+    for link in links:
+        assert json.loads(link.getresponse().read())["error"].startswith("half.mp4 did not arrive in 3 s")
+        link.close()
+    assert set(site.shelf.folder.iterdir()) == before
+    assert "token" in site.upload("mine.mp4", video(tmp_path).read_bytes())
+
+
 def test_results_are_files_to_download(site: Site) -> None:
     number, values = site.handler("Generate")
     text = site.press(number, values)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import anyio
 import gradio as gr
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
@@ -25,8 +26,11 @@ from eqm_video.page.shelf import Shelf
 from eqm_video.sampling.known import name_frames, parse_known
 from eqm_video.system.memory import is_out_of_memory, out_of_memory
 from eqm_video.system.reading import asset
+from eqm_video.wording import duration
 
 WAITING = 40  # people in the queue, at most
+UPLOADS = 8  # files that may arrive at once
+SLOWEST = 300.0  # seconds that a file may take to arrive
 LAST = 0.5  # seconds after Stop in which a last state may still arrive
 UNLABELLED = "no label"
 TERMS = 3  # rows of a composition
@@ -420,15 +424,23 @@ def _score_tab(page: Page) -> None:
 def make_app(page: Page, hosts: set[str]) -> Gate:
     """The whole server as an ASGI application behind its gate. hosts: as for `Gate`."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    room = anyio.Semaphore(UPLOADS)
 
     @app.post("/uploads")
     async def take(request: Request, name: str = "") -> Response:
         try:
+            room.acquire_nowait()
+        except anyio.WouldBlock:
+            says = f"{UPLOADS} other files are on their way: choose yours again in a moment"
+            return JSONResponse({"error": says}, status_code=503)
+        try:
             path = page.shelf.new(uploads.ending_of(name))
             await _store(request, path, name)
+            answer = await run_in_threadpool(page.receive, path, name)
         except UserError as error:
-            return JSONResponse({"error": str(error)}, status_code=422)
-        answer = await run_in_threadpool(page.receive, path, name)
+            answer = {"error": str(error)}
+        finally:
+            room.release()
         return JSONResponse(answer, status_code=422 if "error" in answer else 200)
 
     @app.get("/files/{token}.{kind}")
@@ -464,10 +476,12 @@ async def _store(request: Request, path: Path, name: str) -> None:
     total = 0
     with contextlib.ExitStack() as undo:
         undo.callback(path.unlink, missing_ok=True)  # a sender who leaves half-way ends the stream with an error
-        with path.open("wb") as file:
+        with path.open("wb") as file, anyio.move_on_after(SLOWEST) as clock:
             async for chunk in request.stream():
                 total += len(chunk)
                 if total > uploads.MOST_BYTES:
                     raise uploads.too_large(name)
                 file.write(chunk)
+        if clock.cancelled_caught:
+            raise UserError(f"{uploads.display_name(name)} did not arrive in {duration(SLOWEST)}: give a smaller one")
         undo.pop_all()

@@ -1,12 +1,17 @@
 """Files of the page, uploaded and made, under names that nobody can guess, in a folder with limits.
 
-The oldest files go first when there are too many, or too many bytes, and every file goes after an hour.
+The oldest files go first when there are too many, or too many bytes, and every file goes after an hour. A folder is
+locked by its process: the next page deletes those whose process was killed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import secrets
+import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -15,6 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+if os.name == "posix":
+    import fcntl
+else:
+    fcntl = None  # no locks: folders of killed pages stay
+
+PREFIX = "eqm-page."  # folders of earlier versions, eqm-page-*, have no locks
+YOUNG = 60.0  # seconds after which a folder must have its lock
 TOKEN = re.compile(r"[A-Za-z0-9_-]{22}")  # 16 random bytes
 
 
@@ -35,7 +47,9 @@ class Shelf:
 
     def __init__(self, most_files: int = 400, most_bytes: int = 2 * 2**30, seconds: float = 3600.0) -> None:
         self.most_files, self.most_bytes, self.seconds = most_files, most_bytes, seconds
-        self._folder = tempfile.TemporaryDirectory(prefix="eqm-page-")
+        remove_left()
+        self._folder = tempfile.TemporaryDirectory(prefix=PREFIX)
+        self._held = hold(self.folder)
         self._files: OrderedDict[str, Kept] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -44,6 +58,8 @@ class Shelf:
 
     def __exit__(self, *error: object) -> None:
         self._folder.cleanup()
+        if self._held >= 0:
+            os.close(self._held)
 
     @property
     def folder(self) -> Path:
@@ -80,3 +96,25 @@ class Shelf:
             total -= sizes[token]
             kept.path.unlink()
             del self._files[token]
+
+
+def hold(folder: Path) -> int:
+    """A lock on a folder, as a file descriptor, until it is closed or the process ends; -1 where there are no locks."""
+    if fcntl is None:
+        return -1
+    held = os.open(folder, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)  # lockf would not tell the pages of one process apart
+    return held
+
+
+def remove_left() -> None:
+    """Delete this user's folders of pages whose process was killed: nobody holds their locks."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*") if fcntl is not None else ():
+        about = folder.lstat()
+        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or time.time() - about.st_mtime < YOUNG:
+            continue
+        held = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+        with contextlib.suppress(BlockingIOError):  # its page is alive
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+        os.close(held)
