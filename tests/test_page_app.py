@@ -225,6 +225,21 @@ def test_results_are_files_to_download(site: Site) -> None:
         assert status == 200 and body.startswith(start) and headers["content-type"].endswith(kind)
 
 
+def test_wrong_words_about_uploads_are_one_sentence(site: Site, tmp_path: Path, capfd) -> None:
+    number, values = site.handler("Make the rest")
+    token = site.upload("mine.mp4", video(tmp_path).read_bytes())["token"]
+    for at, known, sentence in (
+        ("nan", "0", "the start is nan: it must be a number of seconds"),
+        ("1e400", "0", "the start is 1e400: it must be a number of seconds"),
+        ("1.1", "1", "frame 1 cannot be kept: your files show frame 0 alone"),
+        ("0", "0-2", "is left to sample; name fewer frames</p>"),
+        ("0", "9", "frames to keep 9: a clip has 3 frames"),
+    ):
+        said = site.press(number, [token, "", at, known, *values[4:]])
+        assert sentence in said.replace('\\"', '"'), said
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_too_little_memory_is_one_sentence_and_the_page_goes_on(site: Site, monkeypatch, capfd) -> None:
     number, values = site.handler("Generate")
     with monkeypatch.context() as patch:

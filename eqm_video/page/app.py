@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -62,12 +63,12 @@ class Page:
         def events() -> Iterator[Event]:
             how = controls.read_sampling(self.controls, typed)
             pixels, available, rate = self._clip(first, last, at)
-            kept = parse_known(known).of(self.served.frames) if known.strip() else []
+            kept = self._kept(known)
             if missing := sorted(set(kept) - set(available)):
-                raise UserError(
-                    f"frame {name_frames(missing)} is not in your files, which show {name_frames(available)}: keep "
-                    "other frames"
+                absent, there = (
+                    f"{'frame' if len(each) == 1 else 'frames'} {name_frames(each)}" for each in (missing, available)
                 )
+                raise UserError(f"{absent} cannot be kept: your files show {there} alone")
             if not kept and how.start_gamma == 0:
                 raise UserError("choose the frames to keep: tap them, or type for example first, 0-3 or ends")
             labels = (self._label(label),)
@@ -127,7 +128,7 @@ class Page:
         """The brush after words were typed."""
         try:
             pixels, available, _ = self._clip(first, last, at)
-            kept = parse_known(known).of(self.served.frames) if known.strip() else []
+            kept = self._kept(known)
         except REFUSED as error:
             return drawing.refusal(_sentence(error))
         return drawing.brush(pixels, available, kept)
@@ -159,10 +160,20 @@ class Page:
         """The clip that uploads make, the numbers of the frames that it shows, and its rate."""
         try:
             start = float(at or 0)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"the start is {str(at)[:20]}: it must be a number of seconds, such as 1.5") from error
+        except (TypeError, ValueError):
+            start = math.nan
+        if not math.isfinite(start):
+            raise UserError(f"the start is {str(at)[:20]}: it must be a number of seconds, such as 1.5")
         cuts = [self._cut(first, start), self._cut(last, 0.0)]
         return uploads.join(*cuts)
+
+    def _kept(self, known: str) -> list[int]:
+        """The numbers of the frames to keep, as typed; the sentence of the command line calls its option --known."""
+        try:
+            return list(parse_known(known).of(self.served.frames)) if known.strip() else []
+        except UserError as error:
+            text = str(error).replace("--known", "frames to keep", 1).removesuffix(", or give more --frames")
+            raise UserError(text) from error
 
     def _cut(self, token: str, at: float) -> uploads.Cut | None:
         if not token:
