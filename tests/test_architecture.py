@@ -330,7 +330,7 @@ LIBRARIES = {
     | {"jinja2", "markupsafe"},
     4: TENSORS | {"numpy", "diffusers", "safetensors", "huggingface_hub", "accelerate", "tqdm", "PIL", "wandb", "yaml"},
 }
-LIBRARIES[5] = LIBRARIES[3] | LIBRARIES[4] | {"shtab"} | {"gradio", "fastapi", "starlette", "uvicorn"}
+LIBRARIES[5] = LIBRARIES[3] | LIBRARIES[4] | {"shtab"} | {"gradio", "fastapi", "starlette", "anyio", "uvicorn"}
 PLACES = {name: (layer, line) for line, (layer, name) in enumerate(ORDER)}
 
 

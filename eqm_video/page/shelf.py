@@ -49,7 +49,7 @@ class Shelf:
         self.most_files, self.most_bytes, self.seconds = most_files, most_bytes, seconds
         remove_left()
         self._folder = tempfile.TemporaryDirectory(prefix=PREFIX)
-        self._held = hold(self.folder)
+        self._lock_of_folder = hold(self.folder)
         self._files: OrderedDict[str, Kept] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -58,8 +58,8 @@ class Shelf:
 
     def __exit__(self, *error: object) -> None:
         self._folder.cleanup()
-        if self._held >= 0:
-            os.close(self._held)
+        if self._lock_of_folder >= 0:
+            os.close(self._lock_of_folder)
 
     @property
     def folder(self) -> Path:
@@ -102,9 +102,9 @@ def hold(folder: Path) -> int:
     """A lock on a folder, as a file descriptor, until it is closed or the process ends; -1 where there are no locks."""
     if fcntl is None:
         return -1
-    held = os.open(folder, os.O_RDONLY)
-    fcntl.flock(held, fcntl.LOCK_EX)  # lockf would not tell the pages of one process apart
-    return held
+    lock = os.open(folder, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # lockf would not tell the pages of one process apart
+    return lock
 
 
 def remove_left() -> None:
@@ -113,8 +113,8 @@ def remove_left() -> None:
         about = folder.lstat()
         if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or time.time() - about.st_mtime < YOUNG:
             continue
-        held = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+        lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
         with contextlib.suppress(BlockingIOError):  # its page is alive
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder)
-        os.close(held)
+        os.close(lock)
