@@ -70,13 +70,16 @@ class TrainShipped(Study, OwnRun, Many, Data, Overridden, group="use", record="n
         return Report(numbers, table, files={"README.md": card(numbers, pipeline, self.run_dir)})
 
 
-def write_videos(root: Path) -> None:
-    """Write the videos, unless they are there: the demo's shapes on a torus."""
+def write_videos(root: Path, videos: int = VIDEOS, seed: int = 0) -> None:
+    """Write the videos, `videos` of each label, unless they are there: the demo's shapes on a torus.
+
+    Another seed gives other videos of the same kind, to measure the model against.
+    """
     check_place(root, f"--data {root}")
     if not root.exists():
         print(f"writing moving shapes as videos to {root}", flush=True)
         kind = {"endless": True, "centred": True, "frames": VIDEO_FRAMES}
-        write_moving_shapes(root, shapes=SHAPES, videos=VIDEOS, held_out=HELD_OUT, **kind)
+        write_moving_shapes(root, shapes=SHAPES, videos=videos, held_out=HELD_OUT, seed=seed, **kind)
 
 
 def measure(pipeline: EqMPipeline, count: int) -> dict[str, Any]:
