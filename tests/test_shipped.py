@@ -30,7 +30,7 @@ def test_it_is_trained_again_by_a_command(tmp_path: Path, capsys: pytest.Capture
     out, numbers = tmp_path / "out", json.loads((tmp_path / "out" / "numbers.json").read_text())
     assert numbers["generation"]["samples"] == 8 and numbers["long_video"]["samples"] == 16 and numbers["steps"] == 2
     card = (out / "README.md").read_text()
-    assert "| 8 clips | " in card and "2 steps of 2 clips" in card and "eqm-video train-shipped" in card
+    assert "| 8 clips of a label | " in card and "2 steps of 2 clips" in card and "eqm-video train-shipped" in card
     weights = load_file(out / "transformer" / "diffusion_pytorch_model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float16}
     monkeypatch.setattr(folders, "SHIPPED_FOLDER", out)
@@ -54,13 +54,13 @@ def test_it_is_small_and_its_card_says_how_it_was_made(root: Path) -> None:
 
 
 def test_it_makes_what_its_labels_say() -> None:
-    """A few clips, with half the steps: most of them move and look as their label says."""
+    """A few clips: all but one at most move and look as their label says."""
     model = EqMPipeline.from_pretrained("demo")
     model.set_progress_bar_config(disable=True)
     labels = list(model.labels.values())
-    clips = model(labels=labels, seeds=range(8), steps=50, step_size=0.02, output_type="uint8").frames
+    clips = model(labels=labels, seeds=range(8), output_type="uint8").frames
     score = score_motion(clips, labels, SHAPES, endless=True)
-    assert score["direction_accuracy"] >= 0.75 and score["shape_accuracy"] >= 0.6
+    assert min(score["direction_accuracy"], score["shape_accuracy"]) >= 7 / 8
 
 
 def test_a_folder_of_its_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from eqm_video.data.moving_shapes import label_names, render_clip, score_motion, write_moving_shapes
 from eqm_video.errors import UserError
@@ -61,7 +60,7 @@ class TrainShipped(Study, OwnRun, Many, Data, Overridden, group="use", record="n
             raise UserError(f"training did not finish; type the same command again to continue {self.run_dir}")
         pipeline, _ = load_pipeline(self.run_dir / "export")
         pipeline.set_progress_bar_config(disable=True)
-        pipeline.transformer.to(torch.float16).to(torch.float32)  # what is measured is what is written
+        pipeline.transformer.half().float()  # what is measured is what is written
         numbers = measure(pipeline, self.num_samples)
         numbers["training_seconds"] = training_seconds(self.run_dir)
         numbers["steps"] = load_config(self.run_dir / "config.yaml").train.steps
@@ -70,8 +69,8 @@ class TrainShipped(Study, OwnRun, Many, Data, Overridden, group="use", record="n
         return Report(numbers, table, files={"README.md": card(numbers, pipeline, self.run_dir)})
 
 
-def write_videos(root: Path, videos: int = VIDEOS, seed: int = 0) -> None:
-    """Write the videos, `videos` of each label, unless they are there: the demo's shapes on a torus.
+def write_videos(root: Path, videos: int | None = None, seed: int = 0) -> None:
+    """Write the videos, `VIDEOS` or `videos` of each label, unless they are there: the demo's shapes on a torus.
 
     Another seed gives other videos of the same kind, to measure the model against.
     """
@@ -79,7 +78,7 @@ def write_videos(root: Path, videos: int = VIDEOS, seed: int = 0) -> None:
     if not root.exists():
         print(f"writing moving shapes as videos to {root}", flush=True)
         kind = {"endless": True, "centred": True, "frames": VIDEO_FRAMES}
-        write_moving_shapes(root, shapes=SHAPES, videos=videos, held_out=HELD_OUT, seed=seed, **kind)
+        write_moving_shapes(root, shapes=SHAPES, videos=videos or VIDEOS, held_out=HELD_OUT, seed=seed, **kind)
 
 
 def measure(pipeline: EqMPipeline, count: int) -> dict[str, Any]:
@@ -129,8 +128,8 @@ def draw(label: str, frames: int, size: int, seed: int) -> np.ndarray:
 def write_export(pipeline: EqMPipeline, folder: Path) -> None:
     """The network in half precision and the settings, as `EqMPipeline.from_pretrained` reads them; no codec."""
     network = pipeline.transformer
-    network.to(torch.float16).save_pretrained(folder / "transformer")
-    network.to(torch.float32)
+    network.half().save_pretrained(folder / "transformer")
+    network.float()
     pipeline.save_config(folder)
 
 
@@ -141,8 +140,12 @@ def training_seconds(run: Path) -> float:
 
 def rows(numbers: dict[str, Any]) -> list[str]:
     """The lines of the card's table."""
-    names = {"generation": "clips", "image_to_video": "one picture continued", "continuation": "3 frames continued"}
-    names["long_video"] = f"windows of videos of {WINDOWS} times the frames"
+    names = {
+        "generation": "clips of a label",
+        "image_to_video": "clips from their first frame",
+        "continuation": "clips from their first 3 frames",
+        "long_video": f"windows of videos of {WINDOWS} times the frames",
+    }
     return [
         f"| {numbers[key]['samples']} {name} | "
         + " | ".join(f"{numbers[key][f'{part}_accuracy']:.0%}" for part in ("direction", "shape", "both"))
@@ -157,7 +160,8 @@ def card(numbers: dict[str, Any], pipeline: EqMPipeline, run: Path) -> str:
     return asset("cards/shipped.md").format(
         parameters=f"{sum(weight.numel() for weight in pipeline.transformer.parameters()) / 1e6:.1f}",
         frames=pipeline.check_frames(),
-        videos=len(label_names(SHAPES)) * VIDEOS,
+        videos=len(label_names(SHAPES)) * (VIDEOS - HELD_OUT),
+        held_out=len(label_names(SHAPES)) * HELD_OUT,
         recipe=RECIPE,
         steps=train.steps,
         batch=train.batch_size,
