@@ -121,7 +121,7 @@ class SampleOptions(
         least=0.01,
         metavar="F",
         help="frames per second, of motion and file",
-        unset="as trained, or as in the clips of known frames",
+        unset="as trained, or as the start has",
     )
     preset: str | None = option(
         None, choices=tuple(SAMPLER_PRESETS), help="sampler settings of the paper's public runs", rare=True
