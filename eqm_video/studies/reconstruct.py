@@ -77,9 +77,9 @@ class Reconstruct(Opening, Shaped, Cut, Kind, Measuring, group="use", record="nu
             "metrics": costs,
         }
         table = (
-            f"{counted(len(clips), self.kind[:-1])} of {shown} px through {self.codec}: PSNR "
-            f"{numbers['psnr_mean']:.2f} dB (lowest {numbers['psnr_lowest']:.2f}), standard deviation of the latents "
-            f"{numbers['latent_std']:.2f}; the picture shows originals above their reconstructions\n\n"
+            f"{counted(len(clips), self.kind[:-1])} of {shown} px through {self.codec}: the lowest PSNR is "
+            f"{numbers['psnr_lowest']:.2f} dB, the standard deviation of the latents {numbers['latent_std']:.2f}; "
+            f"the picture shows originals above their reconstructions\n\n"
             f"{aligned(rows_of(numbers))}"
         )
         pairs = [np.concatenate(pair, axis=1) for pair in zip(originals[:SHOWN], rebuilt[:SHOWN], strict=True)]

@@ -41,6 +41,7 @@ from eqm_video.studies.recipes import Trained
 from eqm_video.studies.request import own_scale
 from eqm_video.studies.study import Opening, Report
 from eqm_video.studies.tasks.clips import Truth, names_of
+from eqm_video.wording import counted
 
 REAL = 256  # real clips of the MMD
 ELSEWHERE = 2_000_000  # added to the seed of the real clips
@@ -219,7 +220,7 @@ class Measurer:
                     parts.setdefault("mmd", []).append([mmd(latents.flatten(1), self.real)])
             return parts
 
-        says = f"measuring {self.name}, {name}, {count} evaluations"
+        says = f"measuring {self.name}, {name}, {counted(count, 'evaluation')}"
         return self.kept.found(f"{self.name}/{name.replace(' ', '_')}_{count}", wanted, says, work)
 
     def sample(self, repeat: int, how: Mapping[str, Any]) -> Tensor:
@@ -306,7 +307,9 @@ class Measurer:
     def references(self) -> list[Tensor]:
         """The latents (N, T, C, h, w) of the reference, of each repeat."""
         how = self.ways[self.reference].sampling(self.study.reference)
-        print(f"sampling the reference, {self.reference} with {self.study.reference} evaluations", flush=True)
+        print(
+            f"sampling the reference, {self.reference} with {counted(self.study.reference, 'evaluation')}", flush=True
+        )
         return [self.sample(repeat, how) for repeat in range(self.study.repeats)]
 
 
