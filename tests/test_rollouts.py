@@ -104,6 +104,9 @@ def test_every_cell_is_measured_span_by_span(finished) -> None:
     }
     assert {path.name for path in out.glob("*.png")} == {"rollouts.png", "rollouts_rolling.png"}
     views = rollouts.Rollouts.views(numbers)
+    assert "single" not in views["differences"]
+    alone = rollouts.Rollouts.views({**numbers, "differences": []})["differences"]
+    assert alone == "a single model in a single loop: no difference to measure"
     assert "1 (n = 1)" in views["summary"] and "| flow matching" in views["level"] and "MiB" in views["settings"]
 
 

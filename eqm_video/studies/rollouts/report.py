@@ -54,7 +54,9 @@ def curve(numbers: Mapping[str, Any], measure: str) -> str:
 
 
 def differences(numbers: Mapping[str, Any]) -> str:
-    """A line for each difference in the last span of frames."""
+    """A line for each difference in the last span of frames; a sentence where one model in one loop has none."""
+    if not numbers["differences"]:
+        return "a single model in a single loop: no difference to measure"
     cells: list[Sequence[str]] = [["measure", "difference", "mean", "95 %", "p (Holm)", "models of its sign"]]
     for row in numbers["differences"]:
         (kind, cell), (other, also) = row["one"], row["other"]
@@ -70,12 +72,13 @@ def settings(numbers: Mapping[str, Any]) -> str:
     """A sentence of the settings, the cost and the memory."""
     own, cells = numbers["settings"], [values for *_, values in _rows(numbers)]
     seconds = sorted(each for values in cells for each in values["seconds"])
+    spread = " to ".join(dict.fromkeys(f"{each:.0f}" for each in (seconds[0], seconds[-1])))
     grown = max(values["memory"][-1] - values["memory"][0] for values in cells)
     most = max(values["memory"][-1] for values in cells)
     return (
         f"{own['clips']} clips of each model, {own['length']} frames in windows of {own['frames']}, "
         f"{own['evaluations']} multistep evaluations a window, guidance {own['guidance scale']:g}, history guidance "
-        f"{own['history guidance']:g}. {seconds[0]:.0f} to {seconds[-1]:.0f} CPU seconds per 1,000 frames. "
+        f"{own['history guidance']:g}. {spread} CPU seconds per 1,000 frames. "
         f"Largest resident memory {most:.0f} MiB; it grew by {grown:.0f} MiB at most after frame {numbers['ends'][0]}."
     )
 
