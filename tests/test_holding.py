@@ -101,6 +101,9 @@ def test_a_run_never_trains_on_held_out_files(made: Path, tmp_path: Path, capsys
     AcceleratorState._reset_state(reset_partial_state=True)
     assert main([*words, "--resume", "held_out.fraction=0.5", "train.steps=9"]) == 2
     assert "held_out.fraction (0.3 there, 0.5 here)" in capsys.readouterr().err
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main([*words, "--resume", "held_out.fraction=null", "train.steps=9"]) == 2
+    assert "held_out.fraction (0.3 there, null here)" in capsys.readouterr().err
 
 
 def test_a_folder_is_held_out(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -21,7 +21,7 @@ from eqm_video.system.files import write_text
 from eqm_video.system.reading import read_json
 from eqm_video.training.config import Config, load_config, to_tree, to_yaml
 from eqm_video.training.progress import duration
-from eqm_video.training.strict_yaml import flatten
+from eqm_video.training.strict_yaml import as_yaml, flatten
 from eqm_video.wording import counted
 
 REPORT = "report.html"  # its name in the folder of a run
@@ -378,8 +378,5 @@ def machine(runs: Sequence[RunFiles]) -> Section:
 
 def short(value: Any) -> str:
     """A value of a recipe, as in YAML, in at most 80 characters."""
-    if isinstance(value, list | tuple):
-        text = f"[{', '.join(map(short, value))}]"
-    else:
-        text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = as_yaml(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

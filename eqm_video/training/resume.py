@@ -15,7 +15,7 @@ from eqm_video.training.checkpoint import Checkpoints, is_checkpoint, read_recor
 from eqm_video.training.config import Config, TrainConfig, parse_config, to_tree
 from eqm_video.training.optim import Schedule
 from eqm_video.training.short_forms import NEWEST
-from eqm_video.training.strict_yaml import flatten
+from eqm_video.training.strict_yaml import as_yaml, flatten
 from eqm_video.wording import counted
 
 # Keys that may not change when a run continues: with another value it would be another run.
@@ -142,7 +142,7 @@ def compare(checkpoint: Path, config: Config, processes: int) -> list[str]:
     old = to_tree(recorded)
     then, now = dict(flatten(old)), dict(flatten(to_tree(config)))
     changed = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
-    listed = {key: f"{key} ({then.get(key)} there, {now.get(key)} here)" for key in changed}
+    listed = {key: f"{key} ({as_yaml(then.get(key))} there, {as_yaml(now.get(key))} here)" for key in changed}
     fixed = [text for key, text in listed.items() if _under(key, FIXED)]
     if fixed:
         raise UserError(

@@ -138,6 +138,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
+def as_yaml(value: Any) -> str:
+    """A value of a recipe as it is written there: null, true, [train, 0.5]."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(as_yaml, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 # ------------------------------------------------------------------------------------------------------- overrides
 
 
