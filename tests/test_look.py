@@ -14,6 +14,7 @@ from tiny_run import write_codec, write_images, write_videos
 
 from eqm_video import cli
 from eqm_video.core.gamma import draw_gamma
+from eqm_video.studies.look import Seen
 from eqm_video.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -68,3 +69,8 @@ def test_the_pictures_have_a_row_for_each_clip(words: list[str], tmp_path: Path)
     assert images.shape[0] < 120
     record = json.loads((tmp_path / "look" / "look.json").read_text())
     assert [len(seen["times"]) for seen in record["clips"]] == [3, 3, 3, 1, 1, 1]
+
+
+def test_the_name_of_a_file_stays_a_line() -> None:
+    seen = Seen("wave", "wave/new\nline.avi", [0.0, 0.1], [0.5, 0.5], np.zeros((2, 4, 4, 3), np.uint8))
+    assert seen.caption(1) == "1 · wave · wave/new\\nline.avi · 2 frames, 0.10 s"

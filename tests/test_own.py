@@ -219,7 +219,7 @@ def test_short_videos_train_and_a_later_one_changes_no_clips(tmp_path, capsys, m
     assert main(["train", "own", "mine", *SMALL, "train.steps=3", "--resume"]) == 2
     said = capsys.readouterr()
     assert said.out.startswith("4 videos and ") and ", held out as when it began" in said.out
-    assert "4 items with 0 labels now, other files than then (new: more.mp4); resume with the same data" in said.err
+    assert "4 items with no labels now, other files than then (new: more.mp4); resume with the same data" in said.err
     typed = said.err.split(" type ")[1].split()
     assert main(["train", "own", "mine", *SMALL, *(word.replace("FOLDER", "runs/second") for word in typed)]) == 0
     assert "a tenth of them held out" in capsys.readouterr().out

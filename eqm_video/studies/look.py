@@ -13,6 +13,7 @@ from torch import Tensor
 
 from eqm_video.codec import Codec
 from eqm_video.core.gamma import draw_gamma
+from eqm_video.names import shown
 from eqm_video.options import option
 from eqm_video.output import media
 from eqm_video.output.overlays import draw_gamma_bars
@@ -46,7 +47,7 @@ class Seen:
     def caption(self, number: int) -> str:
         """The line above the clip in the picture."""
         length = f" · {len(self.times)} frames, {self.times[-1]:.2f} s" if len(self.times) > 1 else ""
-        return f"{number} · {self.label} · {self.name}{length}"
+        return f"{number} · {self.label} · {shown(self.name)}{length}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +159,7 @@ def _tables(clips: list[Seen], images: list[Seen], shapes: list[dict[str, Any]])
                 f"note: clips of {row['shape']} leave out {row['passed_over']} of {every} videos "
                 f"({row['passed_over'] / every:.1%}), which have fewer than {row['span']} frames"
             )
-    rows = [[seen.label, seen.name, f"{seen.times[-1]:.2f}", _runs(seen.gammas)] for seen in (*clips, *images)]
+    rows = [[seen.label, shown(seen.name), f"{seen.times[-1]:.2f}", _runs(seen.gammas)] for seen in (*clips, *images)]
     return [*lines, aligned([["label", "file", "seconds", "gamma"], *rows], left=2)]
 
 

@@ -189,7 +189,8 @@ def _items(data: dict[str, Any]) -> str:
     if not {"size", "labels"} <= data.keys():
         return "unknown data"
     images = f" and {counted(data['images'], 'image')} beside them" if "images" in data else ""
-    return f"{counted(data['size'], 'item')}{images} with {counted(len(data['labels']), 'label')}"
+    labels = counted(len(data["labels"]), "label") if data["labels"] else "no labels"
+    return f"{counted(data['size'], 'item')}{images} with {labels}"
 
 
 def _under(key: str, names: Sequence[str]) -> bool:
