@@ -91,7 +91,13 @@ def test_an_error_stands_at_the_end_of_torchruns_report(monkeypatch, tmp_path, c
     assert main(["trian"]) == 2
     failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(tmp_path / "error.json"))
     assert "error: unknown command 'trian'; did you mean train?" in str(ChildFailedError("train", {0: failure}))
-    assert "accelerate" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "accelerate" not in said and said.endswith(
+        "(the launcher's report follows; the error above stands at its end)\n"
+    )
+    monkeypatch.setenv("RANK", "1")
+    assert main(["trian"]) == 2
+    assert "report follows" not in capsys.readouterr().err, "once is enough"
 
 
 def test_the_traceback_of_accelerate_launch_is_announced(monkeypatch, capsys) -> None:

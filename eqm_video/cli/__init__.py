@@ -153,7 +153,7 @@ def _fail(sentence: str) -> int:
 
 
 def _tell_launcher(sentence: str) -> None:
-    """Put the sentence at the end of torchrun's report; announce the traceback of `accelerate launch`, which has none.
+    """Put the sentence at the end of torchrun's report, and announce that, or the traceback of `accelerate launch`.
 
     Both launchers report that a process failed in many lines below its own error.
     """
@@ -161,6 +161,8 @@ def _tell_launcher(sentence: str) -> None:
     if file is not None:
         with contextlib.suppress(OSError):  # the sentence is on the screen already
             Path(file).write_text(json.dumps({"message": sentence, "timestamp": int(time.time())}), encoding="utf-8")
+        if os.environ.get("RANK", "0") == "0":
+            print("(the launcher's report follows; the error above stands at its end)", file=sys.stderr, flush=True)
     elif "ACCELERATE_MIXED_PRECISION" in os.environ:  # which `accelerate launch` sets
         print(
             "(the traceback below is accelerate's own: this process ended; `accelerate launch -q` leaves it out)",

@@ -164,12 +164,16 @@ def attention(device: torch.device) -> Finding:
 def decoders() -> Iterator[Finding]:
     """The speed at which a video that is written here is read back; then decord."""
     frames = np.random.default_rng(0).integers(0, 255, (24, 128, 128, 3), dtype=np.uint8)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
-        write_mp4(path, frames, 8)
-        info = video.probe(path)
-        seconds = time_of(lambda: video.read_frames(path, range(info.frames), info=info), torch.device("cpu"))
-    yield Finding(FINE, "decoder", f"{info.frames / seconds:,.0f} frames of 128 px a second on one core")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "clip.mp4"
+            write_mp4(path, frames, 8)
+            info = video.probe(path)
+            seconds = time_of(lambda: video.read_frames(path, range(info.frames), info=info), torch.device("cpu"))
+        yield Finding(FINE, "decoder", f"{info.frames / seconds:,.0f} frames of 128 px a second on one core")
+    except OSError as error:
+        text = f"no temporary file can be written: {error.strerror or error}"
+        yield Finding(BAD, "decoder", text, "give a folder with room: export TMPDIR=FOLDER")
     if importlib.util.find_spec("decord") is None:
         yield Finding(SLOW, "decord", "not installed: PyAV reads everything", "pip install decord, where it has wheels")
 
@@ -231,7 +235,7 @@ def fits(config: Config, device: Device) -> Iterator[Finding]:
     state = memory.state
     text = f"{cost['parameters'] / 1e6:.1f} M parameters: {gib(state)}, and {gib(memory.peak)} in a step"
     text += "" if device.memory is None else f", of {gib(device.memory)}"
-    yield memory_finding(text, state, memory.peak, device.memory)
+    yield memory_finding(text, state, memory.peak, device.memory, train.batch_size)
     seconds = seconds_per_step(config, device, cost["flops"], frames)
     kind = "cuda" if device.kind == "cuda" else "cpu"
     text = (
@@ -252,13 +256,20 @@ def shorter(steps: float, *, recipe: bool) -> str:
     return "; or ".join([*days, other])
 
 
-def memory_finding(text: str, state: int, peak: int, room: int | None) -> Finding:
-    """`text`, and advice where the bytes of the training's `state`, or of a step at its `peak`, exceed the `room`."""
+def memory_finding(text: str, state: int, peak: int, room: int | None, batch: int) -> Finding:
+    """`text`, and advice where the bytes of the training's `state`, or of a step at its `peak`, exceed the `room`.
+
+    batch: clips of a step. Accumulation divides them, and what a step needs beside the state.
+    """
     if room is None or peak <= 0.9 * room:
         return Finding(FINE, "memory", text)
     if state > 0.9 * room:
         return Finding(BAD, "memory", text, "take a smaller network, such as model.preset=EqM-Nano/4")
-    return Finding(SLOW, "memory", text, "type train.accumulation=4, or train.gradient_checkpointing=true")
+    parts = next((n for n in range(2, batch + 1) if batch % n == 0 and state + (peak - state) / n <= 0.9 * room), None)
+    if parts is None:
+        return Finding(BAD, "memory", text, "take fewer pixels (data.size), fewer frames, or a smaller model.preset")
+    advice = f"type train.accumulation={parts}; or try train.gradient_checkpointing=true"
+    return Finding(SLOW, "memory", text, advice)
 
 
 def time_of(work: Callable[[], object], device: torch.device) -> float:

@@ -315,7 +315,7 @@ class Modelled:
     model: str = option(
         positional=True,
         metavar="MODEL",
-        help="an export, a training run or checkpoint (folders), a hub id OWNER/NAME, or demo (shipped)",
+        help="an export, run or checkpoint (folders), a hub id OWNER/NAME, or demo (shipped)",
     )
 
 

@@ -60,9 +60,7 @@ class Sampling:
         help="step size eta, or auto (run curvature --write first)",
         unset="the model's",
     )
-    mu: float | None = option(
-        None, least=0, below=1, metavar="M", help="look-ahead of nag, in [0, 1)", unset="the model's"
-    )
+    mu: float | None = option(None, least=0, below=1, metavar="M", help="look-ahead of nag", unset="the model's")
     temperature: float | None = option(
         None, least=0, metavar="T", help="temperature of langevin", unset="the sampler's", rare=True
     )

@@ -60,8 +60,8 @@ class Ablate(
     The recipes of ablations/ differ from base in a single choice each. All of them are trained, and sampled from the
     same noise with the samplers that fit them. Measured are the share of clips with the motion and the shape of their
     labels (in closed form), --metrics against the data with 95 % intervals, the gradient at the end of the descents,
-    and the error of the field on held-out clips. Finished runs and measurements
-    are reused, interrupted runs continue. Every recipe is trained once: a difference of a few clips means nothing.
+    and the error of the field on held-out clips. Finished runs and measurements are reused, interrupted runs continue.
+    Every recipe is trained once: a difference of a few clips means nothing.
 
     The runs lie in --out. The videos are written if --data does not exist. Words such as train.steps=100 replace values
     in all recipes.

@@ -49,8 +49,8 @@ class OwnRun:
 class Demo(Study, OwnRun, Many, Data, Overridden, group="use", record="numbers.json"):
     """Write moving shapes, train on them, sample, measure.
 
-    Moving shapes are written as real videos. A model is trained on them from the recipe `demo`, and
-    samples a GIF grid. The share of sampled clips that move as their label says is measured in closed form.
+    Moving shapes are written as real videos. A model is trained on them from the recipe `demo`, and samples a GIF grid.
+    The share of sampled clips that move as their label says is measured in closed form.
     """
 
     data: Path | None = Path("data/demo_shapes")

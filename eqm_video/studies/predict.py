@@ -44,8 +44,8 @@ class Predict(OneModel, HeldOut, Known, ClipLabels, Descending, Seeded, Batched,
     around it. A video has many futures, so the best of several --samples of a clip is reported too. Motion is the mean
     change from frame to frame in units of the true clips' own: it shows whether predictions move.
 
-    Example: eqm-video predict runs/actions --data FOLDER --split test --known first:4 ends --out
-    samples/predict
+    Example:
+      eqm-video predict runs/actions --data FOLDER --split test --known first:4 ends --out samples/predict
     """
 
     split: str | None = narrower(None, unset="all")

@@ -49,10 +49,11 @@ RECORDS = {
 class RunReport(Opening, Seeded, group="look", record="report.json"):
     """A page on training runs: a single HTML file that needs nothing else.
 
-    The page has the recipe and its differences, loss and loss by gamma, previews, the data and the machine. A few
-    descents of the model are recorded as well: gradient and score along the descent, and after how many evaluations
-    clips would stop at a tolerance. Results of other studies (evaluate, compare, descent, ood ...) in folders below the
-    run, or named by --include, become sections with their tables and pictures. Several runs share one page.
+    The page has the recipe and its differences, loss and loss by gamma, evaluations during training, previews, the data
+    and the machine. A few descents of the model are recorded as well: gradient and score along the descent, and after
+    how many evaluations clips would stop at a tolerance. Results of other studies (evaluate; compare, with the nearest
+    training clips; descent, ood ...) in folders below the run, or named by --include, become sections with their tables
+    and pictures. Several runs share one page.
     """
 
     folders: tuple[Path, ...] = option(positional=True, metavar="RUN", help="folders of training runs")

@@ -43,12 +43,12 @@ class Distill(OneModel, Many, Guided, Seeded, Batched, group="use"):
     """Train a student that goes in a few evaluations to where a model's descent rests, and measure it.
 
     The student f learns from the model (its teacher) alone that x - f(x) is the point where the teacher's descent from
-    x rests. The states and their rests are those of descents from --noises, with every label in turn and with
-    none. Half of the states first go a step of the student, so that it learns to mend its own results. The teacher's
-    guidance is learned too, and costs the student nothing. DIR/export is a model like any other, which samples with
-    --steps 1, 2 or 4. It is measured beside the teacher's multistep sampler from the same new noise: the RMS of latents
-    from the teacher's result of --reference evaluations, and for moving shapes the share of clips that show their
-    label. An interrupted training begins again.
+    x rests. The states and their rests are those of descents from --noises, with every label in turn and with none.
+    Half of the states first go a step of the student, so that it learns to mend its own results. The teacher's guidance
+    is learned too, and costs the student nothing. DIR/export is a model like any other, which samples with --steps 1, 2
+    or 4. It is measured beside the teacher's multistep sampler from the same new noise: the RMS of latents from the
+    teacher's result of --reference evaluations, and for moving shapes the share of clips that show their label. An
+    interrupted training begins again.
     """
 
     noises: int = option(1024, least=2, most=10**6, metavar="N", help="noises that the teacher descends from")
@@ -56,7 +56,7 @@ class Distill(OneModel, Many, Guided, Seeded, Batched, group="use"):
     fit_steps: int = option(1500, least=1, metavar="N", help="training steps of the student")
     batch: int = option(32, least=4, metavar="B", help="states in a training step")
     lr: float = same(TrainCodec, "lr")
-    evaluations: tuple[int, ...] = option((1, 2, 4, 8), least=1, metavar="N", help="of student and teacher, measured")
+    evaluations: tuple[int, ...] = option((1, 2, 4, 8), least=1, metavar="N", help="evaluations that are measured")
     reference: int = option(50, least=2, metavar="N", help="multistep steps of the teacher's reference")
     num_samples: int = narrower(64, least=2)
 

@@ -65,9 +65,9 @@ class FewSteps(Opening, Many, Data, Guided, Seeded, Batched, group="look"):
 
     models: tuple[str, ...] = same(Partial, "models")
     num_samples: int = 32
-    repeats: int = option(3, least=1, most=100, metavar="K", help="times, each with seeds of its own")
+    repeats: int = option(3, least=1, most=100, metavar="K", help="repetitions, each with other seeds")
     evaluations: tuple[int, ...] = option(
-        (1, 2, 3, 4, 6, 8, 12, 16, 24, 50), least=1, metavar="N", help="of the field, on the model"
+        (1, 2, 3, 4, 6, 8, 12, 16, 24, 50), least=1, metavar="N", help="evaluations that are measured on the model"
     )
     reference: int = option(250, least=1, metavar="N", help="evaluations of the reference, and of a last multistep")
     composed: bool = option(False, help="two labels of one direction at once, in place of one")

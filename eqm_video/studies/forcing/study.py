@@ -47,9 +47,9 @@ GENERATION = "generation"
 class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, Measuring, group="compare"):
     """Compare EqM, Equilibrium Forcing and flow matching, with error bars.
 
-    The recipes of forcing/ differ only in the training target. Each is trained several times, for
-    each draw of gamma, with the learning rate that gave the lowest held-out loss in one short run of each of three.
-    Every target is sampled with the sampler that suits it best, chosen on other clips than those that are reported.
+    The recipes of forcing/ differ only in the training target. Each is trained several times, for each draw of gamma,
+    with the learning rate whose short run had the lowest held-out loss. Every target is sampled with the sampler that
+    suits it best, chosen on other clips than those that are reported.
     Everything is measured in closed form, on the same clips and noise for all: generation, image-to-video,
     continuation, in-betweening, long videos, quality by the number of evaluations, the error of the field and of its
     estimate of gamma; with --metrics generated clips are also compared with those of --data. Means have 95 % intervals
@@ -61,7 +61,9 @@ class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, Measuring, grou
     """
 
     data: Path = Path("data/endless_shapes")
-    draws: tuple[str, ...] = option(("mixture",), choices=tuple(DRAWS), metavar="DRAW", help="of gamma in training")
+    draws: tuple[str, ...] = option(
+        ("mixture",), choices=tuple(DRAWS), metavar="DRAW", help="draws of gamma in training"
+    )
     runs_each: int = option(3, least=1, most=100, metavar="S", help="training runs of each target, with seeds 0 to S-1")
     rates: tuple[float, ...] = option((1.5e-3, 3e-3, 6e-3), above=0, metavar="LR", help="learning rates that are tried")
     trial_steps: int = option(300, least=1, metavar="N", help="steps of the short runs that try them")
@@ -73,7 +75,7 @@ class Forcing(Opening, Trained, Longer, Guided, Seeded, Batched, Measuring, grou
     context: int = same(Tasks, "context")
     budget: int = option(24, least=2, metavar="N", help="field evaluations of every task")
     metrics: tuple[str, ...] | None = narrower((), unset="none")
-    evaluations: tuple[int, ...] = option(EVALUATIONS, least=1, metavar="N", help="of the curve of quality")
+    evaluations: tuple[int, ...] = option(EVALUATIONS, least=1, metavar="N", help="evaluations that are measured")
 
     def check(self) -> None:
         """UserError for overrides of keys that the study sets itself, and for metrics that samples cannot have."""

@@ -36,11 +36,11 @@ OPEN = "open"  # the loop without corrections
 class Rollouts(Opening, Many, Longer, Stepped, Guided, Seeded, group="compare"):
     """Roll out long videos of moving shapes, and measure how they hold, frame after frame.
 
-    Every model continues the same rendered clips with multistep, whose window knows the last frames of the window
-    before. Models of one training target (EqM, EqF, flow matching) count as runs of it. Measured are the share of
-    windows that show direction and shape of their label, the speed against the true one, the gradient on known frames,
-    and the level that the field sees in a frame against the level that its steps led to, as a curve over the frames.
-    Memory does not grow with the length, and is measured as well.
+    Every model continues the same rendered clips with the multistep sampler, window by window: each knows the last
+    frames of the one before. Models of one training target (EqM, EqF, flow matching) count as its runs. Measured are
+    the share of windows that show direction and shape of their label, the speed against the true one, the gradient on
+    known frames, and the level that the field sees in a frame against the level that its steps led to, as a curve over
+    the frames. Memory does not grow with the length, and is measured as well.
 
     Schedules: overlap knows half of a window, chunk 2 frames of it, rolling lets earlier frames go ahead of later ones,
     bake-in writes known frames as pixels and encodes them again. With --closed-loop each is made with a closed loop as
