@@ -9,12 +9,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tiny_models import tiny_pipeline
 from tiny_run import write_codec
 
 from eqm_video import options
 from eqm_video.data.datasets import look_at_video
 from eqm_video.data.moving_shapes import label_names
 from eqm_video.errors import UserError
+from eqm_video.sampling.option_groups import Rendered
+from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
 from eqm_video.studies import recipes
 from eqm_video.studies.demo import write_videos
@@ -57,6 +60,18 @@ def test_truth_goes_on_and_depends_on_its_own_numbers_alone(truth: tasks_clips.T
     assert (truth.speeds > low - 0.05).all() and (truth.speeds < high + 0.05).all()
     steps = tasks_clips.distance(truth.places[:, 1:], truth.places[:, :-1], 32)
     assert np.abs(steps - truth.speeds[:, None]).max() < 0.6  # measured in pixels, across the edges too
+
+
+def test_true_clips_are_of_the_kind_that_a_model_learned():
+    """Near the middle across their direction for the shipped model, and where it is asked for; anywhere for others."""
+    names = ["DiscRight", "DiscDown"] * 4
+    for centred in (True, False):
+        places = tasks_clips.Truth.render(names, 8, 32, seed=1, centred=centred).places.mean(axis=1)
+        across = np.abs(np.where(np.arange(8) % 2 == 0, places[:, 1], places[:, 0]) - 15.5)
+        assert across.max() < 0.12 * 32 + 0.5 if centred else across.max() > 6
+    shipped, other = EqMPipeline.from_pretrained("demo"), tiny_pipeline()
+    assert tasks_clips.is_centred(Rendered(), shipped) and not tasks_clips.is_centred(Rendered(), other)
+    assert tasks_clips.is_centred(Rendered(centred=True), other)
 
 
 def test_straight_lines_find_what_moves_straight_on(truth: tasks_clips.Truth) -> None:

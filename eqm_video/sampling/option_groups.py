@@ -41,6 +41,15 @@ class Many:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """True clips of moving shapes, rendered for the model."""
+
+    centred: bool = option(
+        False, help="true clips pass near the middle, as those of the recipe shipped do (demo: always)"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shaped:
     """The options --frames and --size."""
 

@@ -20,7 +20,7 @@ from eqm_video.metrics.intervals import estimate
 from eqm_video.options import narrower, option
 from eqm_video.output import plots
 from eqm_video.output.tables import aligned, with_interval
-from eqm_video.sampling.option_groups import Batched, Guided, Many, Seeded, Stepped
+from eqm_video.sampling.option_groups import Batched, Guided, Many, Rendered, Seeded, Stepped
 from eqm_video.sampling.options import Longer
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.rollout import latent_motion
@@ -29,7 +29,7 @@ from eqm_video.studies.batches import encode
 from eqm_video.studies.forcing.measure import motion
 from eqm_video.studies.request import own_scale
 from eqm_video.studies.study import OneModel, Report
-from eqm_video.studies.tasks.clips import Truth, forward, names_of, tracks
+from eqm_video.studies.tasks.clips import Truth, forward, is_centred, names_of, said_centred, tracks
 from eqm_video.studies.tasks.long import Way, continue_clips
 from eqm_video.studies.tasks.short import Setting
 from eqm_video.system import waits
@@ -45,7 +45,7 @@ STILL = 0.25  # pixels a frame in the direction of the label, below which a wind
 
 
 @dataclass(frozen=True, kw_only=True)
-class History(OneModel, Longer, Many, Guided, Stepped, Seeded, Batched, group="look"):
+class History(OneModel, Longer, Rendered, Many, Guided, Stepped, Seeded, Batched, group="look"):
     """History guidance in long videos: motion and right windows by its strength.
 
     The model was trained on moving shapes without borders. Videos start with known frames of a true clip and go on for
@@ -74,7 +74,7 @@ class History(OneModel, Longer, Many, Guided, Stepped, Seeded, Batched, group="l
         said = (
             f"{settings['clips']} videos of {settings['length']} frames in {settings['windows']} windows, overlap "
             f"{settings['overlap']}, {settings['steps']} multistep steps, guidance {settings['guidance scale']:g}; one "
-            "training run. Intervals are 95 %, over clips."
+            f"training run. Intervals are 95 %, over clips.{said_centred(settings)}"
         )
         return {"results": aligned(cells), "settings": said}
 
@@ -89,7 +89,8 @@ class History(OneModel, Longer, Many, Guided, Stepped, Seeded, Batched, group="l
         pipeline.set_progress_bar_config(disable=True)
         scale = own_scale(self, pipeline)
         names = names_of(pipeline, self.num_samples)
-        truth = Truth.render(names, self.length, pipeline.check_size()[0], self.seed)
+        centred = is_centred(self, pipeline)
+        truth = Truth.render(names, self.length, pipeline.check_size()[0], self.seed, centred=centred)
         true = latent_motion(encode(pipeline, truth.clips[:, :frames], self.batch_size)).cpu().double()
         results, windows = {}, 0
         for strength in waits.bar(list(dict.fromkeys(self.scales)), "history guidance", unit="strength"):
@@ -109,6 +110,7 @@ class History(OneModel, Longer, Many, Guided, Stepped, Seeded, Batched, group="l
                 "steps": self.steps,
                 "seed": self.seed,
                 "guidance scale": scale,
+                "centred": centred,
             },
             "found": results,
         }

@@ -28,14 +28,14 @@ from eqm_video.output.media import write_png
 from eqm_video.output.tables import aligned
 from eqm_video.randomness import generator
 from eqm_video.samplers import Multistep, run
-from eqm_video.sampling.option_groups import Batched, Guided, Many, Seeded, Stepped
+from eqm_video.sampling.option_groups import Batched, Guided, Many, Rendered, Seeded, Stepped
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
 from eqm_video.studies.batches import batches
 from eqm_video.studies.few_steps.study import FewSteps
 from eqm_video.studies.request import own_scale
 from eqm_video.studies.study import OneModel, Report
-from eqm_video.studies.tasks.clips import NEAR, Truth, errors_of, names_of, tracks
+from eqm_video.studies.tasks.clips import NEAR, Truth, errors_of, is_centred, names_of, said_centred, tracks
 from eqm_video.system import waits
 
 CLIPS, LOOPS = 12, 4  # clips of the exact fields; loops among the latter
@@ -45,7 +45,7 @@ Values = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regions(OneModel, Many, Guided, Stepped, Seeded, Batched, group="look"):
+class Regions(OneModel, Rendered, Many, Guided, Stepped, Seeded, Batched, group="look"):
     """Known regions of frames and seamless loops, on exact fields and on a model of moving shapes.
 
     On the exact field of 12 random clips one half of every frame is known: the share of descents that end at the right
@@ -73,7 +73,7 @@ class Regions(OneModel, Many, Guided, Stepped, Seeded, Batched, group="look"):
         said = (
             f"{settings['exact starts']} descents on each exact field, {settings['clips']} clips of the model, "
             f"{settings['steps']} multistep steps, guidance {settings['guidance scale']:g}, seed {settings['seed']}; "
-            "intervals over descents and clips."
+            f"intervals over descents and clips.{said_centred(settings)}"
         )
         return {"results": aligned(cells), "settings": said}
 
@@ -92,6 +92,7 @@ class Regions(OneModel, Many, Guided, Stepped, Seeded, Batched, group="look"):
                 "lengths": list(self.lengths),
                 "seed": self.seed,
                 "guidance scale": scale,
+                "centred": is_centred(self, pipeline),
             },
             "found": {name: asdict(estimate(each[None].double())) for name, each in values.items()},
         }
@@ -101,7 +102,8 @@ class Regions(OneModel, Many, Guided, Stepped, Seeded, Batched, group="look"):
     def holes(self, pipeline: EqMPipeline, how: Sampling, shown: list[NDArray[np.uint8]]) -> dict[str, Tensor]:
         """The share of each clip's frames (N,) with the shape near its place, by region; two clips of each to show."""
         frames, size = pipeline.check_frames(), pipeline.check_size()[0]
-        truth = Truth.render(names_of(pipeline, self.num_samples), frames, size, self.seed)
+        names, centred = names_of(pipeline, self.num_samples), is_centred(self, pipeline)
+        truth = Truth.render(names, frames, size, self.seed, centred=centred)
         hole, half = (np.ones((size, size), bool) for _ in range(2))
         hole[size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = False
         half[:, size // 2 :] = False

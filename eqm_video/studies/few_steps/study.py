@@ -27,7 +27,7 @@ from eqm_video.output import plots
 from eqm_video.output.tables import by_number, with_interval
 from eqm_video.randomness import generator
 from eqm_video.sampling.launch import fingerprint
-from eqm_video.sampling.option_groups import Batched, Data, Guided, Many, Seeded
+from eqm_video.sampling.option_groups import Batched, Data, Guided, Many, Rendered, Seeded
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
 from eqm_video.studies.batches import batches, encode, labels_in_turn
@@ -40,7 +40,7 @@ from eqm_video.studies.quality import thinned
 from eqm_video.studies.recipes import Trained
 from eqm_video.studies.request import own_scale
 from eqm_video.studies.study import Opening, Report
-from eqm_video.studies.tasks.clips import Truth, names_of
+from eqm_video.studies.tasks.clips import Truth, is_centred, names_of, said_centred
 from eqm_video.wording import counted
 
 REAL = 256  # real clips of the MMD
@@ -49,7 +49,7 @@ OWN = "nag own"  # the way of the model's own walk
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewSteps(Opening, Many, Data, Guided, Seeded, Batched, group="look"):
+class FewSteps(Opening, Rendered, Many, Data, Guided, Seeded, Batched, group="look"):
     """Quality by the number of evaluations of each sampler, with error bars.
 
     Models of one objective (EqM, EqF, flow matching) count as its training runs. Every sampler starts from the same
@@ -113,6 +113,7 @@ class FewSteps(Opening, Many, Data, Guided, Seeded, Batched, group="look"):
                     dict.fromkeys(f"{group[0].reference}, {self.reference} evaluations" for group in groups.values())
                 ),
                 "exact starts": self.exact_starts,
+                **({"centred": True} if self.data is None and first.centred else {}),
                 **({} if self.data is None else {"real clips": len(first.real), "data": self.data.name}),
             },
             "models": {name: summary(group) for name, group in groups.items()},
@@ -173,7 +174,7 @@ class Measurer:
             )
         self.names = (names_of if study.data is None else labels_in_turn)(pipeline, study.num_samples)
         own = pipeline.config.sampler
-        self.scale = own_scale(study, pipeline)
+        self.scale, self.centred = own_scale(study, pipeline), is_centred(study, pipeline)
         self.ways = dict(ways(pipeline.decay))
         if own["kind"] == "nag" and not isinstance(pipeline.decay, ConstantDecay):
             gain = float(getattr(pipeline.decay, "gain", 1.0))
@@ -203,6 +204,7 @@ class Measurer:
             "scale": self.scale,
             **{key: getattr(study, key) for key in (*keys, "reference")},
             **({"composed": True} if study.composed else {}),
+            **({"centred": True} if self.centred and study.data is None else {}),
             **({} if study.data is None else {"data": self.files.about["identity"]}),
         }
 
@@ -275,7 +277,8 @@ class Measurer:
     def encoded(self, names: list[str], seed: int) -> Tensor:
         """Latents (M, D) of real clips with these labels."""
         frames, size = self.pipeline.check_frames(), self.pipeline.check_size()[0]
-        return encode(self.pipeline, Truth.render(names, frames, size, seed).clips, 32).flatten(1)
+        clips = Truth.render(names, frames, size, seed, centred=self.centred).clips
+        return encode(self.pipeline, clips, 32).flatten(1)
 
     @cached_property
     def files(self) -> Files:
@@ -301,7 +304,8 @@ class Measurer:
     @cached_property
     def truth(self) -> Truth:
         """The labels and shapes that `motion` compares with."""
-        return Truth.render(self.names, self.pipeline.check_frames(), self.pipeline.check_size()[0], self.study.seed)
+        frames, size = self.pipeline.check_frames(), self.pipeline.check_size()[0]
+        return Truth.render(self.names, frames, size, self.study.seed, centred=self.centred)
 
     @cached_property
     def references(self) -> list[Tensor]:
@@ -348,7 +352,7 @@ def views(numbers: Mapping[str, Any]) -> dict[str, str]:
         f"{runs}{settings['repeats']} × {settings['clips']} clips{data}, {labels}guidance "
         f"{settings['guidance scale']:g}; the reference is {settings['reference']}; on the exact fields "
         f"{settings['repeats']} × {settings['exact starts']} starts. "
-        "Intervals are 95 %, over runs, repeats and clips."
+        f"Intervals are 95 %, over runs, repeats and clips.{said_centred(settings)}"
     )
     return named
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from eqm_video.output import plots
 from eqm_video.output.tables import aligned, amount, runs_of, with_interval
+from eqm_video.studies.tasks.clips import said_centred
 
 TITLES = {
     "right": "windows that show their label",
@@ -80,6 +81,7 @@ def settings(numbers: Mapping[str, Any]) -> str:
         f"{own['evaluations']} multistep evaluations a window, guidance {own['guidance scale']:g}, history guidance "
         f"{own['history guidance']:g}. {spread} CPU seconds per 1,000 frames. "
         f"Largest resident memory {most:.0f} MiB; it grew by {grown:.0f} MiB at most after frame {numbers['ends'][0]}."
+        f"{said_centred(own)}"
     )
 
 

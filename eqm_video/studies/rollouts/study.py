@@ -16,7 +16,7 @@ from eqm_video.metrics.intervals import compare, estimate, holm
 from eqm_video.options import narrower, option, same
 from eqm_video.samplers import ClosedLoop
 from eqm_video.sampling.launch import fingerprint
-from eqm_video.sampling.option_groups import Guided, Many, Seeded, Stepped
+from eqm_video.sampling.option_groups import Guided, Many, Rendered, Seeded, Stepped
 from eqm_video.sampling.options import Longer
 from eqm_video.sampling.pipeline import EqMPipeline
 from eqm_video.sampling.settings import Sampling
@@ -27,13 +27,13 @@ from eqm_video.studies.request import open_model
 from eqm_video.studies.rollouts import measure, report
 from eqm_video.studies.rollouts.measure import MEASURES, SCHEDULES
 from eqm_video.studies.study import Opening, Report
-from eqm_video.studies.tasks.clips import Truth, names_of
+from eqm_video.studies.tasks.clips import Truth, is_centred, names_of
 
 OPEN = "open"  # the loop without corrections
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rollouts(Opening, Many, Longer, Stepped, Guided, Seeded, group="compare"):
+class Rollouts(Opening, Rendered, Many, Longer, Stepped, Guided, Seeded, group="compare"):
     """Roll out long videos of moving shapes, and measure how they hold, frame after frame.
 
     Every model continues the same rendered clips with the multistep sampler, window by window: each knows the last
@@ -100,6 +100,7 @@ class Rollouts(Opening, Many, Longer, Stepped, Guided, Seeded, group="compare"):
             "evaluations": how.steps,
             "guidance scale": how.guidance_scale,
             "history guidance": self.history_guidance,
+            **({"centred": True} if is_centred(self, pipeline) else {}),
         }
 
     def how(self, pipeline: EqMPipeline) -> Sampling:
@@ -115,7 +116,8 @@ class Rollouts(Opening, Many, Longer, Stepped, Guided, Seeded, group="compare"):
 
         def work() -> tuple[dict[str, Any], None]:
             names = names_of(pipeline, self.num_samples)
-            truth = Truth.render(names, settings["frames"], settings["size"], self.seed)
+            centred = settings.get("centred", False)
+            truth = Truth.render(names, settings["frames"], settings["size"], self.seed, centred=centred)
             how = replace(self.how(pipeline), closed_loop=None if loop == OPEN else ClosedLoop())
             rest = {key: settings[key] for key in ("length", "seed")}
             return {

@@ -9,15 +9,19 @@ Legend: N clips, L frames of the truth, T of a prediction, k known frames; posit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eqm_video.data.moving_shapes import DIRECTIONS, SHAPES, distance, label_names, render_clip, track
 from eqm_video.errors import UserError
+from eqm_video.sampling.folders import SHIPPED_FOLDER
+from eqm_video.sampling.option_groups import Rendered
 from eqm_video.sampling.pipeline import EqMPipeline
 
 SERIES = 70_000  # first part of the seeds, unlike those of `write_moving_shapes`
@@ -33,12 +37,17 @@ class Truth:
     shapes: tuple[str, ...]
 
     @classmethod
-    def render(cls, names: Sequence[str], length: int, size: int, seed: int = 0) -> Truth:
-        """Clip k shows `names[k]`, such as `DiscRight`, for `length` frames; it depends on (seed, k) alone."""
+    def render(cls, names: Sequence[str], length: int, size: int, seed: int = 0, *, centred: bool = False) -> Truth:
+        """Clip k shows `names[k]`, such as `DiscRight`, for `length` frames; it depends on (seed, k) alone.
+
+        Shapes start anywhere; `centred` ones are those of `render_clip`.
+        """
         chosen = [next((shape for shape in SHAPES if name.startswith(shape)), "") for name in names]
         rngs = [np.random.default_rng([SERIES, seed, k]) for k in range(len(names))]
         clips = [
-            render_clip(shape, name.removeprefix(shape), frames=length, size=size, rng=rng, endless=True)
+            render_clip(
+                shape, name.removeprefix(shape), frames=length, size=size, rng=rng, endless=True, centred=centred
+            )
             for name, shape, rng in zip(names, chosen, rngs, strict=True)
         ]
         return cls(np.stack(clips), list(names), tuple(shape for shape in SHAPES if shape in chosen))
@@ -61,6 +70,16 @@ class Truth:
     def first(self, count: int) -> Truth:
         """The first `count` clips."""
         return Truth(self.clips[:count], self.names[:count], self.shapes)
+
+
+def is_centred(study: Rendered, pipeline: EqMPipeline) -> bool:
+    """Whether a model is measured with clips that pass near the middle, which are all that the shipped one has seen."""
+    return study.centred or Path(pipeline.config.get("_name_or_path", "")) == SHIPPED_FOLDER
+
+
+def said_centred(settings: Mapping[str, Any]) -> str:
+    """The sentence about it below a table."""
+    return " True clips pass near the middle, as those that the model learned." if settings.get("centred") else ""
 
 
 def names_of(pipeline: EqMPipeline, count: int) -> list[str]:
