@@ -52,6 +52,8 @@ def test_a_long_run_and_a_large_network_are_told() -> None:
     assert hopeless.advice == "take fewer pixels (data.size) or a smaller model.preset"
     *_, large = doctor.fits(load_config("ucf101_s2"), device(1e9))
     assert large.advice == "take the recipe own_videos_cpu"
+    *_, images = doctor.fits(load_config("imagenet_s2"), device(1e9))
+    assert images.advice == hopeless.advice, "a recipe for videos is none for images"
     assert [one.state for one in doctor.fits(config, device(1e15))] == [doctor.FINE, doctor.FINE]
     full = next(iter(doctor.fits(config, device(1e15, memory=2**20))))
     assert full.state == doctor.BAD and "model.preset" in full.advice

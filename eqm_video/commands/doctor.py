@@ -246,7 +246,8 @@ def fits(config: Config, device: Device) -> Iterator[Finding]:
         yield Finding(FINE, "time", text)
     else:
         small = frames * size**2 <= SMALL_CLIP and cost["parameters"] <= SMALL_NETWORK
-        yield Finding(SLOW, "time", text, shorter(DAY / seconds, recipe=kind == "cpu" and not small))
+        recipe = kind == "cpu" and frames > 1 and not small
+        yield Finding(SLOW, "time", text, shorter(DAY / seconds, recipe=recipe))
 
 
 def shorter(steps: float, *, recipe: bool) -> str:

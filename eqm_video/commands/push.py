@@ -44,6 +44,7 @@ class Push(Modelled, Dry):
     model: str = narrower(help="an export, or a finished run")  # declared again, to stand before the repository
     repository: str = option(positional=True, metavar="OWNER/NAME", help="the repository; it is made if it is missing")
     private: bool = option(False, help="make a new repository private")
+    dry_run: bool = narrower(False, help="list the files, and send nothing")
 
     def __post_init__(self) -> None:
         options.check(self)

@@ -13,6 +13,7 @@ import numpy as np
 
 from eqm_video.data.moving_shapes import label_names, render_clip, score_motion, write_moving_shapes
 from eqm_video.errors import UserError
+from eqm_video.options import narrower
 from eqm_video.output.outputs import claim_output
 from eqm_video.sampling.loading import load_pipeline
 from eqm_video.sampling.option_groups import Data, Many, Overridden
@@ -46,6 +47,7 @@ class TrainShipped(Study, OwnRun, Many, Data, Overridden, group="use", record="n
     data: Path | None = Path("data/shipped_shapes")
     run_dir: Path = Path("runs/shipped")
     num_samples: int = 64
+    out: Path = narrower(help="folder of the export and its numbers")
 
     def check(self) -> None:
         """UserError for overrides that the recipe does not take: the videos are written before it is read."""
