@@ -25,6 +25,7 @@ from eqm_video.sampling.option_groups import Rendered
 from eqm_video.sampling.pipeline import EqMPipeline
 
 SERIES = 70_000  # first part of the seeds, unlike those of `write_moving_shapes`
+AROUND = 16  # frames that a video of the recipe `shipped` has beyond a clip
 NEAR = 2.0  # pixels: a smaller error counts as right; a shape moves a little less in a frame
 
 
@@ -40,16 +41,18 @@ class Truth:
     def render(cls, names: Sequence[str], length: int, size: int, seed: int = 0, *, centred: bool = False) -> Truth:
         """Clip k shows `names[k]`, such as `DiscRight`, for `length` frames; it depends on (seed, k) alone.
 
-        Shapes start anywhere; `centred` ones are those of `render_clip`.
+        Shapes start anywhere. `centred` ones are those of `render_clip`, cut out of a longer clip where chance says, as
+        training cuts them.
         """
+        more = AROUND if centred else 0
         chosen = [next((shape for shape in SHAPES if name.startswith(shape)), "") for name in names]
         rngs = [np.random.default_rng([SERIES, seed, k]) for k in range(len(names))]
-        clips = [
-            render_clip(
-                shape, name.removeprefix(shape), frames=length, size=size, rng=rng, endless=True, centred=centred
-            )
-            for name, shape, rng in zip(names, chosen, rngs, strict=True)
-        ]
+        clips = []
+        for name, shape, rng in zip(names, chosen, rngs, strict=True):
+            kind = {"endless": True, "centred": centred}
+            clip = render_clip(shape, name.removeprefix(shape), frames=length + more, size=size, rng=rng, **kind)
+            first = int(rng.integers(more + 1))
+            clips.append(clip[first : first + length])
         return cls(np.stack(clips), list(names), tuple(shape for shape in SHAPES if shape in chosen))
 
     @property
