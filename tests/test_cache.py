@@ -322,7 +322,7 @@ def test_a_video_that_breaks_later_gets_a_substitute(made: Path, tmp_path: Path)
 def test_a_dry_run_counts_and_changes_nothing(made, tmp_path, capsys, monkeypatch) -> None:
     assert call("cache", *words(made, "data.flip=true"), "--out", tmp_path / "cache", "--dry-run") == 0
     said = capsys.readouterr().out
-    assert "6 videos, 60 frames, moments 4x4x4 float16 of both mirrorings: 7.7 kB; 0 are there, 6 are to be" in said
+    assert "6 videos, 60 frames, moments 4x4x4 float16 of both mirrorings: 15.4 kB; 0 are there, 6 are to be" in said
     assert not (tmp_path / "cache").exists()
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 100, 0))
     assert call("cache", *words(made), "--out", tmp_path / "cache") == 2

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ConfigMixin, DiffusionPipeline
 from diffusers.configuration_utils import FrozenDict
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Generator, Tensor
 
@@ -31,6 +30,8 @@ from eqm_video.models.adapters import has_adapters, load_adapters, merged, remov
 from eqm_video.models.loading import load_transformer
 from eqm_video.models.pixels import PixelAutoencoder
 from eqm_video.models.readout import LevelReadout, load_readout, save_readout
+from eqm_video.models.transformer import EqMTransformer
+from eqm_video.models.unet import EqMUNet
 from eqm_video.samplers import NAG, STOP, Descent, GradientDescent, frame_moves, run
 from eqm_video.samplers.closed_loop import LearnedLoop
 from eqm_video.samplers.warp import warp_text
@@ -113,7 +114,7 @@ class EqMPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        transformer: ModelMixin,
+        transformer: EqMTransformer | EqMUNet,
         vae: AutoencoderKL | AutoencoderTiny | PixelAutoencoder,
         id2label: Mapping[Any, str] | Sequence[str] | None = None,
         decay: Mapping[str, Any] | None = None,
