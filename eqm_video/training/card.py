@@ -19,10 +19,9 @@ from eqm_video.output.tables import aligned
 from eqm_video.system.claims import is_marked
 from eqm_video.system.files import MARK, write_text
 from eqm_video.training.config import Config, to_tree
-from eqm_video.training.progress import duration
 from eqm_video.training.report import RunFiles, short
 from eqm_video.training.strict_yaml import flatten
-from eqm_video.wording import counted
+from eqm_video.wording import counted, duration
 
 CARD = "README.md"
 SAMPLES = ("samples.gif", "samples.png")  # the last preview, beside the card

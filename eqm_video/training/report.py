@@ -20,9 +20,8 @@ from eqm_video.output.tables import metric_rows
 from eqm_video.system.files import write_text
 from eqm_video.system.reading import read_json
 from eqm_video.training.config import Config, load_config, to_tree, to_yaml
-from eqm_video.training.progress import duration
 from eqm_video.training.strict_yaml import as_yaml, flatten
-from eqm_video.wording import counted
+from eqm_video.wording import counted, duration
 
 REPORT = "report.html"  # its name in the folder of a run
 PREVIEWS = 6  # previews of a run that are shown, at most
