@@ -110,11 +110,17 @@ def hold(folder: Path) -> int:
 def remove_left() -> None:
     """Delete this user's folders of pages whose process was killed: nobody holds their locks."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*") if fcntl is not None else ():
-        about = folder.lstat()
-        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or time.time() - about.st_mtime < YOUNG:
-            continue
-        lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
-        with contextlib.suppress(BlockingIOError):  # its page is alive
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):  # its page is alive, or another deletes it
+            about = folder.lstat()
+            if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and time.time() - about.st_mtime > YOUNG:
+                _remove_free(folder)
+
+
+def _remove_free(folder: Path) -> None:
+    """Delete a folder; BlockingIOError if a process holds its lock."""
+    lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+    finally:
         os.close(lock)
