@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from eqm_video.data.moving_shapes import label_names, render_clip, score_motion, write_moving_shapes
+from eqm_video.data.moving_shapes import label_names, score_motion, write_moving_shapes
 from eqm_video.errors import UserError
 from eqm_video.options import narrower
 from eqm_video.output.outputs import claim_output
@@ -22,6 +22,7 @@ from eqm_video.sampling.rollout import roll_out
 from eqm_video.sampling.settings import Sampling
 from eqm_video.studies.demo import SHAPES, OwnRun
 from eqm_video.studies.study import Report, Study
+from eqm_video.studies.tasks.clips import AROUND, Truth
 from eqm_video.system import machine
 from eqm_video.system.claims import check_place
 from eqm_video.system.reading import asset
@@ -31,10 +32,9 @@ from eqm_video.wording import counted
 
 RECIPE = "shipped"
 VIDEOS, HELD_OUT = 72, 8  # of each label
-VIDEO_FRAMES = 24
+VIDEO_FRAMES = 8 + AROUND  # a clip of the recipe, and the frames around it
 WINDOWS = 10  # a long video has this many times the frames of a clip
 LONG = 16  # long videos that are measured
-SEED = 10**6  # of the clips that predictions start from; those of the videos are smaller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +86,11 @@ def write_videos(root: Path, videos: int | None = None, seed: int = 0) -> None:
 def measure(pipeline: EqMPipeline, count: int) -> dict[str, Any]:
     """Shares of `count` generated clips, as many continued ones, and windows of long videos that show their label.
 
-    The labels take turns and the seeds begin at 0. Pictures to continue are drawn as the training videos, from other
-    seeds.
+    The labels take turns and the seeds begin at 0. Pictures to continue are rendered as the training videos are.
     """
     labels = [label_names(SHAPES)[k % (2 * 4)] for k in range(count)]
     frames, size = pipeline.check_frames(), pipeline.check_size()[0]
-    truth = np.stack([draw(label, frames, size, SEED + k) for k, label in enumerate(labels)])
+    truth = Truth.render(labels, frames, size, centred=True).clips
     begun = time.perf_counter()
     sampled = {
         "generation": sample(pipeline, labels),
@@ -114,17 +113,6 @@ def sample(pipeline: EqMPipeline, labels: list[str], **start: Any) -> np.ndarray
     """Clips uint8 (N, T, H, W, 3) of these labels, seeds from 0."""
     seeds = list(range(len(labels)))
     return pipeline.sample(Sampling(), labels, seeds=seeds, output_type="uint8", **start).frames
-
-
-def draw(label: str, frames: int, size: int, seed: int) -> np.ndarray:
-    """A clip uint8 (T, H, W, 3) of a label, as the training videos are."""
-    shape = next(shape for shape in SHAPES if label.startswith(shape))
-    rng = np.random.default_rng(seed)
-    clip = render_clip(
-        shape, label.removeprefix(shape), frames=VIDEO_FRAMES, size=size, rng=rng, endless=True, centred=True
-    )
-    first = int(rng.integers(VIDEO_FRAMES - frames + 1))
-    return clip[first : first + frames]
 
 
 def write_export(pipeline: EqMPipeline, folder: Path) -> None:

@@ -81,7 +81,7 @@ def is_centred(study: Rendered, pipeline: EqMPipeline) -> bool:
 
 
 def said_centred(settings: Mapping[str, Any]) -> str:
-    """The sentence about it below a table."""
+    """A sentence below a table: true clips pass near the middle. Empty where they start anywhere."""
     return " True clips pass near the middle, as those that the model learned." if settings.get("centred") else ""
 
 
