@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from eqm_video.system.claims import check_place
 from eqm_video.system.reading import asset
 from eqm_video.training import launch as training
 from eqm_video.training.config import load_config
+from eqm_video.training.report import RunFiles
 from eqm_video.wording import counted
 
 RECIPE = "shipped"
@@ -146,7 +146,8 @@ def rows(numbers: dict[str, Any]) -> list[str]:
 
 def card(numbers: dict[str, Any], pipeline: EqMPipeline, run: Path) -> str:
     """The model card."""
-    train = load_config(run / "config.yaml").train
+    trained = RunFiles.read(run)
+    train, place = trained.config.train, trained.record["machine"]  # where it was trained, not where it is measured
     return asset("cards/shipped.md").format(
         parameters=f"{sum(weight.numel() for weight in pipeline.transformer.parameters()) / 1e6:.1f}",
         frames=pipeline.check_frames(),
@@ -156,7 +157,7 @@ def card(numbers: dict[str, Any], pipeline: EqMPipeline, run: Path) -> str:
         steps=train.steps,
         batch=train.batch_size,
         seconds=f"{numbers['training_seconds']:.0f}",
-        cores=counted(int(os.environ.get("OMP_NUM_THREADS", machine.cores())), "core"),
-        processor=machine.processor(),
+        cores=counted(place["threads"], "core"),
+        processor=place["processor"],
         rows="\n".join(rows(numbers)),
     )
